@@ -1,0 +1,302 @@
+"""Label noise as a pure function of the data set: the same noise on every epoch, worker and rank.
+
+Whether and how an annotation changes depends on one hash of (kind of noise, seed, data set name,
+image id, index of the annotation in its image). No generator runs, so nothing depends on the order
+of the set, on ``PYTHONHASHSEED`` or on numpy's version; in the Bernoulli mode nothing depends on
+which other images there are.
+
+Crowd regions (``iscrowd`` 1) are never changed and do not count in a rate: training skips them.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from struct import Struct
+from typing import Any
+
+from sl_detectron.data.noise_types import (
+    DRAWS_PER_ANNOTATION,
+    Annotation,
+    AsymmetricNoise,
+    BoxJitter,
+    MissingAnnotations,
+    Noise,
+    SpuriousBoxes,
+    SymmetricNoise,
+    make_spurious,
+)
+
+__all__ = [
+    "inject",
+    "apply_changes",
+    "is_noisy",
+    "Change",
+    "Noise",
+    "SymmetricNoise",
+    "AsymmetricNoise",
+    "BoxJitter",
+    "MissingAnnotations",
+    "SpuriousBoxes",
+    "NOISE_KEY",
+    "CHANGES",
+]
+
+# The key of a record that says where its noise came from.
+NOISE_KEY = "label_noise"
+CHANGES = ("label", "box", "missing", "spurious")
+
+Record = dict[str, Any]
+_DRAWS = Struct(f"<{DRAWS_PER_ANNOTATION}Q")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One difference between a clean and a noisy annotation.
+
+    Args:
+        image_id: of the record
+        index: position of the annotation in the clean record; added boxes follow its last one
+        what: "label", "box", "missing" or "spurious"
+        old: class id, box in the record's own mode, or ``{"category_id", "bbox"}`` of an
+            annotation that is missing; None for a spurious one
+        new: likewise; None for a missing one
+    """
+
+    image_id: str | int
+    index: int
+    what: str
+    old: Any
+    new: Any
+
+
+def inject(
+    records: Sequence[Record],
+    noises: Sequence[Noise],
+    num_classes: int,
+    dataset_name: str = "",
+) -> tuple[list[Record], list[Change]]:
+    """Put noise into dataset dicts; each noise works on what the ones before it left.
+
+    Noisy annotations keep everything else they carry (masks, keypoints, crowd flags). Where the
+    class changed they also carry ``true_category_id`` (K for a spurious box), where the box
+    changed ``true_bbox``. Without any noise of a rate above 0 the records come back as they are.
+
+    Args:
+        records: detectron2 dataset dicts of one data set, clean; never changed
+        noises: applied in this order
+        num_classes: K; class ids are 0..K-1, background is never drawn
+        dataset_name: part of every annotation's hash, as are its image id and its index
+
+    Returns:
+        the noisy records in the same order, and what changed, sorted by image id and index
+
+    Raises:
+        ValueError: if a record is noisy already, an image id comes twice, a class id is outside
+            the list, or a noise does not fit the class list
+
+    Example:
+        >>> record = {"image_id": "a", "annotations": [{"category_id": c} for c in range(3)]}
+        >>> noisy, changes = inject([record], [SymmetricNoise(rate=1.0)], num_classes=3)
+        >>> any(a["category_id"] == b for b, a in enumerate(noisy[0]["annotations"]))
+        False
+        >>> [change.old for change in changes], [a["category_id"] for a in record["annotations"]]
+        ([0, 1, 2], [0, 1, 2])
+    """
+    active = [noise for noise in noises if noise.rate > 0]
+    if not active:
+        return list(records), []
+    _check(records, active, num_classes)
+    slots: list[list[Annotation | None]] = [list(r["annotations"]) for r in records]
+    for noise in active:
+        limit = _limit(noise, records, slots, dataset_name)
+        for record, annotations in zip(records, slots):
+            added: list[Annotation | None] = []
+            for index, draws in _candidates(noise, record, annotations, dataset_name):
+                if draws[0] >= limit:
+                    continue
+                size = (record.get("height", 0), record.get("width", 0))
+                new = noise.corrupt(annotations[index], draws[1:], size, num_classes)  # type: ignore[arg-type]
+                if noise.adds:
+                    added.append(new)
+                else:
+                    annotations[index] = new
+            annotations += added
+    return _finish(records, slots, num_classes, f"{dataset_name}: {active}")
+
+
+def apply_changes(
+    records: Sequence[Record], changes: Sequence[Change], num_classes: int
+) -> tuple[list[Record], list[Change]]:
+    """Put the noise of earlier change records, say from a manifest, into clean dataset dicts.
+
+    Args:
+        records: detectron2 dataset dicts, clean; never changed
+        changes: as :func:`inject` returned them
+        num_classes: K
+
+    Returns:
+        the noisy records in the same order, and what changed, as :func:`inject` returns them
+
+    Raises:
+        ValueError: if a record is noisy already, or a change is of an image or annotation that
+            the records do not have or have with another class or box
+    """
+    _check(records, (), num_classes)
+    position = {str(record["image_id"]): i for i, record in enumerate(records)}
+    slots: list[list[Annotation | None]] = [list(r["annotations"]) for r in records]
+    for change in sorted(changes, key=_order):
+        if str(change.image_id) not in position:
+            raise ValueError(f"{change}: the data set has no image {change.image_id!r}")
+        i = position[str(change.image_id)]
+        _apply(change, slots[i], records[i]["annotations"])
+    return _finish(records, slots, num_classes, f"{len(changes)} recorded changes")
+
+
+def is_noisy(record: Mapping[str, Any]) -> bool:
+    """Whether noise was put into this record."""
+    return NOISE_KEY in record
+
+
+def _check(records: Sequence[Record], noises: Sequence[Noise], num_classes: int) -> None:
+    for noise in noises:
+        noise.check_classes(num_classes)
+    streams = [(noise.kind, noise.seed) for noise in noises]
+    for kind, seed in streams:
+        if streams.count((kind, seed)) > 1:
+            raise ValueError(f"two {kind} noises share seed {seed}: they would hit the same boxes")
+    seen = set()
+    for record in records:
+        image_id = str(record["image_id"])
+        if is_noisy(record):
+            raise ValueError(f"image {image_id!r} is noisy already: {record[NOISE_KEY]}")
+        if image_id in seen:
+            raise ValueError(f"image id {image_id!r} comes twice: noise is drawn per image id")
+        seen.add(image_id)
+        for index, annotation in enumerate(record["annotations"]):
+            if not 0 <= annotation["category_id"] < num_classes:
+                raise ValueError(
+                    f"image {image_id!r}, annotation {index}: category_id "
+                    f"{annotation['category_id']!r} is outside 0..{num_classes - 1}"
+                )
+
+
+def _candidates(
+    noise: Noise, record: Record, annotations: Sequence[Annotation | None], dataset_name: str
+) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Yield the index and the draws of every annotation that the noise may hit."""
+    # JSON tells where one part ends and the next begins.
+    image = json.dumps([noise.kind, noise.seed, dataset_name, str(record["image_id"])])
+    for index, annotation in enumerate(annotations):
+        if annotation is None or annotation.get("iscrowd", 0) or not noise.applies_to(annotation):
+            continue
+        digest = blake2b(f"{image}{index}".encode(), digest_size=_DRAWS.size).digest()
+        yield index, _DRAWS.unpack(digest)
+
+
+def _limit(
+    noise: Noise,
+    records: Sequence[Record],
+    slots: Sequence[Sequence[Annotation | None]],
+    dataset_name: str,
+) -> int:
+    """Return the bound below which an annotation's first draw means that it is hit."""
+    if noise.mode == "bernoulli":
+        return int(noise.rate * 2.0**64)
+    decisions = sorted(
+        draws[0]
+        for record, annotations in zip(records, slots)
+        for _, draws in _candidates(noise, record, annotations, dataset_name)
+    )
+    count = round(noise.rate * len(decisions))
+    return decisions[count - 1] + 1 if count else 0
+
+
+def _finish(
+    records: Sequence[Record],
+    slots: Sequence[Sequence[Annotation | None]],
+    num_classes: int,
+    origin: str,
+) -> tuple[list[Record], list[Change]]:
+    noisy_records, changes = [], []
+    for record, annotations in zip(records, slots):
+        noisy, found = _compare(record, annotations, num_classes)
+        noisy_records.append({**record, "annotations": noisy, NOISE_KEY: origin})
+        changes += found
+    return noisy_records, sorted(changes, key=_order)
+
+
+def _compare(
+    record: Record, annotations: Sequence[Annotation | None], num_classes: int
+) -> tuple[list[Annotation], list[Change]]:
+    """Return one image's noisy annotations and its net changes, whatever happened on the way."""
+    image_id = _image_id(record)
+    clean = record["annotations"]
+    noisy: list[Annotation] = []
+    changes: list[Change] = []
+    for index, (old, new) in enumerate(zip(clean, annotations)):
+        if new is None:
+            changes.append(Change(image_id, index, "missing", _summary(old), None))
+            continue
+        truth = {}
+        if new is not old and new["category_id"] != old["category_id"]:
+            ids = int(old["category_id"]), int(new["category_id"])
+            changes.append(Change(image_id, index, "label", *ids))
+            truth["true_category_id"] = old["category_id"]
+        if new is not old and "bbox" in old and _box(new) != _box(old):
+            changes.append(Change(image_id, index, "box", _box(old), _box(new)))
+            truth["true_bbox"] = old["bbox"]
+        noisy.append({**new, **truth} if truth else new)
+    added = [annotation for annotation in annotations[len(clean) :] if annotation is not None]
+    for index, annotation in enumerate(added, start=len(clean)):
+        changes.append(Change(image_id, index, "spurious", None, _summary(annotation)))
+        noisy.append({**annotation, "true_category_id": num_classes})
+    return noisy, changes
+
+
+def _apply(
+    change: Change, annotations: list[Annotation | None], clean: Sequence[Annotation]
+) -> None:
+    """Carry out one recorded change on the annotations of its image, in place."""
+    if change.what == "spurious":
+        if not clean:
+            raise ValueError(f"{change}: the image has no annotation to tell the box mode from")
+        annotations.append(make_spurious(clean[0], **change.new))
+        return
+    if change.index >= len(clean):
+        raise ValueError(f"{change}: the image has only {len(clean)} annotations")
+    old = clean[change.index]
+    if change.what == "label":
+        _match(change, int(old["category_id"]))
+        annotations[change.index] = {**annotations[change.index], "category_id": change.new}  # type: ignore[dict-item]
+    elif change.what == "box":
+        _match(change, _box(old))
+        annotations[change.index] = {**annotations[change.index], "bbox": change.new}  # type: ignore[dict-item]
+    elif change.what == "missing":
+        _match(change, _summary(old))
+        annotations[change.index] = None
+    else:
+        raise ValueError(f"{change}: what must be one of {CHANGES}")
+
+
+def _match(change: Change, found: Any) -> None:
+    if found != change.old:
+        raise ValueError(f"{change}: the data set has {found!r} there; it is not the same set")
+
+
+def _order(change: Change) -> tuple[str, int, str]:
+    return str(change.image_id), change.index, change.what
+
+
+def _image_id(record: Record) -> str | int:
+    # COCO's ids stay numbers; numpy's strings and numbers would not go into JSON.
+    image_id = record["image_id"]
+    return str(image_id) if isinstance(image_id, str) else int(image_id)
+
+
+def _box(annotation: Annotation) -> list[float]:
+    return [float(x) for x in annotation["bbox"]]
+
+
+def _summary(annotation: Annotation) -> dict[str, Any]:
+    return {"category_id": int(annotation["category_id"]), "bbox": _box(annotation)}
