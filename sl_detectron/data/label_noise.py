@@ -15,7 +15,7 @@ from hashlib import blake2b
 from struct import Struct
 from typing import Any
 
-from sl_detectron.data.noise_types import (
+from .noise_types import (
     DRAWS_PER_ANNOTATION,
     Annotation,
     AsymmetricNoise,
@@ -112,11 +112,11 @@ def inject(
         limit = _limit(noise, records, slots, dataset_name)
         for record, annotations in zip(records, slots):
             added: list[Annotation | None] = []
-            for index, draws in _candidates(noise, record, annotations, dataset_name):
+            for index, old, draws in _candidates(noise, record, annotations, dataset_name):
                 if draws[0] >= limit:
                     continue
                 size = (record.get("height", 0), record.get("width", 0))
-                new = noise.corrupt(annotations[index], draws[1:], size, num_classes)  # type: ignore[arg-type]
+                new = noise.corrupt(old, draws[1:], size, num_classes)
                 if noise.adds:
                     added.append(new)
                 else:
@@ -183,15 +183,15 @@ def _check(records: Sequence[Record], noises: Sequence[Noise], num_classes: int)
 
 def _candidates(
     noise: Noise, record: Record, annotations: Sequence[Annotation | None], dataset_name: str
-) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """Yield the index and the draws of every annotation that the noise may hit."""
+) -> Iterator[tuple[int, Annotation, tuple[int, ...]]]:
+    """Yield index, content and draws of every annotation that the noise may hit."""
     # JSON tells where one part ends and the next begins.
     image = json.dumps([noise.kind, noise.seed, dataset_name, str(record["image_id"])])
     for index, annotation in enumerate(annotations):
         if annotation is None or annotation.get("iscrowd", 0) or not noise.applies_to(annotation):
             continue
         digest = blake2b(f"{image}{index}".encode(), digest_size=_DRAWS.size).digest()
-        yield index, _DRAWS.unpack(digest)
+        yield index, annotation, _DRAWS.unpack(digest)
 
 
 def _limit(
@@ -206,7 +206,7 @@ def _limit(
     decisions = sorted(
         draws[0]
         for record, annotations in zip(records, slots)
-        for _, draws in _candidates(noise, record, annotations, dataset_name)
+        for _, _, draws in _candidates(noise, record, annotations, dataset_name)
     )
     count = round(noise.rate * len(decisions))
     return decisions[count - 1] + 1 if count else 0
@@ -265,13 +265,15 @@ def _apply(
         return
     if change.index >= len(clean):
         raise ValueError(f"{change}: the image has only {len(clean)} annotations")
-    old = clean[change.index]
+    old, now = clean[change.index], annotations[change.index]
+    if now is None:
+        raise ValueError(f"{change}: an earlier change left this annotation out")
     if change.what == "label":
         _match(change, int(old["category_id"]))
-        annotations[change.index] = {**annotations[change.index], "category_id": change.new}  # type: ignore[dict-item]
+        annotations[change.index] = {**now, "category_id": change.new}
     elif change.what == "box":
         _match(change, _box(old))
-        annotations[change.index] = {**annotations[change.index], "bbox": change.new}  # type: ignore[dict-item]
+        annotations[change.index] = {**now, "bbox": change.new}
     elif change.what == "missing":
         _match(change, _summary(old))
         annotations[change.index] = None
