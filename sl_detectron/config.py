@@ -1,0 +1,84 @@
+"""Config keys of the SuperLoss, of label noise and of evaluation, beside detectron2's own."""
+
+from detectron2.config import CfgNode as CN
+
+__all__ = ["add_superloss_config"]
+
+
+def add_superloss_config(cfg: CN) -> None:
+    """Add every key of sl_detectron with its default to a detectron2 config, in place.
+
+    The keys change nothing by themselves: ``MODEL.SUPERLOSS`` is read by the SuperLoss heads and
+    meta-architectures only, ``DATASETS`` and ``TEST.EVALUATOR`` by
+    :class:`~sl_detectron.SuperLossTrainer`. Values are checked when they are built.
+
+    Args:
+        cfg: a config made by :func:`detectron2.config.get_cfg`
+
+    Example:
+        >>> from detectron2.config import get_cfg
+        >>> cfg = get_cfg()
+        >>> add_superloss_config(cfg)
+        >>> cfg.MODEL.SUPERLOSS.CLS.TAU
+        'ExpAvg'
+    """
+    cfg.MODEL.SUPERLOSS = CN()
+    # Share of the old tau that one step of the exponential average keeps (TAU "ExpAvg").
+    cfg.MODEL.SUPERLOSS.MOMENTUM = 0.9
+
+    # The classification loss: one value per RoI (softmax or summed sigmoid cross-entropy) or per
+    # anchor (focal loss summed over classes).
+    cfg.MODEL.SUPERLOSS.CLS = CN()
+    cfg.MODEL.SUPERLOSS.CLS.ENABLED = True
+    # "logC": log of the number of softmax outcomes; "Avg": mean of all losses so far; "ExpAvg":
+    # their exponential running average; or a number in nats, quoted: "1.5".
+    cfg.MODEL.SUPERLOSS.CLS.TAU = "ExpAvg"
+    # Regularisation lambda > 0. The paper uses 1.0 on clean and 0.25 on noisy labels.
+    cfg.MODEL.SUPERLOSS.CLS.LAMBDA = 0.25
+    # Which samples go through the SuperLoss and count in tau: "foreground" or "all". Background is
+    # most samples and nearly all easy: with "all" it pulls an averaged tau below the loss of
+    # correct but hard foreground.
+    cfg.MODEL.SUPERLOSS.CLS.SCOPE = "foreground"
+    # C of "logC": "K+1" counts background as an outcome, "K" does not.
+    cfg.MODEL.SUPERLOSS.CLS.NUM_OUTCOMES = "K+1"
+    # What one sample is: "sample", a RoI or an anchor; "class", one (anchor, class) entry of a
+    # RetinaNet's focal loss.
+    cfg.MODEL.SUPERLOSS.CLS.GRANULARITY = "sample"
+
+    # The box regression loss: one value per foreground RoI or anchor, summed over coordinates.
+    cfg.MODEL.SUPERLOSS.BOX_REG = CN()
+    # Off: wrong class labels leave the boxes right, and the term cost AP when labels were noisy.
+    cfg.MODEL.SUPERLOSS.BOX_REG.ENABLED = False
+    # "Avg", "ExpAvg" or a number, quoted: "1.5". "logC" has no meaning for boxes.
+    cfg.MODEL.SUPERLOSS.BOX_REG.TAU = "ExpAvg"
+    cfg.MODEL.SUPERLOSS.BOX_REG.LAMBDA = 0.25
+    # Boxes are regressed on foreground only, so "all" and "foreground" mean the same here.
+    cfg.MODEL.SUPERLOSS.BOX_REG.SCOPE = "foreground"
+
+    # Wrong labels put into the training sets; test sets are never touched.
+    cfg.DATASETS.LABEL_NOISE = CN()
+    # "symmetric": any other class; "symmetric_inclusive": any class, the true one too;
+    # "asymmetric": by a map of confusable classes.
+    cfg.DATASETS.LABEL_NOISE.TYPE = "symmetric"
+    # Fraction of annotations, in [0, 1]; 0.0 is off.
+    cfg.DATASETS.LABEL_NOISE.RATE = 0.0
+    cfg.DATASETS.LABEL_NOISE.SEED = 0
+    # "bernoulli": every annotation by itself; "exact": round(RATE * number) annotations of a set.
+    cfg.DATASETS.LABEL_NOISE.MODE = "bernoulli"
+    # YAML file {class: {other class: probability}} for "asymmetric"; empty: VOC's confusable pairs.
+    cfg.DATASETS.LABEL_NOISE.CONFUSION = ""
+    # A manifest written by tools/inject_noise.py, used in place of the rates.
+    cfg.DATASETS.LABEL_NOISE.MANIFEST = ""
+    # Each box coordinate moves uniformly by up to MAGNITUDE of the box's width or height.
+    cfg.DATASETS.LABEL_NOISE.BOX_JITTER = CN({"RATE": 0.0, "MAGNITUDE": 0.1, "SEED": 0})
+    # Annotations that are left out.
+    cfg.DATASETS.LABEL_NOISE.MISSING = CN({"RATE": 0.0, "SEED": 0})
+    # Boxes without an object, as a fraction of the number of annotations.
+    cfg.DATASETS.LABEL_NOISE.SPURIOUS = CN({"RATE": 0.0, "SEED": 0})
+
+    # VOC-style sets of your own: [{"NAME": ..., "ROOT": ..., "SPLIT": ..., "CLASSES": [...]}, ...];
+    # ROOT holds Annotations/, ImageSets/Main/SPLIT.txt and JPEGImages/.
+    cfg.DATASETS.CUSTOM_VOC = []
+
+    # How VOC sets are evaluated: "voc" or "coco".
+    cfg.TEST.EVALUATOR = "voc"

@@ -1,0 +1,153 @@
+"""RetinaNet whose focal loss and box regression go through the SuperLoss, one value per anchor.
+
+Shape legend: N images, R anchors of an image over all levels, K classes, M foreground anchors.
+"""
+
+from typing import Any
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import cat
+from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
+from detectron2.structures import Boxes
+from detectron2.utils.events import get_event_storage
+from fvcore.nn import sigmoid_focal_loss
+
+from .box_regression import box_regression_losses
+from .superloss_term import SuperLossTerm, superloss_terms_from_config
+
+__all__ = ["SuperLossRetinaNet"]
+
+GRANULARITIES = ("sample", "class")
+
+
+@META_ARCH_REGISTRY.register()
+class SuperLossRetinaNet(RetinaNet):
+    """:class:`RetinaNet` with the SuperLoss; the head has no losses, so the detector is replaced.
+
+    Args:
+        superloss_cls: the classification term; None keeps the plain focal loss
+        superloss_box_reg: the box regression term; None keeps the plain box loss
+        granularity: "sample", an anchor's focal loss summed over classes is one sample; "class",
+            every (anchor, class) entry is one
+        kwargs: see :class:`RetinaNet`
+
+    Raises:
+        ValueError: unknown ``granularity``
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        superloss_cls: SuperLossTerm | None = None,
+        superloss_box_reg: SuperLossTerm | None = None,
+        granularity: str = "sample",
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        if granularity not in GRANULARITIES:
+            raise ValueError(
+                f"MODEL.SUPERLOSS.CLS.GRANULARITY must be one of {GRANULARITIES}; "
+                f"got {granularity!r}"
+            )
+        self.superloss_cls = superloss_cls
+        self.superloss_box_reg = superloss_box_reg
+        self.granularity = granularity
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {
+            **super().from_config(cfg),
+            **superloss_terms_from_config(cfg, num_softmax_classes=None),
+            "granularity": cfg.MODEL.SUPERLOSS.CLS.GRANULARITY,
+        }
+
+    def losses(
+        self,
+        anchors: list[Boxes],
+        pred_logits: list[torch.Tensor],
+        gt_labels: list[torch.Tensor],
+        pred_anchor_deltas: list[torch.Tensor],
+        gt_boxes: list[torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """As the base class, each anchor's losses through the SuperLoss before they are summed.
+
+        Args:
+            anchors: per level, the boxes of one image
+            pred_logits: per level, (N, Hi*Wi*Ai, K)
+            gt_labels: per image, (R,) in [-1, K]; -1 is ignored, K background
+            pred_anchor_deltas: per level, (N, Hi*Wi*Ai, 4)
+            gt_boxes: per image, (R, 4) in pixels, XYXY
+
+        Returns:
+            ``loss_cls`` and ``loss_box_reg``, 0-d tensors
+        """
+        if self.superloss_cls is None and self.superloss_box_reg is None:
+            return super().losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
+        labels = torch.stack(gt_labels)
+        foreground = (labels >= 0) & (labels != self.num_classes)
+        # As stock: the normalizer is a Python float, stepped once per iteration.
+        num_foreground = foreground.sum().item()
+        get_event_storage().put_scalar("num_pos_anchors", num_foreground / len(gt_labels))
+        normalizer = self._ema_update("loss_normalizer", max(num_foreground, 1), 100)
+        losses_cls = self._anchor_focal_losses(cat(pred_logits, dim=1), labels)
+        losses_box = self._foreground_box_losses(
+            Boxes.cat(anchors).tensor,
+            cat(pred_anchor_deltas, dim=1),
+            torch.stack(gt_boxes),
+            foreground,
+        )
+        valid = (labels >= 0).nonzero(as_tuple=True)
+        return {
+            "loss_cls": self._reduce(
+                self.superloss_cls, losses_cls[valid], foreground[valid], normalizer
+            ),
+            "loss_box_reg": self._reduce(
+                self.superloss_box_reg,
+                losses_box,
+                torch.ones_like(losses_box, dtype=torch.bool),
+                normalizer,
+            ),
+        }
+
+    def _anchor_focal_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """(N, R) focal losses of the anchors, or (N, R, K) of every (anchor, class)."""
+        classes = torch.arange(self.num_classes, device=labels.device)
+        # A comparison leaves ignored and background anchors without a class, and needs no
+        # int64 one-hot tensor of the size of the logits.
+        target = (labels.unsqueeze(-1) == classes).to(logits.dtype)
+        losses = sigmoid_focal_loss(
+            logits, target, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
+        )
+        return losses if self.granularity == "class" else losses.sum(dim=-1)
+
+    def _foreground_box_losses(
+        self,
+        anchors: torch.Tensor,
+        pred_deltas: torch.Tensor,
+        gt_boxes: torch.Tensor,
+        foreground: torch.Tensor,
+    ) -> torch.Tensor:
+        """(M,) box losses of the foreground anchors."""
+        return box_regression_losses(
+            anchors.expand_as(gt_boxes)[foreground],
+            gt_boxes[foreground],
+            pred_deltas[foreground],
+            self.box2box_transform,
+            self.box_reg_loss_type,
+            self.smooth_l1_beta,
+        )
+
+    @staticmethod
+    def _reduce(
+        term: SuperLossTerm | None,
+        losses: torch.Tensor,
+        foreground: torch.Tensor,
+        normalizer: float,
+    ) -> torch.Tensor:
+        if term is None:
+            return losses.sum() / normalizer
+        if losses.dim() > foreground.dim():
+            foreground = foreground.unsqueeze(-1).expand_as(losses)
+        return term(losses, foreground, normalizer)

@@ -1,0 +1,97 @@
+"""Small detectors and batches that every part of the tests builds on."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances, PolygonMasks
+from detectron2.utils.events import EventStorage
+
+from sl_detectron.model_zoo import get_config
+
+REPO = Path(__file__).resolve().parent.parent
+IMAGE_SIZE = (96, 128)
+NUM_CLASSES = 5
+
+
+@pytest.fixture(scope="session")
+def datasets_root() -> Path:
+    """The folder with real VOC images; tests that need it skip where it is absent."""
+    root = Path(os.environ.get("DETECTRON2_DATASETS", REPO.parent / "shared" / "data"))
+    if not (root / "VOC2007" / "ImageSets" / "Main" / "trainval.txt").is_file():
+        pytest.skip(f"no VOC2007 devkit in {root}; set DETECTRON2_DATASETS to run this test")
+    return root
+
+
+# Detectors by name: the stock one of detectron2 and what makes it a SuperLoss detector.
+DETECTORS = {
+    "standard": "SuperLossStandardROIHeads",
+    "standard_masks": "SuperLossStandardROIHeads",
+    "c4": "SuperLossRes5ROIHeads",
+    "c4_masks": "SuperLossRes5ROIHeads",
+    "cascade": "SuperLossCascadeROIHeads",
+    "retinanet": "SuperLossRetinaNet",
+}
+
+
+def small_config(detector: str, superloss: bool) -> CfgNode:
+    """A detector of ResNet-18 size over ``NUM_CLASSES`` classes."""
+    cfg = get_config("Toy/retinanet.yaml" if detector == "retinanet" else "Toy/faster_rcnn.yaml")
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = NUM_CLASSES
+    cfg.MODEL.MASK_ON = detector.endswith("masks")
+    if detector.startswith("c4"):
+        cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+        cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res4"]
+        cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 50, 16
+        cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 16
+        cfg.MODEL.RPN.IN_FEATURES = ["res4"]
+        cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16, 32]]
+        cfg.MODEL.ROI_HEADS.NAME = "Res5ROIHeads"
+    elif detector == "cascade":
+        cfg.MODEL.ROI_HEADS.NAME = "CascadeROIHeads"
+        cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
+    if superloss and detector == "retinanet":
+        cfg.MODEL.META_ARCHITECTURE = DETECTORS[detector]
+    elif superloss:
+        cfg.MODEL.ROI_HEADS.NAME = DETECTORS[detector]
+    return cfg
+
+
+def build(cfg: CfgNode, seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return build_model(cfg).train()
+
+
+def make_batch(num_objects: tuple[int, ...] = (3, 1), seed: int = 0) -> list[dict]:
+    """One image for each entry of ``num_objects``, with that many boxes, classes and masks."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = IMAGE_SIZE
+    batch = []
+    for count in num_objects:
+        corner = torch.rand(count, 2, generator=generator) * torch.tensor([width / 2, height / 2])
+        size = 16 + torch.rand(count, 2, generator=generator) * 30
+        boxes = torch.cat([corner, corner + size], dim=1)
+        instances = Instances(IMAGE_SIZE, gt_boxes=Boxes(boxes))
+        instances.gt_classes = torch.randint(NUM_CLASSES, (count,), generator=generator)
+        instances.gt_masks = PolygonMasks(
+            [[torch.stack([b[[0, 2, 2, 0]], b[[1, 1, 3, 3]]], 1).flatten().numpy()] for b in boxes]
+        )
+        image = torch.randint(0, 256, (3, *IMAGE_SIZE), generator=generator).float()
+        batch.append({"image": image, "instances": instances, "height": height, "width": width})
+    return batch
+
+
+def run_losses(
+    model: torch.nn.Module, batch: list[dict], seed: int = 1, start_iter: int = 0
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], EventStorage]:
+    """One forward and backward: (losses, gradients by parameter name, what was logged)."""
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(seed)
+    with EventStorage(start_iter) as storage:
+        losses = model(batch)
+        sum(losses.values()).backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return {k: v.detach() for k, v in losses.items()}, gradients, storage

@@ -1,0 +1,276 @@
+"""What the SuperLoss does inside the detectors: per instance, in scope, logged, safe when empty."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import DETECTORS, NUM_CLASSES, build, make_batch, run_losses, small_config
+from detectron2.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from sl_detectron.losses import SuperLoss, superloss
+from sl_detectron.modeling import (
+    SuperLossFastRCNNOutputLayers,
+    SuperLossTerm,
+    to_superloss_output_layers,
+)
+from sl_detectron.modeling.box_regression import box_regression_losses
+
+
+def superloss_config(detector, *opts):
+    cfg = small_config(detector, superloss=True)
+    cfg.merge_from_list(["MODEL.SUPERLOSS.BOX_REG.ENABLED", True, *opts])
+    return cfg
+
+
+def random_boxes(count, generator):
+    corner = torch.rand(count, 2, generator=generator) * 50
+    return torch.cat([corner, corner + 5 + torch.rand(count, 2, generator=generator) * 40], 1)
+
+
+@pytest.mark.parametrize("loss_type", ["smooth_l1", "giou", "diou", "ciou"])
+def test_box_losses_sum_to_detectron2s(loss_type):
+    generator = torch.Generator().manual_seed(0)
+    anchors, gt_boxes = random_boxes(40, generator), random_boxes(40, generator)
+    deltas = torch.randn(40, 4, generator=generator) * 0.3
+    transform = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
+    expected = _dense_box_regression_loss(
+        [anchors], transform, [deltas[None]], [gt_boxes], ..., loss_type, 0.5
+    )
+    losses = box_regression_losses(anchors, gt_boxes, deltas, transform, loss_type, 0.5)
+    assert losses.shape == (40,)
+    torch.testing.assert_close(losses.sum(), expected)
+
+
+def test_unknown_box_loss_is_named():
+    with pytest.raises(ValueError, match=r"BBOX_REG_LOSS_TYPE.*ciou.*'l7'"):
+        box_regression_losses(*[torch.zeros(1, 4)] * 3, Box2BoxTransform((1.0,) * 4), "l7")
+
+
+def roi_batch(num_rois=12, num_foreground=5):
+    """Predictions and proposals of one image; the first RoIs are foreground."""
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.randn(num_rois, NUM_CLASSES + 1, generator=generator, requires_grad=True)
+    deltas = torch.randn(num_rois, NUM_CLASSES * 4, generator=generator, requires_grad=True)
+    proposals = Instances((100, 100))
+    proposals.proposal_boxes = Boxes(random_boxes(num_rois, generator))
+    proposals.gt_boxes = Boxes(random_boxes(num_rois, generator))
+    proposals.gt_classes = torch.randint(NUM_CLASSES, (num_rois,), generator=generator)
+    proposals.gt_classes[num_foreground:] = NUM_CLASSES
+    return (scores, deltas), [proposals]
+
+
+def output_layers(cls=None, box_reg=None, **kwargs):
+    return SuperLossFastRCNNOutputLayers(
+        8,
+        superloss_cls=cls,
+        superloss_box_reg=box_reg,
+        box2box_transform=Box2BoxTransform((10.0, 10.0, 5.0, 5.0)),
+        num_classes=NUM_CLASSES,
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize("scope", ["all", "foreground"])
+def test_roi_losses_against_a_loop(scope):
+    """One softmax loss for every RoI, one box loss for every foreground RoI, both divided by R."""
+    tau, lam, num_rois, num_foreground = 1.5, 0.25, 12, 5
+    (scores, deltas), proposals = roi_batch(num_rois, num_foreground)
+    layers = output_layers(
+        SuperLossTerm("cls", SuperLoss(tau, lam), scope),
+        SuperLossTerm("box_reg", SuperLoss(tau, lam), scope),
+        loss_weight={"loss_cls": 2.0, "loss_box_reg": 3.0},
+    )
+    with EventStorage():
+        losses = layers.losses((scores, deltas), proposals)
+    expected_cls = expected_box = 0.0
+    for i in range(num_rois):
+        label = int(proposals[0].gt_classes[i])
+        loss = -F.log_softmax(scores[i], dim=0)[label]
+        in_scope = scope == "all" or i < num_foreground
+        expected_cls += superloss(loss, tau, lam) if in_scope else loss
+        if i < num_foreground:
+            box_loss = box_regression_losses(
+                proposals[0].proposal_boxes.tensor[i : i + 1],
+                proposals[0].gt_boxes.tensor[i : i + 1],
+                deltas[i : i + 1, 4 * label : 4 * label + 4],
+                layers.box2box_transform,
+            )
+            expected_box += superloss(box_loss, tau, lam).sum()
+    torch.testing.assert_close(losses["loss_cls"], 2 * expected_cls / num_rois)
+    torch.testing.assert_close(losses["loss_box_reg"], 3 * expected_box / num_rois)
+
+
+def test_sigmoid_classification_is_one_sample_a_roi():
+    (scores, deltas), proposals = roi_batch()
+    layers = output_layers(SuperLossTerm("cls", SuperLoss(0.5, 1e6), "all"), use_sigmoid_ce=True)
+    stock = output_layers(use_sigmoid_ce=True)
+    with EventStorage():
+        ours = layers.losses((scores, deltas), proposals)["loss_cls"]
+        expected = stock.losses((scores, deltas), proposals)["loss_cls"]
+    torch.testing.assert_close(ours, expected - 0.5, rtol=1e-4, atol=1e-5)
+
+
+def test_federated_loss_draws_classes_once():
+    frequencies = torch.ones(NUM_CLASSES)
+    kwargs = {
+        "use_sigmoid_ce": True,
+        "use_fed_loss": True,
+        "fed_loss_num_classes": 4,
+        "get_fed_loss_cls_weights": lambda: frequencies,
+    }
+    (scores, deltas), proposals = roi_batch(num_foreground=2)
+    values, states = [], []
+    for layers in (
+        output_layers(SuperLossTerm("cls", SuperLoss(0.0, 1e6), "all"), **kwargs),
+        output_layers(**kwargs),
+    ):
+        torch.manual_seed(5)
+        with EventStorage():
+            values.append(layers.losses((scores, deltas), proposals)["loss_cls"])
+        states.append(torch.get_rng_state())
+    torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
+    assert torch.equal(*states)
+
+
+def test_class_swap_keeps_the_module():
+    stock = FastRCNNOutputLayers(
+        8, box2box_transform=Box2BoxTransform((1.0,) * 4), num_classes=NUM_CLASSES
+    )
+    state = stock.state_dict()
+    term = SuperLossTerm("cls", SuperLoss(1.0, 1.0))
+    swapped = to_superloss_output_layers(stock, term, None)
+    assert swapped is stock
+    assert type(swapped) is SuperLossFastRCNNOutputLayers
+    assert list(swapped.state_dict()) == list(state)
+    with pytest.raises(TypeError, match=r"FastRCNNOutputLayers.*Linear"):
+        to_superloss_output_layers(torch.nn.Linear(1, 1), term, None)
+
+
+@pytest.mark.parametrize("objects", [(0, 2), (0, 0)])
+@pytest.mark.parametrize(
+    ("detector", "tau"),
+    [*((d, "ExpAvg") for d in DETECTORS), ("standard", "Avg"), ("standard", "'1.0'")],
+)
+def test_images_without_objects(detector, tau, objects):
+    model = build(
+        superloss_config(
+            detector, "MODEL.SUPERLOSS.CLS.TAU", tau, "MODEL.SUPERLOSS.BOX_REG.TAU", tau
+        )
+    )
+    for _ in range(2):
+        losses, gradients, _ = run_losses(model, make_batch(objects))
+        assert all(v.isfinite() for v in losses.values())
+        assert all(g.isfinite().all() for g in gradients.values())
+    # Data parallel training needs a gradient for every parameter on every rank.
+    missing = {n for n, p in model.named_parameters() if p.requires_grad} - set(gradients)
+    assert not missing
+
+
+@pytest.mark.parametrize("detector", ["standard", "cascade", "retinanet"])
+def test_tau_moves_once_a_step(detector):
+    model = build(superloss_config(detector))
+    terms = [m for m in model.modules() if isinstance(m, SuperLossTerm)]
+    assert len(terms) == {"standard": 2, "cascade": 6, "retinanet": 2}[detector]
+    updates = []
+    for term in terms:
+        threshold = term.superloss.threshold
+        threshold.register_forward_hook(lambda *_, t=term: updates.append(t))
+    run_losses(model, make_batch())
+    assert sorted(map(id, updates)) == sorted(map(id, terms))
+    before = [t.superloss.tau.clone() for t in terms]
+    assert all(t.isfinite() for t in before)
+    with torch.no_grad():
+        model.eval()(make_batch())
+    assert all(torch.equal(a, t.superloss.tau) for a, t in zip(before, terms))
+
+
+@pytest.mark.parametrize("detector", ["standard", "retinanet"])
+def test_logged_once_a_period(detector):
+    model = build(superloss_config(detector))
+    _, _, storage = run_losses(model, make_batch(), start_iter=0)
+    assert not [k for k in storage.latest() if k.startswith("superloss_")]
+    losses, _, storage = run_losses(model, make_batch(seed=1), start_iter=19)
+    logged = {k: v for k, (v, _) in storage.latest().items() if k.startswith("superloss_cls/")}
+    assert set(logged) == {
+        f"superloss_cls/{k}"
+        for k in ("raw_loss", "superloss", "tau", "sigma_foreground", "sigma_background")
+    } | {"superloss_cls/capped_share"}
+    assert logged["superloss_cls/superloss"] == pytest.approx(float(losses["loss_cls"]), rel=1e-5)
+    assert logged["superloss_cls/sigma_background"] == 1.0  # out of scope: plain loss
+    assert 0 < logged["superloss_cls/sigma_foreground"] <= math.e + 1e-5
+    # The batch meets the tau that the step before left, not the one it makes itself.
+    tau = model.roi_heads.box_predictor if detector == "standard" else model
+    assert logged["superloss_cls/tau"] != float(tau.superloss_cls.superloss.tau)
+
+
+def test_retinanet_class_granularity_sums_to_stock_when_flat():
+    opts = ["MODEL.SUPERLOSS.CLS.GRANULARITY", "class", "MODEL.SUPERLOSS.CLS.TAU", "'0'"]
+    opts += ["MODEL.SUPERLOSS.CLS.LAMBDA", 1e6, "MODEL.SUPERLOSS.CLS.SCOPE", "all"]
+    ours, _, _ = run_losses(build(superloss_config("retinanet", *opts)), make_batch())
+    stock, _, _ = run_losses(build(small_config("retinanet", superloss=False)), make_batch())
+    torch.testing.assert_close(ours["loss_cls"], stock["loss_cls"], rtol=2e-5, atol=1e-6)
+
+
+def test_retinanet_ignored_anchors_only():
+    model = build(superloss_config("retinanet"))
+    logits = [torch.randn(1, 6, NUM_CLASSES, requires_grad=True)]
+    deltas = [torch.randn(1, 6, 4, requires_grad=True)]
+    boxes = random_boxes(6, torch.Generator().manual_seed(0))
+    with EventStorage():
+        losses = model.losses(
+            [Boxes(boxes)], logits, [torch.full((6,), -1)], deltas, [boxes.clone()]
+        )
+    sum(losses.values()).backward()
+    assert all(v == 0 for v in losses.values())
+    assert not logits[0].grad.any()
+    assert not deltas[0].grad.any()
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (("CLS.TAU", "Median"), r"MODEL\.SUPERLOSS\.CLS\.TAU.*logC.*ExpAvg.*'Median'"),
+        (("CLS.TAU", "'nan'"), r"MODEL\.SUPERLOSS\.CLS\.TAU.*nan"),
+        (("CLS.LAMBDA", 0.0), r"MODEL\.SUPERLOSS\.CLS\.LAMBDA.*above 0; got 0\.0"),
+        (("BOX_REG.LAMBDA", -1.0), r"MODEL\.SUPERLOSS\.BOX_REG\.LAMBDA.*-1\.0"),
+        (("BOX_REG.TAU", "logC"), r"MODEL\.SUPERLOSS\.BOX_REG\.TAU.*softmax.*'logC'"),
+        (("CLS.SCOPE", "most"), r"MODEL\.SUPERLOSS\.CLS\.SCOPE.*foreground.*all.*'most'"),
+        (("CLS.NUM_OUTCOMES", "K+2"), r"MODEL\.SUPERLOSS\.CLS\.NUM_OUTCOMES.*K\+1.*K\+2"),
+        (("CLS.GRANULARITY", "class"), r"MODEL\.SUPERLOSS\.CLS\.GRANULARITY.*sample.*'class'"),
+        (("MOMENTUM", 1.0), r"MODEL\.SUPERLOSS\.MOMENTUM.*\[0, 1\).*1\.0"),
+    ],
+)
+def test_bad_values_stop_the_build(opts, message):
+    key, value = opts
+    with pytest.raises(ValueError, match=message):
+        build(superloss_config("standard", f"MODEL.SUPERLOSS.{key}", value))
+
+
+def test_retinanet_has_no_logc():
+    with pytest.raises(ValueError, match=r"CLS\.TAU.*softmax classification only"):
+        build(superloss_config("retinanet", "MODEL.SUPERLOSS.CLS.TAU", "logC"))
+
+
+@pytest.mark.parametrize(("num_outcomes", "count"), [("K+1", NUM_CLASSES + 1), ("K", NUM_CLASSES)])
+def test_logc_counts_outcomes(num_outcomes, count):
+    model = build(
+        superloss_config(
+            "standard",
+            *("MODEL.SUPERLOSS.CLS.TAU", "logC", "MODEL.SUPERLOSS.CLS.NUM_OUTCOMES", num_outcomes),
+        )
+    )
+    tau = model.roi_heads.box_predictor.superloss_cls.superloss.tau
+    assert float(tau) == pytest.approx(math.log(count))
+
+
+def test_config_without_our_keys_is_explained():
+    from detectron2.config import get_cfg
+
+    from sl_detectron.modeling import superloss_terms_from_config
+
+    with pytest.raises(KeyError, match="add_superloss_config"):
+        superloss_terms_from_config(get_cfg(), 20)
