@@ -1,0 +1,28 @@
+"""Data sets, their label noise, and the toy set."""
+
+import os
+
+from .label_noise import apply_changes, inject
+from .mapper import NoisyLabelMapper
+from .noise_config import noises_from_config
+from .noise_loader import build_noisy_train_loader, noisy_dataset_dicts
+from .toy import TOY_CLASS_NAMES, make_toy_dataset, register_toy_datasets
+from .voc import check_datasets, load_voc_dataset, register_voc_dataset, register_voc_datasets
+
+__all__ = [
+    "register_voc_dataset",
+    "register_voc_datasets",
+    "load_voc_dataset",
+    "check_datasets",
+    "inject",
+    "apply_changes",
+    "NoisyLabelMapper",
+    "noises_from_config",
+    "noisy_dataset_dicts",
+    "build_noisy_train_loader",
+    "TOY_CLASS_NAMES",
+    "make_toy_dataset",
+    "register_toy_datasets",
+]
+
+register_toy_datasets(os.path.join(os.getenv("DETECTRON2_DATASETS", "datasets"), "toy_digits"))
