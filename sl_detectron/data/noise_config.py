@@ -1,5 +1,6 @@
 """From the config node ``DATASETS.LABEL_NOISE`` to noises."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -22,13 +23,14 @@ NODE = "DATASETS.LABEL_NOISE"
 TYPES = ("symmetric", "symmetric_inclusive", "asymmetric")
 
 
-def noises_from_config(cfg: CfgNode) -> tuple[Noise, ...]:
+def noises_from_config(cfg: CfgNode, class_names: Sequence[str] | None = None) -> tuple[Noise, ...]:
     """Return the noises of ``DATASETS.LABEL_NOISE`` whose rate is above 0.
 
     Classes change first, then boxes move, then annotations go missing, then spurious boxes come.
 
     Args:
         cfg: with the keys of :func:`~sl_detectron.add_superloss_config`
+        class_names: that a confusion map names; None for those of ``DATASETS.TRAIN``
 
     Returns:
         noises for :func:`~sl_detectron.data.label_noise.inject`; none where a manifest is set
@@ -41,7 +43,7 @@ def noises_from_config(cfg: CfgNode) -> tuple[Noise, ...]:
     _check(node)
     noises: list[Noise] = []
     if node.RATE > 0:
-        noises.append(_label_noise(cfg))
+        noises.append(_label_noise(cfg, class_names))
     jitter, missing, spurious = node.BOX_JITTER, node.MISSING, node.SPURIOUS
     if jitter.RATE > 0:
         noises.append(BoxJitter(**_common(jitter, node), magnitude=float(jitter.MAGNITUDE)))
@@ -104,14 +106,15 @@ def _common(noise: CfgNode, node: CfgNode) -> dict[str, Any]:
     return {"rate": float(noise.RATE), "seed": noise.SEED, "mode": node.MODE}
 
 
-def _label_noise(cfg: CfgNode) -> Noise:
+def _label_noise(cfg: CfgNode, class_names: Sequence[str] | None) -> Noise:
     node = cfg.DATASETS.LABEL_NOISE
     common = _common(node, node)
     if node.TYPE != "asymmetric":
         return SymmetricNoise(**common, include_true=node.TYPE == "symmetric_inclusive")
     by_name = load_confusion(node.CONFUSION) if node.CONFUSION else VOC_CONFUSION
+    class_names = class_names or train_classes(cfg)
     try:
-        return AsymmetricNoise(**common, confusion=confusion_by_id(by_name, train_classes(cfg)))
+        return AsymmetricNoise(**common, confusion=confusion_by_id(by_name, class_names))
     except ValueError as error:
         source = node.CONFUSION or "empty: VOC's confusable pairs"
         raise ValueError(f"{NODE}.CONFUSION ({source}): {error}") from error

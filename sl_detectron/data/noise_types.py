@@ -6,8 +6,6 @@ neither its neighbours nor the order of the set can change its noise.
 
 Shapes: K classes; one row of draws is (D,) integers in [0, 2^64).
 """
-# Every noise gets the same arguments, and few need them all.
-# ruff: noqa: ARG002
 
 import math
 from collections.abc import Mapping, Sequence
@@ -234,7 +232,8 @@ class SpuriousBoxes(Noise):
     ) -> Annotation | None:
         x1, y1, x2, y2 = _xyxy(annotation)
         height, width = size
-        w, h = min(x2 - x1, width), min(y2 - y1, height)
+        w = min(math.ceil((x2 - x1) * BOX_GRID) / BOX_GRID, width)
+        h = min(math.ceil((y2 - y1) * BOX_GRID) / BOX_GRID, height)
         x = math.floor(_fraction(draws[1]) * (width - w) * BOX_GRID) / BOX_GRID
         y = math.floor(_fraction(draws[2]) * (height - h) * BOX_GRID) / BOX_GRID
         box = _as_mode([x, y, x + w, y + h], annotation["bbox_mode"])

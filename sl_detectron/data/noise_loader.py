@@ -1,0 +1,196 @@
+"""The training loader on noisy labels: noise comes first, then filters, histograms and samplers.
+
+A training image can leave the set in three ways, all seen in the noisy annotations, as if the
+noisy set lay on disk: ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` drops images whose annotations all
+went missing, ``MIN_KEYPOINTS_PER_IMAGE`` those with too few keypoints, and
+``RandomSubsetTrainingSampler`` a share of the rest.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
+from detectron2.data.build import (
+    filter_images_with_few_keypoints,
+    filter_images_with_only_crowd_annotations,
+    load_proposals_into_dataset,
+    print_instances_class_histogram,
+)
+from detectron2.data.samplers import RepeatFactorTrainingSampler
+
+from .label_noise import Change, Noise, Record, apply_changes, inject
+from .noise_config import noises_from_config, train_classes
+from .noise_manifest import changes_from_manifest, read_manifest
+from .noise_stats import noise_statistics, statistics_table
+from .voc import load_dataset
+
+__all__ = ["build_noisy_train_loader", "noisy_dataset_dicts"]
+
+logger = logging.getLogger(__name__)
+
+
+def build_noisy_train_loader(
+    cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any] | None = None
+) -> Any:
+    """Build detectron2's training loader over ``DATASETS.TRAIN`` with ``DATASETS.LABEL_NOISE``.
+
+    Every sampler of ``DATALOADER.SAMPLER_TRAIN`` sees the noisy labels that training sees. Test
+    sets are never touched: only this loader injects.
+
+    Args:
+        cfg: with the keys of :func:`~sl_detectron.add_superloss_config`
+        mapper: any detectron2 mapper; None for ``DatasetMapper(cfg, True)``
+
+    Returns:
+        what :func:`detectron2.data.build_detection_train_loader` returns
+
+    Raises:
+        ValueError: if the noise is set wrongly or does not fit the data sets
+    """
+    sets = noisy_dataset_dicts(cfg)
+    return build_detection_train_loader(
+        cfg,
+        mapper=mapper,
+        dataset=[record for records in sets.values() for record in records],
+        sampler=_weighted_sampler(cfg, sets),
+    )
+
+
+def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:
+    """Load the training sets, inject their noise and drop what detectron2 would drop.
+
+    Logs the realised rate of every set, and its table by class at level DEBUG.
+
+    Args:
+        cfg: with the keys of :func:`~sl_detectron.add_superloss_config`
+
+    Returns:
+        {data set name: noisy dataset dicts}, in the order of ``DATASETS.TRAIN``
+
+    Raises:
+        ValueError: if the noise is set wrongly or does not fit the data sets, or no image is left
+    """
+    names = cfg.DATASETS.TRAIN
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"DATASETS.TRAIN must name different data sets; got {tuple(names)}")
+    noises = noises_from_config(cfg)
+    manifest = _read_manifest(cfg)
+    sets = {name: _load(name) for name in names}
+    if noises or manifest is not None:
+        sets = _inject(sets, train_classes(cfg), noises, manifest)
+    elif all(MetadataCatalog.get(name).get("thing_classes") for name in names):
+        train_classes(cfg)
+    return _filter(cfg, sets)
+
+
+def _load(name: str) -> list[Record]:
+    if name not in DatasetCatalog:
+        raise ValueError(f"data set {name!r} is not registered; known are {DatasetCatalog.list()}")
+    records = load_dataset(name)
+    if not isinstance(records, list):
+        raise ValueError(
+            f"data set {name!r} is a {type(records).__name__}, not a list of dicts; "
+            "wrap its mapper in NoisyLabelMapper and build its loader yourself"
+        )
+    return records
+
+
+def _read_manifest(cfg: CfgNode) -> list[dict[str, Any]] | None:
+    path = cfg.DATASETS.LABEL_NOISE.MANIFEST
+    if not path:
+        return None
+    lines = read_manifest(path)
+    strangers = sorted({line["dataset"] for line in lines} - set(cfg.DATASETS.TRAIN))
+    if strangers:
+        raise ValueError(
+            f"{path} is for the data sets {strangers}, which are not in DATASETS.TRAIN "
+            f"{tuple(cfg.DATASETS.TRAIN)}; register the set under the manifest's name"
+        )
+    return lines
+
+
+def _inject(
+    clean: Mapping[str, list[Record]],
+    classes: Sequence[str],
+    noises: Sequence[Noise],
+    manifest: list[dict[str, Any]] | None,
+) -> dict[str, list[Record]]:
+    sets = {}
+    for name, records in clean.items():
+        if manifest is None:
+            noisy, changes = inject(records, noises, len(classes), name)
+        else:
+            recorded = changes_from_manifest(manifest, classes, name)
+            noisy, changes = apply_changes(records, recorded, len(classes))
+        _log(name, records, changes, classes)
+        sets[name] = noisy
+    return sets
+
+
+def _log(
+    name: str, records: Sequence[Record], changes: Sequence[Change], classes: Sequence[str]
+) -> None:
+    statistics = noise_statistics(records, changes, len(classes))
+    logger.info(
+        "Label noise in %s: %.2f %% of %d annotations have a wrong class (%s)",
+        name,
+        100 * statistics.label_rate,
+        statistics.num_annotations,
+        ", ".join(f"{what}: {count}" for what, count in statistics.counts.items()),
+    )
+    logger.debug("Label noise in %s by class:\n%s", name, statistics_table(statistics, classes))
+
+
+def _filter(cfg: CfgNode, sets: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
+    """Do to every set what detectron2's get_detection_dataset_dicts does to a clean one."""
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+    proposals = cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else ()
+    if cfg.MODEL.LOAD_PROPOSALS and len(proposals) != len(sets):
+        raise ValueError(
+            f"DATASETS.PROPOSAL_FILES_TRAIN has {len(proposals)} files for {len(sets)} sets"
+        )
+    filtered = {}
+    for i, (name, records) in enumerate(sets.items()):
+        if proposals:
+            records = load_proposals_into_dataset([dict(r) for r in records], proposals[i])
+        has_instances = bool(records) and "annotations" in records[0]
+        if has_instances and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+            records = filter_images_with_only_crowd_annotations(records)
+        if has_instances and cfg.MODEL.KEYPOINT_ON and keypoints > 0:
+            records = filter_images_with_few_keypoints(records, keypoints)
+        if not records:
+            raise ValueError(f"data set {name!r} has no image left to train on")
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        if has_instances and classes is not None:
+            print_instances_class_histogram(records, classes)
+        filtered[name] = records
+    return filtered
+
+
+def _weighted_sampler(
+    cfg: CfgNode, sets: Mapping[str, list[Record]]
+) -> RepeatFactorTrainingSampler | None:
+    """Return the samplers that detectron2 would build from the clean sets; None for the others."""
+    kind = cfg.DATALOADER.SAMPLER_TRAIN
+    if kind not in ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler"):
+        return None
+    weights = dict(cfg.DATASETS.TRAIN_REPEAT_FACTOR)
+    unknown = sorted(weights.keys() - sets.keys())
+    if unknown:
+        raise ValueError(f"DATASETS.TRAIN_REPEAT_FACTOR names {unknown}, not in DATASETS.TRAIN")
+    factors = torch.cat(
+        [torch.full((len(records),), float(weights.get(n, 1))) for n, records in sets.items()]
+    )
+    if kind == "WeightedCategoryTrainingSampler":
+        by_class = [
+            RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+                records, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+            )
+            for records in sets.values()
+        ]
+        factors = factors * torch.cat(by_class)
+        factors = factors / factors.min()
+    return RepeatFactorTrainingSampler(factors)

@@ -1,0 +1,135 @@
+"""Label noise written into VOC's XML files."""
+
+from collections.abc import Sequence
+from typing import Any
+from xml.parsers import expat
+from xml.sax.saxutils import escape
+
+from .label_noise import Change
+from .noise_edits import Edit
+
+__all__ = ["voc_edits"]
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_OBJECT = """
+\t<object>
+\t\t<name>{name}</name>
+\t\t<pose>Unspecified</pose>
+\t\t<truncated>0</truncated>
+\t\t<difficult>0</difficult>
+\t\t<bndbox>
+\t\t\t<xmin>{xmin}</xmin>
+\t\t\t<ymin>{ymin}</ymin>
+\t\t\t<xmax>{xmax}</xmax>
+\t\t\t<ymax>{ymax}</ymax>
+\t\t</bndbox>
+\t</object>"""
+
+Span = tuple[int, int]
+
+
+def voc_edits(
+    xml: bytes, changes: Sequence[Change], class_names: Sequence[str]
+) -> list[list[Edit]]:
+    """Return the edits that put changes into one XML file.
+
+    Args:
+        xml: bytes of the clean file
+        changes: of this image
+        class_names: K names in the order of the class ids
+
+    Returns:
+        for each change its edits
+
+    Raises:
+        ValueError: if the file does not have the annotation that a change is about
+    """
+    objects, end = _locate(xml)
+    edits = []
+    for change in changes:
+        if change.what == "spurious":
+            edits.append([Edit(end, b"", _encode(_OBJECT.format(**_fields(change, class_names))))])
+            continue
+        if change.index >= len(objects):
+            raise ValueError(f"{change}: the file has only {len(objects)} objects")
+        spans = objects[change.index]
+        if change.what == "label":
+            name = _encode(escape(class_names[change.new]))
+            edits.append([_replace(xml, spans["object/name"], name)])
+        elif change.what == "box":
+            edits.append(_move(xml, spans, change))
+        else:
+            edits.append([_replace(xml, spans["object"], b"")])
+    return edits
+
+
+def _locate(xml: bytes) -> tuple[list[dict[str, Span]], int]:
+    """Return the byte spans of every object and its parts, and where another could follow."""
+    objects: list[dict[str, Span]] = []
+    path: list[str] = []
+    starts: list[int] = []
+    last_end = 0
+    parser = expat.ParserCreate()
+
+    def start_element(name: str, _: dict[str, str]) -> None:
+        path.append(name)
+        starts.append(parser.CurrentByteIndex)
+        if path[1:] == ["object"]:
+            objects.append({})
+
+    def end_element(_: str) -> None:
+        nonlocal last_end
+        start, end = starts.pop(), parser.CurrentByteIndex
+        key = "/".join(path[1:])
+        # The depth tells an object's own name and box from those of its parts.
+        if key == "object":
+            last_end = xml.index(b">", end) + 1
+            objects[-1][key] = (len(xml[:start].rstrip()), last_end)
+        elif key.startswith("object/"):
+            objects[-1][key] = _strip(xml, xml.index(b">", start) + 1, end)
+        elif not key and not last_end:
+            last_end = len(xml[:end].rstrip())
+        path.pop()
+
+    parser.StartElementHandler = start_element
+    parser.EndElementHandler = end_element
+    parser.Parse(xml, True)
+    return objects, last_end
+
+
+def _strip(xml: bytes, start: int, end: int) -> Span:
+    text = xml[start:end]
+    return start + len(text) - len(text.lstrip()), end - len(text) + len(text.rstrip())
+
+
+def _replace(xml: bytes, span: Span, new: bytes) -> Edit:
+    return Edit(span[0], xml[slice(*span)], new)
+
+
+def _move(xml: bytes, spans: dict[str, Span], change: Change) -> list[Edit]:
+    # A coordinate that stays keeps its text: files hold more digits than a float needs.
+    old, new = (_one_based(box) for box in (change.old, change.new))
+    return [
+        _replace(xml, spans[f"object/bndbox/{corner}"], _encode(_number(new[i])))
+        for i, corner in enumerate(_CORNERS)
+        if new[i] != old[i]
+    ]
+
+
+def _fields(change: Change, class_names: Sequence[str]) -> dict[str, Any]:
+    corners = dict(zip(_CORNERS, map(_number, _one_based(change.new["bbox"]))))
+    return {"name": escape(class_names[change.new["category_id"]]), **corners}
+
+
+def _one_based(box: Sequence[float]) -> list[float]:
+    """VOC counts pixels from 1 and includes the last one."""
+    return [box[0] + 1, box[1] + 1, box[2], box[3]]
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else repr(value)
+
+
+def _encode(text: str) -> bytes:
+    # Character references are right in every encoding that the file may declare.
+    return text.encode("ascii", "xmlcharrefreplace")
