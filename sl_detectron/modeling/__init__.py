@@ -2,7 +2,6 @@
 
 from .fast_rcnn import (
     SuperLossFastRCNNOutputLayers,
-    SuperLossOutputMixin,
     to_superloss_output_layers,
 )
 from .retinanet import SuperLossRetinaNet
@@ -21,7 +20,6 @@ __all__ = [
     "SuperLossRetinaNet",
     "SuperLossROIHeadsMixin",
     "SuperLossFastRCNNOutputLayers",
-    "SuperLossOutputMixin",
     "SuperLossTerm",
     "superloss_terms_from_config",
     "to_superloss_output_layers",

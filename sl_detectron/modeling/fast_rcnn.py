@@ -3,7 +3,7 @@
 Shape legend: R RoIs of a batch, K foreground classes (class K is background).
 """
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,105 +17,14 @@ from torch import nn
 from .box_regression import box_regression_losses
 from .superloss_term import SuperLossTerm, superloss_terms_from_config
 
-__all__ = ["SuperLossFastRCNNOutputLayers", "SuperLossOutputMixin", "to_superloss_output_layers"]
+__all__ = ["SuperLossFastRCNNOutputLayers", "to_superloss_output_layers"]
 
 
-class SuperLossOutputMixin:
-    """Puts the SuperLoss into any subclass of :class:`FastRCNNOutputLayers`.
+class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers):
+    """:class:`FastRCNNOutputLayers` with the SuperLoss.
 
     A term that is None leaves the stock loss of the base class untouched, bit for bit.
     """
-
-    superloss_cls: SuperLossTerm | None
-    superloss_box_reg: SuperLossTerm | None
-
-    def losses(
-        self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
-    ) -> dict[str, torch.Tensor]:
-        """As the base class, with ``loss_cls`` replaced where softmax classification has a term.
-
-        Sigmoid classification and boxes are replaced in the methods that the base class calls.
-        """
-        losses = super().losses(predictions, proposals)  # type: ignore[misc]
-        if self.superloss_cls is None or getattr(self, "use_sigmoid_ce", False):
-            return losses
-        scores = predictions[0]
-        gt_classes = _gt_classes(proposals, scores)
-        loss_cls = self._reduce_cls(
-            cross_entropy(scores, gt_classes, reduction="none"), gt_classes
-        )
-        return {**losses, "loss_cls": loss_cls * self.loss_weight.get("loss_cls", 1.0)}
-
-    def sigmoid_cross_entropy_loss(
-        self, pred_class_logits: torch.Tensor, gt_classes: torch.Tensor
-    ) -> torch.Tensor:
-        """Sigmoid cross-entropy summed over the classes of each RoI, then the SuperLoss.
-
-        Args:
-            pred_class_logits: (R, K+1)
-            gt_classes: (R,) in [0, K]
-        """
-        if self.superloss_cls is None:
-            return super().sigmoid_cross_entropy_loss(pred_class_logits, gt_classes)  # type: ignore[misc]
-        num_classes = self.num_classes
-        gt_classes = gt_classes.to(pred_class_logits.device, torch.long)
-        target = F.one_hot(gt_classes, num_classes + 1)[:, :-1].to(pred_class_logits.dtype)
-        losses = F.binary_cross_entropy_with_logits(
-            pred_class_logits[:, :-1], target, reduction="none"
-        )
-        if self.use_fed_loss and gt_classes.numel():
-            sampled = self.get_fed_loss_classes(
-                gt_classes, self.fed_loss_num_classes, num_classes, self.fed_loss_cls_weights
-            )
-            weight = losses.new_zeros(num_classes + 1).index_fill(0, sampled, 1.0)
-            losses = losses * weight[:-1]
-        return self._reduce_cls(losses.sum(dim=1), gt_classes)
-
-    def box_reg_loss(
-        self,
-        proposal_boxes: torch.Tensor,
-        gt_boxes: torch.Tensor,
-        pred_deltas: torch.Tensor,
-        gt_classes: torch.Tensor,
-    ) -> torch.Tensor:
-        """Box loss of each foreground RoI, then the SuperLoss.
-
-        Args:
-            proposal_boxes, gt_boxes: (R, 4) in pixels, XYXY
-            pred_deltas: (R, 4) if class-agnostic, else (R, K*4)
-            gt_classes: (R,) in [0, K]
-        """
-        if self.superloss_box_reg is None:
-            return super().box_reg_loss(proposal_boxes, gt_boxes, pred_deltas, gt_classes)  # type: ignore[misc]
-        index = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero()[:, 0]
-        if pred_deltas.shape[1] == 4:
-            fg_deltas = pred_deltas[index]
-        else:
-            fg_deltas = pred_deltas.view(-1, self.num_classes, 4)[index, gt_classes[index]]
-        losses = box_regression_losses(
-            proposal_boxes[index],
-            gt_boxes[index],
-            fg_deltas,
-            self.box2box_transform,
-            self.box_reg_loss_type,
-            self.smooth_l1_beta,
-        )
-        # Divide by R, not by foreground: each foreground RoI keeps equal weight in every batch.
-        foreground = torch.ones_like(losses, dtype=torch.bool)
-        return self.superloss_box_reg(losses, foreground, max(gt_classes.numel(), 1))
-
-    def _reduce_cls(self, losses: torch.Tensor, gt_classes: torch.Tensor) -> torch.Tensor:
-        return self.superloss_cls(losses, gt_classes < self.num_classes, max(losses.numel(), 1))
-
-
-def _gt_classes(proposals: list[Instances], scores: torch.Tensor) -> torch.Tensor:
-    if not proposals:
-        return torch.empty(0, dtype=torch.long, device=scores.device)
-    return cat([p.gt_classes for p in proposals], dim=0)
-
-
-class SuperLossFastRCNNOutputLayers(SuperLossOutputMixin, FastRCNNOutputLayers):
-    """:class:`FastRCNNOutputLayers` with the SuperLoss, for explicit construction."""
 
     @configurable
     def __init__(
@@ -145,12 +54,95 @@ class SuperLossFastRCNNOutputLayers(SuperLossOutputMixin, FastRCNNOutputLayers):
             **superloss_terms_from_config(cfg, num_classes if softmax else None),
         }
 
+    def losses(
+        self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
+    ) -> dict[str, torch.Tensor]:
+        """As the base class, with ``loss_cls`` replaced where softmax classification has a term.
 
-@lru_cache(maxsize=None)
-def _superloss_class(cls: type[nn.Module]) -> type[nn.Module]:
+        Sigmoid classification and boxes are replaced in the methods that the base class calls.
+        """
+        losses = super().losses(predictions, proposals)
+        if self.superloss_cls is None or getattr(self, "use_sigmoid_ce", False):
+            return losses
+        scores = predictions[0]
+        gt_classes = _gt_classes(proposals, scores)
+        per_roi = cross_entropy(scores, gt_classes, reduction="none")
+        foreground = gt_classes < self.num_classes
+        loss_cls = self.superloss_cls(per_roi, foreground, max(per_roi.numel(), 1))
+        return {**losses, "loss_cls": loss_cls * self.loss_weight.get("loss_cls", 1.0)}
+
+    def sigmoid_cross_entropy_loss(
+        self, pred_class_logits: torch.Tensor, gt_classes: torch.Tensor
+    ) -> torch.Tensor:
+        """Sigmoid cross-entropy summed over the classes of each RoI, then the SuperLoss.
+
+        Args:
+            pred_class_logits: (R, K+1)
+            gt_classes: (R,) in [0, K]
+        """
+        if self.superloss_cls is None:
+            return super().sigmoid_cross_entropy_loss(pred_class_logits, gt_classes)
+        num_classes = self.num_classes
+        gt_classes = gt_classes.to(pred_class_logits.device, torch.long)
+        target = F.one_hot(gt_classes, num_classes + 1)[:, :-1].to(pred_class_logits.dtype)
+        losses = F.binary_cross_entropy_with_logits(
+            pred_class_logits[:, :-1], target, reduction="none"
+        )
+        if self.use_fed_loss and gt_classes.numel():
+            sampled = self.get_fed_loss_classes(
+                gt_classes, self.fed_loss_num_classes, num_classes, self.fed_loss_cls_weights
+            )
+            weight = losses.new_zeros(num_classes + 1).index_fill(0, sampled, 1.0)
+            losses = losses * weight[:-1]
+        foreground = gt_classes < num_classes
+        return self.superloss_cls(losses.sum(dim=1), foreground, max(gt_classes.numel(), 1))
+
+    def box_reg_loss(
+        self,
+        proposal_boxes: torch.Tensor,
+        gt_boxes: torch.Tensor,
+        pred_deltas: torch.Tensor,
+        gt_classes: torch.Tensor,
+    ) -> torch.Tensor:
+        """Box loss of each foreground RoI, then the SuperLoss.
+
+        Args:
+            proposal_boxes, gt_boxes: (R, 4) in pixels, XYXY
+            pred_deltas: (R, 4) if class-agnostic, else (R, K*4)
+            gt_classes: (R,) in [0, K]
+        """
+        if self.superloss_box_reg is None:
+            return super().box_reg_loss(proposal_boxes, gt_boxes, pred_deltas, gt_classes)
+        index = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero()[:, 0]
+        if pred_deltas.shape[1] == 4:
+            fg_deltas = pred_deltas[index]
+        else:
+            fg_deltas = pred_deltas.view(-1, self.num_classes, 4)[index, gt_classes[index]]
+        losses = box_regression_losses(
+            proposal_boxes[index],
+            gt_boxes[index],
+            fg_deltas,
+            self.box2box_transform,
+            self.box_reg_loss_type,
+            self.smooth_l1_beta,
+        )
+        # Divide by R, not by foreground: each foreground RoI keeps equal weight in every batch.
+        foreground = torch.ones_like(losses, dtype=torch.bool)
+        return self.superloss_box_reg(losses, foreground, max(gt_classes.numel(), 1))
+
+
+def _gt_classes(proposals: list[Instances], scores: torch.Tensor) -> torch.Tensor:
+    if not proposals:
+        return torch.empty(0, dtype=torch.long, device=scores.device)
+    return cat([p.gt_classes for p in proposals], dim=0)
+
+
+@cache
+def _superloss_class(cls: Any) -> Any:
     if cls is FastRCNNOutputLayers:
         return SuperLossFastRCNNOutputLayers
-    return type(f"SuperLoss{cls.__name__}", (SuperLossOutputMixin, cls), {})
+    # Before its class in the method resolution order, so that super() reaches the class's own.
+    return type(f"SuperLoss{cls.__name__}", (SuperLossFastRCNNOutputLayers, cls), {})
 
 
 def to_superloss_output_layers(
@@ -180,7 +172,8 @@ def to_superloss_output_layers(
             f"the SuperLoss needs a box predictor derived from FastRCNNOutputLayers; "
             f"got {type(predictor).__name__}"
         )
-    predictor.__class__ = _superloss_class(type(predictor))
+    stock_class: Any = type(predictor)
+    predictor.__class__ = _superloss_class(stock_class)
     predictor.superloss_cls = superloss_cls
     predictor.superloss_box_reg = superloss_box_reg
     return predictor

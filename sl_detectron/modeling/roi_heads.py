@@ -4,7 +4,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import ROI_HEADS_REGISTRY
-from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, StandardROIHeads
+from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, ROIHeads, StandardROIHeads
 
 from .fast_rcnn import to_superloss_output_layers
 from .superloss_term import superloss_terms_from_config
@@ -17,7 +17,7 @@ __all__ = [
 ]
 
 
-class SuperLossROIHeadsMixin:
+class SuperLossROIHeadsMixin(ROIHeads):
     """Gives the box predictors of any configurable ROI heads the terms of ``MODEL.SUPERLOSS``.
 
     Put it before the heads that it extends::
@@ -29,7 +29,7 @@ class SuperLossROIHeadsMixin:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        ret = super().from_config(cfg, *args, **kwargs)  # type: ignore[misc]
+        ret = super().from_config(cfg, *args, **kwargs)
         predictors = ret.get("box_predictors") or [ret["box_predictor"]]
         if cfg.MODEL.SUPERLOSS.CLS.GRANULARITY != "sample":
             raise ValueError(

@@ -132,9 +132,7 @@ def _check(ok: bool, key: str, value: Any, accepted: str) -> None:
 
 def _num_outcomes(node: CfgNode, num_softmax_classes: int | None) -> int | None:
     choices = ("K+1", "K")
-    _check(
-        node.NUM_OUTCOMES in choices, "CLS.NUM_OUTCOMES", node.NUM_OUTCOMES, f"one of {choices}"
-    )
+    _check(node.NUM_OUTCOMES in choices, "CLS.NUM_OUTCOMES", node.NUM_OUTCOMES, f"one of {choices}")
     if num_softmax_classes is None:
         return None
     return num_softmax_classes + (node.NUM_OUTCOMES == "K+1")

@@ -9,7 +9,7 @@ HARMLESS_LAMBDA = 1e6
 
 @pytest.fixture(scope="module", autouse=True)
 def _warm_up_torchscript():
-    """The first call of detectron2's scripted focal loss rounds unlike the later, optimised ones."""
+    """The first call of a scripted focal loss rounds unlike the later, optimised ones."""
     model = build(small_config("retinanet", superloss=False))
     for _ in range(2):
         run_losses(model, make_batch())

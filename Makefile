@@ -1,0 +1,37 @@
+# The environment is made once and reused: `make test VENV=/path` uses another one.
+VENV ?= .venv
+PYTHON ?= python3.11
+OUTPUT ?= output
+BIN := $(VENV)/bin
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## make .venv with everything that is needed; a second run installs nothing
+	@.ci/setup $(VENV)
+
+demo: setup  ## train baseline and SuperLoss on the toy set with 40 % wrong labels and compare
+	$(BIN)/python tools/demo.py --output $(OUTPUT)/demo
+
+test: lint  ## lint, type check and tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: setup  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup  ## measure what the SuperLoss costs
+	OMP_NUM_THREADS=1 $(BIN)/python tools/benchmark_superloss.py
+
+clean:  ## remove what builds and tests leave behind; .venv and output/ stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find sl_detectron tools tests -name __pycache__ -prune -exec rm -rf {} +

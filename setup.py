@@ -1,0 +1,40 @@
+"""Packaging of sl_detectron. detectron2 itself has no release on PyPI: see README.md."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"', (HERE / "sl_detectron/__init__.py").read_text(), re.MULTILINE
+).group(1)
+
+DEMO = ["scikit-learn", "matplotlib"]
+TEST = [*DEMO, "pytest", "pytest-xdist", "hypothesis", "mpmath"]
+DEV = [*TEST, "ruff", "mypy", "types-tabulate", "types-PyYAML", "types-tqdm"]
+
+setup(
+    name="sl_detectron",
+    version=VERSION,
+    description="detectron2 detectors that learn from wrong labels: the SuperLoss",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # The shipped configs become the package sl_detectron.configs.
+    packages=[*find_packages(include=["sl_detectron*"]), "sl_detectron.configs"],
+    package_dir={"sl_detectron.configs": "configs"},
+    package_data={"sl_detectron.configs": ["**/*.yaml"], "sl_detectron": ["py.typed"]},
+    install_requires=[
+        "torch>=2.0",
+        "fvcore",
+        "pycocotools",
+        "scipy",
+        "numpy",
+        "Pillow",
+        "tabulate",
+        "tqdm",
+    ],
+    extras_require={"demo": DEMO, "test": TEST, "dev": DEV},
+)

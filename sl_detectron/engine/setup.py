@@ -1,0 +1,112 @@
+"""From a command line to a checked, frozen config, and from a config to a trained detector."""
+
+import argparse
+import difflib
+import logging
+import re
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_setup
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from ..config import add_superloss_config
+from ..data import check_datasets, register_voc_datasets
+from .trainer import SuperLossTrainer
+
+__all__ = ["setup_cfg", "train_net"]
+
+logger = logging.getLogger(__name__)
+
+
+def setup_cfg(config_file: str, opts: list[str]) -> CfgNode:
+    """Merge a config, register the sets that it names and check what can be checked early.
+
+    Args:
+        config_file: path of a YAML file; empty for detectron2's defaults
+        opts: ``[KEY, VALUE, ...]``
+
+    Returns:
+        a frozen config
+
+    Raises:
+        ValueError: a bad key or value, by name
+        FileNotFoundError: a data set lacks a file
+    """
+    cfg = get_cfg()
+    add_superloss_config(cfg)
+    try:
+        if config_file:
+            cfg.merge_from_file(config_file)
+        cfg.merge_from_list(opts)
+    except (KeyError, AssertionError, ValueError) as error:
+        raise ValueError(_explain(error, cfg)) from error
+    _check_device(cfg)
+    register_voc_datasets(cfg.DATASETS.CUSTOM_VOC)
+    check_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    cfg.freeze()
+    return cfg
+
+
+def train_net(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
+    """Train and evaluate, or evaluate only, on every rank that detectron2's ``launch`` starts.
+
+    Args:
+        cfg: from :func:`setup_cfg`
+        args: from detectron2's ``default_argument_parser``; ``eval_only`` and ``resume`` count
+
+    Returns:
+        the metrics of the last evaluation; empty on other ranks than the main one
+    """
+    default_setup(cfg, args)
+    if args.eval_only:
+        model = SuperLossTrainer.build_model(cfg)
+        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = SuperLossTrainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = SuperLossTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def _check_device(cfg: CfgNode) -> None:
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} but torch sees no GPU here; "
+            "add MODEL.DEVICE cpu to the command"
+        )
+    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise ValueError(
+            "SOLVER.AMP.ENABLED needs MODEL.DEVICE cuda: detectron2's AMPTrainer runs there only"
+        )
+
+
+def _explain(error: Exception, cfg: CfgNode) -> str:
+    """Say what yacs means: the nearest key, or the form that a value must have."""
+    message = str(error.args[0] if error.args else error)
+    mismatch = re.search(r"<class '(\w+)'> vs\. <class '(\w+)'>.*config key: ([\w.]+)", message)
+    if mismatch:
+        wanted, given, key = mismatch.groups()
+        hint = {"float": " such as 1.0", "str": ", in quotes: \"'1.5'\""}.get(wanted, "")
+        return f"{key} takes a {wanted}{hint}; got a {given} ({message})"
+    missing = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
+    if missing:
+        near = difflib.get_close_matches(missing[1], _keys(cfg), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"there is no config key {missing[1]}{hint}"
+    return message
+
+
+def _keys(node: CfgNode, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in node.items():
+        keys.append(prefix + key)
+        if isinstance(value, CfgNode):
+            keys += _keys(value, f"{prefix}{key}.")
+    return keys

@@ -1,0 +1,90 @@
+"""A trainer for noisy labels on detectron2's own hooks, checkpoints and command line."""
+
+import logging
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from torch import nn
+
+from ..data import build_noisy_train_loader
+from ..evaluation import build_evaluator
+from .hooks import LogTau
+
+__all__ = ["SuperLossTrainer"]
+
+logger = logging.getLogger(__name__)
+
+
+class SuperLossTrainer(DefaultTrainer):
+    """:class:`DefaultTrainer` with label noise in its loader and VOC evaluation.
+
+    Beyond the stock trainer it runs under several processes on a machine without GPU.
+
+    Args:
+        cfg: a config with the keys of :func:`~sl_detectron.add_superloss_config`
+
+    Example::
+
+        cfg = get_cfg()
+        add_superloss_config(cfg)
+        cfg.merge_from_file("config.yaml")
+        trainer = SuperLossTrainer(cfg)
+        trainer.resume_or_load(resume=False)
+        trainer.train()
+    """
+
+    def __init__(self, cfg: CfgNode):
+        # Not DefaultTrainer's own: it offers no way to pass device_ids to create_ddp_model.
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        model = _distribute(model)
+        trainer_type = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = trainer_type(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DetectionCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end.
+
+        Returns:
+            the metrics of the last evaluation; empty on other ranks than the main one
+        """
+        super().train()
+        return getattr(self, "_last_eval_results", {})
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """The stock hooks and :class:`~sl_detectron.engine.hooks.LogTau`."""
+        return [*super().build_hooks(), LogTau()]
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:
+        """Loader over ``DATASETS.TRAIN`` with the noise of ``DATASETS.LABEL_NOISE``."""
+        return build_noisy_train_loader(cfg)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """Evaluator of a test set by ``TEST.EVALUATOR``."""
+        return build_evaluator(dataset_name, cfg.TEST.EVALUATOR, output_dir=cfg.OUTPUT_DIR)
+
+
+def _distribute(model: nn.Module) -> nn.Module:
+    """:func:`create_ddp_model`; DDP takes device_ids for modules on GPUs only."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    kwargs = {"device_ids": None} if on_cpu else {}
+    return create_ddp_model(model, broadcast_buffers=False, **kwargs)

@@ -1,0 +1,99 @@
+"""The whole package: who imports whom, what importing it does, what it says without detectron2."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPO
+
+PACKAGE = REPO / "sl_detectron"
+# Which parts of sl_detectron a part may import; the engine may import all.
+ALLOWED = {
+    "losses": set(),
+    "config": set(),
+    "model_zoo": {"config"},
+    "modeling": {"losses"},
+    "data": set(),
+    "evaluation": {"data"},
+    "engine": {"config", "model_zoo", "losses", "modeling", "data", "evaluation"},
+}
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Absolute names of all modules that a file imports, relative imports resolved."""
+    package = ("sl_detectron", *path.relative_to(PACKAGE).parent.parts)
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *([node.module] if node.module else [])))
+            names |= {module} if node.module else {f"{module}.{a.name}" for a in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_import_rules(path):
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    names = imported_modules(path)
+    assert not any(n.split(".")[0] == "tools" for n in names)
+    ours = {n.split(".")[1] for n in names if n.startswith("sl_detectron.")}
+    if part != "__init__":
+        assert ours - {part} <= ALLOWED[part]
+    if part == "losses":
+        foreign = {n.split(".")[0] for n in names} - {"torch", "sl_detectron"}
+        assert foreign <= set(sys.stdlib_module_names)
+
+
+def run_python(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=REPO
+    )
+
+
+HIDE_DETECTRON2 = """
+import sys
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "detectron2":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Hide())
+"""
+
+
+def test_losses_need_torch_only():
+    done = run_python(
+        HIDE_DETECTRON2 + "from sl_detectron.losses import SuperLoss; import torch\n"
+        "print(SuperLoss(1.0)(torch.ones(2)).shape)\n"
+        "print({'fvcore', 'scipy', 'numpy.f2py', 'pycocotools'} & set(sys.modules))"
+    )
+    assert done.stdout == "torch.Size([2])\nset()\n", done.stderr
+
+
+def test_without_detectron2_says_how_to_get_it():
+    done = run_python(HIDE_DETECTRON2 + "from sl_detectron import SuperLossTrainer")
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: sl_detectron.SuperLossTrainer needs detectron2")
+    assert "pip install" in last
+
+
+def test_import_registers_and_changes_no_default():
+    done = run_python(
+        "from detectron2.config import get_cfg\n"
+        "from detectron2.data import DatasetCatalog\n"
+        "before, known = get_cfg().dump(), set(DatasetCatalog)\n"
+        "import sl_detectron\n"
+        "assert get_cfg().dump() == before\n"
+        "from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY\n"
+        "print(sorted(n for n, _ in [*META_ARCH_REGISTRY, *ROI_HEADS_REGISTRY] if 'Super' in n))\n"
+        "print(sorted(set(DatasetCatalog) - known))\n"
+        "print(all(hasattr(sl_detectron, n) for n in sl_detectron.__all__))"
+    )
+    heads = ["Cascade", "Res5", "Standard"]
+    registered = sorted(["SuperLossRetinaNet", *(f"SuperLoss{h}ROIHeads" for h in heads)])
+    datasets = ["toy_digits_test", "toy_digits_train"]
+    assert done.stdout == f"{registered}\n{datasets}\nTrue\n", done.stderr
