@@ -1,168 +1,80 @@
-"""Pascal VOC data sets: one reader of their XML, for training and evaluation alike.
+"""Pascal VOC style sets: any class list, and every flaw named before training starts.
 
-A devkit folder holds ``Annotations/ID.xml``, ``ImageSets/Main/SPLIT.txt`` (one ID a line) and
-``JPEGImages/ID.jpg``. Boxes in the XML are 1-based inclusive pixel indices; in dataset dicts and
-:class:`VOCObject` users they follow detectron2: xmin and ymin less 1.
+A set's root folder holds ``Annotations/*.xml``, ``ImageSets/Main/<split>.txt`` and ``JPEGImages/``.
 """
 
 import difflib
-import math
 import os
-import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import pascal_voc
-from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from detectron2.structures import BoxMode
 
+from .voc_folder import class_ids_of, read_voc_annotations
+
 __all__ = [
-    "VOCObject",
-    "check_datasets",
-    "load_dataset",
     "load_voc_dataset",
-    "read_image_set",
-    "read_voc_xml",
     "register_voc_dataset",
     "register_voc_datasets",
+    "load_dataset",
+    "check_datasets",
     "set_voc_metadata",
 ]
 
-CORNERS = ("xmin", "ymin", "xmax", "ymax")
-ENTRY_KEYS = {"NAME", "ROOT", "SPLIT", "CLASSES"}
-
-
-class VOCObject(NamedTuple):
-    """One object of an annotation file.
-
-    Args:
-        name: of its class
-        box: (xmin, ymin, xmax, ymax) as in the file, 1-based inclusive pixels
-        difficult: not counted by VOC's evaluation; trained on, as detectron2 does
-    """
-
-    name: str
-    box: tuple[float, float, float, float]
-    difficult: bool
-
-
-def read_voc_xml(path: str | os.PathLike) -> tuple[int, int, list[VOCObject]]:
-    """Read one annotation file; pose, truncated and difficult may be absent.
-
-    Args:
-        path: of the XML file
-
-    Returns:
-        height and width in pixels, and the objects in file order
-
-    Raises:
-        FileNotFoundError: there is no such file
-        ValueError: malformed XML (with its line), a missing field, or an empty box
-    """
-    root = _parse(path)
-    height, width = (_number(root, f"size/{key}", path, "size") for key in ("height", "width"))
-    objects = []
-    for index, element in enumerate(root.findall("object"), start=1):
-        where = f"object {index}"
-        name = (element.findtext("name") or "").strip()
-        if not name:
-            raise ValueError(f"{path}: {where} has no name")
-        x0, y0, x1, y1 = (_number(element, f"bndbox/{key}", path, where) for key in CORNERS)
-        if x1 <= x0 or y1 <= y0:
-            raise ValueError(
-                f"{path}: {where} ({name}) has an empty box: xmin={x0:g} ymin={y0:g} "
-                f"xmax={x1:g} ymax={y1:g}; xmax must be above xmin and ymax above ymin"
-            )
-        difficult = (element.findtext("difficult") or "0").strip() == "1"
-        objects.append(VOCObject(name, (x0, y0, x1, y1), difficult))
-    return int(height), int(width), objects
-
-
-def read_image_set(root: str | os.PathLike, split: str) -> list[str]:
-    """Image ids of a split, in file order.
-
-    Args:
-        root: devkit folder
-        split: name of a file in ``ImageSets/Main``, without ".txt"
-
-    Raises:
-        FileNotFoundError: the folder or the file is missing
-        ValueError: no image, an id that comes twice, or one that leaves the folder
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"there is no VOC devkit folder {root}; set DETECTRON2_DATASETS to the folder that "
-            f"holds {root.name}"
-        )
-    path = root / "ImageSets" / "Main" / f"{split}.txt"
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no image set file {path}")
-    # VOC's class-wise image sets have a second column, +1 or -1.
-    ids = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
-    if not ids:
-        raise ValueError(f"{path} lists no image")
-    seen: set[str] = set()
-    for image_id in ids:
-        if image_id in seen:
-            raise ValueError(f"{path} lists image {image_id!r} twice")
-        if Path(image_id).is_absolute() or ".." in Path(image_id).parts:
-            raise ValueError(f"{path}: image id {image_id!r} leaves the devkit folder")
-        seen.add(image_id)
-    return ids
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".JPG", ".JPEG", ".png")
+_ENTRY_KEYS = ("NAME", "ROOT", "SPLIT", "CLASSES")
 
 
 def load_voc_dataset(
-    root: str | os.PathLike, split: str, class_names: Sequence[str]
+    root: str | os.PathLike,
+    split: str,
+    class_names: Sequence[str],
+    require_images: bool = True,
 ) -> list[dict[str, Any]]:
-    """Load a split in detectron2's format, as ``load_voc_instances`` does, with checks.
+    """Load a VOC style set as detectron2's dataset dicts, those of its ``load_voc_instances``.
+
+    Each annotation also carries ``difficult``; as in detectron2, difficult objects are trained on.
 
     Args:
-        root: devkit folder
-        split: "train", "val", "trainval", "test", ...
-        class_names: in the order of the class ids
+        root: holds Annotations/, ImageSets/Main/ and JPEGImages/
+        split: an image set, e.g. "trainval"
+        class_names: K names in the order of the class ids
+        require_images: whether an annotation without image is an error
 
     Returns:
-        detectron2 dataset dicts; boxes in pixels, XYXY
+        one record per image; boxes are XYXY in pixels, 0-based
 
     Raises:
-        FileNotFoundError: a folder, an image set, an XML or a JPEG is missing
-        ValueError: a file that cannot be used; the message names it and what is wrong
+        FileNotFoundError: a folder, the image set, an annotation or an image is missing
+        ValueError: the image set or an annotation is wrong
     """
-    root = Path(root)
-    ids = read_image_set(root, split)
-    class_ids = {name: i for i, name in enumerate(class_names)}
+    root = os.fspath(root)
+    class_ids = class_ids_of(class_names)
     records = []
-    for image_id in ids:
-        xml, jpeg = (
-            root / "Annotations" / f"{image_id}.xml",
-            root / "JPEGImages" / f"{image_id}.jpg",
-        )
-        for path in (xml, jpeg):
-            if not path.is_file():
-                raise FileNotFoundError(f"image {image_id!r} of split {split!r} has no {path}")
-        height, width, objects = read_voc_xml(xml)
-        annotations = []
-        for obj in objects:
-            if obj.name not in class_ids:
-                raise ValueError(f"{xml}: {_unknown_class(obj.name, class_names)}")
-            x0, y0, x1, y1 = obj.box
-            annotations.append(
-                {
-                    "category_id": class_ids[obj.name],
-                    "bbox": [x0 - 1, y0 - 1, x1, y1],
-                    "bbox_mode": BoxMode.XYXY_ABS,
-                }
-            )
+    annotations = read_voc_annotations(root, split, class_names)
+    for image_id, annotation in annotations.items():
+        if annotation.size is None:
+            raise ValueError(f"{annotation.path}: there is no <size> with width and height")
+        width, height = annotation.size
+        instances = [
+            {
+                "category_id": class_ids[obj.name],
+                # 1-based inclusive pixels become the 0-based edges around them.
+                "bbox": [obj.box[0] - 1.0, obj.box[1] - 1.0, obj.box[2], obj.box[3]],
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "difficult": int(obj.difficult),
+            }
+            for obj in annotation.objects
+        ]
         records.append(
             {
-                "file_name": str(jpeg),
+                "file_name": _image_file(root, image_id, require_images),
                 "image_id": image_id,
                 "height": height,
                 "width": width,
-                "annotations": annotations,
+                "annotations": instances,
             }
         )
     return records
@@ -172,27 +84,60 @@ def register_voc_dataset(
     name: str,
     root: str | os.PathLike,
     split: str,
-    class_names: Sequence[str] = CLASS_NAMES,
+    class_names: Sequence[str] = pascal_voc.CLASS_NAMES,
     year: int = 2012,
 ) -> None:
-    """Register a VOC-style set with detectron2; its files are read when it is first used.
+    """Register a VOC style set of your own with detectron2; it is read when first used.
 
     Args:
         name: for ``DATASETS.TRAIN`` and ``DATASETS.TEST``
-        root: devkit folder
-        split: name of a file in ``ImageSets/Main``
-        class_names: in the order of the class ids
-        year: of the evaluation's default metric; 2007 is VOC's 11-point AP, any other the area
+        root: holds Annotations/, ImageSets/Main/ and JPEGImages/
+        split: an image set
+        class_names: K names in the order of the class ids
+        year: 2007 selects VOC07's 11-point AP as the default metric, any other the area
 
     Raises:
-        ValueError: the name is taken, or a class comes twice
+        ValueError: the name is taken by another set, or the class names repeat
+
+    Example:
+        >>> register_voc_dataset("my_train", "datasets/mine", "train", ["cat", "dog"])
+        >>> MetadataCatalog.get("my_train").thing_classes
+        ['cat', 'dog']
     """
+    class_ids_of(class_names)
+    metadata = {"dirname": os.fspath(root), "split": split, "thing_classes": list(class_names)}
     if name in DatasetCatalog:
-        raise ValueError(f"a data set named {name!r} is registered already")
-    if len(set(class_names)) < len(class_names):
-        raise ValueError(f"data set {name!r}: a class name comes twice in {list(class_names)}")
+        if _voc_metadata(name) != metadata or MetadataCatalog.get(name).year != year:
+            raise ValueError(f"data set name {name!r} is taken by another set; choose another")
+        return
     DatasetCatalog.register(name, lambda: load_voc_dataset(root, split, class_names))
     set_voc_metadata(MetadataCatalog.get(name), root, split, class_names, year)
+
+
+def register_voc_datasets(entries: Iterable[Mapping[str, Any]]) -> None:
+    """Register the sets of ``DATASETS.CUSTOM_VOC``.
+
+    Args:
+        entries: ``{"NAME", "ROOT", "SPLIT", "CLASSES"}`` each; CLASSES is a list of names, or left
+            out for VOC's twenty
+
+    Raises:
+        ValueError: an entry is wrong, or its name is taken by another set
+    """
+    for i, entry in enumerate(entries):
+        key = f"DATASETS.CUSTOM_VOC[{i}]"
+        if not isinstance(entry, Mapping) or not {*_ENTRY_KEYS[:3]} <= {*entry} <= {*_ENTRY_KEYS}:
+            raise ValueError(f"{key} needs the keys {', '.join(_ENTRY_KEYS)}; got {entry!r}")
+        for field in _ENTRY_KEYS[:3]:
+            if not isinstance(entry[field], str) or not entry[field]:
+                raise ValueError(f"{key}.{field} must be a string; got {entry[field]!r}")
+        classes = entry.get("CLASSES", pascal_voc.CLASS_NAMES)
+        if not isinstance(classes, (list, tuple)) or not all(isinstance(c, str) for c in classes):
+            raise ValueError(f"{key}.CLASSES must be a list of names; got {classes!r}")
+        try:
+            register_voc_dataset(entry["NAME"], entry["ROOT"], entry["SPLIT"], classes)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
 
 
 def set_voc_metadata(
@@ -202,103 +147,76 @@ def set_voc_metadata(
     class_names: Sequence[str],
     year: int = 2012,
 ) -> None:
-    """Set what detectron2 and :class:`~sl_detectron.VOCEvaluator` want to know of a VOC set."""
+    """Set what evaluators and visualisers of a VOC style set read from its metadata.
+
+    Args:
+        metadata: of a registered set
+        root: of the VOC style set
+        split: an image set
+        class_names: K names in the order of the class ids
+        year: 2007 selects the 11-point metric
+    """
     metadata.set(
         thing_classes=list(class_names),
-        dirname=str(root),
+        dirname=os.fspath(root),
         split=split,
         year=year,
         evaluator_type="pascal_voc",
     )
 
 
-def register_voc_datasets(entries: Iterable[Mapping[str, Any]]) -> None:
-    """Register the sets of ``DATASETS.CUSTOM_VOC``; one that is registered already is left alone.
+def load_dataset(name: str) -> list[dict[str, Any]]:
+    """Load a registered set; those that detectron2 itself reads as VOC with our checks.
 
     Args:
-        entries: mappings with NAME, ROOT, SPLIT and CLASSES
-
-    Raises:
-        ValueError: an entry lacks a key or has an unknown one, or its name is of another set
-    """
-    for entry in entries:
-        if set(entry) != ENTRY_KEYS:
-            raise ValueError(
-                f"DATASETS.CUSTOM_VOC: an entry has the keys {sorted(ENTRY_KEYS)}; got {entry!r}"
-            )
-        name, root, split, classes = (entry[k] for k in ("NAME", "ROOT", "SPLIT", "CLASSES"))
-        if name in DatasetCatalog:
-            metadata = MetadataCatalog.get(name).as_dict()
-            registered = [metadata.get(k) for k in ("dirname", "split", "thing_classes")]
-            if registered != [str(root), split, list(classes)]:
-                raise ValueError(
-                    f"DATASETS.CUSTOM_VOC: the name {name!r} is of another data set; choose another"
-                )
-            continue
-        register_voc_dataset(name, root, split, classes)
-
-
-def load_dataset(name: str) -> Any:
-    """``DatasetCatalog.get``, but VOC sets that detectron2 registered go through our reader.
-
-    detectron2's own stops at a one-image split and does not name the file that it cannot use.
-
-    Args:
-        name: a registered data set
+        name: in detectron2's ``DatasetCatalog``
 
     Returns:
-        dataset dicts, or whatever else the set was registered with
+        dataset dicts
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_voc_dataset`
+        ValueError: the name is not registered
     """
-    if getattr(DatasetCatalog[name], "__module__", None) != pascal_voc.__name__:
-        return DatasetCatalog.get(name)
-    metadata = MetadataCatalog.get(name)
-    return load_voc_dataset(metadata.dirname, metadata.split, metadata.thing_classes)
+    if name not in DatasetCatalog:
+        near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "see DATASETS.CUSTOM_VOC for your own sets"
+        raise ValueError(f"data set {name!r} is not registered; {hint}")
+    # detectron2's own loader stops at one-image splits and names no file in its errors.
+    if getattr(DatasetCatalog[name], "__module__", None) == pascal_voc.__name__:
+        metadata = MetadataCatalog.get(name)
+        return load_voc_dataset(metadata.dirname, metadata.split, metadata.thing_classes)
+    return DatasetCatalog.get(name)
 
 
 def check_datasets(names: Iterable[str]) -> None:
-    """Read every file list and annotation of VOC sets before a training starts.
+    """Read every VOC style set once, so that a flaw stops a run before it starts.
 
     Args:
-        names: registered data sets; those that are not VOC sets are only looked up
+        names: of data sets; those in other formats need only be registered
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`load_voc_dataset`; also an unknown name
+        FileNotFoundError, ValueError: as :func:`load_dataset`
     """
     for name in dict.fromkeys(names):
-        if name not in DatasetCatalog:
-            near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"data set {name!r} is not registered{hint}")
-        if {"dirname", "split"} <= MetadataCatalog.get(name).as_dict().keys():
+        if name not in DatasetCatalog or _voc_metadata(name):
             load_dataset(name)
 
 
-def _parse(path: str | os.PathLike) -> ET.Element:
-    text = Path(path).read_bytes()
-    # Annotations need no document type; entities in one can blow up or read other files.
-    if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
-        raise ValueError(f"{path}: a document type or entity is not allowed in an annotation")
-    try:
-        return ET.fromstring(text)
-    except ET.ParseError as error:
-        line, column = error.position
-        raise ValueError(
-            f"{path}: malformed XML at line {line}, column {column}: {error}"
-        ) from None
+def _voc_metadata(name: str) -> dict[str, Any]:
+    """Root, split and classes of a VOC style set; empty for a set in another format."""
+    metadata = MetadataCatalog.get(name)
+    keys = ("dirname", "split", "thing_classes")
+    if not all(hasattr(metadata, key) for key in keys):
+        return {}
+    return {key: getattr(metadata, key) for key in keys}
 
 
-def _number(element: ET.Element, key: str, path: str | os.PathLike, where: str) -> float:
-    text = element.findtext(key)
-    try:
-        value = float(text or "")
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{path}: {where} needs a number in <{key}>; got {text!r}")
-    return value
-
-
-def _unknown_class(name: str, class_names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, class_names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"class {name!r} is not in the class list {list(class_names)}{hint}"
+def _image_file(root: str, image_id: str, required: bool) -> str:
+    stem = os.path.join(root, "JPEGImages", image_id)
+    for suffix in _IMAGE_SUFFIXES if required else ():
+        if os.path.isfile(stem + suffix):
+            return stem + suffix
+    if required:
+        raise FileNotFoundError(f"image {image_id!r} has an annotation but no {stem}.jpg")
+    return stem + _IMAGE_SUFFIXES[0]

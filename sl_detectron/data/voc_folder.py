@@ -1,0 +1,216 @@
+"""The annotations and image sets of a Pascal VOC folder, for training and evaluation alike."""
+
+import difflib
+import math
+import os
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+__all__ = [
+    "VOCAnnotation",
+    "VOCObject",
+    "class_ids_of",
+    "parse_voc_xml",
+    "read_image_set",
+    "read_voc_annotations",
+]
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+class VOCObject(NamedTuple):
+    """One object of a VOC annotation.
+
+    Args:
+        name: class name
+        box: (xmin, ymin, xmax, ymax), in pixels as in the file: 1-based and inclusive
+        difficult: neither missing nor finding it counts in AP
+    """
+
+    name: str
+    box: tuple[float, float, float, float]
+    difficult: bool
+
+
+class VOCAnnotation(NamedTuple):
+    """What one annotation file holds.
+
+    Args:
+        path: of the file
+        size: (width, height) of the image, in pixels; None if the file does not say
+        objects: in the order of the file
+    """
+
+    path: str
+    size: tuple[int, int] | None
+    objects: list[VOCObject]
+
+
+def parse_voc_xml(path: str | os.PathLike) -> VOCAnnotation:
+    """Read a VOC annotation; pose, truncated and difficult may be absent, coordinates fractional.
+
+    Args:
+        path: of the XML file
+
+    Returns:
+        its objects and the size of the image
+
+    Raises:
+        FileNotFoundError: there is no such file
+        ValueError: the file is not XML, or an object lacks a name or a box with
+            xmin < xmax and ymin < ymax
+    """
+    path = os.fspath(path)
+    with open(path, "rb") as file:
+        data = file.read()
+    # Nested entities expand to gigabytes and external ones read other files; an annotation needs
+    # neither. In UTF-16, seen by its zero bytes, the declaration would not be found.
+    if b"<!ENTITY" in data or b"\0" in data:
+        raise ValueError(f"{path}: entity declarations and UTF-16 are not accepted; save as UTF-8")
+    try:
+        root = ET.XML(data)
+    except (ET.ParseError, LookupError, ValueError) as error:
+        line, column = getattr(error, "position", (1, 0))
+        raise ValueError(f"{path}, line {line}, column {column}: not XML: {error}") from error
+    objects = [_parse_object(obj, path, i) for i, obj in enumerate(root.findall("object"))]
+    return VOCAnnotation(path, _parse_size(root, path), objects)
+
+
+def read_voc_annotations(
+    root: str | os.PathLike, split: str, class_names: Sequence[str]
+) -> dict[str, VOCAnnotation]:
+    """Read the annotations of a split from disk, without any cache.
+
+    Args:
+        root: holds Annotations/ and ImageSets/Main/
+        split: an image set
+        class_names: K names; an object of another class is an error
+
+    Returns:
+        {image id: annotation} in the order of the image set
+
+    Raises:
+        FileNotFoundError: a folder, the image set or an annotation is missing
+        ValueError: the image set or an annotation is wrong
+    """
+    folder = os.path.join(root, "Annotations")
+    class_ids = class_ids_of(class_names)
+    annotations = {}
+    for image_id in read_image_set(root, split):
+        try:
+            annotation = parse_voc_xml(os.path.join(folder, f"{image_id}.xml"))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"image {image_id!r} of image set {split!r} has no annotation {error.filename}"
+            ) from None
+        for obj in annotation.objects:
+            if obj.name not in class_ids:
+                raise ValueError(f"{annotation.path}: {_unknown_class(obj.name, class_names)}")
+        annotations[image_id] = annotation
+    return annotations
+
+
+def read_image_set(root: str | os.PathLike, split: str) -> list[str]:
+    """Read the image ids of ``ImageSets/Main/<split>.txt``, one per line.
+
+    Args:
+        root: of the VOC style set
+        split: name of the image set
+
+    Returns:
+        at least one id
+
+    Raises:
+        FileNotFoundError: the folder or the image set is missing
+        ValueError: the set is empty, repeats an id or names one outside the folder
+    """
+    if not os.path.isdir(root):
+        raise FileNotFoundError(
+            f"there is no VOC folder {os.fspath(root)}; for detectron2's own sets, set the "
+            "environment variable DETECTRON2_DATASETS to the folder that holds VOC2007 and VOC2012"
+        )
+    path = Path(root, "ImageSets", "Main", f"{split}.txt")
+    if not path.is_file():
+        have = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem))
+        raise FileNotFoundError(f"there is no image set {path}; the folder has: {have or 'none'}")
+    # Windows editors put a byte order mark before the first id.
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from None
+    ids = [line.strip() for line in lines if line.strip()]
+    if not ids:
+        raise ValueError(f"{path} holds no image id")
+    if len(set(ids)) < len(ids):
+        image_id, count = Counter(ids).most_common(1)[0]
+        raise ValueError(f"{path} names image {image_id!r} {count} times")
+    for image_id in ids:
+        if os.path.isabs(image_id) or ".." in PurePath(image_id).parts:
+            raise ValueError(f"{path}: image id {image_id!r} leads out of the set's folder")
+    return ids
+
+
+def class_ids_of(class_names: Sequence[str]) -> dict[str, int]:
+    """Return {name: id}; names must differ.
+
+    Args:
+        class_names: K names in the order of the class ids
+
+    Raises:
+        ValueError: there is no name, or one repeats
+    """
+    class_ids = {name: i for i, name in enumerate(class_names)}
+    if isinstance(class_names, str) or not class_ids or len(class_ids) < len(class_names):
+        raise ValueError(f"class names must be a list of different names; got {class_names!r}")
+    return class_ids
+
+
+def _parse_object(obj: ET.Element, path: str, index: int) -> VOCObject:
+    name = (obj.findtext("name") or "").strip()
+    if not name:
+        raise ValueError(f"{path}: object {index} has no <name>")
+    corners = obj.find("bndbox")
+    if corners is None:
+        raise ValueError(f"{path}: object {index} ({name}) has no <bndbox>")
+    texts = [corners.findtext(key) for key in _CORNERS]
+    difficult = obj.findtext("difficult") or "0"
+    try:
+        xmin, ymin, xmax, ymax = (float(text or "") for text in texts)
+        is_difficult = int(difficult) != 0
+    except ValueError:
+        given = ", ".join(
+            f"{k}={t!r}" for k, t in zip((*_CORNERS, "difficult"), (*texts, difficult))
+        )
+        raise ValueError(f"{path}: object {index} ({name}) needs numbers; got {given}") from None
+    if not (-math.inf < xmin < xmax < math.inf and -math.inf < ymin < ymax < math.inf):
+        raise ValueError(
+            f"{path}: object {index} ({name}) needs xmin < xmax and ymin < ymax; got "
+            f"xmin={xmin:g}, ymin={ymin:g}, xmax={xmax:g}, ymax={ymax:g}"
+        )
+    return VOCObject(name, (xmin, ymin, xmax, ymax), is_difficult)
+
+
+def _parse_size(root: ET.Element, path: str) -> tuple[int, int] | None:
+    size = root.find("size")
+    if size is None:
+        return None
+    texts = size.findtext("width"), size.findtext("height")
+    try:
+        width, height = (int(float(text or "")) for text in texts)
+    except (ValueError, OverflowError):
+        width = height = 0
+    if width < 1 or height < 1:
+        raise ValueError(
+            f"{path}: <size> needs a width and a height of at least 1 pixel; "
+            f"got {texts[0]!r} and {texts[1]!r}"
+        )
+    return width, height
+
+
+def _unknown_class(name: str, class_names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, class_names, n=3, cutoff=0.5)
+    hint = f"nearest are {', '.join(near)}" if near else f"the list is {', '.join(class_names)}"
+    return f"class {name!r} is not in the class list; {hint}"
