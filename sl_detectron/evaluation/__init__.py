@@ -1,0 +1,28 @@
+"""Pascal VOC AP: exact, fast and for any class list."""
+
+from .build import build_evaluator
+from .pascal_voc_evaluation import VOCEvaluator
+from .voc_ap import (
+    IOU_THRESHOLDS,
+    ClassResult,
+    Detections,
+    GroundTruth,
+    average_precision,
+    evaluate_detections,
+)
+from .voc_files import load_detections, load_ground_truth
+from .voc_result import VOCResult
+
+__all__ = [
+    "VOCEvaluator",
+    "build_evaluator",
+    "average_precision",
+    "evaluate_detections",
+    "load_detections",
+    "load_ground_truth",
+    "ClassResult",
+    "Detections",
+    "GroundTruth",
+    "VOCResult",
+    "IOU_THRESHOLDS",
+]

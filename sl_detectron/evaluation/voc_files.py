@@ -1,0 +1,193 @@
+"""Ground truth and detections from the files of a VOC devkit, or from COCO's results format."""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.voc_folder import class_ids_of, read_voc_annotations
+from .voc_ap import Array, Detections, GroundTruth
+
+__all__ = ["load_detections", "load_ground_truth", "to_voc_pixels"]
+
+logger = logging.getLogger(__name__)
+
+
+def load_ground_truth(
+    root: str | os.PathLike, split: str, class_names: Sequence[str]
+) -> tuple[list[str], GroundTruth]:
+    """Read the annotated boxes of a split, from disk on every call.
+
+    Args:
+        root: holds Annotations/ and ImageSets/Main/
+        split: an image set
+        class_names: C names
+
+    Returns:
+        image ids in the order of the image set, and the boxes with indices into them
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing or wrong
+    """
+    class_ids = class_ids_of(class_names)
+    annotations = read_voc_annotations(root, split, class_names)
+    objects = [(i, obj) for i, a in enumerate(annotations.values()) for obj in a.objects]
+    ground_truth = GroundTruth(
+        images=np.array([i for i, _ in objects], dtype=np.int64),
+        classes=np.array([class_ids[obj.name] for _, obj in objects], dtype=np.int64),
+        boxes=np.array([obj.box for _, obj in objects], dtype=np.float64).reshape(-1, 4),
+        difficult=np.array([obj.difficult for _, obj in objects], dtype=bool),
+    )
+    return list(annotations), ground_truth
+
+
+def to_voc_pixels(scores: Array, boxes: Array, rounding: bool) -> tuple[Array, Array]:
+    """Turn detectron2's boxes into VOC's, exactly or as its text files would hold them.
+
+    Args:
+        scores: (N,) float
+        boxes: (N, 4) XYXY in pixels, 0-based
+        rounding: whether scores keep 3 decimals and coordinates 1
+
+    Returns:
+        (N,) float64 and (N, 4) float64, 1-based inclusive pixels
+    """
+    # detectron2 adds 1 in float32, which is coarser than the text's one decimal on huge images.
+    boxes = boxes.astype(np.float32 if rounding else np.float64)
+    boxes[:, :2] += 1
+    scores, boxes = scores.astype(np.float64), boxes.astype(np.float64)
+    if rounding:
+        # A float32 times 1000 is exact in float64, so ties fall to even as in "%.3f".
+        scores, boxes = np.rint(scores * 1000) / 1000, np.rint(boxes * 10) / 10
+    return scores, boxes
+
+
+def load_detections(
+    path: str | os.PathLike,
+    split: str,
+    image_ids: Sequence[str],
+    class_names: Sequence[str],
+    rounding: bool = False,
+) -> Detections:
+    """Read detections from comp4 text files or from a json file of COCO's results format.
+
+    Args:
+        path: a folder with ``comp4_det_<split>_<class>.txt``, or a json file with a list of
+            ``{"image_id", "category_id", "bbox": [x, y, width, height], "score"}``, where
+            category_id is the index of the class, 0-based, and the box is 0-based
+        split: the image set in the files' names
+        image_ids: of the image set
+        class_names: C names
+        rounding: round what json holds as the text files would
+
+    Returns:
+        the detections in the order of the files
+
+    Raises:
+        FileNotFoundError: there is no such file
+        ValueError: a line or an entry is wrong, or names another image or class
+    """
+    path = Path(path)
+    index = {image_id: i for i, image_id in enumerate(image_ids)}
+    if path.is_dir():
+        return _load_folder(path, split, index, class_names)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no folder or json file of detections {path}")
+    images, classes, scores, boxes = _load_json(path, index, len(class_names))
+    boxes[:, 2:] += boxes[:, :2]
+    scores, boxes = to_voc_pixels(scores, boxes, rounding)
+    return Detections(images, classes, scores, boxes)
+
+
+def _load_folder(
+    folder: Path, split: str, index: Mapping[str, int], class_names: Sequence[str]
+) -> Detections:
+    files = [folder / f"comp4_det_{split}_{name}.txt" for name in class_names]
+    missing = [file.name for file in files if not file.is_file()]
+    if len(missing) == len(files):
+        have = ", ".join(sorted(p.name for p in folder.glob("*.txt"))[:5]) or "no text file"
+        raise FileNotFoundError(f"{folder} holds no {files[0].name} or the like; it has {have}")
+    if missing:
+        logger.warning("No detections are counted for: %s", ", ".join(missing))
+    images: list[int] = []
+    values: list[list[float]] = []
+    counts = []
+    for file in files:
+        rows = list(_read_lines(file, index)) if file.is_file() else []
+        counts.append(len(rows))
+        images += [image for image, _ in rows]
+        values += [row for _, row in rows]
+    table = np.array(values, dtype=np.float64).reshape(-1, 5)
+    classes = np.repeat(np.arange(len(files)), counts)
+    return Detections(np.array(images, dtype=np.int64), classes, table[:, 0], table[:, 1:])
+
+
+def _read_lines(file: Path, index: Mapping[str, int]) -> Iterator[tuple[int, list[float]]]:
+    """Yield (image index, [score, xmin, ymin, xmax, ymax]) of every line."""
+    for number, line in enumerate(file.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        # Split from the right: an image id may hold spaces.
+        image_id, *numbers = line.rsplit(maxsplit=5)
+        try:
+            row = [float(x) for x in numbers]
+        except ValueError:
+            row = []
+        # A sum is finite only if its terms are; asking numpy about each line takes longer.
+        if len(row) != 5 or not math.isfinite(sum(row)):
+            raise ValueError(
+                f"{file}, line {number}: needs 'image_id score xmin ymin xmax ymax'; got {line!r}"
+            )
+        image = index.get(image_id.strip())
+        if image is None:
+            raise ValueError(f"{file}, line {number}: image {image_id!r} is not in the image set")
+        yield image, row
+
+
+def _load_json(
+    path: Path, index: Mapping[str, int], num_classes: int
+) -> tuple[Array, Array, Array, Array]:
+    """Return (N,) images, (N,) classes, (N,) scores and (N, 4) XYWH boxes, 0-based."""
+    try:
+        entries = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not json: {error}") from error
+    if not isinstance(entries, list):
+        raise ValueError(f"{path} must hold a list of detections; got a {type(entries).__name__}")
+    # Converters of VOC to COCO turn "000012" into 12 and "2008_000012" into 2008000012.
+    numbers = {int(i.replace("_", "")): k for i, k in index.items() if i.replace("_", "").isdigit()}
+    images = np.empty(len(entries), dtype=np.int64)
+    classes = np.empty(len(entries), dtype=np.int64)
+    values = np.empty((len(entries), 5))
+    for i, entry in enumerate(entries):
+        images[i], classes[i], values[i] = _parse_entry(entry, f"{path}[{i}]", index, numbers)
+    for i in np.flatnonzero((classes < 0) | (classes >= num_classes))[:1]:
+        raise ValueError(f"{path}[{i}]: category_id {classes[i]} is not in 0..{num_classes - 1}")
+    for i in np.flatnonzero(~np.isfinite(values).all(axis=1))[:1]:
+        raise ValueError(f"{path}[{i}]: score and bbox must be finite; got {entries[i]}")
+    return images, classes, values[:, 0], values[:, 1:]
+
+
+def _parse_entry(
+    entry: Any, where: str, index: Mapping[str, int], numbers: Mapping[int, int]
+) -> tuple[int, int, list[float]]:
+    try:
+        image_id, class_id = entry["image_id"], entry["category_id"]
+        x, y, width, height = entry["bbox"]
+        row = [float(v) for v in (entry["score"], x, y, width, height)]
+        image = index.get(image_id, numbers.get(image_id))
+        if image is not None and isinstance(class_id, int):
+            return image, class_id, row
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"{where}: needs image_id, category_id, bbox [x, y, width, height] and score; "
+            f"got {entry!r}"
+        ) from None
+    if image is None:
+        raise ValueError(f"{where}: image {image_id!r} is not in the image set")
+    raise ValueError(f"{where}: category_id must be an integer; got {class_id!r}")
