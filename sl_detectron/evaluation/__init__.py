@@ -11,11 +11,14 @@ from .voc_ap import (
     evaluate_detections,
 )
 from .voc_files import load_detections, load_ground_truth
+from .voc_report import evaluate_files, write_report
 from .voc_result import VOCResult
 
 __all__ = [
     "VOCEvaluator",
     "build_evaluator",
+    "evaluate_files",
+    "write_report",
     "average_precision",
     "evaluate_detections",
     "load_detections",

@@ -1,0 +1,142 @@
+"""Score files of detections in one call, and write what came out as json and pictures."""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES
+
+from .voc_ap import IOU_THRESHOLDS, evaluate_detections
+from .voc_files import load_detections, load_ground_truth
+from .voc_result import VOCResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["evaluate_files", "write_report"]
+
+# More names than this would not leave room for the curves.
+_MAX_LEGEND = 40
+
+
+def evaluate_files(
+    voc_root: str | os.PathLike,
+    split: str,
+    detections: str | os.PathLike,
+    metric: str,
+    *,
+    class_names: Sequence[str] = CLASS_NAMES,
+    rounding: bool = False,
+    absent_classes: str = "skip",
+) -> VOCResult:
+    """Score detections in files against a VOC devkit folder; images are not needed.
+
+    Args:
+        voc_root: holds Annotations/ and ImageSets/Main/
+        split: an image set, e.g. "test"
+        detections: a folder of ``comp4_det_<split>_<class>.txt`` or a json file in COCO's results
+            format, see :func:`load_detections`
+        metric: "07" or "area"
+        class_names: C names; in json, category_id is the index into them
+        rounding: round what json holds to 3 decimals of score and 1 of coordinates, as
+            detectron2's evaluator does
+        absent_classes: "skip" or "zero", see :class:`VOCEvaluator`
+
+    Returns:
+        the result of every class at every threshold
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing or wrong
+    """
+    image_ids, ground_truth = load_ground_truth(voc_root, split, class_names)
+    found = load_detections(detections, split, image_ids, class_names, rounding)
+    classes = evaluate_detections(found, ground_truth, len(class_names), metric)
+    return VOCResult(class_names, IOU_THRESHOLDS, metric, classes, absent_classes)
+
+
+def write_report(result: VOCResult, output: str | os.PathLike, pictures: bool = True) -> list[Path]:
+    """Write ``output`` (json, percent) and beside it the pictures, all of them or none.
+
+    Args:
+        result: of an evaluation
+        output: path of the json file; its folder is made
+        pictures: also write ``<stem>_precision_recall.png`` and ``<stem>_ap_by_iou.png``
+
+    Returns:
+        the paths that were written
+
+    Raises:
+        ImportError: matplotlib is not installed
+    """
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, so that the last step is a rename within one file system.
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
+        files = {output: Path(scratch, "report.json")}
+        files[output].write_text(json.dumps(result.to_dict(), indent=1) + "\n")
+        for kind, plot in (("precision_recall", _plot_curves), ("ap_by_iou", _plot_ap_by_iou)):
+            if pictures:
+                path = output.with_name(f"{output.stem}_{kind}.png")
+                files[path] = Path(scratch, path.name)
+                plot(result).savefig(files[path], dpi=120)
+        for path, written in files.items():
+            os.replace(written, path)
+    return list(files)
+
+
+def _plot_curves(result: VOCResult) -> "Figure":
+    """Draw precision over recall of every class at the first threshold."""
+    figure, axes = _new_figure(result)
+    for name, scored in zip(result.class_names, result.classes):
+        if scored.num_objects:
+            axes.plot(scored.recall, scored.precision, linewidth=1, label=name)
+    axes.set_xlabel("recall")
+    axes.set_ylabel("precision")
+    axes.set_title(f"overlap more than {result.thresholds[0]:g}")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    _add_legend(figure, axes)
+    return figure
+
+
+def _plot_ap_by_iou(result: VOCResult) -> "Figure":
+    """Draw AP over the overlap threshold of every class, and the mean."""
+    figure, axes = _new_figure(result)
+    for name, scored in zip(result.class_names, result.classes):
+        if scored.num_objects:
+            axes.plot(result.thresholds, scored.ap * 100, linewidth=1, label=name)
+    means = list(result.mean_ap().values())
+    axes.plot(result.thresholds, means, color="black", linewidth=3, label="mean")
+    axes.set_xlabel("overlap threshold")
+    axes.set_ylabel(f"AP (%), {result.metric} metric")
+    axes.set_ylim(0, 100)
+    _add_legend(figure, axes)
+    return figure
+
+
+def _new_figure(result: VOCResult) -> "tuple[Figure, Axes]":
+    # matplotlib takes a second to import and only pictures need it; Figure, unlike pyplot, leaves
+    # the user's backend alone.
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.add_subplot()
+    num_present = len(result.class_names) - len(result.absent)
+    colors = colormaps["turbo"](np.linspace(0, 1, max(num_present, 1)))
+    axes.set_prop_cycle(color=list(colors))
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _add_legend(figure: "Figure", axes: "Axes") -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if not 0 < len(handles) <= _MAX_LEGEND:
+        return
+    legend = figure.legend(handles, labels, loc="outside right upper", fontsize="small")
+    for text in legend.get_texts():
+        text.set_parse_math(False)

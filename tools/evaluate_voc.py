@@ -1,0 +1,85 @@
+#!/usr/bin/env python3
+"""Score detections in files against a Pascal VOC devkit: AP, AP50, AP75 and each class.
+
+Examples:
+  The devkit's own text files, comp4_det_test_<class>.txt:
+    tools/evaluate_voc.py --voc-root VOC2007 --split test --detections results --metric 07 \\
+        --output out.json
+  A json file in COCO's results format, and a class list of your own:
+    tools/evaluate_voc.py --voc-root mine --split val --detections coco_instances_results.json \\
+        --classes cat,dog --metric area --output out.json
+  Beside out.json: out_precision_recall.png and out_ap_by_iou.png.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES
+
+from sl_detectron.evaluation import evaluate_files, write_report
+from sl_detectron.evaluation.voc_ap import METRICS
+from sl_detectron.evaluation.voc_result import ABSENT_CLASSES
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        result = evaluate_files(
+            args.voc_root,
+            args.split,
+            args.detections,
+            args.metric,
+            class_names=args.classes.split(",") if args.classes else CLASS_NAMES,
+            rounding=args.rounding,
+            absent_classes=args.absent_classes,
+        )
+        print(result.table())
+        if args.output:
+            written = write_report(result, args.output, pictures=not args.no_pictures)
+            print("written:", *written)
+    except (ValueError, OSError, ImportError) as error:
+        if args.debug:
+            raise
+        print(f"evaluate_voc.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    assert __doc__
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n", 1)[0],
+        epilog=__doc__.split("\n", 2)[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--voc-root", required=True, help="folder with Annotations and ImageSets, e.g. VOC2007"
+    )
+    parser.add_argument("--split", default="test", help="image set; default test")
+    parser.add_argument(
+        "--detections", required=True, help="folder of comp4_det_SPLIT_CLASS.txt, or a json file"
+    )
+    parser.add_argument(
+        "--metric", required=True, choices=METRICS, help="07: VOC 2007's 11 points; area: later"
+    )
+    parser.add_argument("--output", help="json file to write; pictures go beside it")
+    parser.add_argument("--no-pictures", action="store_true", help="write json only")
+    parser.add_argument("--classes", help="a,b,c: class list; default VOC's 20")
+    parser.add_argument(
+        "--rounding",
+        action="store_true",
+        help="round json scores and boxes as detectron2's VOC evaluator does",
+    )
+    parser.add_argument(
+        "--absent-classes",
+        default="skip",
+        choices=ABSENT_CLASSES,
+        help="classes without ground truth: leave out of the mean (default), or count as 0",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
