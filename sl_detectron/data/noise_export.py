@@ -69,7 +69,7 @@ def export_noisy_voc(
     """
     root, out = Path(root).resolve(), Path(out)
     refuse_to_overwrite(out)
-    records = load_voc_dataset(str(root), split, class_names)
+    records = load_voc_dataset(root, split, class_names, require_images=False)
     _, changes = inject(records, noises, len(class_names), dataset_name)
     statistics = noise_statistics(records, changes, len(class_names))
     by_image = _by_image(changes)
@@ -83,7 +83,7 @@ def export_noisy_voc(
         image_ids = [name.removesuffix(".xml") for name in names]
         written = run(write, names, [by_image.get(image_id, []) for image_id in image_ids])
         bar = tqdm(written, total=len(names), unit="file", disable=not progress)
-        edits = dict(zip(image_ids, bar))
+        edits = {image_id: groups for groups, image_id in zip(bar, image_ids)}
         ordered = (group for image_id in sorted(by_image) for group in edits[image_id])
         _write_manifest(partial, changes, ordered, class_names, dataset_name)
         _describe(partial, dataset_name, noises, class_names)

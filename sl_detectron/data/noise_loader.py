@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
+from detectron2.data import MetadataCatalog, build_detection_train_loader
 from detectron2.data.build import (
     filter_images_with_few_keypoints,
     filter_images_with_only_crowd_annotations,
@@ -87,8 +87,6 @@ def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:
 
 
 def _load(name: str) -> list[Record]:
-    if name not in DatasetCatalog:
-        raise ValueError(f"data set {name!r} is not registered; known are {DatasetCatalog.list()}")
     records = load_dataset(name)
     if not isinstance(records, list):
         raise ValueError(

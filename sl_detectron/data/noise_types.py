@@ -255,8 +255,7 @@ def make_spurious(sibling: Annotation, category_id: int, bbox: Sequence[float]) 
         "bbox": list(bbox),
         "bbox_mode": sibling["bbox_mode"],
     }
-    if "iscrowd" in sibling:
-        added["iscrowd"] = 0
+    added |= {key: 0 for key in ("iscrowd", "difficult") if key in sibling}
     if "segmentation" in sibling:
         x1, y1, x2, y2 = _xyxy(added)
         added["segmentation"] = [[x1, y1, x2, y1, x2, y2, x1, y2]]

@@ -1,0 +1,261 @@
+"""The command line: noisy copies on disk that are complete, reproducible and reversible."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES
+
+from sl_detectron.data import load_voc_dataset
+from sl_detectron.data.label_noise import SymmetricNoise, inject
+from sl_detectron.data.noise_export import restore_clean
+
+REPO = Path(__file__).resolve().parents[2]
+TOOL = REPO / "tools" / "inject_noise.py"
+NOISE = ["--rate", "0.4", "--box-jitter", "0.3", "--missing", "0.2", "--spurious", "0.2"]
+OBJECT = (
+    "  <object>\n    <name>{}</name>\n    <bndbox><xmin>{}</xmin><ymin>5</ymin>"
+    "<xmax>90</xmax><ymax>70</ymax></bndbox>\n  </object>\n"
+)
+
+
+def load_tool():
+    spec = importlib.util.spec_from_file_location("inject_noise", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+inject_noise = load_tool()
+
+
+def write_devkit(root, num_images=30):
+    for folder in ("Annotations", "ImageSets/Main", "JPEGImages", "SegmentationClass"):
+        (root / folder).mkdir(parents=True)
+    for i in range(num_images):
+        objects = "".join(OBJECT.format(CLASS_NAMES[(i + j) % 20], 3 + j) for j in range(i % 6))
+        size = "  <size><width>100</width><height>80</height></size>\n"
+        xml = f"<annotation>\n{size}{objects}</annotation>\n"
+        (root / "Annotations" / f"{i:03}.xml").write_text(xml)
+        (root / "JPEGImages" / f"{i:03}.jpg").write_bytes(b"image")
+    ids = [f"{i:03}" for i in range(num_images)]
+    half = num_images // 2
+    for split, part in (("trainval", ids[:half]), ("test", ids[half:])):
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(part) + "\n")
+    return root
+
+
+@pytest.fixture
+def devkit(tmp_path):
+    return write_devkit(tmp_path / "VOC2007")
+
+
+def files(root):
+    """Content of every file, also behind links."""
+    paths = (Path(f, name) for f, _, names in os.walk(root, followlinks=True) for name in names)
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+
+
+def run(*args):
+    return inject_noise.main([str(arg) for arg in args])
+
+
+def test_voc_copy_and_back(devkit, tmp_path, capsys):
+    out = tmp_path / "noisy" / "VOC2007"
+    clean = files(devkit)
+    assert run("--voc-root", devkit, "--output", out, *NOISE) == 0
+    printed = capsys.readouterr()
+    assert "noisy copy of voc_2007_trainval" in printed.out
+    assert "wrong labels are uniform: chi-square" in printed.out
+    assert "30/30" in printed.err
+    assert files(devkit) == clean
+
+    noisy = files(out)
+    assert (out / "JPEGImages").is_symlink()
+    assert (out / "SegmentationClass").is_symlink()
+    assert not (out / "Annotations").is_symlink()
+    assert (out / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    changed = {name for name, data in clean.items() if noisy[name] != data}
+    lines = noisy["manifest.jsonl"].splitlines()
+    images = {json.loads(line)["image_id"] for line in lines}
+    assert changed == {f"Annotations/{image_id}.xml" for image_id in images}
+    assert images <= {f"{i:03}" for i in range(15)}, "the test split must stay clean"
+
+    assert run("--restore", out, "--output", tmp_path / "restored") == 0
+    assert files(tmp_path / "restored") == clean
+    assert files(out) == noisy
+    assert run("--restore", out) == 0
+    assert files(out) == clean
+    assert sorted(path.name for path in out.parent.iterdir()) == ["VOC2007"]
+
+
+def test_copy_has_the_noise_of_training(devkit, tmp_path):
+    assert run("--voc-root", devkit, "--output", tmp_path / "out", "--rate", 0.5, "--seed", 4) == 0
+    records = load_voc_dataset(devkit, "trainval", CLASS_NAMES)
+    noisy, _ = inject(records, [SymmetricNoise(rate=0.5, seed=4)], 20, "voc_2007_trainval")
+    loaded = load_voc_dataset(tmp_path / "out", "trainval", CLASS_NAMES)
+    labels = lambda rs: [[a["category_id"] for a in r["annotations"]] for r in rs]  # noqa: E731
+    assert labels(loaded) == labels(noisy) != labels(records)
+
+
+def test_same_seed_same_bytes_for_any_workers_and_order(devkit, tmp_path):
+    outputs = []
+    for i, workers in enumerate((1, 2, 8)):
+        if i == 2:
+            split = devkit / "ImageSets" / "Main" / "trainval.txt"
+            split.write_text("\n".join(split.read_text().split()[::-1]) + "\n")
+        out = tmp_path / f"out{i}"
+        assert run("--voc-root", devkit, "--output", out, "--workers", workers, *NOISE) == 0
+        outputs.append({k: v for k, v in files(out).items() if k.split("/")[0] != "ImageSets"})
+        assert outputs[i]["manifest.jsonl"]
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert run("--voc-root", devkit, "--output", tmp_path / "other", "--seed", 1, *NOISE) == 0
+    assert files(tmp_path / "other")["manifest.jsonl"] != outputs[0]["manifest.jsonl"]
+
+
+def test_rate_zero_changes_nothing(devkit, tmp_path):
+    assert run("--voc-root", devkit, "--output", tmp_path / "out") == 0
+    noisy = files(tmp_path / "out")
+    assert noisy.pop("manifest.jsonl") == b""
+    assert {k: v for k, v in noisy.items() if k.startswith("Annotations")} == {
+        k: v for k, v in files(devkit).items() if k.startswith("Annotations")
+    }
+
+
+def test_coco_copy_and_back(tmp_path, capsys):
+    annotations = [
+        {"id": i, "image_id": i % 9, "category_id": 1 + i % 3, "bbox": [1.5, 2, 30 + i % 7, 20.25]}
+        for i in range(90)
+    ]
+    content = {
+        "images": [{"id": i, "height": 60, "width": 70, "file_name": f"{i}.jpg"} for i in range(9)],
+        "categories": [{"id": i + 1, "name": name} for i, name in enumerate("abc")],
+        "annotations": annotations,
+    }
+    clean = tmp_path / "train.json"
+    clean.write_text(json.dumps(content, indent=2))
+    before = clean.read_bytes()
+    out = tmp_path / "out"
+    assert run("--coco-json", clean, "--output", out, *NOISE) == 0
+    assert "noisy copy of train" in capsys.readouterr().out
+    assert (out / "train.json").read_bytes() != before == clean.read_bytes()
+    assert run("--restore", out) == 0
+    assert files(out) == {"train.json": before}
+
+
+@pytest.mark.parametrize("kind", ["folder", "empty folder", "file", "broken link"])
+def test_refuses_to_overwrite(devkit, tmp_path, capsys, kind):
+    out = tmp_path / "out"
+    if kind == "file":
+        out.write_text("mine")
+    elif kind == "broken link":
+        out.symlink_to(tmp_path / "nowhere")
+    else:
+        out.mkdir()
+        if kind == "folder":
+            (out / "mine.txt").write_text("mine")
+    assert run("--voc-root", devkit, "--output", out, *NOISE) == 2
+    assert f"{out} exists" in capsys.readouterr().err
+    if kind == "folder":
+        assert files(out) == {"mine.txt": b"mine"}
+
+
+def test_an_error_half_way_leaves_nothing(devkit, tmp_path, monkeypatch):
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sl_detectron.data.noise_export.plot_confusion", fail)
+    with pytest.raises(KeyboardInterrupt):
+        run("--voc-root", devkit, "--output", tmp_path / "out", *NOISE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["VOC2007"]
+
+
+@pytest.mark.parametrize("step", ["voc_edits", "_write_manifest", "plot_confusion"])
+def test_killed_half_way_leaves_nothing_that_looks_finished(devkit, tmp_path, step):
+    script = (
+        "import os, signal, runpy, sys\n"
+        "from sl_detectron.data import noise_export\n"
+        f"noise_export.{step} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    out = tmp_path / "noisy" / "VOC2007"
+    args = [TOOL, "--voc-root", devkit, "--output", out, *NOISE]
+    command = [sys.executable, "-c", script, *map(str, args)]
+    assert subprocess.run(command, cwd=REPO, capture_output=True).returncode == -9
+    assert not out.exists()
+    assert all(path.name.startswith(".VOC2007.partial-") for path in out.parent.iterdir())
+
+
+def test_a_copy_that_was_edited_is_not_restored(devkit, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("--voc-root", devkit, "--output", out, *NOISE) == 0
+    line = json.loads((out / "manifest.jsonl").read_text().splitlines()[0])
+    file = out / "Annotations" / f"{line['image_id']}.xml"
+    file.write_bytes(b" " + file.read_bytes())
+    before = files(out)
+    assert run("--restore", out) == 2
+    assert f"{file} changed since it was written" in capsys.readouterr().err
+    assert files(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["VOC2007", "out"]
+
+
+def test_a_manifest_cannot_lead_out_of_its_folder(devkit, tmp_path):
+    out = tmp_path / "out"
+    assert run("--voc-root", devkit, "--output", out, *NOISE) == 0
+    victim = tmp_path / "victim.xml"
+    victim.write_text("mine")
+    manifest = out / "manifest.jsonl"
+    line = {**json.loads(manifest.read_text().splitlines()[0]), "image_id": "../../victim"}
+    manifest.write_text(json.dumps({**line, "edits": [[0, "yours", "mine"]]}) + "\n")
+    with pytest.raises(ValueError, match="not written for the files here"):
+        restore_clean(out)
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--voc-root", "nowhere"], "nowhere"),
+        (["--voc-root", "VOC2007", "--split", "minival"], "minival"),
+        (["--voc-root", "VOC2007", "--rate", "1.5"], "RATE must be in [0, 1]; got 1.5"),
+        (
+            ["--voc-root", "VOC2007", "--classes", "a,b", "--rate", "0.1"],
+            "001.xml: class 'bicycle'",
+        ),
+        (["--voc-root", "VOC2007", "--workers", "0"], "workers must be at least 1"),
+        (["--coco-json", "nowhere.json"], "no COCO json at nowhere.json"),
+        (["--restore", "VOC2007"], "it is not a complete noisy copy"),
+    ],
+)
+def test_bad_input_is_named(devkit, monkeypatch, capsys, args, message):
+    monkeypatch.chdir(devkit.parent)
+    assert run(*args, "--output", "out") == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in devkit.parent.iterdir()) == ["VOC2007"]
+
+
+def test_every_real_annotation_file_comes_back(tmp_path):
+    """All XML files of VOC 2007."""
+    data = Path(os.environ.get("DETECTRON2_DATASETS", REPO.parent / "shared" / "data"))
+    archive = data / "voc07_reference.tar.gz"
+    if not archive.is_file():
+        pytest.skip(f"no {archive.name} in {data}; set DETECTRON2_DATASETS to run this test")
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, [m for m in tar if "/Annotations/" in m.name], filter="data")
+    devkit, out = tmp_path / "voc07_reference" / "VOC2007", tmp_path / "out"
+    clean = files(devkit)
+    assert len(clean) == 9963
+    (devkit / "ImageSets" / "Main").mkdir(parents=True)
+    all_ids = "\n".join(Path(name).stem for name in clean)
+    (devkit / "ImageSets" / "Main" / "all.txt").write_text(all_ids)
+    assert run("--voc-root", devkit, "--split", "all", "--output", out, *NOISE) == 0
+    noisy = files(out)
+    assert sum(noisy[name] != clean[name] for name in clean) > 7000
+    assert run("--restore", out) == 0
+    assert files(out) == files(devkit)
