@@ -1,0 +1,45 @@
+"""Train detectron2 detectors on partly wrong labels with the SuperLoss.
+
+Importing this package registers its heads, meta-architectures and the toy set with detectron2 and
+changes none of detectron2's defaults. ``sl_detectron.losses`` needs torch only.
+"""
+
+import importlib.util
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "add_superloss_config",
+    "SuperLossStandardROIHeads",
+    "SuperLossRes5ROIHeads",
+    "SuperLossCascadeROIHeads",
+    "SuperLossRetinaNet",
+    "SuperLossTrainer",
+    "NoisyLabelMapper",
+    "VOCEvaluator",
+    "register_voc_dataset",
+]
+
+if importlib.util.find_spec("detectron2") is None:
+
+    def __getattr__(name: str) -> object:
+        # Raised on first use rather than on import, so that sl_detectron.losses stays importable.
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise ImportError(
+            f"sl_detectron.{name} needs detectron2, which is not installed. "
+            "Install it as its guide says, for example: "
+            "pip install 'git+https://github.com/facebookresearch/detectron2.git'"
+        )
+
+else:
+    from .config import add_superloss_config
+    from .data import NoisyLabelMapper, register_voc_dataset
+    from .engine import SuperLossTrainer
+    from .evaluation import VOCEvaluator
+    from .modeling import (
+        SuperLossCascadeROIHeads,
+        SuperLossRes5ROIHeads,
+        SuperLossRetinaNet,
+        SuperLossStandardROIHeads,
+    )

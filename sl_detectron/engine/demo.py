@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.engine import default_setup
 from tabulate import tabulate
 from tqdm import tqdm
 
 from ..data import make_toy_dataset, register_toy_datasets
 from ..model_zoo import get_config
 from .comparison import draw_comparison
+from .setup import setup_job
 from .trainer import SuperLossTrainer
 
 __all__ = ["METHODS", "run_demo"]
@@ -81,7 +81,7 @@ def _train(cfg: CfgNode, toy_root: Path) -> dict[str, float]:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
     Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     _register(toy_root)
-    default_setup(cfg, None)
+    setup_job(cfg)
     trainer = SuperLossTrainer(cfg)
     trainer.resume_or_load(resume=False)
     return trainer.train()["bbox"]

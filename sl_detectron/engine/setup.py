@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import logging
 import re
 from typing import Any
 
@@ -12,14 +11,14 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from ..config import add_superloss_config
 from ..data import check_datasets, register_voc_datasets
+from ..evaluation import check_evaluator
 from .trainer import SuperLossTrainer
 
-__all__ = ["setup_cfg", "train_net"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["setup_cfg", "setup_job", "train_net"]
 
 
 def setup_cfg(config_file: str, opts: list[str]) -> CfgNode:
@@ -45,10 +44,22 @@ def setup_cfg(config_file: str, opts: list[str]) -> CfgNode:
     except (KeyError, AssertionError, ValueError) as error:
         raise ValueError(_explain(error, cfg)) from error
     _check_device(cfg)
+    check_evaluator(cfg.TEST.EVALUATOR)
     register_voc_datasets(cfg.DATASETS.CUSTOM_VOC)
     check_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
     cfg.freeze()
     return cfg
+
+
+def setup_job(cfg: CfgNode, args: argparse.Namespace | None = None) -> None:
+    """detectron2's ``default_setup`` (loggers, config backup, seeds) with our logger beside it.
+
+    Args:
+        cfg: from :func:`setup_cfg`
+        args: the command line, to be logged
+    """
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="sl_detectron", abbrev_name="sl_detectron")
 
 
 def train_net(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
@@ -61,7 +72,7 @@ def train_net(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     Returns:
         the metrics of the last evaluation; empty on other ranks than the main one
     """
-    default_setup(cfg, args)
+    setup_job(cfg, args)
     if args.eval_only:
         model = SuperLossTrainer.build_model(cfg)
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)

@@ -1,6 +1,6 @@
 """Pascal VOC AP: exact, fast and for any class list."""
 
-from .build import build_evaluator
+from .build import build_evaluator, check_evaluator
 from .pascal_voc_evaluation import VOCEvaluator
 from .voc_ap import (
     IOU_THRESHOLDS,
@@ -17,6 +17,7 @@ from .voc_result import VOCResult
 __all__ = [
     "VOCEvaluator",
     "build_evaluator",
+    "check_evaluator",
     "evaluate_files",
     "write_report",
     "average_precision",

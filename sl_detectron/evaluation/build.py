@@ -9,7 +9,7 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from ..data.voc import load_dataset
 from .pascal_voc_evaluation import VOCEvaluator
 
-__all__ = ["EVALUATORS", "build_evaluator"]
+__all__ = ["EVALUATORS", "build_evaluator", "check_evaluator"]
 
 EVALUATORS = ("voc", "coco")
 
@@ -35,8 +35,7 @@ def build_evaluator(
     Raises:
         ValueError: unknown kind, a set that is not in VOC's form, or "coco" without output_dir
     """
-    if kind not in EVALUATORS:
-        raise ValueError(f"TEST.EVALUATOR must be one of {EVALUATORS}; got {kind!r}")
+    check_evaluator(kind)
     folder = None if output_dir is None else os.path.join(output_dir, "inference")
     if hasattr(MetadataCatalog.get(dataset_name), "json_file"):
         return COCOEvaluator(dataset_name, output_dir=folder)
@@ -45,6 +44,16 @@ def build_evaluator(
     if folder is None:
         raise ValueError(f"COCO style evaluation of {dataset_name!r} needs an output_dir")
     return _coco_evaluator(dataset_name, folder)
+
+
+def check_evaluator(kind: str) -> None:
+    """Refuse an unknown value of ``TEST.EVALUATOR`` before a training starts.
+
+    Raises:
+        ValueError: unknown kind
+    """
+    if kind not in EVALUATORS:
+        raise ValueError(f"TEST.EVALUATOR must be one of {EVALUATORS}; got {kind!r}")
 
 
 def _coco_evaluator(dataset_name: str, folder: str) -> COCOEvaluator:

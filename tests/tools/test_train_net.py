@@ -9,19 +9,15 @@ import sys
 import pytest
 import torch
 from conftest import REPO
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
-TINY = ["SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2", "SOLVER.IMS_PER_BATCH", "4"]
+from sl_detectron.data import register_toy_datasets
+from sl_detectron.engine import SuperLossTrainer, setup_cfg
 
-
-def train_net(*args, root, timeout=600):
-    env = {**os.environ, "DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, str(REPO / "tools" / "train_net.py"), *map(str, args)],
-        capture_output=True,
-        text=True,
-        env=env,
-        timeout=timeout,
-    )
+RETINANET = str(REPO / "configs" / "Toy" / "retinanet_superloss.yaml")
+FASTER_RCNN = str(REPO / "configs" / "Toy" / "faster_rcnn_superloss.yaml")
+NO_TEST = ["DATASETS.TEST", "()"]
+TINY = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.CHECKPOINT_PERIOD", "1000"]
 
 
 @pytest.fixture(scope="module")
@@ -29,24 +25,31 @@ def toy_root(tmp_path_factory):
     return tmp_path_factory.mktemp("datasets")
 
 
-def superloss_tau(checkpoint):
-    """{state-dict key: value} of all running tau in a checkpoint."""
-    state = torch.load(checkpoint, weights_only=False)["model"]
-    return {k: float(v) for k, v in state.items() if k.endswith("threshold.mean")}
+@pytest.fixture(scope="module")
+def train_net(toy_root):
+    env = {**os.environ, "DETECTRON2_DATASETS": str(toy_root), "OMP_NUM_THREADS": "1"}
+
+    def run(*args):
+        tool = [sys.executable, str(REPO / "tools" / "train_net.py")]
+        return subprocess.run([*tool, *map(str, args)], capture_output=True, text=True, env=env)
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def trained(toy_root, tmp_path_factory):
+def trained(train_net, tmp_path_factory):
+    """A run of 20 iterations, and what it printed."""
     output = tmp_path_factory.mktemp("trained")
-    config = REPO / "configs" / "Toy" / "retinanet_superloss.yaml"
-    done = train_net("--config-file", config, *TINY, "OUTPUT_DIR", output, root=toy_root)
+    opts = ["SOLVER.MAX_ITER", 20, "OUTPUT_DIR", output]
+    done = train_net("--config-file", RETINANET, *TINY, *NO_TEST, *opts)
     assert done.returncode == 0, done.stderr
     return output, done.stdout
 
 
-def test_ends_in_ap(trained):
-    _, log = trained
-    assert re.search(r"copypaste: AP,AP50,AP75\n.*copypaste: [\d.]+,[\d.]+,[\d.]+", log)
+def running_tau(checkpoint):
+    """{state-dict key: value} of all running tau in a checkpoint."""
+    state = torch.load(checkpoint, weights_only=False)["model"]
+    return {k: float(v) for k, v in state.items() if k.endswith("threshold.mean")}
 
 
 def test_logs_the_realised_noise(trained):
@@ -55,89 +58,82 @@ def test_logs_the_realised_noise(trained):
     assert 30 < rate < 50
 
 
-def test_resume_continues_with_the_saved_tau(trained, toy_root, tmp_path):
+def test_metrics_file_has_the_superloss(trained):
     output, _ = trained
-    saved = superloss_tau(output / "model_final.pth")
+    metrics = json.loads((output / "metrics.json").read_text().splitlines()[0])
+    for key in ("raw_loss", "superloss", "tau", "sigma_foreground", "capped_share"):
+        assert f"superloss_cls/{key}" in metrics
+
+
+def test_resume_continues_with_the_saved_tau(trained, train_net):
+    output, _ = trained
+    saved = running_tau(output / "model_final.pth")
     assert saved
-    config = REPO / "configs" / "Toy" / "retinanet_superloss.yaml"
-    # No iteration is left: what is written again is what was loaded.
-    done = train_net(
-        *("--config-file", config, "--resume", *TINY, "OUTPUT_DIR", output), root=toy_root
-    )
+    opts = ["SOLVER.MAX_ITER", 21, "MODEL.SUPERLOSS.MOMENTUM", 0.999999, "OUTPUT_DIR", output]
+    done = train_net("--config-file", RETINANET, "--resume", *TINY, *NO_TEST, *opts)
     assert done.returncode == 0, done.stderr
-    more = ["SOLVER.MAX_ITER", "5", "MODEL.SUPERLOSS.MOMENTUM", "0.999999"]
-    done = train_net(
-        *("--config-file", config, "--resume", *TINY, "OUTPUT_DIR", output, *more), root=toy_root
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Starting training from iteration 4" in done.stdout
-    # One step with nearly all of the old tau kept: it hardly moved, so it was the saved one.
-    resumed = superloss_tau(output / "model_final.pth")
+    assert "Starting training from iteration 20" in done.stdout
+    # One step that keeps nearly all of the old tau: it hardly moved, so it was the saved one.
+    resumed = running_tau(output / "model_final.pth")
     assert resumed != saved
     assert resumed == pytest.approx(saved, rel=1e-4)
 
 
-def test_eval_only(trained, toy_root, tmp_path):
+def test_evaluates_a_checkpoint(trained, train_net, tmp_path):
     output, _ = trained
-    config = REPO / "configs" / "Toy" / "retinanet_superloss.yaml"
-    weights = ["MODEL.WEIGHTS", output / "model_final.pth", "OUTPUT_DIR", tmp_path]
-    done = train_net("--config-file", config, "--eval-only", *weights, root=toy_root)
+    opts = ["MODEL.WEIGHTS", output / "model_final.pth", "OUTPUT_DIR", tmp_path]
+    done = train_net("--config-file", RETINANET, "--eval-only", *opts)
     assert done.returncode == 0, done.stderr
-    assert "copypaste: AP,AP50,AP75" in done.stdout
+    assert re.search(r"copypaste: AP,AP50,AP75\n.*copypaste: [\d.]+,[\d.]+,[\d.]+", done.stdout)
     assert not list(tmp_path.glob("*.pth"))
 
 
-def test_two_ranks_on_cpu_share_tau(toy_root, tmp_path):
-    config = REPO / "configs" / "Toy" / "faster_rcnn_superloss.yaml"
-    opts = ["MODEL.SUPERLOSS.CLS.TAU", "ExpAvg", "MODEL.SUPERLOSS.BOX_REG.ENABLED", "True"]
-    opts += ["SOLVER.MAX_ITER", "3", "SOLVER.IMS_PER_BATCH", "4", "OUTPUT_DIR", tmp_path]
-    done = train_net(
-        *("--config-file", config, "--num-gpus", 2, "--dist-url", "auto", *opts), root=toy_root
-    )
+def test_two_ranks_on_cpu_share_tau(train_net, tmp_path):
+    opts = ["MODEL.SUPERLOSS.CLS.TAU", "ExpAvg", "MODEL.SUPERLOSS.BOX_REG.ENABLED", True]
+    opts += ["SOLVER.MAX_ITER", 3, "OUTPUT_DIR", tmp_path]
+    ranks = ["--num-gpus", 2, "--dist-url", "auto"]
+    done = train_net("--config-file", FASTER_RCNN, *ranks, *TINY, *NO_TEST, *opts)
     assert done.returncode == 0, done.stderr
-    assert "copypaste: AP,AP50,AP75" in done.stdout
     lines = re.findall(r"tau by rank of (\S+): \[(.+), (.+)\]", done.stdout)
     assert len(lines) == 2
     assert all(first == second != "nan" for _, first, second in lines)
 
 
-def test_metrics_file_has_the_superloss(toy_root, tmp_path):
-    config = REPO / "configs" / "Toy" / "faster_rcnn_superloss.yaml"
-    opts = ["SOLVER.MAX_ITER", "20", "SOLVER.IMS_PER_BATCH", "2", "OUTPUT_DIR", tmp_path]
-    done = train_net("--config-file", config, *opts, "DATASETS.TEST", "()", root=toy_root)
-    assert done.returncode == 0, done.stderr
-    metrics = json.loads((tmp_path / "metrics.json").read_text().splitlines()[0])
-    for key in ("raw_loss", "superloss", "tau", "sigma_foreground", "capped_share"):
-        assert f"superloss_cls/{key}" in metrics
+@pytest.fixture
+def toy_sets(toy_root):
+    """The toy set in this process, under names of its own."""
+    register_toy_datasets(toy_root / "toy_digits", prefix="toy_here")
+    yield ["DATASETS.TRAIN", "('toy_here_train',)", "DATASETS.TEST", "('toy_here_test',)"]
+    for split in ("train", "test"):
+        DatasetCatalog.remove(f"toy_here_{split}")
+        MetadataCatalog.remove(f"toy_here_{split}")
 
 
 @pytest.mark.parametrize(
-    ("args", "message"),
+    ("opts", "message"),
     [
         (["MODEL.SUPERLOSS.CLS.LAMBDA", "1"], r"CLS\.LAMBDA takes a float such as 1\.0; got a int"),
         (["MODEL.SUPERLOSS.CLS.TAU", "1.5"], r"CLS\.TAU takes a str, in quotes"),
         (["MODEL.SUPERLOS.CLS.TAU", "Avg"], r"no config key MODEL\.SUPERLOS.*MODEL\.SUPERLOSS"),
-        (["DATASETS.TRAIN", "('toy_digit_train',)"], r"'toy_digit_train'.*'toy_digits_train'"),
-        (["DATASETS.TRAIN", "('voc_2007_val',)"], r"no VOC devkit folder .*VOC2007"),
+        (["DATASETS.TRAIN", "('toy_her_train',)"], r"'toy_her_train'.*'toy_here_train'"),
         (["DATASETS.LABEL_NOISE.RATE", "1.5"], r"DATASETS\.LABEL_NOISE\.RATE.*1\.5"),
         (["MODEL.SUPERLOSS.CLS.TAU", "Mean"], r"MODEL\.SUPERLOSS\.CLS\.TAU.*ExpAvg.*'Mean'"),
         (["MODEL.DEVICE", "cuda"], r"MODEL\.DEVICE cpu"),
         (["TEST.EVALUATOR", "kitti"], r"TEST\.EVALUATOR.*voc.*coco.*'kitti'"),
+        (["SOLVER.AMP.ENABLED", "True"], r"SOLVER\.AMP\.ENABLED needs MODEL\.DEVICE cuda"),
     ],
 )
-def test_bad_input_stops_before_training(args, message, toy_root, tmp_path):
-    if args[1] == "cuda" and torch.cuda.is_available():
+def test_bad_values_stop_before_training(opts, message, toy_sets, tmp_path):
+    if opts[1] == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    config = REPO / "configs" / "Toy" / "faster_rcnn_superloss.yaml"
-    output = tmp_path / "output"
-    done = train_net("--config-file", config, *TINY, "OUTPUT_DIR", output, *args, root=toy_root)
+    with pytest.raises(ValueError, match=message):
+        SuperLossTrainer(setup_cfg(FASTER_RCNN, [*toy_sets, "OUTPUT_DIR", str(tmp_path), *opts]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_are_one_line(train_net, tmp_path):
+    done = train_net("--config-file", "nowhere.yaml", "OUTPUT_DIR", tmp_path)
     assert done.returncode == 2
-    assert re.search(message, done.stderr.splitlines()[-1]), done.stderr
+    assert re.fullmatch(r"train_net.py: error: .*nowhere\.yaml.*", done.stderr.splitlines()[-1])
     assert "Traceback" not in done.stderr
-    assert "Starting training" not in done.stdout
-
-
-def test_missing_config_file(toy_root):
-    done = train_net("--config-file", "nowhere.yaml", root=toy_root)
-    assert done.returncode == 2
-    assert "nowhere.yaml" in done.stderr.splitlines()[-1]
+    assert "Traceback" in train_net("--debug", "--config-file", "nowhere.yaml").stderr
