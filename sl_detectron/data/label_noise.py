@@ -10,21 +10,18 @@ Crowd regions (``iscrowd`` 1) are never changed and do not count in a rate: trai
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from struct import Struct
 from typing import Any
 
+from .noise_boxes import BoxJitter, MissingAnnotations, SpuriousBoxes
+from .noise_changes import CHANGES, Change, Record, apply_change, compare, order
 from .noise_types import (
     DRAWS_PER_ANNOTATION,
     Annotation,
     AsymmetricNoise,
-    BoxJitter,
-    MissingAnnotations,
     Noise,
-    SpuriousBoxes,
     SymmetricNoise,
-    make_spurious,
 )
 
 __all__ = [
@@ -32,6 +29,7 @@ __all__ = [
     "apply_changes",
     "is_noisy",
     "Change",
+    "Record",
     "Noise",
     "SymmetricNoise",
     "AsymmetricNoise",
@@ -44,30 +42,8 @@ __all__ = [
 
 # The key of a record that says where its noise came from.
 NOISE_KEY = "label_noise"
-CHANGES = ("label", "box", "missing", "spurious")
 
-Record = dict[str, Any]
 _DRAWS = Struct(f"<{DRAWS_PER_ANNOTATION}Q")
-
-
-@dataclass(frozen=True)
-class Change:
-    """One difference between a clean and a noisy annotation.
-
-    Args:
-        image_id: of the record
-        index: position of the annotation in the clean record; added boxes follow its last one
-        what: "label", "box", "missing" or "spurious"
-        old: class id, box in the record's own mode, or ``{"category_id", "bbox"}`` of an
-            annotation that is missing; None for a spurious one
-        new: likewise; None for a missing one
-    """
-
-    image_id: str | int
-    index: int
-    what: str
-    old: Any
-    new: Any
 
 
 def inject(
@@ -122,7 +98,7 @@ def inject(
                 else:
                     annotations[index] = new
             annotations += added
-    return _finish(records, slots, num_classes, f"{dataset_name}: {active}")
+    return _finish(records, slots, num_classes, f"{dataset_name}: {_describe(active)}")
 
 
 def apply_changes(
@@ -145,17 +121,21 @@ def apply_changes(
     _check(records, (), num_classes)
     position = {str(record["image_id"]): i for i, record in enumerate(records)}
     slots: list[list[Annotation | None]] = [list(r["annotations"]) for r in records]
-    for change in sorted(changes, key=_order):
+    for change in sorted(changes, key=order):
         if str(change.image_id) not in position:
             raise ValueError(f"{change}: the data set has no image {change.image_id!r}")
         i = position[str(change.image_id)]
-        _apply(change, slots[i], records[i]["annotations"])
+        apply_change(change, slots[i], records[i]["annotations"])
     return _finish(records, slots, num_classes, f"{len(changes)} recorded changes")
 
 
 def is_noisy(record: Mapping[str, Any]) -> bool:
     """Whether noise was put into this record."""
     return NOISE_KEY in record
+
+
+def _describe(noises: Sequence[Noise]) -> str:
+    return ", ".join(f"{n.kind} {n.rate} {n.mode}, seed {n.seed}" for n in noises)
 
 
 def _check(records: Sequence[Record], noises: Sequence[Noise], num_classes: int) -> None:
@@ -220,85 +200,7 @@ def _finish(
 ) -> tuple[list[Record], list[Change]]:
     noisy_records, changes = [], []
     for record, annotations in zip(records, slots):
-        noisy, found = _compare(record, annotations, num_classes)
+        noisy, found = compare(record, annotations, num_classes)
         noisy_records.append({**record, "annotations": noisy, NOISE_KEY: origin})
         changes += found
-    return noisy_records, sorted(changes, key=_order)
-
-
-def _compare(
-    record: Record, annotations: Sequence[Annotation | None], num_classes: int
-) -> tuple[list[Annotation], list[Change]]:
-    """Return one image's noisy annotations and its net changes, whatever happened on the way."""
-    image_id = _image_id(record)
-    clean = record["annotations"]
-    noisy: list[Annotation] = []
-    changes: list[Change] = []
-    for index, (old, new) in enumerate(zip(clean, annotations)):
-        if new is None:
-            changes.append(Change(image_id, index, "missing", _summary(old), None))
-            continue
-        truth = {}
-        if new is not old and new["category_id"] != old["category_id"]:
-            ids = int(old["category_id"]), int(new["category_id"])
-            changes.append(Change(image_id, index, "label", *ids))
-            truth["true_category_id"] = old["category_id"]
-        if new is not old and "bbox" in old and _box(new) != _box(old):
-            changes.append(Change(image_id, index, "box", _box(old), _box(new)))
-            truth["true_bbox"] = old["bbox"]
-        noisy.append({**new, **truth} if truth else new)
-    added = [annotation for annotation in annotations[len(clean) :] if annotation is not None]
-    for index, annotation in enumerate(added, start=len(clean)):
-        changes.append(Change(image_id, index, "spurious", None, _summary(annotation)))
-        noisy.append({**annotation, "true_category_id": num_classes})
-    return noisy, changes
-
-
-def _apply(
-    change: Change, annotations: list[Annotation | None], clean: Sequence[Annotation]
-) -> None:
-    """Carry out one recorded change on the annotations of its image, in place."""
-    if change.what == "spurious":
-        if not clean:
-            raise ValueError(f"{change}: the image has no annotation to tell the box mode from")
-        annotations.append(make_spurious(clean[0], **change.new))
-        return
-    if change.index >= len(clean):
-        raise ValueError(f"{change}: the image has only {len(clean)} annotations")
-    old, now = clean[change.index], annotations[change.index]
-    if now is None:
-        raise ValueError(f"{change}: an earlier change left this annotation out")
-    if change.what == "label":
-        _match(change, int(old["category_id"]))
-        annotations[change.index] = {**now, "category_id": change.new}
-    elif change.what == "box":
-        _match(change, _box(old))
-        annotations[change.index] = {**now, "bbox": change.new}
-    elif change.what == "missing":
-        _match(change, _summary(old))
-        annotations[change.index] = None
-    else:
-        raise ValueError(f"{change}: what must be one of {CHANGES}")
-
-
-def _match(change: Change, found: Any) -> None:
-    if found != change.old:
-        raise ValueError(f"{change}: the data set has {found!r} there; it is not the same set")
-
-
-def _order(change: Change) -> tuple[str, int, str]:
-    return str(change.image_id), change.index, change.what
-
-
-def _image_id(record: Record) -> str | int:
-    # COCO's ids stay numbers; numpy's strings and numbers would not go into JSON.
-    image_id = record["image_id"]
-    return str(image_id) if isinstance(image_id, str) else int(image_id)
-
-
-def _box(annotation: Annotation) -> list[float]:
-    return [float(x) for x in annotation["bbox"]]
-
-
-def _summary(annotation: Annotation) -> dict[str, Any]:
-    return {"category_id": int(annotation["category_id"]), "bbox": _box(annotation)}
+    return noisy_records, sorted(changes, key=order)

@@ -8,9 +8,9 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
-from .label_noise import Change, Record
+from .noise_boxes import make_spurious
+from .noise_changes import Change, Record
 from .noise_edits import Edit
-from .noise_types import make_spurious
 
 __all__ = ["CocoFile"]
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from .label_noise import CHANGES, Change
+from .noise_changes import CHANGES, Change
 
 __all__ = ["NoiseStatistics", "noise_statistics", "uniformity_test", "statistics_table"]
 

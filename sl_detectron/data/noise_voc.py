@@ -5,7 +5,7 @@ from typing import Any
 from xml.parsers import expat
 from xml.sax.saxutils import escape
 
-from .label_noise import Change
+from .noise_changes import Change
 from .noise_edits import Edit
 
 __all__ = ["voc_edits"]

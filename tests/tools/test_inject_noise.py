@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from sl_detectron.data import load_voc_dataset
 from sl_detectron.data.label_noise import SymmetricNoise, inject
 from sl_detectron.data.noise_export import restore_clean
+from sl_detectron.data.noise_stats import noise_statistics, uniformity_test
 
 REPO = Path(__file__).resolve().parents[2]
 TOOL = REPO / "tools" / "inject_noise.py"
@@ -240,22 +242,39 @@ def test_bad_input_is_named(devkit, monkeypatch, capsys, args, message):
     assert sorted(path.name for path in devkit.parent.iterdir()) == ["VOC2007"]
 
 
-def test_every_real_annotation_file_comes_back(tmp_path):
-    """All XML files of VOC 2007."""
+@pytest.fixture(scope="module")
+def real_devkit(tmp_path_factory):
+    """All XML files of VOC 2007, and an image set of them all."""
     data = Path(os.environ.get("DETECTRON2_DATASETS", REPO.parent / "shared" / "data"))
     archive = data / "voc07_reference.tar.gz"
     if not archive.is_file():
         pytest.skip(f"no {archive.name} in {data}; set DETECTRON2_DATASETS to run this test")
+    folder = tmp_path_factory.mktemp("real")
     with tarfile.open(archive) as tar:
-        tar.extractall(tmp_path, [m for m in tar if "/Annotations/" in m.name], filter="data")
-    devkit, out = tmp_path / "voc07_reference" / "VOC2007", tmp_path / "out"
-    clean = files(devkit)
-    assert len(clean) == 9963
+        tar.extractall(folder, [m for m in tar if "/Annotations/" in m.name], filter="data")
+    devkit = folder / "voc07_reference" / "VOC2007"
     (devkit / "ImageSets" / "Main").mkdir(parents=True)
-    all_ids = "\n".join(Path(name).stem for name in clean)
+    all_ids = "\n".join(sorted(path.stem for path in (devkit / "Annotations").iterdir()))
     (devkit / "ImageSets" / "Main" / "all.txt").write_text(all_ids)
-    assert run("--voc-root", devkit, "--split", "all", "--output", out, *NOISE) == 0
+    return devkit
+
+
+def test_every_real_annotation_file_comes_back(real_devkit, tmp_path):
+    out = tmp_path / "out"
+    clean = files(real_devkit)
+    assert len(clean) == 9963 + 1
+    assert run("--voc-root", real_devkit, "--split", "all", "--output", out, *NOISE) == 0
     noisy = files(out)
     assert sum(noisy[name] != clean[name] for name in clean) > 7000
     assert run("--restore", out) == 0
-    assert files(out) == files(devkit)
+    assert files(out) == clean
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_wrong_labels_of_real_annotations_are_uniform(real_devkit, rate):
+    records = load_voc_dataset(real_devkit, "all", CLASS_NAMES, require_images=False)
+    total = sum(len(record["annotations"]) for record in records)
+    _, changes = inject(records, [SymmetricNoise(rate=rate)], 20, "voc_2007_all")
+    assert abs(len(changes) - rate * total) < 5 * math.sqrt(total * rate * (1 - rate))
+    confusion = noise_statistics(records, changes, 20).confusion[:-1, :-1]
+    assert uniformity_test(confusion)[2] > 1e-6
