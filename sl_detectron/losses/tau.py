@@ -1,7 +1,13 @@
-"""Strategies for the threshold tau: constant, average and exponential running average."""
+"""The threshold tau between easy and hard samples: fixed, or an average of past losses.
+
+A strategy is called once per step with the losses of the batch. It returns the tau for this batch,
+which the batch itself enters only if it is the first one, and then takes the batch in. Nothing is
+read back from the device, and with several processes every one holds the same tau.
+"""
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -10,41 +16,65 @@ from torch import Tensor, nn
 __all__ = ["AverageTau", "ConstantTau", "ExpAverageTau"]
 
 
-class _Float64Buffers(nn.Module):
-    """Buffers that keep their dtype through ``.half()`` and ``.to(dtype)``."""
+class _KeepDtype(nn.Module):
+    """Buffers move with the module but keep their dtype, also through ``.half()``."""
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        before = dict(self._buffers)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        before = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
         for name, old in before.items():
-            new = self._buffers[name]
-            if old is None or new is None or new.dtype == old.dtype:
-                continue
-            source = new if old.is_meta else old
-            self._buffers[name] = source.to(device=new.device, dtype=old.dtype)
+            new = self.get_buffer(name)
+            if new.dtype != old.dtype:
+                # From the old values, as the cast has rounded the new ones; meta has none.
+                source = new if old.is_meta else old
+                self.register_buffer(
+                    name,
+                    source.to(device=new.device, dtype=old.dtype),
+                    persistent=name not in self._non_persistent_buffers_set,
+                )
         return self
 
 
-class ConstantTau(_Float64Buffers):
-    """tau = value, never changed by a batch."""
+class ConstantTau(_KeepDtype):
+    """tau = value, whatever the losses are.
 
-    value: Tensor
+    Args:
+        value: tau in the unit of the losses
+
+    Example:
+        >>> ConstantTau(1.5)(torch.rand(3))
+        tensor(1.5000, dtype=torch.float64)
+    """
+
+    tau: Tensor
 
     def __init__(self, value: float) -> None:
         super().__init__()
-        # Not in the state dict: a changed config must win over a checkpoint.
-        self.register_buffer("value", torch.tensor(value, dtype=torch.float64), persistent=False)
-
-    @property
-    def tau(self) -> Tensor:
-        return self.value
+        # Not part of the state dict: at resume the config decides, not the checkpoint.
+        tau = torch.tensor(value, dtype=torch.float64)
+        self.register_buffer("tau", tau, persistent=False)
 
     def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.value
+        """The constant, 0-d float64."""
+        return self.tau
 
 
-class AverageTau(_Float64Buffers):
-    """tau = mean of all finite losses seen in training."""
+class AverageTau(_KeepDtype):
+    """tau = mean of all finite losses of the training so far.
+
+    The buffers `mean` (float64) and `count` (int64, number of losses) are part of the state dict.
+
+    Example:
+        >>> strategy = AverageTau()
+        >>> strategy.tau
+        tensor(nan, dtype=torch.float64)
+        >>> strategy(torch.tensor([1.0, 3.0]))
+        tensor(2., dtype=torch.float64)
+        >>> strategy(torch.tensor([8.0]))
+        tensor(2., dtype=torch.float64)
+        >>> strategy.tau
+        tensor(4., dtype=torch.float64)
+    """
 
     mean: Tensor
     count: Tensor
@@ -56,38 +86,59 @@ class AverageTau(_Float64Buffers):
 
     @property
     def tau(self) -> Tensor:
+        """The tau that the next batch gets, 0-d float64; nan before the first loss."""
         return torch.where(self.count > 0, self.mean, math.nan)
-
-    def _rate(self, num_losses: Tensor) -> Tensor:
-        return num_losses / (self.count + num_losses).clamp(min=1)
 
     @torch.no_grad()
     def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
-        counted = losses.isfinite()
-        if mask is not None:
-            counted = counted & mask
-        total = torch.where(counted, losses, 0.0).sum(dtype=torch.float64)
-        stats = torch.stack([total, counted.sum(dtype=torch.float64)])
-        if (
-            self.training
-            and dist.is_available()
-            and dist.is_initialized()
-            and dist.get_world_size() > 1
-        ):
-            dist.all_reduce(stats)
-        total, num = stats.unbind()
-        batch_mean = total / num.clamp(min=1)
+        """The tau of this batch; in training the batch then enters the average.
+
+        Args:
+            losses: any shape. In training every process calls, also with an empty batch.
+            mask: bool, broadcasts to the losses: which of them count
+
+        Returns:
+            tau, 0-d float64. Until a loss was seen in training the mean of this batch, and 0 where
+            that has no finite loss either.
+        """
+        batch_mean, num_losses = self._batch_mean(losses, mask)
         tau = torch.where(self.count > 0, self.mean, batch_mean)
         if self.training:
-            rate = torch.where(self.count > 0, self._rate(num), 1.0)
-            rate = torch.where(num > 0, rate, 0.0)
-            self.mean.add_(rate * (batch_mean - self.mean))
-            self.count.add_(num.to(torch.int64))
+            self.mean.copy_(torch.lerp(tau, batch_mean, self._rate(num_losses)))
+            self.count.add_(num_losses.to(torch.int64))
         return tau
+
+    def _rate(self, num_losses: Tensor) -> Tensor:
+        """The share of this batch in the new mean."""
+        return num_losses / (self.count + num_losses).clamp(min=1)
+
+    def _batch_mean(self, losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and number of the finite losses in the mask, over all processes in training."""
+        counts = losses.abs() < math.inf
+        if mask is not None:
+            counts = counts & mask
+        total = torch.where(counts, losses, 0.0).sum(dtype=torch.float64)
+        sums = torch.stack([total, counts.sum(dtype=torch.float64)])
+        if self.training and _num_processes() > 1:
+            dist.all_reduce(sums)
+        return sums[0] / sums[1].clamp(min=1), sums[1]
 
 
 class ExpAverageTau(AverageTau):
-    """tau = momentum * tau + (1 - momentum) * mean of the batch."""
+    """tau = momentum * tau + (1 - momentum) * mean of the batch's finite losses.
+
+    Args:
+        momentum: share of the old tau that one batch keeps, in [0, 1)
+
+    Example:
+        >>> strategy = ExpAverageTau(momentum=0.75)
+        >>> strategy(torch.tensor([1.0, 3.0]))
+        tensor(2., dtype=torch.float64)
+        >>> strategy(torch.tensor([10.0]))
+        tensor(2., dtype=torch.float64)
+        >>> strategy.tau
+        tensor(4., dtype=torch.float64)
+    """
 
     def __init__(self, momentum: float = 0.9) -> None:
         super().__init__()
@@ -95,5 +146,13 @@ class ExpAverageTau(AverageTau):
             raise ValueError(f"momentum must be in [0, 1); got {momentum!r}")
         self.momentum = momentum
 
+    def extra_repr(self) -> str:
+        return f"momentum={self.momentum}"
+
     def _rate(self, num_losses: Tensor) -> Tensor:
-        return torch.full_like(num_losses, 1 - self.momentum)
+        # A batch without a loss has no mean to move to.
+        return num_losses.clamp(max=1) * (1 - self.momentum)
+
+
+def _num_processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
