@@ -1,13 +1,13 @@
 """Pascal VOC average precision without loops over detections.
 
-Shape legend: N detections, M ground truth objects, C classes, T overlap thresholds; n and m are
-the detections and the objects of one class. Boxes are (xmin, ymin, xmax, ymax) in 1-based
+Shape legend: N detections, M ground truth objects, C classes, T overlap thresholds; n detections
+of one class, h of them true positives. Boxes are (xmin, ymin, xmax, ymax) in 1-based
 inclusive pixels, so a box is xmax - xmin + 1 wide.
 
 The object that a detection overlaps most does not depend on the threshold, so it is found once; at
 each threshold the true positive of an object is then the first detection, by score, assigned to it.
-Every floating point operation and its order are those of the VOC devkit's Python evaluation, which
-detectron2 runs: the results are equal to the last bit.
+The floating point operations and their order are those of the VOC devkit's Python evaluation,
+which detectron2 runs: the results are equal to the last bit.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ __all__ = [
     "average_precision",
     "best_overlaps",
     "evaluate_detections",
-    "mark_detections",
+    "precision_recall",
 ]
 
 Array = np.ndarray[Any, Any]
@@ -77,8 +77,8 @@ class ClassResult:
         num_detections: n
         ap: (T,) average precision, fraction
         max_recall: (T,) fraction of the objects that are found at all
-        recall: (n,) fraction at the first threshold, by falling score
-        precision: (n,) fraction at the first threshold, by falling score
+        recall: (h,) fraction at each of the h true positives of the first threshold
+        precision: (h,) fraction, likewise
     """
 
     num_objects: int
@@ -124,9 +124,11 @@ def evaluate_detections(
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {METRICS}; got {metric!r}")
     overlaps, objects = best_overlaps(detections, ground_truth)
-    # Stable, so that every class keeps the order in which its detections were made.
-    by_class = np.argsort(detections.classes, kind="stable")
-    ends = np.searchsorted(detections.classes[by_class], np.arange(num_classes + 1))
+    # Stable, so that every class keeps the order in which its detections were made; on few bits
+    # numpy's stable sort is linear.
+    classes = detections.classes.astype(np.min_scalar_type(num_classes))
+    by_class = np.argsort(classes, kind="stable")
+    ends = np.searchsorted(classes[by_class], np.arange(num_classes + 1))
     counts = np.bincount(ground_truth.classes[~ground_truth.difficult], minlength=num_classes)
     results = []
     for class_id in range(num_classes):
@@ -137,7 +139,7 @@ def evaluate_detections(
             _evaluate_class(
                 overlaps[mine],
                 objects[mine],
-                ground_truth.difficult,
+                ground_truth,
                 int(counts[class_id]),
                 metric,
                 thresholds,
@@ -164,11 +166,12 @@ def best_overlaps(detections: Detections, ground_truth: GroundTruth) -> tuple[Ar
     num_images = max(detections.images.max(), ground_truth.images.max()) + 1
     groups = ground_truth.classes.astype(np.int64) * num_images + ground_truth.images
     order = np.argsort(groups, kind="stable")
+    keys, starts, counts = np.unique(groups[order], return_index=True, return_counts=True)
     wanted = detections.classes.astype(np.int64) * num_images + detections.images
-    candidates = np.searchsorted(groups[order], wanted, "left")
-    ends = np.searchsorted(groups[order], wanted, "right")
-    active = np.flatnonzero(candidates < ends)
-    candidates = candidates[active]
+    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    active = np.flatnonzero(keys[places] == wanted)
+    candidates = starts[places[active]]
+    ends = candidates + counts[places[active]]
     # Round k compares every detection with the k-th object of its image and class.
     while len(active):
         rivals = order[candidates]
@@ -176,35 +179,41 @@ def best_overlaps(detections: Detections, ground_truth: GroundTruth) -> tuple[Ar
         better = overlaps > best[active]
         best[active[better]] = overlaps[better]
         objects[active[better]] = rivals[better]
-        candidates = candidates + 1
-        left = candidates < ends[active]
-        active, candidates = active[left], candidates[left]
+        left = candidates + 1 < ends
+        active, candidates, ends = active[left], candidates[left] + 1, ends[left]
     return best, objects
 
 
-def mark_detections(
-    overlaps: Array, objects: Array, difficult: Array, threshold: float
+def precision_recall(
+    overlaps: Array, objects: Array, ground_truth: GroundTruth, num_objects: int, threshold: float
 ) -> tuple[Array, Array]:
-    """Tell true from false positives among the detections of one class.
+    """Return recall and precision of one class at each of its h true positives.
+
+    Between two true positives recall stays and precision falls, so no other point of the curve
+    matters to AP.
 
     Args:
         overlaps: (n,) from :func:`best_overlaps`, by falling score
         objects: (n,) likewise
-        difficult: (M,) bool
+        ground_truth: M boxes
+        num_objects: of this class that are not difficult
         threshold: a match must overlap more than this fraction
 
     Returns:
-        (n,) bool true positives and (n,) bool false positives; what matches a difficult object is
-        neither
+        (h,) recall and (h,) precision, fractions, by falling score
     """
-    matches = overlaps > threshold
-    on_difficult = np.zeros_like(matches)
-    on_difficult[matches] = difficult[objects[matches]]
-    claims = np.flatnonzero(matches & ~on_difficult)
-    _, first = np.unique(objects[claims], return_index=True)
-    true_positives = np.zeros_like(matches)
-    true_positives[claims[first]] = True
-    return true_positives, ~(true_positives | on_difficult)
+    matches = np.flatnonzero(overlaps > threshold)
+    on_difficult = ground_truth.difficult[objects[matches]]
+    claims = matches[~on_difficult]
+    claimed = objects[claims]
+    first = np.empty(len(ground_truth.difficult), dtype=np.intp)
+    # The last value given to an index stays; reversed, that is the best scored claim.
+    first[claimed[::-1]] = claims[::-1]
+    positions = claims[first[claimed] == claims]
+    hits = np.arange(1.0, len(positions) + 1)
+    # What matches a difficult object counts neither as a hit nor as a miss.
+    ignored = np.searchsorted(matches[on_difficult], positions)
+    return hits / max(num_objects, 1), hits / (positions + 1 - ignored)
 
 
 def average_precision(recall: Array, precision: Array, metric: str) -> float:
@@ -214,8 +223,8 @@ def average_precision(recall: Array, precision: Array, metric: str) -> float:
     "area": integral of the precision's monotone envelope over recall.
 
     Args:
-        recall: (n,) fraction, rising
-        precision: (n,) fraction
+        recall: (h,) fraction, rising
+        precision: (h,) fraction
         metric: "07" or "area"
 
     Returns:
@@ -241,19 +250,15 @@ def average_precision(recall: Array, precision: Array, metric: str) -> float:
 def _evaluate_class(
     overlaps: Array,
     objects: Array,
-    difficult: Array,
+    ground_truth: GroundTruth,
     num_objects: int,
     metric: str,
     thresholds: tuple[float, ...],
 ) -> ClassResult:
-    curves = []
-    for threshold in thresholds:
-        true_positives, false_positives = mark_detections(overlaps, objects, difficult, threshold)
-        hits = np.cumsum(true_positives, dtype=np.float64)
-        misses = np.cumsum(false_positives, dtype=np.float64)
-        # Before the first hit or miss there are only difficult objects: 0 / eps, not 0 / 0.
-        precision = hits / np.maximum(hits + misses, np.finfo(np.float64).eps)
-        curves.append((hits / max(num_objects, 1), precision))
+    curves = [
+        precision_recall(overlaps, objects, ground_truth, num_objects, threshold)
+        for threshold in thresholds
+    ]
     return ClassResult(
         num_objects=num_objects,
         num_detections=len(overlaps),

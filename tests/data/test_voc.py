@@ -1,0 +1,254 @@
+"""VOC style sets: equal to detectron2's loader where that works, a clear error elsewhere."""
+
+import os
+import re
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_pascal_voc
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES, load_voc_instances
+
+from sl_detectron.data.voc import (
+    check_datasets,
+    load_dataset,
+    load_voc_dataset,
+    register_voc_dataset,
+    register_voc_datasets,
+)
+from sl_detectron.data.voc_folder import parse_voc_xml, read_image_set
+
+CLASSES = ("cat", "dog", "horse")
+SIZE = "<size><width>100</width><height>80</height><depth>3</depth></size>"
+
+
+def obj(name="cat", box=(11, 21, 50, 60), extra=""):
+    corners = "".join(
+        f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+    )
+    return f"<object><name>{name}</name>{extra}<bndbox>{corners}</bndbox></object>"
+
+
+def write_set(root, xml_of, split="train"):
+    """A VOC folder with empty JPEG files: loading looks only whether they are there."""
+    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{i}\n" for i in xml_of))
+    for image_id, xml in xml_of.items():
+        (root / "Annotations" / f"{image_id}.xml").write_text(xml)
+        (root / "JPEGImages" / f"{image_id}.jpg").touch()
+    return root
+
+
+def annotation(*objects, size=SIZE):
+    return f"<annotation>{size}{''.join(objects)}</annotation>"
+
+
+@pytest.fixture
+def names():
+    """Data set names that are taken out of detectron2's catalogs afterwards."""
+    taken = []
+    yield taken
+    for name in taken:
+        DatasetCatalog.pop(name, None)
+        MetadataCatalog.pop(name, None)
+
+
+@pytest.mark.parametrize("split", ["trainval", "test"])
+def test_equals_detectron2_on_real_data(datasets_root, split):
+    root = datasets_root / "VOC2007"
+    ours = load_voc_dataset(root, split, CLASS_NAMES)
+    difficult = [a.pop("difficult") for record in ours for a in record["annotations"]]
+    assert ours == load_voc_instances(str(root), split, CLASS_NAMES)
+    assert 0 < sum(difficult) < len(difficult)
+
+
+def test_boxes_become_zero_based_and_difficult_is_kept(tmp_path):
+    xml = annotation(obj(), obj("dog", (1, 1, 100, 80), "<difficult>1</difficult>"))
+    (record,) = load_voc_dataset(write_set(tmp_path, {"a": xml}), "train", CLASSES)
+    assert (record["image_id"], record["width"], record["height"]) == ("a", 100, 80)
+    assert record["file_name"] == str(tmp_path / "JPEGImages" / "a.jpg")
+    first, second = record["annotations"]
+    assert (first["bbox"], first["category_id"], first["difficult"]) == ([10, 20, 50, 60], 0, 0)
+    assert (second["bbox"], second["category_id"], second["difficult"]) == ([0, 0, 100, 80], 1, 1)
+
+
+def test_one_image_split_loads(tmp_path):
+    root = write_set(tmp_path, {"only": annotation(obj())})
+    assert [r["image_id"] for r in load_voc_dataset(root, "train", CLASSES)] == ["only"]
+
+
+def test_image_without_objects_and_blank_lines(tmp_path):
+    root = write_set(tmp_path, {"a": annotation()})
+    # As written by a Windows editor.
+    (root / "ImageSets" / "Main" / "train.txt").write_bytes(b"\xef\xbb\xbfa\r\n\r\n")
+    (record,) = load_voc_dataset(root, "train", CLASSES)
+    assert record["annotations"] == []
+
+
+def test_fractional_coordinates_and_absent_flags(tmp_path):
+    path = tmp_path / "a.xml"
+    path.write_text(annotation(obj(box=("1.5", " 2.25 ", "9.75", "8"))))
+    assert parse_voc_xml(path).objects == [("cat", (1.5, 2.25, 9.75, 8.0), False)]
+
+
+def test_other_image_suffixes_are_found(tmp_path):
+    root = write_set(tmp_path, {"a": annotation(obj())})
+    (root / "JPEGImages" / "a.jpg").rename(root / "JPEGImages" / "a.png")
+    (record,) = load_voc_dataset(root, "train", CLASSES)
+    assert record["file_name"].endswith("a.png")
+
+
+def test_images_may_be_absent_on_demand(tmp_path):
+    root = write_set(tmp_path, {"a": annotation(obj())})
+    (root / "JPEGImages" / "a.jpg").unlink()
+    assert len(load_voc_dataset(root, "train", CLASSES, require_images=False)) == 1
+
+
+BAD_XML = {
+    "cut off": ("<annotation>\n<object>", r"line 2, column \d+: not XML"),
+    "empty file": ("", "not XML"),
+    "unknown encoding": ("<?xml version='1.0' encoding='klingon'?><annotation/>", "not XML"),
+    "entities": (
+        '<!DOCTYPE a [<!ENTITY x "y"><!ENTITY z "&x;&x;">]><annotation>&z;</annotation>',
+        "entity",
+    ),
+    "external entity": (
+        '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation>&x;</annotation>',
+        "entity",
+    ),
+    "UTF-16": (annotation(obj()).encode("utf-16"), "UTF-16"),
+    "near class": (annotation(obj("hors")), "'hors' is not in the class list; nearest are horse"),
+    "far class": (annotation(obj("zebu")), "'zebu' is not in .* the list is cat, dog, horse"),
+    "no name": (annotation(obj("")), r"object 0 has no <name>"),
+    "no bndbox": (annotation(obj(), "<object><name>cat</name></object>"), "object 1 .* <bndbox>"),
+    "no xmin": (annotation(obj().replace("xmin", "xmini")), "xmin=None"),
+    "text in a box": (annotation(obj(box=(1, 2, "three", 4))), "xmax='three'"),
+    "xmax = xmin": (annotation(obj(box=(5, 1, 5, 9))), "needs xmin < xmax .* xmin=5"),
+    "ymax < ymin": (annotation(obj(box=(1, 9, 5, 3))), "ymin < ymax.* ymin=9"),
+    "nan": (annotation(obj(box=("nan", 1, 5, 3))), "xmin=nan"),
+    "inf": (annotation(obj(box=(1, 1, "inf", 3))), "xmax=inf"),
+    "difficult": (annotation(obj(extra="<difficult>no</difficult>")), "difficult='no'"),
+    "no size": (annotation(obj(), size=""), "no <size>"),
+    "size 0": (annotation(obj(), size=SIZE.replace("100", "0")), "<size>.*'0' and '80'"),
+    "size text": (annotation(obj(), size=SIZE.replace("80", "x")), "<size>.*'100' and 'x'"),
+}
+
+
+@pytest.mark.parametrize(("xml", "message"), BAD_XML.values(), ids=BAD_XML)
+def test_bad_annotation_is_named(tmp_path, xml, message):
+    root = write_set(tmp_path, {"good": annotation(obj()), "bad": ""})
+    file = root / "Annotations" / "bad.xml"
+    file.write_bytes(xml if isinstance(xml, bytes) else xml.encode())
+    with pytest.raises(ValueError, match=message) as caught:
+        load_voc_dataset(root, "train", CLASSES)
+    assert str(file) in str(caught.value)
+
+
+def test_missing_files_are_named(tmp_path):
+    root = tmp_path / "set"
+    with pytest.raises(FileNotFoundError, match=re.escape(f"no VOC folder {root}")):
+        load_voc_dataset(root, "train", CLASSES)
+    write_set(root, {"a": annotation(obj()), "b": annotation(obj())})
+    with pytest.raises(FileNotFoundError, match=r"no image set .*val\.txt; the folder has: train"):
+        load_voc_dataset(root, "val", CLASSES)
+    (root / "JPEGImages" / "b.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"image 'b' has an annotation but no .*b\.jpg"):
+        load_voc_dataset(root, "train", CLASSES)
+    (root / "Annotations" / "b.xml").unlink()
+    with pytest.raises(FileNotFoundError, match=r"image 'b' of image set 'train' .*b\.xml"):
+        load_voc_dataset(root, "train", CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no image id"),
+        ("\n \n", "holds no image id"),
+        ("a\nb\na\n", "names image 'a' 2 times"),
+        ("../a\n", "leads out"),
+        ("x/../../a\n", "leads out"),
+        ("/etc/a\n", "leads out"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+    ],
+)
+def test_bad_image_set_is_named(tmp_path, text, message):
+    root = write_set(tmp_path, {"a": annotation(obj())})
+    file = root / "ImageSets" / "Main" / "train.txt"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message) as caught:
+        read_image_set(root, "train")
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("classes", [[], ["cat", "cat"], "cat"])
+def test_class_names_must_differ(tmp_path, classes):
+    root = write_set(tmp_path, {"a": annotation(obj())})
+    with pytest.raises(ValueError, match="different names"):
+        load_voc_dataset(root, "train", classes)
+
+
+def test_registered_set_loads_with_metadata(tmp_path, names):
+    names.append("voc_test_mine")
+    root = write_set(tmp_path, {"a": annotation(obj())})
+    register_voc_dataset("voc_test_mine", root, "train", CLASSES, year=2007)
+    assert DatasetCatalog.get("voc_test_mine") == load_voc_dataset(root, "train", CLASSES)
+    metadata = MetadataCatalog.get("voc_test_mine")
+    assert metadata.thing_classes == list(CLASSES)
+    assert (metadata.dirname, metadata.split, metadata.year) == (str(root), "train", 2007)
+    assert metadata.evaluator_type == "pascal_voc"
+
+
+def test_config_entries_register_once(tmp_path, names):
+    names.append("voc_test_entry")
+    root = write_set(tmp_path, {"a": annotation(obj())})
+    entry = {"NAME": "voc_test_entry", "ROOT": str(root), "SPLIT": "train", "CLASSES": [*CLASSES]}
+    register_voc_datasets([entry, dict(entry)])
+    register_voc_datasets([entry])
+    assert len(DatasetCatalog.get("voc_test_entry")) == 1
+    for change in ({"SPLIT": "val"}, {"ROOT": "elsewhere"}, {"CLASSES": ["cat"]}):
+        with pytest.raises(ValueError, match=r"CUSTOM_VOC\[1\]: .*'voc_test_entry' is taken"):
+            register_voc_datasets([entry, {**entry, **change}])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"SPLITT": "x"}, r"CUSTOM_VOC\[0\] needs the keys NAME, ROOT, SPLIT, CLASSES"),
+        ({"NAME": 3}, r"CUSTOM_VOC\[0\]\.NAME must be a string; got 3"),
+        ({"ROOT": ""}, r"CUSTOM_VOC\[0\]\.ROOT must be a string"),
+        ({"CLASSES": "cat"}, r"CUSTOM_VOC\[0\]\.CLASSES must be a list of names"),
+        ({"CLASSES": ["a", "a"]}, r"CUSTOM_VOC\[0\]: class names must be a list of different"),
+    ],
+)
+def test_bad_config_entry_is_named(change, message):
+    entry = {"NAME": "voc_test_bad", "ROOT": "r", "SPLIT": "train", "CLASSES": ["cat"], **change}
+    with pytest.raises(ValueError, match=message):
+        register_voc_datasets([entry])
+    assert "voc_test_bad" not in DatasetCatalog
+
+
+def test_name_of_a_builtin_set_is_taken():
+    with pytest.raises(ValueError, match="'voc_2007_test' is taken"):
+        register_voc_dataset("voc_2007_test", "elsewhere", "test")
+
+
+def test_sets_of_detectron2_get_the_checks(tmp_path, names):
+    names.append("voc_test_stock")
+    root = write_set(tmp_path, {"only": annotation(obj())})
+    register_pascal_voc("voc_test_stock", str(root), "train", 2012, CLASSES)
+    # detectron2's own loader stops at a one-image split.
+    assert load_dataset("voc_test_stock") == load_voc_dataset(root, "train", CLASSES)
+    check_datasets(["voc_test_stock"])
+    os.remove(root / "JPEGImages" / "only.jpg")
+    with pytest.raises(FileNotFoundError, match=r"only\.jpg"):
+        check_datasets(["voc_test_stock"])
+
+
+def test_check_reads_voc_sets_only(names):
+    names += ["voc_test_other", "voc_test_broken"]
+    loaded = []
+    DatasetCatalog.register("voc_test_other", lambda: loaded.append(1) or [])
+    check_datasets(["voc_test_other"])
+    assert not loaded
+    with pytest.raises(ValueError, match="'voc_test_othr' is not registered; did you mean"):
+        check_datasets(["voc_test_othr"])
