@@ -53,6 +53,10 @@ class ConstantTau(_KeepDtype):
         # Not part of the state dict: at resume the config decides, not the checkpoint.
         tau = torch.tensor(value, dtype=torch.float64)
         self.register_buffer("tau", tau, persistent=False)
+        self.value = value
+
+    def extra_repr(self) -> str:
+        return f"value={self.value}"
 
     def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
         """The constant, 0-d float64."""
