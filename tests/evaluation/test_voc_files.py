@@ -1,0 +1,177 @@
+"""Detections from text and json files, and the report on them."""
+
+import json
+import os
+import re
+import tarfile
+
+import numpy as np
+import pytest
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES
+from devkit import write_devkit
+
+from sl_detectron.evaluation import evaluate_files, load_detections, write_report
+
+IDS = ["000012", "2008_000003", "my image"]
+CLASSES = ["cat", "dog"]
+IMAGES = {
+    "000012": [("cat", (11, 11, 50, 50), 0)],
+    "2008_000003": [("dog", (1, 1, 20, 20), 0)],
+    "my image": [],
+}
+ENTRY = {"image_id": "000012", "category_id": 0, "bbox": [10, 10, 40, 40], "score": 0.5}
+
+
+def write_text(folder, **lines):
+    folder.mkdir(exist_ok=True)
+    for name, text in lines.items():
+        (folder / f"comp4_det_test_{name}.txt").write_text(text)
+    return folder
+
+
+def write_json(tmp_path, entries):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(entries))
+    return path
+
+
+def test_text_files_are_read_as_they_are(tmp_path):
+    folder = write_text(
+        tmp_path / "found",
+        cat="000012 0.123456 -3.25 1 4 5\n\nmy image 1e-3 1 2 3 4\n",
+        dog="2008_000003 0.5 1 2 3 4.5",
+    )
+    found = load_detections(folder, "test", IDS, CLASSES)
+    assert found.images.tolist() == [0, 2, 1]
+    assert found.classes.tolist() == [0, 0, 1]
+    assert found.scores.tolist() == [0.123456, 1e-3, 0.5]
+    assert found.boxes.tolist() == [[-3.25, 1, 4, 5], [1, 2, 3, 4], [1, 2, 3, 4.5]]
+
+
+def test_class_without_file_has_no_detections(tmp_path, caplog):
+    folder = write_text(tmp_path / "found", dog="000012 0.5 1 2 3 4\n")
+    assert load_detections(folder, "test", IDS, CLASSES).classes.tolist() == [1]
+    assert "comp4_det_test_cat.txt" in caplog.text
+
+
+def test_json_boxes_become_one_based(tmp_path):
+    path = write_json(tmp_path, [ENTRY, {**ENTRY, "bbox": [0.5, 0, 1.26, 3], "score": 0.12345}])
+    found = load_detections(path, "test", IDS, CLASSES)
+    assert found.boxes.tolist() == [[11, 11, 50, 50], [1.5, 1, 1.76, 3]]
+    assert found.scores.tolist() == [0.5, 0.12345]
+    rounded = load_detections(path, "test", IDS, CLASSES, rounding=True)
+    assert rounded.boxes.tolist() == [[11, 11, 50, 50], [1.5, 1, 1.8, 3]]
+    assert rounded.scores.tolist() == [0.5, 0.123]
+
+
+def test_json_ids_may_be_the_numbers_in_the_names(tmp_path):
+    entries = [{**ENTRY, "image_id": i} for i in (2008000003, 12, "my image")]
+    found = load_detections(write_json(tmp_path, entries), "test", IDS, CLASSES)
+    assert found.images.tolist() == [1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("000012 0.5 1 2 3", "needs 'image_id score xmin ymin xmax ymax'"),
+        ("0.5 1 2 3 4", "needs 'image_id score"),
+        ("000012 0.5 1 2 three 4", "needs 'image_id score"),
+        ("000012 nan 1 2 3 4", "needs 'image_id score"),
+        ("000012 0.5 1 2 inf 4", "needs 'image_id score"),
+        ("000013 0.5 1 2 3 4", "image '000013' is not in the image set"),
+    ],
+)
+def test_bad_line_is_named(tmp_path, line, message):
+    folder = write_text(tmp_path / "found", cat=f"000012 0.5 1 2 3 4\n{line}\n", dog="")
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        load_detections(folder, "test", IDS, CLASSES)
+    assert f"{folder / 'comp4_det_test_cat.txt'}, line 2" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": "13"}, "image '13' is not in the image set"),
+        ({"image_id": ["000012"]}, "needs image_id, category_id"),
+        ({"category_id": 2}, r"category_id 2 is not in 0\.\.1"),
+        ({"category_id": -1}, r"category_id -1 is not in 0\.\.1"),
+        ({"category_id": "cat"}, "category_id must be an integer"),
+        ({"bbox": [1, 2, 3]}, r"needs image_id, category_id, bbox \[x, y, width, height\]"),
+        ({"bbox": None}, "needs image_id"),
+        ({"score": "high"}, "needs image_id"),
+        ({"score": float("nan")}, "must be finite"),
+        ({"bbox": [1, 2, 3, float("inf")]}, "must be finite"),
+    ],
+)
+def test_bad_json_entry_is_named(tmp_path, change, message):
+    path = write_json(tmp_path, [ENTRY, {**ENTRY, **change}])
+    with pytest.raises(ValueError, match=message) as caught:
+        load_detections(path, "test", IDS, CLASSES)
+    assert f"{path}[1]" in str(caught.value)
+
+
+def test_entry_without_a_key_is_named(tmp_path):
+    for entry in (3, None, [], {k: v for k, v in ENTRY.items() if k != "score"}):
+        with pytest.raises(ValueError, match=r"json\[0\]: needs image_id"):
+            load_detections(write_json(tmp_path, [entry]), "test", IDS, CLASSES)
+
+
+def test_wrong_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_detections(tmp_path / "nowhere", "test", IDS, CLASSES)
+    folder = write_text(tmp_path / "found", cow="")
+    with pytest.raises(FileNotFoundError, match=r"holds no comp4_det_test_cat\.txt .*_cow\.txt"):
+        load_detections(folder, "test", IDS, CLASSES)
+    with pytest.raises(ValueError, match="must hold a list of detections; got a dict"):
+        load_detections(write_json(tmp_path, {}), "test", IDS, CLASSES)
+    (tmp_path / "results.json").write_text("[{]")
+    with pytest.raises(ValueError, match=r"results\.json is not json"):
+        load_detections(tmp_path / "results.json", "test", IDS, CLASSES)
+
+
+def test_report_holds_json_and_pictures(tmp_path):
+    root = write_devkit(tmp_path / "set", IMAGES)
+    folder = write_text(tmp_path / "found", cat="000012 0.5 11 11 50 50\n", dog="")
+    result = evaluate_files(root, "test", folder, "area", class_names=[*CLASSES, "$cow$"])
+    output = tmp_path / "new" / "out.json"
+    written = write_report(result, output)
+    assert sorted(p.name for p in output.parent.iterdir()) == sorted(p.name for p in written)
+    assert [p.read_bytes()[:4] for p in written[1:]] == [b"\x89PNG"] * 2
+    report = json.loads(output.read_text(), parse_constant=pytest.fail)
+    assert (report["AP"], report["AP50"], report["AP75"]) == (50, 50, 50)
+    cat, dog, cow = (report["per_class"][name] for name in (*CLASSES, "$cow$"))
+    assert (cat["AP"], cat["AP50"], cat["recall50"], cat["AP_by_iou"]["95"]) == (100,) * 4
+    assert (dog["AP"], dog["num_objects"], dog["num_detections"]) == (0, 1, 0)
+    assert (cow["AP"], cow["AP_by_iou"]["50"], cow["num_objects"]) == (None, None, 0)
+
+
+def test_failed_report_leaves_the_old_one_alone(tmp_path, monkeypatch):
+    root = write_devkit(tmp_path / "set", IMAGES)
+    folder = write_text(tmp_path / "found", cat="", dog="")
+    result = evaluate_files(root, "test", folder, "07", class_names=CLASSES)
+    output = tmp_path / "out" / "out.json"
+    output.parent.mkdir()
+    output.write_text("old")
+
+    def fail(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(result, output)
+    assert output.read_text() == "old"
+    assert os.listdir(output.parent) == ["out.json"]
+
+
+def test_known_ap_of_real_detections(datasets_root, tmp_path):
+    archive = datasets_root / "voc07_reference.tar.gz"
+    if not archive.is_file():
+        pytest.skip(f"no {archive}")
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    root = tmp_path / "voc07_reference"
+    known = json.loads((root / "reference_ap.json").read_text())
+    for metric, key in (("07", "voc07_11pt"), ("area", "area")):
+        result = evaluate_files(root / "VOC2007", "test", root / "detections", metric)
+        ap50 = [row["AP50"] / 100 for row in result.per_class().values()]
+        assert np.abs(np.subtract(ap50, [known[key][n] for n in CLASS_NAMES])).max() <= 2e-6

@@ -1,0 +1,107 @@
+"""The command line: the table, the report and one-line errors."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "evaluate_voc.py"
+XML = (
+    "<annotation><object><name>cat</name><bndbox><xmin>11</xmin><ymin>11</ymin>"
+    "<xmax>50</xmax><ymax>50</ymax></bndbox></object></annotation>"
+)
+
+
+def load_tool():
+    spec = importlib.util.spec_from_file_location("evaluate_voc", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+evaluate_voc = load_tool()
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """One cat, found by the first of two text detections."""
+    for folder in ("Annotations", "ImageSets/Main", "found"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "test.txt").write_text("a\n")
+    (tmp_path / "Annotations" / "a.xml").write_text(XML)
+    lines = "a 0.9 11 11 50 50\na 0.8 1 1 9 9\n"
+    (tmp_path / "found" / "comp4_det_test_cat.txt").write_text(lines)
+    return {
+        "--voc-root": str(tmp_path),
+        "--detections": str(tmp_path / "found"),
+        "--classes": "cat,dog",
+        "--metric": "area",
+    }
+
+
+def run(arguments, *flags):
+    return evaluate_voc.main([*(x for pair in arguments.items() for x in pair), *flags])
+
+
+def test_the_command_itself(arguments, tmp_path):
+    arguments["--output"] = str(tmp_path / "out" / "scores.json")
+    command = [sys.executable, str(TOOL), *(x for pair in arguments.items() for x in pair)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = ["scores.json", "scores_ap_by_iou.png", "scores_precision_recall.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
+    report = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert [report[k] for k in ("AP", "AP50", "AP75")] == [100, 100, 100]
+    assert set(report["per_class"]) == {"cat", "dog"}
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert ["cat", "1", "2", "100.00", "100.00", "100.00", "100.00"] in rows
+    assert ["dog", "0", "0", "-", "-", "-", "-"] in rows
+
+
+def test_absent_classes_and_json_only(arguments, tmp_path, capsys):
+    arguments["--output"] = str(tmp_path / "out" / "scores.json")
+    assert run(arguments, "--absent-classes", "zero", "--no-pictures") == 0
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["scores.json"]
+    assert ["mean", "1", "2", "50.00", "50.00", "50.00", "-"] in [
+        line.split() for line in capsys.readouterr().out.splitlines()
+    ]
+
+
+def test_json_detections_equal_text(arguments, tmp_path, capsys):
+    run(arguments)
+    table = capsys.readouterr().out
+    boxes = [[10, 10, 40, 40], [0, 0, 9, 9]]
+    entries = [
+        {"image_id": "a", "category_id": 0, "bbox": box, "score": score}
+        for box, score in zip(boxes, (0.9, 0.8))
+    ]
+    (tmp_path / "found.json").write_text(json.dumps(entries))
+    arguments["--detections"] = str(tmp_path / "found.json")
+    assert run(arguments, "--rounding") == 0
+    assert capsys.readouterr().out == table
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--split": "val"}, "no image set"),
+        ({"--voc-root": "/nowhere"}, "no VOC folder /nowhere"),
+        ({"--detections": "/nowhere"}, "/nowhere"),
+        ({"--classes": "dog"}, "'cat' is not in the class list"),
+        ({"--classes": "cat,cat"}, "different names"),
+    ],
+)
+def test_errors_are_one_line(arguments, change, message, capsys):
+    assert run({**arguments, **change}) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("evaluate_voc.py: error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(arguments):
+    with pytest.raises(FileNotFoundError):
+        run({**arguments, "--split": "val"}, "--debug")
