@@ -2,10 +2,14 @@
 
 import os
 
-from .label_noise import apply_changes, inject
-from .mapper import NoisyLabelMapper
-from .noise_config import noises_from_config
-from .noise_loader import build_noisy_train_loader, noisy_dataset_dicts
+from .label_noise import (
+    NoisyLabelMapper,
+    apply_changes,
+    build_noisy_train_loader,
+    inject,
+    noises_from_config,
+    noisy_dataset_dicts,
+)
 from .toy import TOY_CLASS_NAMES, make_toy_dataset, register_toy_datasets
 from .voc import check_datasets, load_voc_dataset, register_voc_dataset, register_voc_datasets
 

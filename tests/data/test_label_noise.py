@@ -24,7 +24,7 @@ from sl_detectron.data.label_noise import (
     apply_changes,
     inject,
 )
-from sl_detectron.data.noise_manifest import manifest_lines
+from sl_detectron.data.label_noise.manifest import manifest_lines
 
 ALL_NOISES = (
     SymmetricNoise(rate=0.4, seed=3),

@@ -14,8 +14,8 @@ from sl_detectron.data.label_noise import (
     SpuriousBoxes,
     SymmetricNoise,
 )
-from sl_detectron.data.noise_config import noises_from_config
-from sl_detectron.data.noise_loader import build_noisy_train_loader
+from sl_detectron.data.label_noise.config import noises_from_config
+from sl_detectron.data.label_noise.loader import build_noisy_train_loader
 
 CLASSES = ["cat", "dog", "cow", "owl"]
 NAME = "noise_config_test"

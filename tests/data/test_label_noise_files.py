@@ -20,11 +20,11 @@ from sl_detectron.data.label_noise import (
     SymmetricNoise,
     inject,
 )
-from sl_detectron.data.noise_coco import CocoFile
-from sl_detectron.data.noise_edits import Edit, apply_edits, undo_edits
-from sl_detectron.data.noise_export import export_noisy_coco, restore_clean
-from sl_detectron.data.noise_stats import noise_statistics, statistics_table, uniformity_test
-from sl_detectron.data.noise_voc import voc_edits
+from sl_detectron.data.label_noise.coco import CocoFile
+from sl_detectron.data.label_noise.edits import Edit, apply_edits, undo_edits
+from sl_detectron.data.label_noise.export import export_noisy_coco, restore_clean
+from sl_detectron.data.label_noise.stats import noise_statistics, statistics_table, uniformity_test
+from sl_detectron.data.label_noise.voc import voc_edits
 
 CLASSES = ["cat", "dog", "R&D", "zürich"]
 ALL_NOISES = (

@@ -18,8 +18,8 @@ from sl_detectron.data.label_noise import (
     SymmetricNoise,
     inject,
 )
-from sl_detectron.data.noise_confusion import VOC_CONFUSION, confusion_by_id
-from sl_detectron.data.noise_stats import noise_statistics, uniformity_test
+from sl_detectron.data.label_noise.confusion import VOC_CONFUSION, confusion_by_id
+from sl_detectron.data.label_noise.stats import noise_statistics, uniformity_test
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 20])

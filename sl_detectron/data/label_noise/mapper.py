@@ -6,8 +6,9 @@ from typing import Any
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 
-from .label_noise import Noise, inject, is_noisy
-from .noise_config import noises_from_config, train_classes
+from .config import noises_from_config, train_classes
+from .injection import inject, is_noisy
+from .types import Noise
 
 __all__ = ["NoisyLabelMapper"]
 

@@ -6,16 +6,9 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from .label_noise import (
-    AsymmetricNoise,
-    BoxJitter,
-    MissingAnnotations,
-    Noise,
-    SpuriousBoxes,
-    SymmetricNoise,
-)
-from .noise_confusion import VOC_CONFUSION, confusion_by_id, load_confusion
-from .noise_types import MODES
+from .boxes import BoxJitter, MissingAnnotations, SpuriousBoxes
+from .confusion import VOC_CONFUSION, confusion_by_id, load_confusion
+from .types import MODES, AsymmetricNoise, Noise, SymmetricNoise
 
 __all__ = ["noises_from_config", "train_classes"]
 

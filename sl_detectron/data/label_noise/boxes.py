@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from detectron2.structures import BoxMode
 
-from .noise_types import Annotation, Draws, ImageSize, Noise, below, fraction
+from .types import Annotation, Draws, ImageSize, Noise, below, fraction
 
 __all__ = ["BoxJitter", "MissingAnnotations", "SpuriousBoxes", "make_spurious"]
 

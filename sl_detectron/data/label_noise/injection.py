@@ -14,31 +14,10 @@ from hashlib import blake2b
 from struct import Struct
 from typing import Any
 
-from .noise_boxes import BoxJitter, MissingAnnotations, SpuriousBoxes
-from .noise_changes import CHANGES, Change, Record, apply_change, compare, order
-from .noise_types import (
-    DRAWS_PER_ANNOTATION,
-    Annotation,
-    AsymmetricNoise,
-    Noise,
-    SymmetricNoise,
-)
+from .changes import Change, Record, apply_change, compare, order
+from .types import DRAWS_PER_ANNOTATION, Annotation, Noise
 
-__all__ = [
-    "inject",
-    "apply_changes",
-    "is_noisy",
-    "Change",
-    "Record",
-    "Noise",
-    "SymmetricNoise",
-    "AsymmetricNoise",
-    "BoxJitter",
-    "MissingAnnotations",
-    "SpuriousBoxes",
-    "NOISE_KEY",
-    "CHANGES",
-]
+__all__ = ["inject", "apply_changes", "is_noisy", "NOISE_KEY"]
 
 # The key of a record that says where its noise came from.
 NOISE_KEY = "label_noise"
@@ -73,6 +52,7 @@ def inject(
 
     Example:
         >>> record = {"image_id": "a", "annotations": [{"category_id": c} for c in range(3)]}
+        >>> from sl_detectron.data.label_noise import SymmetricNoise
         >>> noisy, changes = inject([record], [SymmetricNoise(rate=1.0)], num_classes=3)
         >>> any(a["category_id"] == b for b, a in enumerate(noisy[0]["annotations"]))
         False

@@ -8,9 +8,9 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
-from .noise_boxes import make_spurious
-from .noise_changes import Change, Record
-from .noise_edits import Edit
+from .boxes import make_spurious
+from .changes import Change, Record
+from .edits import Edit
 
 __all__ = ["CocoFile"]
 

@@ -17,15 +17,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .label_noise import Change, Noise, inject
-from .noise_coco import CocoFile
-from .noise_edits import Edit, apply_edits, undo_edits
-from .noise_folder import complete_or_nothing, refuse_to_overwrite
-from .noise_manifest import manifest_lines, read_manifest
-from .noise_plot import plot_confusion
-from .noise_stats import NoiseStatistics, noise_statistics
-from .noise_voc import voc_edits
-from .voc import load_voc_dataset
+from ..voc import load_voc_dataset
+from .changes import Change
+from .coco import CocoFile
+from .edits import Edit, apply_edits, undo_edits
+from .folder import complete_or_nothing, refuse_to_overwrite
+from .injection import inject
+from .manifest import manifest_lines, read_manifest
+from .plot import plot_confusion
+from .stats import NoiseStatistics, noise_statistics
+from .types import Noise
+from .voc import voc_edits
 
 __all__ = ["export_noisy_voc", "export_noisy_coco", "restore_clean", "MANIFEST", "DESCRIPTION"]
 

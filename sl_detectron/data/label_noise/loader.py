@@ -21,11 +21,13 @@ from detectron2.data.build import (
 )
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 
-from .label_noise import Change, Noise, Record, apply_changes, inject
-from .noise_config import noises_from_config, train_classes
-from .noise_manifest import changes_from_manifest, read_manifest
-from .noise_stats import noise_statistics, statistics_table
-from .voc import load_dataset
+from ..voc import load_dataset
+from .changes import Change, Record
+from .config import noises_from_config, train_classes
+from .injection import apply_changes, inject
+from .manifest import changes_from_manifest, read_manifest
+from .stats import noise_statistics, statistics_table
+from .types import Noise
 
 __all__ = ["build_noisy_train_loader", "noisy_dataset_dicts"]
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from .noise_changes import CHANGES, Change
+from .changes import CHANGES, Change
 
 __all__ = ["NoiseStatistics", "noise_statistics", "uniformity_test", "statistics_table"]
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .noise_boxes import make_spurious
-from .noise_types import Annotation
+from .boxes import make_spurious
+from .types import Annotation
 
 __all__ = ["Change", "Record", "CHANGES", "compare", "apply_change", "order"]
 

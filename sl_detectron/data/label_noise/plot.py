@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .noise_stats import NoiseStatistics
+from .stats import NoiseStatistics
 
 __all__ = ["plot_confusion"]
 

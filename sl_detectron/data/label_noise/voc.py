@@ -5,8 +5,8 @@ from typing import Any
 from xml.parsers import expat
 from xml.sax.saxutils import escape
 
-from .noise_changes import Change
-from .noise_edits import Edit
+from .changes import Change
+from .edits import Edit
 
 __all__ = ["voc_edits"]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from detectron2.utils.file_io import PathManager
 
-from .noise_changes import CHANGES, Change
+from .changes import CHANGES, Change
 
 __all__ = ["manifest_lines", "read_manifest", "changes_from_manifest"]
 
