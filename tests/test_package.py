@@ -12,6 +12,7 @@ PACKAGE = REPO / "sl_detectron"
 # Which parts of sl_detectron a part may import; the engine may import all.
 ALLOWED = {
     "losses": set(),
+    "cli": set(),
     "config": set(),
     "model_zoo": {"config"},
     "modeling": {"losses"},

@@ -17,42 +17,34 @@ from collections.abc import Sequence
 
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
+from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.evaluation import evaluate_files, write_report
 from sl_detectron.evaluation.voc_ap import METRICS
 from sl_detectron.evaluation.voc_result import ABSENT_CLASSES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
-    try:
-        result = evaluate_files(
-            args.voc_root,
-            args.split,
-            args.detections,
-            args.metric,
-            class_names=args.classes.split(",") if args.classes else CLASS_NAMES,
-            rounding=args.rounding,
-            absent_classes=args.absent_classes,
-        )
-        print(result.table())
-        if args.output:
-            written = write_report(result, args.output, pictures=not args.no_pictures)
-            print("written:", *written)
-    except (ValueError, OSError, ImportError) as error:
-        if args.debug:
-            raise
-        print(f"evaluate_voc.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_tool(evaluate, parse_args(argv))
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    result = evaluate_files(
+        args.voc_root,
+        args.split,
+        args.detections,
+        args.metric,
+        class_names=args.classes.split(",") if args.classes else CLASS_NAMES,
+        rounding=args.rounding,
+        absent_classes=args.absent_classes,
+    )
+    print(result.table())
+    if args.output:
+        written = write_report(result, args.output, pictures=not args.no_pictures)
+        print("written:", *written)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    assert __doc__
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n", 1)[0],
-        epilog=__doc__.split("\n", 2)[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument(
         "--voc-root", required=True, help="folder with Annotations and ImageSets, e.g. VOC2007"
     )
@@ -77,7 +69,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=ABSENT_CLASSES,
         help="classes without ground truth: leave out of the mean (default), or count as 0",
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
+from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.config import add_superloss_config
 from sl_detectron.data.label_noise.coco import CocoFile
 from sl_detectron.data.label_noise.config import TYPES, noises_from_config
@@ -29,16 +30,14 @@ from sl_detectron.data.label_noise.types import MODES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
-    try:
-        if args.restore:
-            print(f"clean set: {restore_clean(args.restore, args.output, progress=True)}")
-        else:
-            inject(args)
-    except (ValueError, OSError) as error:
-        print(f"inject_noise.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_tool(write_or_restore, parse_args(argv))
+
+
+def write_or_restore(args: argparse.Namespace) -> None:
+    if args.restore:
+        print(f"clean set: {restore_clean(args.restore, args.output, progress=True)}")
+    else:
+        inject(args)
 
 
 def inject(args: argparse.Namespace) -> None:
@@ -98,12 +97,7 @@ def report(statistics: NoiseStatistics, classes: Sequence[str], symmetric: bool)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    assert __doc__
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n", 1)[0],
-        epilog=__doc__.split("\n", 2)[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--voc-root", help="VOC devkit folder, e.g. VOCdevkit/VOC2007")
     source.add_argument("--coco-json", help="COCO annotation file")

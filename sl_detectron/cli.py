@@ -1,0 +1,45 @@
+"""What the command line tools share: help made of their docstring, and one-line errors."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = ["describe", "run_tool", "tool_parser"]
+
+
+def tool_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is the tool's docstring: its first line, and the examples at the end.
+
+    Args:
+        doc: ``__doc__`` of the tool; None under ``python -OO``
+    """
+    parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter)
+    describe(parser, doc)
+    return parser
+
+
+def describe(parser: argparse.ArgumentParser, doc: str | None) -> None:
+    """Give any parser the help of a tool's docstring and the option ``--debug``."""
+    parser.description, _, parser.epilog = (doc or "").partition("\n\n")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def run_tool(job: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+    """Run a tool and turn what a user can mend into one line on stderr.
+
+    Args:
+        job: the tool's work; raises ValueError, OSError or ImportError for a user to mend
+        args: of :func:`tool_parser`, passed on
+
+    Returns:
+        the exit code: 0, or 2 after an error
+    """
+    try:
+        job(args)
+    except (ValueError, OSError, ImportError) as error:
+        if args.debug:
+            raise
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
