@@ -65,7 +65,8 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.DATASETS.LABEL_NOISE.SEED = 0
     # "bernoulli": every annotation by itself; "exact": round(RATE * number) annotations of a set.
     cfg.DATASETS.LABEL_NOISE.MODE = "bernoulli"
-    # YAML file {class: {other class: probability}} for "asymmetric"; empty: VOC's confusable pairs.
+    # YAML file {class: {other class: probability}} for "asymmetric"; `cat: dog` and
+    # `cow: [horse, sheep]` are short forms. Empty: VOC's confusable pairs.
     cfg.DATASETS.LABEL_NOISE.CONFUSION = ""
     # A manifest written by tools/inject_noise.py, used in place of the rates.
     cfg.DATASETS.LABEL_NOISE.MANIFEST = ""
