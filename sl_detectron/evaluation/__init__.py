@@ -5,12 +5,11 @@ from .pascal_voc_evaluation import VOCEvaluator
 from .voc_ap import (
     IOU_THRESHOLDS,
     ClassResult,
-    Detections,
-    GroundTruth,
     average_precision,
     evaluate_detections,
 )
 from .voc_files import load_detections, load_ground_truth
+from .voc_matching import Detections, GroundTruth
 from .voc_report import evaluate_files, write_report
 from .voc_result import VOCResult
 

@@ -12,7 +12,7 @@ from sl_detectron.evaluation import (
     average_precision,
     evaluate_detections,
 )
-from sl_detectron.evaluation.voc_ap import best_overlaps
+from sl_detectron.evaluation.voc_matching import best_overlaps
 
 BOX = (11.0, 11.0, 20.0, 20.0)
 FAR = (101.0, 101.0, 110.0, 110.0)
