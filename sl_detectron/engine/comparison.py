@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,17 +10,25 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
-from detectron2.utils.visualizer import Visualizer
 
 from ..data import inject, noises_from_config
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["draw_comparison"]
 
 SCORE_THRESHOLD = 0.5
 NUM_IMAGES = 3
-# Pixels of the picture for one pixel of a toy image, so that labels are legible.
-SCALE = 4
 RIGHT, WRONG, OTHER = "limegreen", "red", "orange"
+
+
+class LabelledBox(NamedTuple):
+    """What is drawn: a box in pixels (XYXY), its text and its colour."""
+
+    box: np.ndarray
+    label: str
+    colour: str
 
 
 def draw_comparison(runs: dict[str, CfgNode], path: str | os.PathLike) -> None:
@@ -56,12 +64,14 @@ def draw_comparison(runs: dict[str, CfgNode], path: str | os.PathLike) -> None:
     )
     for row, record in zip(axes, records):
         image = detection_utils.read_image(record["file_name"], "BGR")
-        row[0].imshow(_draw_annotations(image, record["annotations"], classes))
-        row[0].set_title("labels given; red: wrong (true)")
-        for axis, (title, predictor) in zip(row[1:], predictors.items()):
+        panels = {"labels given; red: wrong (true)": _annotations(record, classes)}
+        for title, predictor in predictors.items():
             detections = predictor(image)["instances"]
-            axis.imshow(_draw_detections(image, detections, record["annotations"], classes))
+            panels[title] = _detections(detections, record["annotations"], classes)
+        for axis, (title, boxes) in zip(row, panels.items()):
+            axis.imshow(image[:, :, ::-1])
             axis.set_title(title)
+            _draw(axis, boxes)
     for axis in axes.flat:
         axis.axis("off")
     figure.tight_layout()
@@ -86,41 +96,38 @@ def _true_category(annotation: dict[str, Any]) -> int:
     return annotation.get("true_category_id", annotation["category_id"])
 
 
-def _draw_annotations(
-    image: np.ndarray, annotations: list[dict[str, Any]], classes: list[str]
-) -> np.ndarray:
-    labels, colours = [], []
+def _annotations(record: dict[str, Any], classes: list[str]) -> list[LabelledBox]:
     names = [*classes, "nothing"]  # class K is the truth of a spurious box
-    for annotation in annotations:
+    labelled = []
+    for annotation, box in zip(record["annotations"], _boxes(record["annotations"])):
         label, colour = classes[annotation["category_id"]], RIGHT
         if _is_flipped(annotation):
             label, colour = f"{label} ({names[_true_category(annotation)]})", WRONG
-        labels.append(label)
-        colours.append(colour)
-    return _overlay(image, _boxes(annotations), labels, colours)
+        labelled.append(LabelledBox(box, label, colour))
+    return labelled
 
 
-def _draw_detections(
-    image: np.ndarray,
-    detections: Instances,
-    annotations: list[dict[str, Any]],
-    classes: list[str],
-) -> np.ndarray:
+def _detections(
+    detections: Instances, annotations: list[dict[str, Any]], classes: list[str]
+) -> list[LabelledBox]:
     overlaps = pairwise_iou(detections.pred_boxes, Boxes(torch.from_numpy(_boxes(annotations))))
-    labels, colours = [], []
-    for category, score, overlap in zip(
-        detections.pred_classes.tolist(), detections.scores.tolist(), overlaps
+    labelled = []
+    for box, category, score, overlap in zip(
+        detections.pred_boxes.tensor.numpy(),
+        detections.pred_classes.tolist(),
+        detections.scores.tolist(),
+        overlaps,
     ):
-        labels.append(f"{classes[category]} {score:.0%}")
         annotation = annotations[int(overlap.argmax())]
         covers = overlap.max() > 0.5
         if covers and category == _true_category(annotation):
-            colours.append(RIGHT)
+            colour = RIGHT
         elif covers and category == annotation["category_id"]:
-            colours.append(WRONG)
+            colour = WRONG
         else:
-            colours.append(OTHER)
-    return _overlay(image, detections.pred_boxes.tensor.numpy(), labels, colours)
+            colour = OTHER
+        labelled.append(LabelledBox(box, f"{classes[category]} {score:.0%}", colour))
+    return labelled
 
 
 def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
@@ -128,9 +135,13 @@ def _boxes(annotations: list[dict[str, Any]]) -> np.ndarray:
     return np.asarray(boxes, np.float32).reshape(-1, 4)
 
 
-def _overlay(
-    image: np.ndarray, boxes: np.ndarray, labels: list[str], colours: list[str]
-) -> np.ndarray:
-    visualizer = Visualizer(image[:, :, ::-1], scale=SCALE)
-    drawn = visualizer.overlay_instances(boxes=boxes, labels=labels, assigned_colors=colours)
-    return drawn.get_image()
+def _draw(axis: "Axes", boxes: list[LabelledBox]) -> None:
+    # Not detectron2's Visualizer: it needs OpenCV, for masks that are not drawn here.
+    from matplotlib.patches import Rectangle
+
+    for (x0, y0, x1, y1), label, colour in boxes:
+        axis.add_patch(
+            Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=2)
+        )
+        background = {"facecolor": colour, "alpha": 0.75, "pad": 1, "linewidth": 0}
+        axis.text(x0, y0, label, fontsize=8, va="bottom", bbox=background, clip_on=True)

@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from tabulate import tabulate
 from tqdm import tqdm
 
-from ..data import make_toy_dataset, register_toy_datasets
-from ..model_zoo import get_config
+from ..model_zoo import get_config_file
 from .comparison import draw_comparison
-from .setup import setup_job
+from .setup import setup_cfg, setup_job
 from .trainer import SuperLossTrainer
 
 __all__ = ["METHODS", "run_demo"]
@@ -34,7 +32,7 @@ def run_demo(output: str | os.PathLike, seeds: list[int], opts: list[str]) -> st
     """Train both methods once a seed, compare them and draw what they detect.
 
     Args:
-        output: folder for the toy set, checkpoints, logs and ``demo.png``
+        output: folder for checkpoints, logs and ``demo.png``
         seeds: of the weights, the data order and the label noise, one pair of runs each
         opts: config options for all runs, ``[KEY, VALUE, ...]``
 
@@ -42,9 +40,6 @@ def run_demo(output: str | os.PathLike, seeds: list[int], opts: list[str]) -> st
         a table of AP, AP50 and AP75 in percent; mean and standard deviation over seeds
     """
     output = Path(output)
-    toy_root = output / "toy_digits"
-    if not toy_root.exists():
-        make_toy_dataset(toy_root)
     runs = {
         (method, seed): _config(config, output / f"{method}_seed{seed}".lower(), seed, opts)
         for seed in seeds
@@ -52,35 +47,24 @@ def run_demo(output: str | os.PathLike, seeds: list[int], opts: list[str]) -> st
     }
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(NUM_WORKERS, len(runs)), mp_context=context) as pool:
-        futures = {run: pool.submit(_train, cfg, toy_root) for run, cfg in runs.items()}
+        futures = {run: pool.submit(_train, cfg) for run, cfg in runs.items()}
         _show_progress(futures, runs)
         results = {run: future.result() for run, future in futures.items()}
-    _register(toy_root)
     draw_comparison({method: runs[method, seeds[0]] for method in METHODS}, output / "demo.png")
     return _table(results, seeds)
 
 
 def _config(name: str, output: Path, seed: int, opts: list[str]) -> CfgNode:
-    cfg = get_config(name)
-    cfg.merge_from_list(opts)
-    cfg.SEED = cfg.DATASETS.LABEL_NOISE.SEED = seed
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("demo_train",), ("demo_test",)
-    cfg.OUTPUT_DIR = str(output)
-    cfg.freeze()
-    return cfg
+    # Checks the toy set, and so makes it before several processes would.
+    seeds = ["SEED", str(seed), "DATASETS.LABEL_NOISE.SEED", str(seed)]
+    return setup_cfg(get_config_file(name), [*opts, *seeds, "OUTPUT_DIR", str(output)])
 
 
-def _register(toy_root: Path) -> None:
-    if "demo_train" not in DatasetCatalog:
-        register_toy_datasets(toy_root, prefix="demo")
-
-
-def _train(cfg: CfgNode, toy_root: Path) -> dict[str, float]:
+def _train(cfg: CfgNode) -> dict[str, float]:
     """One run in a process of its own; its log goes to the run's log.txt only."""
     torch.set_num_threads(1)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
     Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-    _register(toy_root)
     setup_job(cfg)
     trainer = SuperLossTrainer(cfg)
     trainer.resume_or_load(resume=False)
