@@ -127,6 +127,19 @@ def test_shape_and_strides(shape):
     assert torch.equal(transposed.mT if losses.dim() > 1 else transposed, value)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_inputs_equal_their_parts(dtype):
+    generator = torch.Generator().manual_seed(2)
+    losses = torch.rand(3, 70_001, generator=generator, dtype=dtype) * 6
+    whole = superloss_with_confidence(losses, 1.0, 0.25)
+    strided = superloss_with_confidence(losses.t().contiguous().t(), 1.0, 0.25)
+    parts = [superloss_with_confidence(p, 1.0, 0.25) for p in losses.split(1000, dim=1)]
+    tolerance = {"rtol": 8 * torch.finfo(dtype).eps, "atol": 8 * torch.finfo(dtype).eps}
+    for i in range(2):
+        torch.testing.assert_close(whole[i], torch.cat([p[i] for p in parts], 1), **tolerance)
+        torch.testing.assert_close(whole[i], strided[i], **tolerance)
+
+
 def test_arguments_stay_as_they_are():
     losses, tau, lam = torch.rand(5), torch.tensor(0.5), torch.tensor(0.25)
     before = losses.clone()

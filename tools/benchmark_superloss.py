@@ -1,0 +1,271 @@
+#!/usr/bin/env python
+"""Time and error of the SuperLoss beside other ways to compute it, as Markdown tables.
+
+Every round times every contender once, in turn, so that a busy machine slows all of them; the
+tables show medians and their ratios. One thread on a CPU is timed by the CPU time of the process,
+which leaves out the time that other processes take. Without --training-step, the loss on random
+values; with it, the share of the SuperLoss in training steps of R50-FPN detectors of detectron2's
+model zoo.
+"""
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2 import model_zoo
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from scipy.special import lambertw
+from torch import Tensor
+
+from sl_detectron.losses import SuperLoss, superloss
+
+LossFunction = Callable[[Tensor], Tensor]
+Calls = dict[str, Callable[[], object]]
+
+TAU, LAM = 1.3, 0.25
+LARGEST_BETA = 20.0  # where the table of knots ends
+
+
+def with_sigma(losses: Tensor, sigma: Tensor) -> Tensor:
+    return sigma * (losses - TAU) + LAM * sigma.log() ** 2
+
+
+def scipy_round_trip(losses: Tensor) -> Tensor:
+    """sigma by scipy on the CPU, as in public copies of the SuperLoss."""
+    beta = (losses.detach().cpu().double().numpy() - TAU) / LAM
+    # Just above -2 / e, where scipy returns nan.
+    w = lambertw(beta.clip(min=-2 / math.e + 1e-9) / 2).real
+    sigma = torch.from_numpy(w).to(losses).neg_().exp_()
+    return with_sigma(losses, sigma)
+
+
+def table(num_knots: int, device: str) -> Tensor:
+    beta = torch.linspace(-2 / math.e + 1e-9, LARGEST_BETA, num_knots, dtype=torch.float64)
+    sigma = torch.from_numpy(lambertw((beta / 2).numpy()).real).neg().exp()
+    return sigma.to(device, torch.float32).reshape(1, 1, 1, num_knots)
+
+
+def grid_sample(losses: Tensor, knots: Tensor) -> Tensor:
+    """sigma from a piece-wise linear table, as in the paper."""
+    with torch.no_grad():
+        beta = (losses - TAU) / LAM
+        x = (beta + 2 / math.e) * (2 / (LARGEST_BETA + 2 / math.e)) - 1
+        grid = torch.stack([x, torch.zeros_like(x)], dim=-1).reshape(1, 1, -1, 2)
+        sigma = F.grid_sample(knots, grid, padding_mode="border", align_corners=True).reshape(-1)
+    return with_sigma(losses, sigma)
+
+
+def halley(losses: Tensor, num_steps: int = 4) -> Tensor:
+    """W by Halley steps from a series at the cap and a logarithm, differentiated by autograd."""
+    z = ((losses - TAU) / (2 * LAM)).clamp(min=-1 / math.e + 1e-6)
+    p = (2 * (math.e * z + 1)).sqrt()
+    w = torch.where(z < 0.3, -1 + p - p**2 / 3, torch.log1p(z.clamp(min=0)) * 0.8)
+    for _ in range(num_steps):
+        exp = w.exp()
+        f = w * exp - z
+        w = w - f / (exp * (w + 1) - (w + 2) * f / (2 * w + 2))
+    return with_sigma(losses, (-w).exp())
+
+
+def contenders(device: str, use_compile: bool) -> dict[str, LossFunction]:
+    ours = partial(superloss, tau=TAU, lam=LAM)
+    knots = {k: partial(grid_sample, knots=table(k, device)) for k in (31, 4096)}
+    functions: dict[str, LossFunction] = {
+        "torch.exp": torch.exp,
+        "SuperLoss": ours,
+        "scipy lambertw round trip": scipy_round_trip,
+        "grid_sample, 31 knots": knots[31],
+        "grid_sample, 4096 knots": knots[4096],
+        "autograd through 4 Halley steps": halley,
+    }
+    if use_compile:
+        for name, function in list(functions.items()):
+            if name != "scipy lambertw round trip":
+                functions[f"{name}, compiled"] = torch.compile(function, dynamic=False)
+    return functions
+
+
+def forward(function: LossFunction, losses: Tensor) -> None:
+    with torch.no_grad():
+        function(losses)
+
+
+def forward_backward(function: LossFunction, losses: Tensor) -> None:
+    leaf = losses.detach().requires_grad_()
+    function(leaf).backward(torch.ones_like(leaf))
+
+
+def seconds(call: Callable[[], object], device: str) -> float:
+    if device == "cpu" and torch.get_num_threads() == 1:
+        clock, synchronize = time.process_time, lambda: None
+    else:
+        clock = time.perf_counter
+        synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    synchronize()
+    start = clock()
+    call()
+    synchronize()
+    return clock() - start
+
+
+def interleaved(calls: Calls, num_rounds: int, device: str) -> dict[str, list[float]]:
+    """Seconds of every call in every round, after one round that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(num_rounds + 1):
+        for name, call in calls.items():
+            elapsed = seconds(call, device)
+            if i > 0:
+                times[name].append(elapsed)
+    return times
+
+
+def spread(values: list[float]) -> float:
+    """Interquartile range over median."""
+    low, _, high = statistics.quantiles(values, n=4)
+    return (high - low) / statistics.median(values)
+
+
+def largest_error(function: LossFunction, losses: Tensor) -> float:
+    """Of SL, in units of max(|SL|, lambda)."""
+    exact = superloss(losses.double(), TAU, LAM)
+    error = (function(losses).double() - exact).abs() / exact.abs().clamp(min=LAM)
+    return error.max().item()
+
+
+def print_table(header: list[str], rows: list[list[str]]) -> None:
+    print("| " + " | ".join(header) + " |")
+    print("|" + "---|" * len(header))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+    print(flush=True)
+
+
+def benchmark_function(num_losses: int, args: argparse.Namespace) -> None:
+    generator = torch.Generator().manual_seed(0)
+    losses = (torch.rand(num_losses, generator=generator) * 6).to(args.device)
+    functions = contenders(args.device, not args.no_compile)
+    medians, spreads = [], []
+    for run in (forward, forward_backward):
+        calls: Calls = {k: partial(run, f, losses) for k, f in functions.items()}
+        times = interleaved(calls, args.rounds, args.device)
+        medians.append({k: statistics.median(v) for k, v in times.items()})
+        spreads.append({k: spread(v) for k, v in times.items()})
+    rows = []
+    for name, function in functions.items():
+        row = [name]
+        for median, iqr in zip(medians, spreads, strict=True):
+            row.append(f"{median[name] * 1e3:.3f} ± {iqr[name]:.0%}")
+            row.append(f"{median[name] / median['SuperLoss']:.2f}")
+            row.append(f"{median[name] / median['torch.exp']:.2f}")
+        error = "" if name.startswith("torch.exp") else f"{largest_error(function, losses):.0e}"
+        rows.append([*row, error])
+    print(f"{num_losses:,} losses\n")
+    header = ["", "forward, ms", "/ SuperLoss", "/ exp", "forward + backward, ms"]
+    print_table([*header, "/ SuperLoss", "/ exp", "largest error"], rows)
+
+
+def detector(config: str, args: argparse.Namespace) -> tuple[Any, list[dict[str, Any]]]:
+    """A model with random weights in training mode, and a batch of noise with boxes."""
+    cfg = model_zoo.get_config(config)
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.DEVICE = args.device
+    height, width = args.image_size
+    boxes = torch.tensor([[0.1, 0.1, 0.5, 0.6], [0.4, 0.3, 0.9, 0.9]])
+    target = Instances((height, width), gt_classes=torch.tensor([0, 5]))
+    target.gt_boxes = Boxes(boxes * torch.tensor([width, height, width, height]))
+    image = torch.randint(0, 255, (3, height, width), dtype=torch.uint8)
+    return build_model(cfg).train(), [{"image": image, "instances": target}] * args.images
+
+
+def train_step(model: Any, batch: list[dict[str, Any]]) -> None:
+    model.zero_grad()
+    with EventStorage():
+        sum(model(batch).values()).backward()
+
+
+def count_samples(model: Any, args: argparse.Namespace) -> int:
+    """Number of RoIs or anchors of one step."""
+    if hasattr(model, "roi_heads"):
+        # A trained RPN fills every image's quota; one with random weights does not.
+        return args.images * model.roi_heads.batch_size_per_image
+    features = model.backbone(torch.zeros(1, 3, *args.image_size, device=args.device))
+    anchors = model.anchor_generator([features[f] for f in model.head_in_features])
+    return args.images * sum(len(level) for level in anchors)
+
+
+def benchmark_detector(name: str, config: str, args: argparse.Namespace) -> list[str]:
+    model, batch = detector(config, args)
+    num_samples = count_samples(model, args)
+    losses = torch.rand(num_samples, device=args.device) * 4
+    foreground = torch.rand(num_samples, device=args.device) < 0.25
+    criterion = SuperLoss("ExpAvg", LAM).to(args.device)
+    functions: dict[str, LossFunction] = {
+        "plain": torch.clone,
+        "all": criterion,
+        "foreground": partial(criterion, mask=foreground),
+    }
+    calls: Calls = {"step": partial(train_step, model, batch)}
+    # Several short calls to each long step, for a median as steady as that of the steps.
+    for i in range(10):
+        calls |= {f"{k} {i}": partial(forward_backward, f, losses) for k, f in functions.items()}
+    times = interleaved(calls, args.steps, args.device)
+    step = statistics.median(times["step"])
+    calls_of = {k: [t for i in range(10) for t in times[f"{k} {i}"]] for k in functions}
+    row = [name, f"{num_samples:,}", f"{step:.2f} ± {spread(times['step']):.0%}"]
+    for key in ("all", "foreground"):
+        added = statistics.median(calls_of[key]) - statistics.median(calls_of["plain"])
+        row += [f"{added * 1e3:.3f}", f"{added / step:.3%}"]
+    return row
+
+
+def benchmark_training_step(args: argparse.Namespace) -> None:
+    configs = {
+        "Faster R-CNN R50-FPN": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
+        "RetinaNet R50-FPN": "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
+    }
+    rows = [benchmark_detector(name, config, args) for name, config in configs.items()]
+    height, width = args.image_size
+    print(f"Training steps of {args.images} image(s) of {width} x {height} pixels\n")
+    header = ["", "samples", "step, s", "SuperLoss on all, ms", "of the step"]
+    print_table([*header, "on foreground, ms", "of the step"], rows)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=[8192, 200_000, 3_000_000])
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds, at least 2")
+    parser.add_argument("--no-compile", action="store_true", help="without torch.compile")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--training-step", action="store_true", help="share of a training step")
+    parser.add_argument("--images", type=int, default=1, help="images per training step")
+    parser.add_argument("--image-size", type=int, nargs=2, default=[480, 640], metavar=("H", "W"))
+    parser.add_argument("--steps", type=int, default=5, help="timed training steps, at least 2")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    print(f"torch {torch.__version__}, {args.device}, {args.threads} thread(s)\n")
+    if args.training_step:
+        benchmark_training_step(args)
+        return
+    for num_losses in args.sizes:
+        torch.compiler.reset()
+        benchmark_function(num_losses, args)
+
+
+if __name__ == "__main__":
+    main()
