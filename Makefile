@@ -29,8 +29,9 @@ format: setup  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup  ## measure what the SuperLoss costs
+bench: setup  ## measure what the SuperLoss costs and how fast evaluation is
 	OMP_NUM_THREADS=1 $(BIN)/python tools/benchmark_superloss.py
+	OMP_NUM_THREADS=1 $(BIN)/python tools/benchmark_evaluation.py
 
 clean:  ## remove what builds and tests leave behind; .venv and output/ stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

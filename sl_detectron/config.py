@@ -78,8 +78,11 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.DATASETS.LABEL_NOISE.SPURIOUS = CN({"RATE": 0.0, "SEED": 0})
 
     # VOC-style sets of your own: [{"NAME": ..., "ROOT": ..., "SPLIT": ..., "CLASSES": [...]}, ...];
-    # ROOT holds Annotations/, ImageSets/Main/SPLIT.txt and JPEGImages/.
+    # ROOT holds Annotations/, ImageSets/Main/SPLIT.txt and JPEGImages/. Without CLASSES: VOC's 20.
     cfg.DATASETS.CUSTOM_VOC = []
 
     # How VOC sets are evaluated: "voc" or "coco".
     cfg.TEST.EVALUATOR = "voc"
+    # Classes of which a VOC test set has no object: "skip" leaves them out of the mean; "zero"
+    # counts them as 0, as detectron2 does.
+    cfg.TEST.ABSENT_CLASSES = "skip"

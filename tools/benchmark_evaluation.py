@@ -23,6 +23,7 @@ from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, Instances
 
+from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.data import register_voc_dataset
 from sl_detectron.evaluation import GroundTruth, VOCEvaluator, load_ground_truth
 
@@ -34,8 +35,7 @@ OBJECT = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
+def main(args: argparse.Namespace) -> None:
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as scratch:
         root = args.voc_root or make_devkit(Path(scratch), args.images, args.split)
@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             identical &= ours == stock
             print(f"{metric}: detectron2   {stock_seconds:.2f} s, {stock}")
             print(f"{metric}: {stock_seconds / seconds:.0f} times faster, equal: {ours == stock}")
-    return 0 if identical else 1
+    if not identical:
+        raise ValueError("VOCEvaluator and detectron2 disagree")
 
 
 def run(
@@ -113,19 +114,10 @@ def make_predictions(
     return predictions
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    assert __doc__
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n", 1)[0],
-        epilog=__doc__.split("\n", 2)[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+if __name__ == "__main__":
+    parser = tool_parser(__doc__)
     parser.add_argument("--voc-root", type=Path, help="devkit folder; default: a made one")
     parser.add_argument("--split", default="test")
     parser.add_argument("--images", type=int, default=NUM_IMAGES, help="of the made devkit folder")
     parser.add_argument("--detections", type=int, default=500_000)
-    return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool(main, parser.parse_args()))

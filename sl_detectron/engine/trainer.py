@@ -79,8 +79,10 @@ class SuperLossTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """Evaluator of a test set by ``TEST.EVALUATOR``."""
-        return build_evaluator(dataset_name, cfg.TEST.EVALUATOR, output_dir=cfg.OUTPUT_DIR)
+        """Evaluator of a test set by ``TEST.EVALUATOR`` and ``TEST.ABSENT_CLASSES``."""
+        return build_evaluator(
+            dataset_name, cfg.TEST.EVALUATOR, cfg.OUTPUT_DIR, cfg.TEST.ABSENT_CLASSES
+        )
 
 
 def _distribute(model: nn.Module) -> nn.Module:

@@ -15,7 +15,10 @@ EVALUATORS = ("voc", "coco")
 
 
 def build_evaluator(
-    dataset_name: str, kind: str = "voc", output_dir: str | os.PathLike | None = None
+    dataset_name: str,
+    kind: str = "voc",
+    output_dir: str | os.PathLike | None = None,
+    absent_classes: str = "skip",
 ) -> DatasetEvaluator:
     """Build the evaluator of a registered set.
 
@@ -28,6 +31,7 @@ def build_evaluator(
         kind: "voc" or "coco", the value of ``TEST.EVALUATOR``
         output_dir: where "coco" writes the converted ground truth and the predictions, in the
             subfolder ``inference``
+        absent_classes: "skip" or "zero", see :class:`VOCEvaluator`
 
     Returns:
         a detectron2 evaluator whose results have "bbox" with "AP", "AP50" and "AP75", percent
@@ -37,10 +41,12 @@ def build_evaluator(
     """
     check_evaluator(kind)
     folder = None if output_dir is None else os.path.join(output_dir, "inference")
-    if hasattr(MetadataCatalog.get(dataset_name), "json_file"):
+    metadata = MetadataCatalog.get(dataset_name)
+    # A VOC set has a json_file too once any COCOEvaluator has seen it; a dirname, COCO has not.
+    if hasattr(metadata, "json_file") and not hasattr(metadata, "dirname"):
         return COCOEvaluator(dataset_name, output_dir=folder)
     if kind == "voc":
-        return VOCEvaluator(dataset_name)
+        return VOCEvaluator(dataset_name, absent_classes=absent_classes)
     if folder is None:
         raise ValueError(f"COCO style evaluation of {dataset_name!r} needs an output_dir")
     return _coco_evaluator(dataset_name, folder)

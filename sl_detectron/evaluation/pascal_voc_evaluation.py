@@ -97,7 +97,7 @@ class VOCEvaluator(DatasetEvaluator):
             ValueError: an image or a class is not in the set
         """
         for image, output in zip(inputs, outputs):
-            index = self._image_index.get(image["image_id"])
+            index = self._image_index.get(str(image["image_id"]))
             if index is None:
                 raise ValueError(
                     f"image {image['image_id']!r} is not in split {self._split!r} of "

@@ -73,3 +73,23 @@ def test_coco_style_follows_the_set_and_leaves_the_catalogs_alone(dataset, tmp_p
     assert run(build_evaluator(dataset, "coco", tmp_path), found)["AP50"] < 100
     assert (set(DatasetCatalog), set(MetadataCatalog)) == before
     assert not hasattr(MetadataCatalog.get(dataset), "json_file")
+
+
+def test_a_coco_evaluation_elsewhere_does_not_change_the_kind(dataset):
+    # detectron2's own COCOEvaluator leaves this in the metadata of any set that it has scored.
+    MetadataCatalog.get(dataset).json_file = "converted.json"
+    assert isinstance(build_evaluator(dataset, "voc"), VOCEvaluator)
+
+
+def test_absent_classes_reach_the_evaluator(tmp_path):
+    name = f"{NAME}_absent"
+    root = write_devkit(tmp_path / "set", {"a": [("cat", (11, 11, 50, 50), 0)]})
+    register_voc_dataset(name, root, "test", ["cat", "dog"])
+    found = {"a": [(0, 0.9, (10, 10, 50, 50))]}
+    try:
+        assert run(build_evaluator(name), found)["AP50"] == pytest.approx(100)
+        evaluator = build_evaluator(name, absent_classes="zero")
+        assert run(evaluator, found)["AP50"] == pytest.approx(50)
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
