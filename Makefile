@@ -31,6 +31,7 @@ format: setup  ## format the code
 
 bench: setup  ## measure what the SuperLoss costs and how fast evaluation is
 	OMP_NUM_THREADS=1 $(BIN)/python tools/benchmark_superloss.py
+	OMP_NUM_THREADS=1 $(BIN)/python tools/benchmark_superloss.py --training-step
 	OMP_NUM_THREADS=1 $(BIN)/python tools/benchmark_evaluation.py
 
 clean:  ## remove what builds and tests leave behind; .venv and output/ stay

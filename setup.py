@@ -27,7 +27,7 @@ setup(
     package_dir={"sl_detectron.configs": "configs"},
     package_data={"sl_detectron.configs": ["**/*.yaml"], "sl_detectron": ["py.typed"]},
     install_requires=[
-        "torch>=2.0",
+        "torch>=2.1",
         "fvcore",
         "pycocotools",
         "scipy",

@@ -9,7 +9,7 @@ __all__ = ["describe", "run_tool", "tool_parser"]
 
 
 def tool_parser(doc: str | None) -> argparse.ArgumentParser:
-    """A parser whose help is the tool's docstring: its first line, and the examples at the end.
+    """A parser whose help is the tool's docstring, with its examples at the end.
 
     Args:
         doc: ``__doc__`` of the tool; None under ``python -OO``
@@ -21,7 +21,8 @@ def tool_parser(doc: str | None) -> argparse.ArgumentParser:
 
 def describe(parser: argparse.ArgumentParser, doc: str | None) -> None:
     """Give any parser the help of a tool's docstring and the option ``--debug``."""
-    parser.description, _, parser.epilog = (doc or "").partition("\n\n")
+    parser.description, _, examples = (doc or "").partition("\nExamples:\n")
+    parser.epilog = f"Examples:\n{examples}"
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 

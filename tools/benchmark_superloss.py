@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Time and error of the SuperLoss beside other ways to compute it, as Markdown tables.
 
 Every round times every contender once, in turn, so that a busy machine slows all of them; the
@@ -6,11 +6,16 @@ tables show medians and their ratios. One thread on a CPU is timed by the CPU ti
 which leaves out the time that other processes take. Without --training-step, the loss on random
 values; with it, the share of the SuperLoss in training steps of R50-FPN detectors of detectron2's
 model zoo.
+
+Examples:
+  tools/benchmark_superloss.py --sizes 3000000 --rounds 20
+  tools/benchmark_superloss.py --training-step
 """
 
 import argparse
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +30,7 @@ from detectron2.utils.events import EventStorage
 from scipy.special import lambertw
 from torch import Tensor
 
+from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.losses import SuperLoss, superloss
 
 LossFunction = Callable[[Tensor], Tensor]
@@ -239,9 +245,7 @@ def benchmark_training_step(args: argparse.Namespace) -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[8192, 200_000, 3_000_000])
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds, at least 2")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile")
@@ -254,8 +258,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    args = parse_args()
+def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, {args.device}, {args.threads} thread(s)\n")
@@ -268,4 +271,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tool(main, parse_args()))

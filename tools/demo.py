@@ -4,7 +4,7 @@
 Prints AP, AP50 and AP75 of both and draws demo.png. Each run is what tools/train_net.py does with
 configs/Toy/faster_rcnn.yaml and configs/Toy/faster_rcnn_superloss.yaml.
 
-Example:
+Examples:
   tools/demo.py --output output/demo --seeds 0 1 2
 """
 
