@@ -12,7 +12,7 @@ VERSION = re.search(
 
 DEMO = ["scikit-learn", "matplotlib"]
 TEST = [*DEMO, "pytest", "pytest-xdist", "hypothesis", "mpmath"]
-DEV = [*TEST, "ruff", "mypy", "types-tabulate", "types-PyYAML", "types-tqdm"]
+DEV = [*TEST, "scipy", "ruff", "mypy", "types-tabulate", "types-PyYAML", "types-tqdm"]
 
 setup(
     name="sl_detectron",
@@ -30,7 +30,7 @@ setup(
         "torch>=2.1",
         "fvcore",
         "pycocotools",
-        "scipy",
+        "PyYAML",
         "numpy",
         "Pillow",
         "tabulate",

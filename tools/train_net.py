@@ -23,7 +23,7 @@ from sl_detectron.engine import setup_cfg, train_net
 
 
 def main(args: argparse.Namespace) -> None:
-    cfg = setup_cfg(args.config_file, args.opts)
+    cfg = setup_cfg(args.config_file, args.opts, args.eval_only)
     launch(
         train_net,
         args.num_gpus,

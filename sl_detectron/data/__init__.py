@@ -29,4 +29,5 @@ __all__ = [
     "register_toy_datasets",
 ]
 
-register_toy_datasets(os.path.join(os.getenv("DETECTRON2_DATASETS", "datasets"), "toy_digits"))
+_root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+register_toy_datasets(os.path.join(_root, "toy_digits"))

@@ -5,6 +5,7 @@ They are enlarged and pasted onto shaded backgrounds by a seeded generator, so t
 be trained in minutes on a CPU without a download.
 """
 
+import contextlib
 import logging
 import os
 import shutil
@@ -92,7 +93,8 @@ def register_toy_datasets(root: str | os.PathLike, prefix: str = "toy_digits") -
     def load(split: str) -> list[dict]:
         if not Path(root).exists():
             logger.info("Making the toy set in %s", root)
-            make_toy_dataset(root)
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                make_toy_dataset(root)
         return load_voc_dataset(root, split, TOY_CLASS_NAMES)
 
     for split in TOY_SPLITS:

@@ -66,7 +66,7 @@ def draw_comparison(runs: dict[str, CfgNode], path: str | os.PathLike) -> None:
         image = detection_utils.read_image(record["file_name"], "BGR")
         panels = {"labels given; red: wrong (true)": _annotations(record, classes)}
         for title, predictor in predictors.items():
-            detections = predictor(image)["instances"]
+            detections = predictor(image)["instances"].to("cpu")
             panels[title] = _detections(detections, record["annotations"], classes)
         for axis, (title, boxes) in zip(row, panels.items()):
             axis.imshow(image[:, :, ::-1])

@@ -20,6 +20,9 @@ class LogTau(HookBase):
     """
 
     def after_train(self) -> None:
+        if self.trainer.iter < self.trainer.max_iter:
+            # Called after an exception too: the other ranks would not join the gather.
+            return
         taus = {
             name: float(module.tau)  # training is over: a host round trip costs nothing
             for name, module in self.trainer.model.named_modules()

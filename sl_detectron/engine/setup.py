@@ -6,8 +6,10 @@ import re
 from typing import Any
 
 import torch
+import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
 from detectron2.engine import default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
@@ -21,12 +23,13 @@ from .trainer import SuperLossTrainer
 __all__ = ["setup_cfg", "setup_job", "train_net"]
 
 
-def setup_cfg(config_file: str, opts: list[str]) -> CfgNode:
+def setup_cfg(config_file: str, opts: list[str], eval_only: bool = False) -> CfgNode:
     """Merge a config, register the sets that it names and check what can be checked early.
 
     Args:
         config_file: path of a YAML file; empty for detectron2's defaults
         opts: ``[KEY, VALUE, ...]``
+        eval_only: whether the training sets may be absent
 
     Returns:
         a frozen config
@@ -43,10 +46,15 @@ def setup_cfg(config_file: str, opts: list[str]) -> CfgNode:
         cfg.merge_from_list(opts)
     except (KeyError, AssertionError, ValueError) as error:
         raise ValueError(_explain(error, cfg)) from error
+    except (TypeError, AttributeError, yaml.YAMLError) as error:
+        raise ValueError(f"{config_file or 'options'}: not a config: {error}") from error
     _check_device(cfg)
-    check_evaluator(cfg.TEST.EVALUATOR)
     register_voc_datasets(cfg.DATASETS.CUSTOM_VOC)
-    check_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    datasets = [*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
+    check_datasets(datasets)
+    _check_classes(cfg, datasets)
+    for name in cfg.DATASETS.TEST:
+        check_evaluator(name, cfg.TEST.EVALUATOR, cfg.TEST.ABSENT_CLASSES)
     cfg.freeze()
     return cfg
 
@@ -58,6 +66,8 @@ def setup_job(cfg: CfgNode, args: argparse.Namespace | None = None) -> None:
         cfg: from :func:`setup_cfg`
         args: the command line, to be logged
     """
+    # detectron2's launch starts fresh processes, which know no set of this config.
+    register_voc_datasets(cfg.DATASETS.CUSTOM_VOC)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="sl_detectron", abbrev_name="sl_detectron")
 
@@ -96,6 +106,19 @@ def _check_device(cfg: CfgNode) -> None:
         raise ValueError(
             "SOLVER.AMP.ENABLED needs MODEL.DEVICE cuda: detectron2's AMPTrainer runs there only"
         )
+
+
+def _check_classes(cfg: CfgNode, datasets: list[str]) -> None:
+    """A wrong NUM_CLASSES would show as an index error, or after the training."""
+    head = "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
+    num_classes = cfg.MODEL[head].NUM_CLASSES
+    for name in datasets:
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        if classes is not None and len(classes) != num_classes:
+            raise ValueError(
+                f"MODEL.{head}.NUM_CLASSES is {num_classes}, but data set {name!r} has "
+                f"{len(classes)} classes; set it to {len(classes)}"
+            )
 
 
 def _explain(error: Exception, cfg: CfgNode) -> str:

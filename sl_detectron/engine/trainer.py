@@ -6,15 +6,18 @@ from collections.abc import Iterable
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from ..config import add_superloss_config
 from ..data import build_noisy_train_loader
 from ..evaluation import build_evaluator
+from ..modeling import SuperLossTerm
 from .hooks import LogTau
 
 __all__ = ["SuperLossTrainer"]
@@ -43,6 +46,9 @@ class SuperLossTrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         # Not DefaultTrainer's own: it offers no way to pass device_ids to create_ddp_model.
         TrainerBase.__init__(self)
+        for name in ("detectron2", "sl_detectron"):
+            if not logging.getLogger(name).isEnabledFor(logging.INFO):
+                setup_logger(name=name)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -71,6 +77,20 @@ class SuperLossTrainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase | None]:
         """The stock hooks and :class:`~sl_detectron.engine.hooks.LogTau`."""
         return [*super().build_hooks(), LogTau()]
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The stock model builder; warns where the keys of the SuperLoss have no effect."""
+        model = super().build_model(cfg)
+        stock = get_cfg()
+        add_superloss_config(stock)
+        has_superloss = any(isinstance(m, SuperLossTerm) for m in model.modules())
+        if cfg.MODEL.SUPERLOSS != stock.MODEL.SUPERLOSS and not has_superloss:
+            logger.warning(
+                "MODEL.SUPERLOSS is set but the model has no SuperLoss: set "
+                "MODEL.ROI_HEADS.NAME or MODEL.META_ARCHITECTURE to a SuperLoss one"
+            )
+        return model
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:

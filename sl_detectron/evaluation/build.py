@@ -7,7 +7,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 
 from ..data.voc import load_dataset
-from .pascal_voc_evaluation import VOCEvaluator
+from .pascal_voc_evaluation import VOCEvaluator, check_voc_metadata
+from .voc_result import ABSENT_CLASSES
 
 __all__ = ["EVALUATORS", "build_evaluator", "check_evaluator"]
 
@@ -39,11 +40,9 @@ def build_evaluator(
     Raises:
         ValueError: unknown kind, a set that is not in VOC's form, or "coco" without output_dir
     """
-    check_evaluator(kind)
+    check_evaluator(dataset_name, kind, absent_classes)
     folder = None if output_dir is None else os.path.join(output_dir, "inference")
-    metadata = MetadataCatalog.get(dataset_name)
-    # A VOC set has a json_file too once any COCOEvaluator has seen it; a dirname, COCO has not.
-    if hasattr(metadata, "json_file") and not hasattr(metadata, "dirname"):
+    if _is_coco(dataset_name):
         return COCOEvaluator(dataset_name, output_dir=folder)
     if kind == "voc":
         return VOCEvaluator(dataset_name, absent_classes=absent_classes)
@@ -52,14 +51,31 @@ def build_evaluator(
     return _coco_evaluator(dataset_name, folder)
 
 
-def check_evaluator(kind: str) -> None:
-    """Refuse an unknown value of ``TEST.EVALUATOR`` before a training starts.
+def check_evaluator(dataset_name: str, kind: str, absent_classes: str = "skip") -> None:
+    """Find out before a training whether its test set can be evaluated.
+
+    Args:
+        dataset_name: in detectron2's catalogs
+        kind: the value of ``TEST.EVALUATOR``
+        absent_classes: the value of ``TEST.ABSENT_CLASSES``
 
     Raises:
-        ValueError: unknown kind
+        ValueError: an unknown value, or a set that is neither in VOC's form nor in COCO's
     """
     if kind not in EVALUATORS:
         raise ValueError(f"TEST.EVALUATOR must be one of {EVALUATORS}; got {kind!r}")
+    if absent_classes not in ABSENT_CLASSES:
+        raise ValueError(
+            f"TEST.ABSENT_CLASSES must be one of {ABSENT_CLASSES}; got {absent_classes!r}"
+        )
+    if not _is_coco(dataset_name):
+        check_voc_metadata(dataset_name)
+
+
+def _is_coco(dataset_name: str) -> bool:
+    metadata = MetadataCatalog.get(dataset_name)
+    # A VOC set has a json_file too once any COCOEvaluator has seen it; a dirname, COCO has not.
+    return hasattr(metadata, "json_file") and not hasattr(metadata, "dirname")
 
 
 def _coco_evaluator(dataset_name: str, folder: str) -> COCOEvaluator:

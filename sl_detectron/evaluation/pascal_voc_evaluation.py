@@ -17,7 +17,7 @@ from .voc_files import load_ground_truth, to_voc_pixels
 from .voc_matching import Array, Detections
 from .voc_result import ABSENT_CLASSES, VOCResult
 
-__all__ = ["VOCEvaluator"]
+__all__ = ["VOCEvaluator", "check_voc_metadata"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +57,8 @@ class VOCEvaluator(DatasetEvaluator):
         rounding: bool = True,
         absent_classes: str = "skip",
     ):
+        check_voc_metadata(dataset_name)
         metadata = MetadataCatalog.get(dataset_name)
-        for key in ("thing_classes", "dirname", "split"):
-            if not hasattr(metadata, key):
-                raise ValueError(
-                    f"data set {dataset_name!r} has no {key!r} in its metadata, as VOC style sets "
-                    "have; register it with register_voc_dataset"
-                )
         if metric is None:
             metric = "07" if metadata.get("year") == 2007 else "area"
         if metric not in METRICS:
@@ -168,6 +163,21 @@ class VOCEvaluator(DatasetEvaluator):
         if result.absent:
             effect = "left out of" if self._absent_classes == "skip" else "0 in"
             logger.warning("No ground truth, %s the mean: %s", effect, ", ".join(result.absent))
+
+
+def check_voc_metadata(dataset_name: str) -> None:
+    """Refuse a set whose metadata does not say where its annotations are.
+
+    Raises:
+        ValueError: names what is missing
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    for key in ("thing_classes", "dirname", "split"):
+        if not hasattr(metadata, key):
+            raise ValueError(
+                f"data set {dataset_name!r} has no {key!r} in its metadata, as VOC style sets "
+                "have; register it with register_voc_dataset"
+            )
 
 
 def _pack(predictions: Sequence[tuple[int, Array, Array, Array]]) -> tuple[Array, ...]:

@@ -13,7 +13,7 @@ __all__ = ["SuperLoss"]
 class SuperLoss(nn.Module):
     """SL = sigma * (losses - tau) + lam * log(sigma)^2, unreduced, with a fixed or running tau.
 
-    A running tau is part of the state dict and learns in training mode only.
+    A running tau is part of the state dict and learns in training mode with gradients only.
 
     Args:
         tau: "logC", the log of `num_outcomes` (nats); "Avg", the mean of all losses so far;
@@ -73,7 +73,7 @@ class SuperLoss(nn.Module):
 
     def with_confidence(self, losses: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Like a call, with sigma beside SL: no gradient, and 1 outside the mask."""
-        tau = self.threshold(losses.detach(), mask)
+        tau = self.threshold(losses, mask)
         return superloss_with_confidence(losses, tau, self.lam, mask)
 
     def extra_repr(self) -> str:

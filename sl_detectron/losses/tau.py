@@ -93,9 +93,11 @@ class AverageTau(_KeepDtype):
         """The tau that the next batch gets, 0-d float64; nan before the first loss."""
         return torch.where(self.count > 0, self.mean, math.nan)
 
-    @torch.no_grad()
     def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
         """The tau of this batch; in training the batch then enters the average.
+
+        Training is training mode with gradients enabled: a forward for batch statistics or for
+        a validation loss, under ``torch.no_grad()``, leaves tau as it is.
 
         Args:
             losses: any shape. In training every process calls, also with an empty batch.
@@ -105,9 +107,10 @@ class AverageTau(_KeepDtype):
             tau, 0-d float64. Until a loss was seen in training the mean of this batch, and 0 where
             that has no finite loss either.
         """
-        batch_mean, num_losses = self._batch_mean(losses, mask)
+        learns = self.training and torch.is_grad_enabled()
+        batch_mean, num_losses = self._batch_mean(losses.detach(), mask, over_processes=learns)
         tau = torch.where(self.count > 0, self.mean, batch_mean)
-        if self.training:
+        if learns:
             self.mean.copy_(torch.lerp(tau, batch_mean, self._rate(num_losses)))
             self.count.add_(num_losses.to(torch.int64))
         return tau
@@ -116,14 +119,16 @@ class AverageTau(_KeepDtype):
         """The share of this batch in the new mean."""
         return num_losses / (self.count + num_losses).clamp(min=1)
 
-    def _batch_mean(self, losses: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and number of the finite losses in the mask, over all processes in training."""
+    def _batch_mean(
+        self, losses: Tensor, mask: Tensor | None, over_processes: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and number of the finite losses in the mask, here or over all processes."""
         counts = losses.abs() < math.inf
         if mask is not None:
             counts = counts & mask
         total = torch.where(counts, losses, 0.0).sum(dtype=torch.float64)
         sums = torch.stack([total, counts.sum(dtype=torch.float64)])
-        if self.training and _num_processes() > 1:
+        if over_processes and _num_processes() > 1:
             dist.all_reduce(sums)
         return sums[0] / sums[1].clamp(min=1), sums[1]
 

@@ -24,9 +24,9 @@ def box_regression_losses(
     """Loss of each box whose sum is detectron2's box regression loss.
 
     Args:
-        anchors: (M, 4) anchors or proposals in pixels, XYXY
-        gt_boxes: (M, 4) the ground truth matched to each, in pixels, XYXY
-        pred_deltas: (M, 4) predicted deltas from anchor to box
+        anchors: (M, D) anchors or proposals in pixels; D is 4 (XYXY), or 5 for rotated boxes
+        gt_boxes: (M, D) the ground truth matched to each, in pixels
+        pred_deltas: (M, D) predicted deltas from anchor to box
         box2box_transform: the transform that the deltas belong to
         loss_type: "smooth_l1" (on deltas), "giou", "diou" or "ciou" (on boxes)
         smooth_l1_beta: where smooth L1 turns from L2 to L1; 0 is L1

@@ -107,17 +107,18 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers):
         """Box loss of each foreground RoI, then the SuperLoss.
 
         Args:
-            proposal_boxes, gt_boxes: (R, 4) in pixels, XYXY
-            pred_deltas: (R, 4) if class-agnostic, else (R, K*4)
+            proposal_boxes, gt_boxes: (R, D) in pixels; D is 4 (XYXY), or 5 for rotated boxes
+            pred_deltas: (R, D) if class-agnostic, else (R, K*D)
             gt_classes: (R,) in [0, K]
         """
         if self.superloss_box_reg is None:
             return super().box_reg_loss(proposal_boxes, gt_boxes, pred_deltas, gt_classes)
         index = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero()[:, 0]
-        if pred_deltas.shape[1] == 4:
+        box_dim = proposal_boxes.shape[1]
+        if pred_deltas.shape[1] == box_dim:
             fg_deltas = pred_deltas[index]
         else:
-            fg_deltas = pred_deltas.view(-1, self.num_classes, 4)[index, gt_classes[index]]
+            fg_deltas = pred_deltas.view(-1, self.num_classes, box_dim)[index, gt_classes[index]]
         losses = box_regression_losses(
             proposal_boxes[index],
             gt_boxes[index],
@@ -139,10 +140,30 @@ def _gt_classes(proposals: list[Instances], scores: torch.Tensor) -> torch.Tenso
 
 @cache
 def _superloss_class(cls: Any) -> Any:
+    if issubclass(cls, SuperLossFastRCNNOutputLayers):
+        return cls
     if cls is FastRCNNOutputLayers:
         return SuperLossFastRCNNOutputLayers
     # Before its class in the method resolution order, so that super() reaches the class's own.
     return type(f"SuperLoss{cls.__name__}", (SuperLossFastRCNNOutputLayers, cls), {})
+
+
+def _check_own_losses(cls: type, terms: dict[str, SuperLossTerm | None]) -> None:
+    """Refuse to put the SuperLoss of stock losses in the place of losses that a class changed."""
+    replaced = {
+        "losses": "superloss_cls",
+        "sigmoid_cross_entropy_loss": "superloss_cls",
+        "box_reg_loss": "superloss_box_reg",
+    }
+    if issubclass(cls, SuperLossFastRCNNOutputLayers):
+        return
+    for method, term in replaced.items():
+        stock = getattr(FastRCNNOutputLayers, method, None)
+        if terms[term] is not None and getattr(cls, method, None) is not stock:
+            raise TypeError(
+                f"{cls.__name__} has a {method}() of its own, which the SuperLoss would replace; "
+                f"derive it from SuperLossFastRCNNOutputLayers, or switch {term} off"
+            )
 
 
 def to_superloss_output_layers(
@@ -165,13 +186,15 @@ def to_superloss_output_layers(
         ``predictor``, with the same parameters and state-dict keys
 
     Raises:
-        TypeError: not a :class:`FastRCNNOutputLayers`
+        TypeError: not a :class:`FastRCNNOutputLayers`, or one with losses of its own
     """
     if not isinstance(predictor, FastRCNNOutputLayers):
         raise TypeError(
             f"the SuperLoss needs a box predictor derived from FastRCNNOutputLayers; "
             f"got {type(predictor).__name__}"
         )
+    terms = {"superloss_cls": superloss_cls, "superloss_box_reg": superloss_box_reg}
+    _check_own_losses(type(predictor), terms)
     stock_class: Any = type(predictor)
     predictor.__class__ = _superloss_class(stock_class)
     predictor.superloss_cls = superloss_cls

@@ -20,6 +20,9 @@ __all__ = [
 class SuperLossROIHeadsMixin(ROIHeads):
     """Gives the box predictors of any configurable ROI heads the terms of ``MODEL.SUPERLOSS``.
 
+    The config makes the difference: heads that are built without one take their predictor as an
+    argument, and that is where :class:`SuperLossFastRCNNOutputLayers` goes.
+
     Put it before the heads that it extends::
 
         @ROI_HEADS_REGISTRY.register()
@@ -30,16 +33,15 @@ class SuperLossROIHeadsMixin(ROIHeads):
     @classmethod
     def from_config(cls, cfg: CfgNode, *args: Any, **kwargs: Any) -> dict[str, Any]:
         ret = super().from_config(cfg, *args, **kwargs)
-        predictors = ret.get("box_predictors") or [ret["box_predictor"]]
+        for predictor in ret.get("box_predictors") or [ret["box_predictor"]]:
+            softmax = not getattr(predictor, "use_sigmoid_ce", False)
+            terms = superloss_terms_from_config(cfg, predictor.num_classes if softmax else None)
+            to_superloss_output_layers(predictor, **terms)
         if cfg.MODEL.SUPERLOSS.CLS.GRANULARITY != "sample":
             raise ValueError(
                 "MODEL.SUPERLOSS.CLS.GRANULARITY must be 'sample' for ROI heads; got "
                 f"{cfg.MODEL.SUPERLOSS.CLS.GRANULARITY!r}"
             )
-        for predictor in predictors:
-            softmax = not getattr(predictor, "use_sigmoid_ce", False)
-            terms = superloss_terms_from_config(cfg, predictor.num_classes if softmax else None)
-            to_superloss_output_layers(predictor, **terms)
         return ret
 
 

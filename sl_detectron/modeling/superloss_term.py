@@ -17,7 +17,7 @@ __all__ = ["SuperLossTerm", "superloss_terms_from_config"]
 
 SCOPES = ("foreground", "all")
 TAU_NAMES = ("logC", "Avg", "ExpAvg")
-# detectron2's writers look at the storage every 20 iterations; values between are never seen.
+# As detectron2's PeriodicWriter: values of the iterations between are never looked at.
 LOG_PERIOD = 20
 
 
@@ -142,8 +142,6 @@ def _build_term(
     name: str, node: CfgNode, momentum: float, num_outcomes: int | None
 ) -> SuperLossTerm | None:
     key = name.upper()
-    if not node.ENABLED:
-        return None
     names = TAU_NAMES if num_outcomes else TAU_NAMES[1:]
     accepted = f'one of {names} or a quoted number such as "1.5"'
     if not num_outcomes:
@@ -152,12 +150,14 @@ def _build_term(
     lam = node.LAMBDA
     _check(0 < lam < math.inf, f"{key}.LAMBDA", lam, "a finite number above 0")
     _check(node.SCOPE in SCOPES, f"{key}.SCOPE", node.SCOPE, f"one of {SCOPES}")
+    if not node.ENABLED:
+        return None
     superloss = SuperLoss(node.TAU, lam, num_outcomes=num_outcomes, momentum=momentum)
     return SuperLossTerm(name, superloss, node.SCOPE)
 
 
-def _is_number(text: str) -> bool:
+def _is_number(value: Any) -> bool:
     try:
-        return math.isfinite(float(text))
-    except ValueError:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
         return False

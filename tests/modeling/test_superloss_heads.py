@@ -6,7 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import DETECTORS, NUM_CLASSES, build, make_batch, run_losses, small_config
-from detectron2.modeling.box_regression import Box2BoxTransform, _dense_box_regression_loss
+from detectron2.modeling.box_regression import (
+    Box2BoxTransform,
+    Box2BoxTransformRotated,
+    _dense_box_regression_loss,
+)
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -146,8 +150,49 @@ def test_class_swap_keeps_the_module():
     assert swapped is stock
     assert type(swapped) is SuperLossFastRCNNOutputLayers
     assert list(swapped.state_dict()) == list(state)
+    assert type(to_superloss_output_layers(swapped, term, None)) is SuperLossFastRCNNOutputLayers
     with pytest.raises(TypeError, match=r"FastRCNNOutputLayers.*Linear"):
         to_superloss_output_layers(torch.nn.Linear(1, 1), term, None)
+
+
+class ScaledBoxLoss(FastRCNNOutputLayers):
+    def box_reg_loss(self, *args):
+        return 100 * super().box_reg_loss(*args)
+
+
+def test_class_swap_refuses_to_replace_losses_of_a_class():
+    def layers():
+        return ScaledBoxLoss(
+            8, box2box_transform=Box2BoxTransform((1.0,) * 4), num_classes=NUM_CLASSES
+        )
+
+    term = SuperLossTerm("any", SuperLoss(1.0, 1.0))
+    with pytest.raises(TypeError, match=r"ScaledBoxLoss has a box_reg_loss\(\) of its own"):
+        to_superloss_output_layers(layers(), None, term)
+    predictions, proposals = roi_batch()
+    with EventStorage():
+        expected = layers().losses(predictions, proposals)
+        swapped = to_superloss_output_layers(layers(), term, None)
+        assert isinstance(swapped, ScaledBoxLoss)
+        assert swapped.losses(predictions, proposals)["loss_box_reg"] == expected["loss_box_reg"]
+
+
+def test_rotated_boxes():
+    generator = torch.Generator().manual_seed(0)
+    _, proposals = roi_batch(num_rois=6, num_foreground=4)
+    angles = torch.rand(6, 1, generator=generator) * 90
+    boxes = [torch.cat([random_boxes(6, generator), angles], dim=1) for _ in range(2)]
+    deltas = torch.randn(6, NUM_CLASSES * 5, generator=generator)
+    transform = Box2BoxTransformRotated((1.0,) * 5)
+    kwargs = {"box2box_transform": transform, "num_classes": NUM_CLASSES}
+    term = SuperLossTerm("box_reg", SuperLoss(0.0, 1e6))
+    ours = SuperLossFastRCNNOutputLayers(8, superloss_box_reg=term, **kwargs)
+    stock = FastRCNNOutputLayers(8, **kwargs)
+    arguments = (*boxes, deltas, proposals[0].gt_classes)
+    with EventStorage():
+        torch.testing.assert_close(
+            ours.box_reg_loss(*arguments), stock.box_reg_loss(*arguments), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("objects", [(0, 2), (0, 0)])
@@ -183,7 +228,8 @@ def test_tau_moves_once_a_step(detector):
     assert sorted(map(id, updates)) == sorted(map(id, terms))
     before = [t.superloss.tau.clone() for t in terms]
     assert all(t.isfinite() for t in before)
-    with torch.no_grad():
+    with torch.no_grad(), EventStorage():
+        model(make_batch())  # a validation loss, or statistics for batch norm
         model.eval()(make_batch())
     assert all(torch.equal(a, t.superloss.tau) for a, t in zip(before, terms))
 
@@ -246,8 +292,13 @@ def test_retinanet_ignored_anchors_only():
 )
 def test_bad_values_stop_the_build(opts, message):
     key, value = opts
+    cfg = superloss_config("standard", f"MODEL.SUPERLOSS.{key}", value)
     with pytest.raises(ValueError, match=message):
-        build(superloss_config("standard", f"MODEL.SUPERLOSS.{key}", value))
+        build(cfg)
+    # Also where the term is off: what is written down should mean something.
+    cfg.MODEL.SUPERLOSS.CLS.ENABLED = cfg.MODEL.SUPERLOSS.BOX_REG.ENABLED = False
+    with pytest.raises(ValueError, match=message):
+        build(cfg)
 
 
 def test_retinanet_has_no_logc():
@@ -267,10 +318,9 @@ def test_logc_counts_outcomes(num_outcomes, count):
     assert float(tau) == pytest.approx(math.log(count))
 
 
-def test_config_without_our_keys_is_explained():
-    from detectron2.config import get_cfg
-
-    from sl_detectron.modeling import superloss_terms_from_config
-
+@pytest.mark.parametrize("detector", ["standard", "retinanet"])
+def test_config_without_our_keys_is_explained(detector):
+    cfg = superloss_config(detector)
+    del cfg.MODEL["SUPERLOSS"]
     with pytest.raises(KeyError, match="add_superloss_config"):
-        superloss_terms_from_config(get_cfg(), 20)
+        build(cfg)

@@ -1,6 +1,7 @@
 """tools/train_net.py as a user runs it: trains, evaluates, resumes, several ranks, clear errors."""
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -11,7 +12,7 @@ import torch
 from conftest import REPO
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from sl_detectron.data import register_toy_datasets
+from sl_detectron.data import TOY_CLASS_NAMES, register_toy_datasets
 from sl_detectron.engine import SuperLossTrainer, setup_cfg
 
 RETINANET = str(REPO / "configs" / "Toy" / "retinanet_superloss.yaml")
@@ -88,8 +89,12 @@ def test_evaluates_a_checkpoint(trained, train_net, tmp_path):
     assert not list(tmp_path.glob("*.pth"))
 
 
-def test_two_ranks_on_cpu_share_tau(train_net, tmp_path):
+def test_two_ranks_on_cpu_share_tau(trained, train_net, toy_root, tmp_path):
+    """On a set of one's own, which the spawned ranks must know as well."""
+    classes = list(TOY_CLASS_NAMES)
+    mine = {"NAME": "mine", "ROOT": f"{toy_root}/toy_digits", "SPLIT": "train", "CLASSES": classes}
     opts = ["MODEL.SUPERLOSS.CLS.TAU", "ExpAvg", "MODEL.SUPERLOSS.BOX_REG.ENABLED", True]
+    opts += ["DATASETS.CUSTOM_VOC", [mine], "DATASETS.TRAIN", "('mine',)"]
     opts += ["SOLVER.MAX_ITER", 3, "OUTPUT_DIR", tmp_path]
     ranks = ["--num-gpus", 2, "--dist-url", "auto"]
     done = train_net("--config-file", FASTER_RCNN, *ranks, *TINY, *NO_TEST, *opts)
@@ -121,6 +126,9 @@ def toy_sets(toy_root):
         (["MODEL.DEVICE", "cuda"], r"MODEL\.DEVICE cpu"),
         (["TEST.EVALUATOR", "kitti"], r"TEST\.EVALUATOR.*voc.*coco.*'kitti'"),
         (["SOLVER.AMP.ENABLED", "True"], r"SOLVER\.AMP\.ENABLED needs MODEL\.DEVICE cuda"),
+        (["TEST.ABSENT_CLASSES", "drop"], r"TEST\.ABSENT_CLASSES.*skip.*zero.*'drop'"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "9"], r"ROI_HEADS\.NUM_CLASSES is 9.* set it to 10"),
+        (["DATASETS.CUSTOM_VOC", "[{'NAME': 'x'}]"], r"DATASETS\.CUSTOM_VOC\[0\] needs the keys"),
     ],
 )
 def test_bad_values_stop_before_training(opts, message, toy_sets, tmp_path):
@@ -129,6 +137,35 @@ def test_bad_values_stop_before_training(opts, message, toy_sets, tmp_path):
     with pytest.raises(ValueError, match=message):
         SuperLossTrainer(setup_cfg(FASTER_RCNN, [*toy_sets, "OUTPUT_DIR", str(tmp_path), *opts]))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["MODEL: [", "", "MODEL: 3", "- 1"])
+def test_a_file_that_is_no_config(text, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    if not text:
+        assert setup_cfg(str(path), ["MODEL.DEVICE", "cpu"])  # nothing is set: the defaults
+        return
+    with pytest.raises(ValueError, match="config"):
+        setup_cfg(str(path), ["MODEL.DEVICE", "cpu"])
+
+
+def test_evaluation_needs_no_training_set(toy_sets):
+    opts = [*toy_sets, "DATASETS.TRAIN", "('voc_2012_train',)"]
+    with pytest.raises(FileNotFoundError, match="VOC2012"):
+        setup_cfg(FASTER_RCNN, opts)
+    assert setup_cfg(FASTER_RCNN, opts, eval_only=True)
+
+
+def test_superloss_keys_without_a_superloss_model_warn(toy_sets, caplog):
+    stock = FASTER_RCNN.replace("_superloss", "")
+    caplog.set_level("WARNING", logger="sl_detectron")
+    logging.getLogger("sl_detectron").propagate = True
+    SuperLossTrainer.build_model(setup_cfg(stock, toy_sets))
+    assert "has no SuperLoss" not in caplog.text
+    opts = [*toy_sets, "MODEL.SUPERLOSS.CLS.TAU", "Avg"]
+    SuperLossTrainer.build_model(setup_cfg(stock, opts))
+    assert "has no SuperLoss" in caplog.text
 
 
 def test_errors_are_one_line(train_net, tmp_path):
