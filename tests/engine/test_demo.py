@@ -26,5 +26,9 @@ def test_table_and_picture(tmp_path, monkeypatch):
     rows = {line.split()[0]: line for line in table.splitlines()}
     for method in METHODS:
         assert len(re.findall(r"[\d.]+ ± [\d.]+", rows[method])) == 3
-        assert (tmp_path / "output" / f"{method.lower()}_seed1" / "model_final.pth").is_file()
+        for seed in (0, 1):
+            run = tmp_path / "output" / f"{method.lower()}_seed{seed}"
+            assert (run / "model_final.pth").is_file()
+            # One result: the log of a run holds that run alone.
+            assert (run / "log.txt").read_text().count("AP,AP50,AP75") == 1
     assert Image.open(tmp_path / "output" / "demo.png").size[0] > 500
