@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import pascal_voc
 from detectron2.structures import BoxMode
 
-from .voc_folder import class_ids_of, read_voc_annotations
+from .voc_folder import check_other_classes, class_ids_of, read_voc_annotations
 
 __all__ = [
     "load_voc_dataset",
@@ -24,7 +24,8 @@ __all__ = [
 ]
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".JPG", ".JPEG", ".png")
-_ENTRY_KEYS = ("NAME", "ROOT", "SPLIT", "CLASSES")
+_ENTRY_KEYS = ("NAME", "ROOT", "SPLIT")
+_OPTIONAL_KEYS = ("CLASSES", "YEAR", "OTHER_CLASSES")
 
 
 def load_voc_dataset(
@@ -32,6 +33,8 @@ def load_voc_dataset(
     split: str,
     class_names: Sequence[str],
     require_images: bool = True,
+    *,
+    other_classes: str = "error",
 ) -> list[dict[str, Any]]:
     """Load a VOC style set as detectron2's dataset dicts, those of its ``load_voc_instances``.
 
@@ -42,6 +45,8 @@ def load_voc_dataset(
         split: an image set, e.g. "trainval"
         class_names: K names in the order of the class ids
         require_images: whether an annotation without image is an error
+        other_classes: "error" refuses objects of a class that is not in class_names, so that a
+            misspelt one is found; "ignore" leaves them out and warns how many there were
 
     Returns:
         one record per image; boxes are XYXY in pixels, 0-based
@@ -53,7 +58,7 @@ def load_voc_dataset(
     root = os.fspath(root)
     class_ids = class_ids_of(class_names)
     records = []
-    annotations = read_voc_annotations(root, split, class_names)
+    annotations = read_voc_annotations(root, split, class_names, other_classes)
     for image_id, annotation in annotations.items():
         if annotation.size is None:
             raise ValueError(f"{annotation.path}: there is no <size> with width and height")
@@ -86,6 +91,8 @@ def register_voc_dataset(
     split: str,
     class_names: Sequence[str] = pascal_voc.CLASS_NAMES,
     year: int = 2012,
+    *,
+    other_classes: str = "error",
 ) -> None:
     """Register a VOC style set of your own with detectron2; it is read when first used.
 
@@ -95,9 +102,11 @@ def register_voc_dataset(
         split: an image set
         class_names: K names in the order of the class ids
         year: 2007 selects VOC07's 11-point AP as the default metric, any other the area
+        other_classes: "error" or "ignore", see :func:`load_voc_dataset`
 
     Raises:
-        ValueError: the name is taken by another set, or the class names repeat
+        ValueError: the name is taken by another set, the class names repeat, or other_classes is
+            unknown
 
     Example:
         >>> register_voc_dataset("my_train", "datasets/mine", "train", ["cat", "dog"])
@@ -105,37 +114,43 @@ def register_voc_dataset(
         ['cat', 'dog']
     """
     class_ids_of(class_names)
+    check_other_classes(other_classes)
     metadata = {"dirname": os.fspath(root), "split": split, "thing_classes": list(class_names)}
     if name in DatasetCatalog:
-        if _voc_metadata(name) != metadata or MetadataCatalog.get(name).year != year:
+        given = MetadataCatalog.get(name)
+        options = given.get("year"), given.get("other_classes", "error")
+        if _voc_metadata(name) != metadata or options != (year, other_classes):
             raise ValueError(f"data set name {name!r} is taken by another set; choose another")
         return
-    DatasetCatalog.register(name, lambda: load_voc_dataset(root, split, class_names))
-    set_voc_metadata(MetadataCatalog.get(name), root, split, class_names, year)
+    DatasetCatalog.register(
+        name, lambda: load_voc_dataset(root, split, class_names, other_classes=other_classes)
+    )
+    set_voc_metadata(MetadataCatalog.get(name), root, split, class_names, year, other_classes)
 
 
 def register_voc_datasets(entries: Iterable[Mapping[str, Any]]) -> None:
     """Register the sets of ``DATASETS.CUSTOM_VOC``.
 
     Args:
-        entries: ``{"NAME", "ROOT", "SPLIT", "CLASSES"}`` each; CLASSES is a list of names, or left
-            out for VOC's twenty
+        entries: ``{"NAME", "ROOT", "SPLIT"}`` each, and as needed "CLASSES", a list of names
+            (VOC's twenty), "YEAR", 2007 for the 11-point metric (2012), and "OTHER_CLASSES",
+            "error" or "ignore" as in :func:`load_voc_dataset` ("error")
 
     Raises:
         ValueError: an entry is wrong, or its name is taken by another set
     """
     for i, entry in enumerate(entries):
         key = f"DATASETS.CUSTOM_VOC[{i}]"
-        if not isinstance(entry, Mapping) or not {*_ENTRY_KEYS[:3]} <= {*entry} <= {*_ENTRY_KEYS}:
-            raise ValueError(f"{key} needs the keys {', '.join(_ENTRY_KEYS)}; got {entry!r}")
-        for field in _ENTRY_KEYS[:3]:
-            if not isinstance(entry[field], str) or not entry[field]:
-                raise ValueError(f"{key}.{field} must be a string; got {entry[field]!r}")
-        classes = entry.get("CLASSES", pascal_voc.CLASS_NAMES)
-        if not isinstance(classes, (list, tuple)) or not all(isinstance(c, str) for c in classes):
-            raise ValueError(f"{key}.CLASSES must be a list of names; got {classes!r}")
+        _check_entry(key, entry)
         try:
-            register_voc_dataset(entry["NAME"], entry["ROOT"], entry["SPLIT"], classes)
+            register_voc_dataset(
+                entry["NAME"],
+                entry["ROOT"],
+                entry["SPLIT"],
+                entry.get("CLASSES", pascal_voc.CLASS_NAMES),
+                entry.get("YEAR", 2012),
+                other_classes=entry.get("OTHER_CLASSES", "error"),
+            )
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
 
@@ -146,6 +161,7 @@ def set_voc_metadata(
     split: str,
     class_names: Sequence[str],
     year: int = 2012,
+    other_classes: str = "error",
 ) -> None:
     """Set what evaluators and visualisers of a VOC style set read from its metadata.
 
@@ -155,12 +171,14 @@ def set_voc_metadata(
         split: an image set
         class_names: K names in the order of the class ids
         year: 2007 selects the 11-point metric
+        other_classes: "error" or "ignore", see :func:`load_voc_dataset`
     """
     metadata.set(
         thing_classes=list(class_names),
         dirname=os.fspath(root),
         split=split,
         year=year,
+        other_classes=other_classes,
         evaluator_type="pascal_voc",
     )
 
@@ -201,6 +219,25 @@ def check_datasets(names: Iterable[str]) -> None:
     for name in dict.fromkeys(names):
         if name not in DatasetCatalog or _voc_metadata(name):
             load_dataset(name)
+
+
+def _check_entry(key: str, entry: Any) -> None:
+    """Refuse an entry of ``DATASETS.CUSTOM_VOC`` whose keys or types are wrong."""
+    allowed = {*_ENTRY_KEYS, *_OPTIONAL_KEYS}
+    if not isinstance(entry, Mapping) or not {*_ENTRY_KEYS} <= {*entry} <= allowed:
+        raise ValueError(
+            f"{key} needs the keys {', '.join(_ENTRY_KEYS)} and may have "
+            f"{', '.join(_OPTIONAL_KEYS)}; got {entry!r}"
+        )
+    for field in _ENTRY_KEYS:
+        if not isinstance(entry[field], str) or not entry[field]:
+            raise ValueError(f"{key}.{field} must be a string; got {entry[field]!r}")
+    classes = entry.get("CLASSES", pascal_voc.CLASS_NAMES)
+    if not isinstance(classes, (list, tuple)) or not all(isinstance(c, str) for c in classes):
+        raise ValueError(f"{key}.CLASSES must be a list of names; got {classes!r}")
+    year = entry.get("YEAR", 2012)
+    if not isinstance(year, int) or isinstance(year, bool):
+        raise ValueError(f"{key}.YEAR must be a year, e.g. 2007; got {year!r}")
 
 
 def _voc_metadata(name: str) -> dict[str, Any]:

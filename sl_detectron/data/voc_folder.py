@@ -1,7 +1,9 @@
 """The annotations and image sets of a Pascal VOC folder, for training and evaluation alike."""
 
 import difflib
+import logging
 import math
+import operator
 import os
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -10,13 +12,20 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 __all__ = [
+    "OTHER_CLASSES",
     "VOCAnnotation",
     "VOCObject",
+    "check_other_classes",
     "class_ids_of",
     "parse_voc_xml",
     "read_image_set",
     "read_voc_annotations",
 ]
+
+# What an object whose class is not in the list does.
+OTHER_CLASSES = ("error", "ignore")
+
+logger = logging.getLogger(__name__)
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -49,11 +58,12 @@ class VOCAnnotation(NamedTuple):
     objects: list[VOCObject]
 
 
-def parse_voc_xml(path: str | os.PathLike) -> VOCAnnotation:
+def parse_voc_xml(path: str | os.PathLike, one_pixel_boxes: bool = False) -> VOCAnnotation:
     """Read a VOC annotation; pose, truncated and difficult may be absent, coordinates fractional.
 
     Args:
         path: of the XML file
+        one_pixel_boxes: accept xmin = xmax and ymin = ymax, a single pixel as VOC counts
 
     Returns:
         its objects and the size of the image
@@ -75,19 +85,29 @@ def parse_voc_xml(path: str | os.PathLike) -> VOCAnnotation:
     except (ET.ParseError, LookupError, ValueError) as error:
         line, column = getattr(error, "position", (1, 0))
         raise ValueError(f"{path}, line {line}, column {column}: not XML: {error}") from error
-    objects = [_parse_object(obj, path, i) for i, obj in enumerate(root.findall("object"))]
+    objects = [
+        _parse_object(obj, f"{path}: object {i}", one_pixel_boxes)
+        for i, obj in enumerate(root.findall("object"))
+    ]
     return VOCAnnotation(path, _parse_size(root, path), objects)
 
 
 def read_voc_annotations(
-    root: str | os.PathLike, split: str, class_names: Sequence[str]
+    root: str | os.PathLike,
+    split: str,
+    class_names: Sequence[str],
+    other_classes: str = "error",
+    one_pixel_boxes: bool = False,
 ) -> dict[str, VOCAnnotation]:
     """Read the annotations of a split from disk, without any cache.
 
     Args:
         root: holds Annotations/ and ImageSets/Main/
         split: an image set
-        class_names: K names; an object of another class is an error
+        class_names: K names
+        other_classes: whether an object of another class is an "error", or left out with a warning
+            that counts them: "ignore"
+        one_pixel_boxes: see :func:`parse_voc_xml`
 
     Returns:
         {image id: annotation} in the order of the image set
@@ -96,20 +116,27 @@ def read_voc_annotations(
         FileNotFoundError: a folder, the image set or an annotation is missing
         ValueError: the image set or an annotation is wrong
     """
+    check_other_classes(other_classes)
     folder = os.path.join(root, "Annotations")
     class_ids = class_ids_of(class_names)
     annotations = {}
+    ignored: Counter[str] = Counter()
     for image_id in read_image_set(root, split):
         try:
-            annotation = parse_voc_xml(os.path.join(folder, f"{image_id}.xml"))
+            annotation = parse_voc_xml(os.path.join(folder, f"{image_id}.xml"), one_pixel_boxes)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"image {image_id!r} of image set {split!r} has no annotation {error.filename}"
             ) from None
-        for obj in annotation.objects:
-            if obj.name not in class_ids:
-                raise ValueError(f"{annotation.path}: {_unknown_class(obj.name, class_names)}")
-        annotations[image_id] = annotation
+        others = [obj.name for obj in annotation.objects if obj.name not in class_ids]
+        if others and other_classes == "error":
+            raise ValueError(f"{annotation.path}: {_unknown_class(others[0], class_names)}")
+        ignored.update(others)
+        kept = [obj for obj in annotation.objects if obj.name in class_ids]
+        annotations[image_id] = annotation._replace(objects=kept)
+    if ignored:
+        counts = ", ".join(f"{name} ({count})" for name, count in sorted(ignored.items()))
+        logger.warning("Objects of classes outside the class list are ignored: %s", counts)
     return annotations
 
 
@@ -125,7 +152,7 @@ def read_image_set(root: str | os.PathLike, split: str) -> list[str]:
 
     Raises:
         FileNotFoundError: the folder or the image set is missing
-        ValueError: the set is empty, repeats an id or names one outside the folder
+        ValueError: the set is empty, or an id repeats or is not the path of a file without suffix
     """
     if not os.path.isdir(root):
         raise FileNotFoundError(
@@ -150,31 +177,48 @@ def read_image_set(root: str | os.PathLike, split: str) -> list[str]:
     for image_id in ids:
         if os.path.isabs(image_id) or ".." in PurePath(image_id).parts:
             raise ValueError(f"{path}: image id {image_id!r} leads out of the set's folder")
+        # "./a" finds the files of "a", but detections of "a" would not be its detections.
+        if image_id != str(PurePath(image_id)):
+            raise ValueError(f"{path}: write image id {image_id!r} as {str(PurePath(image_id))!r}")
     return ids
 
 
+def check_other_classes(value: str) -> None:
+    """Refuse what is not one of ``OTHER_CLASSES``.
+
+    Args:
+        value: what an object of a class outside the list does
+
+    Raises:
+        ValueError: unknown value
+    """
+    if value not in OTHER_CLASSES:
+        raise ValueError(f"other_classes must be one of {OTHER_CLASSES}; got {value!r}")
+
+
 def class_ids_of(class_names: Sequence[str]) -> dict[str, int]:
-    """Return {name: id}; names must differ.
+    """Return {name: id}; names must differ and not be empty.
 
     Args:
         class_names: K names in the order of the class ids
 
     Raises:
-        ValueError: there is no name, or one repeats
+        ValueError: there is no name, or one is empty or repeats
     """
     class_ids = {name: i for i, name in enumerate(class_names)}
-    if isinstance(class_names, str) or not class_ids or len(class_ids) < len(class_names):
+    repeats = len(class_ids) < len(class_names)
+    if isinstance(class_names, str) or not class_ids or repeats or "" in class_ids:
         raise ValueError(f"class names must be a list of different names; got {class_names!r}")
     return class_ids
 
 
-def _parse_object(obj: ET.Element, path: str, index: int) -> VOCObject:
+def _parse_object(obj: ET.Element, where: str, one_pixel_boxes: bool) -> VOCObject:
     name = (obj.findtext("name") or "").strip()
     if not name:
-        raise ValueError(f"{path}: object {index} has no <name>")
+        raise ValueError(f"{where} has no <name>")
     corners = obj.find("bndbox")
     if corners is None:
-        raise ValueError(f"{path}: object {index} ({name}) has no <bndbox>")
+        raise ValueError(f"{where} ({name}) has no <bndbox>")
     texts = [corners.findtext(key) for key in _CORNERS]
     difficult = obj.findtext("difficult") or "0"
     try:
@@ -184,10 +228,12 @@ def _parse_object(obj: ET.Element, path: str, index: int) -> VOCObject:
         given = ", ".join(
             f"{k}={t!r}" for k, t in zip((*_CORNERS, "difficult"), (*texts, difficult))
         )
-        raise ValueError(f"{path}: object {index} ({name}) needs numbers; got {given}") from None
-    if not (-math.inf < xmin < xmax < math.inf and -math.inf < ymin < ymax < math.inf):
+        raise ValueError(f"{where} ({name}) needs numbers; got {given}") from None
+    finite = all(map(math.isfinite, (xmin, ymin, xmax, ymax)))
+    in_order, sign = (operator.le, "<=") if one_pixel_boxes else (operator.lt, "<")
+    if not (finite and in_order(xmin, xmax) and in_order(ymin, ymax)):
         raise ValueError(
-            f"{path}: object {index} ({name}) needs xmin < xmax and ymin < ymax; got "
+            f"{where} ({name}) needs xmin {sign} xmax and ymin {sign} ymax; got "
             f"xmin={xmin:g}, ymin={ymin:g}, xmax={xmax:g}, ymax={ymax:g}"
         )
     return VOCObject(name, (xmin, ymin, xmax, ymax), is_difficult)

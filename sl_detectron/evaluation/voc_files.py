@@ -26,7 +26,7 @@ def load_ground_truth(
     Args:
         root: holds Annotations/ and ImageSets/Main/
         split: an image set
-        class_names: C names
+        class_names: C names; objects of other classes are left out, with a warning
 
     Returns:
         image ids in the order of the image set, and the boxes with indices into them
@@ -35,7 +35,9 @@ def load_ground_truth(
         FileNotFoundError, ValueError: a file is missing or wrong
     """
     class_ids = class_ids_of(class_names)
-    annotations = read_voc_annotations(root, split, class_names)
+    annotations = read_voc_annotations(
+        root, split, class_names, other_classes="ignore", one_pixel_boxes=True
+    )
     objects = [(i, obj) for i, a in enumerate(annotations.values()) for obj in a.objects]
     ground_truth = GroundTruth(
         images=np.array([i for i, _ in objects], dtype=np.int64),

@@ -1,5 +1,6 @@
 """VOC style sets: equal to detectron2's loader where that works, a clear error elsewhere."""
 
+import logging
 import os
 import re
 
@@ -15,7 +16,7 @@ from sl_detectron.data.voc import (
     register_voc_dataset,
     register_voc_datasets,
 )
-from sl_detectron.data.voc_folder import parse_voc_xml, read_image_set
+from sl_detectron.data.voc_folder import parse_voc_xml, read_image_set, read_voc_annotations
 
 CLASSES = ("cat", "dog", "horse")
 SIZE = "<size><width>100</width><height>80</height><depth>3</depth></size>"
@@ -89,6 +90,38 @@ def test_fractional_coordinates_and_absent_flags(tmp_path):
     path = tmp_path / "a.xml"
     path.write_text(annotation(obj(box=("1.5", " 2.25 ", "9.75", "8"))))
     assert parse_voc_xml(path).objects == [("cat", (1.5, 2.25, 9.75, 8.0), False)]
+
+
+def test_one_pixel_boxes_are_read_on_demand(tmp_path):
+    path = tmp_path / "a.xml"
+    path.write_text(annotation(obj(box=(5, 9, 5, 9))))
+    with pytest.raises(ValueError, match="xmin < xmax and ymin < ymax"):
+        parse_voc_xml(path)
+    assert parse_voc_xml(path, one_pixel_boxes=True).objects[0].box == (5, 9, 5, 9)
+    for box in ((5, 1, 4, 9), (1, 5, 9, 4)):
+        path.write_text(annotation(obj(box=box)))
+        with pytest.raises(ValueError, match="xmin <= xmax and ymin <= ymax"):
+            parse_voc_xml(path, one_pixel_boxes=True)
+
+
+def test_other_classes_are_left_out_on_demand(tmp_path, caplog):
+    first = annotation(obj("dog"), obj("cat"), obj("hrose", box=(1, 2, 3, 4)), obj("dog"))
+    root = write_set(tmp_path, {"a": first, "b": annotation(obj("dog"))})
+    with caplog.at_level(logging.WARNING):
+        records = load_voc_dataset(root, "train", ["horse", "cat"], other_classes="ignore")
+    assert [[a["category_id"] for a in r["annotations"]] for r in records] == [[1], []]
+    (message,) = caplog.messages
+    assert message.endswith("ignored: dog (3), hrose (1)")
+    with pytest.raises(ValueError, match="'dog' is not in the class list"):
+        load_voc_dataset(root, "train", ["horse", "cat"])
+    with pytest.raises(ValueError, match=r"other_classes must be one of .*'skip'"):
+        read_voc_annotations(root, "train", ["horse", "cat"], other_classes="skip")
+
+
+def test_nothing_is_reported_where_every_class_is_listed(tmp_path, caplog):
+    root = write_set(tmp_path, {"a": annotation(obj())})
+    load_voc_dataset(root, "train", CLASSES, other_classes="ignore")
+    assert not caplog.messages
 
 
 def test_other_image_suffixes_are_found(tmp_path):
@@ -168,6 +201,9 @@ def test_missing_files_are_named(tmp_path):
         ("../a\n", "leads out"),
         ("x/../../a\n", "leads out"),
         ("/etc/a\n", "leads out"),
+        ("./a\n", "write image id './a' as 'a'"),
+        ("x//a\n", "write image id 'x//a' as 'x/a'"),
+        ("x/./a\n", "write image id 'x/./a' as 'x/a'"),
         (b"\xff\xfe\x00", "not UTF-8"),
     ],
 )
@@ -180,7 +216,7 @@ def test_bad_image_set_is_named(tmp_path, text, message):
     assert str(file) in str(caught.value)
 
 
-@pytest.mark.parametrize("classes", [[], ["cat", "cat"], "cat"])
+@pytest.mark.parametrize("classes", [[], ["cat", "cat"], "cat", ["cat", ""]])
 def test_class_names_must_differ(tmp_path, classes):
     root = write_set(tmp_path, {"a": annotation(obj())})
     with pytest.raises(ValueError, match="different names"):
@@ -205,7 +241,8 @@ def test_config_entries_register_once(tmp_path, names):
     register_voc_datasets([entry, dict(entry)])
     register_voc_datasets([entry])
     assert len(DatasetCatalog.get("voc_test_entry")) == 1
-    for change in ({"SPLIT": "val"}, {"ROOT": "elsewhere"}, {"CLASSES": ["cat"]}):
+    changes = ({"SPLIT": "val"}, {"ROOT": "elsewhere"}, {"CLASSES": ["cat"]})
+    for change in (*changes, {"YEAR": 2007}, {"OTHER_CLASSES": "ignore"}):
         with pytest.raises(ValueError, match=r"CUSTOM_VOC\[1\]: .*'voc_test_entry' is taken"):
             register_voc_datasets([entry, {**entry, **change}])
 
@@ -213,10 +250,12 @@ def test_config_entries_register_once(tmp_path, names):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"SPLITT": "x"}, r"CUSTOM_VOC\[0\] needs the keys NAME, ROOT, SPLIT, CLASSES"),
+        ({"SPLITT": "x"}, r"CUSTOM_VOC\[0\] needs the keys NAME, ROOT, SPLIT and may have CLASSES"),
         ({"NAME": 3}, r"CUSTOM_VOC\[0\]\.NAME must be a string; got 3"),
         ({"ROOT": ""}, r"CUSTOM_VOC\[0\]\.ROOT must be a string"),
         ({"CLASSES": "cat"}, r"CUSTOM_VOC\[0\]\.CLASSES must be a list of names"),
+        ({"YEAR": "2007"}, r"CUSTOM_VOC\[0\]\.YEAR must be a year, e\.g\. 2007; got '2007'"),
+        ({"OTHER_CLASSES": "skip"}, r"CUSTOM_VOC\[0\]: other_classes must be one of .*'skip'"),
         ({"CLASSES": ["a", "a"]}, r"CUSTOM_VOC\[0\]: class names must be a list of different"),
     ],
 )
@@ -225,6 +264,19 @@ def test_bad_config_entry_is_named(change, message):
     with pytest.raises(ValueError, match=message):
         register_voc_datasets([entry])
     assert "voc_test_bad" not in DatasetCatalog
+
+
+def test_config_entry_may_choose_year_and_subset(tmp_path, names):
+    names += ["voc_test_plain", "voc_test_subset"]
+    root = write_set(tmp_path, {"a": annotation(obj("dog"), obj())})
+    entry = {"NAME": "voc_test_plain", "ROOT": str(root), "SPLIT": "train", "CLASSES": ["cat"]}
+    subset = {**entry, "NAME": "voc_test_subset", "YEAR": 2007, "OTHER_CLASSES": "ignore"}
+    register_voc_datasets([entry, subset, dict(subset)])
+    assert [MetadataCatalog.get(name).year for name in names] == [2012, 2007]
+    with pytest.raises(ValueError, match="'dog' is not in the class list"):
+        load_dataset("voc_test_plain")
+    (record,) = load_dataset("voc_test_subset")
+    assert [a["category_id"] for a in record["annotations"]] == [0]
 
 
 def test_name_of_a_builtin_set_is_taken():

@@ -91,6 +91,36 @@ def test_equals_detectron2_in_special_cases(register, year, detections):
 
 
 @pytest.mark.parametrize("year", [2007, 2012])
+def test_subset_of_the_classes_equals_detectron2(register, caplog, year):
+    images = {
+        "a": [("cat", CAT_BOX, 0), ("dog", (60, 60, 90, 90), 0), ("cow", CAT_BOX, 0)],
+        "b": [("dog", CAT_BOX, 0), ("cow", CAT_BOX, 1)],
+    }
+    # The best scored cat is on the dog.
+    found = [(1, 0.9, (59, 59, 90, 90)), (0, 0.7, CAT_FOUND), (1, 0.8, CAT_FOUND)]
+    predictions = {"a": make_instances(found), "b": make_instances(found[1:])}
+    name = register(images, ["cow", "cat"], year=year)
+    with caplog.at_level(logging.WARNING):
+        stock, ours = both(name, predictions)
+    assert ours == stock
+    assert 0 < ours[0] < 100
+    assert [m for m in caplog.messages if "ignored" in m] == [
+        "Objects of classes outside the class list are ignored: dog (2)"
+    ]
+
+
+@pytest.mark.parametrize("year", [2007, 2012])
+def test_one_pixel_boxes_count_as_in_detectron2(register, year):
+    images = {"a": [("cat", (7, 7, 7, 7), 0), ("cat", (20, 30, 20, 39), 0)]}
+    name = register(images, ["cat"], year=year)
+    # The pixel exactly; of the column 8 pixels in 10, which counts up to a threshold of 0.75.
+    found = {"a": make_instances([(0, 0.9, (6, 6, 7, 7)), (0, 0.8, (19, 29, 20, 37))])}
+    stock, ours = both(name, found)
+    assert ours == stock
+    assert ours[1] == 100
+
+
+@pytest.mark.parametrize("year", [2007, 2012])
 def test_equals_detectron2_on_real_annotations(datasets_root, year):
     root, name = datasets_root / "VOC2007", f"evaluator_test_real_{year}"
     rng = np.random.default_rng(year)
