@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
 from sl_detectron.cli import run_tool, tool_parser
-from sl_detectron.evaluation import evaluate_files, write_report
+from sl_detectron.evaluation import check_report_path, evaluate_files, write_report
 from sl_detectron.evaluation.voc_ap import METRICS
 from sl_detectron.evaluation.voc_result import ABSENT_CLASSES
 
@@ -28,12 +28,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    if args.output:
+        check_report_path(args.output)
+    names = CLASS_NAMES
+    if args.classes is not None:
+        names = [name.strip() for name in args.classes.split(",")]
     result = evaluate_files(
         args.voc_root,
         args.split,
         args.detections,
         args.metric,
-        class_names=args.classes.split(",") if args.classes else CLASS_NAMES,
+        class_names=names,
         rounding=args.rounding,
         absent_classes=args.absent_classes,
     )
@@ -50,14 +55,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--split", default="test", help="image set; default test")
     parser.add_argument(
-        "--detections", required=True, help="folder of comp4_det_SPLIT_CLASS.txt, or a json file"
+        "--detections",
+        required=True,
+        help="folder of comp4_det_SPLIT_CLASS.txt, or a json file, where category_id is the "
+        "0-based index into --classes",
     )
     parser.add_argument(
         "--metric", required=True, choices=METRICS, help="07: VOC 2007's 11 points; area: later"
     )
     parser.add_argument("--output", help="json file to write; pictures go beside it")
     parser.add_argument("--no-pictures", action="store_true", help="write json only")
-    parser.add_argument("--classes", help="a,b,c: class list; default VOC's 20")
+    parser.add_argument(
+        "--classes", help="a,b,c: class list, may be a subset of the set's; default VOC's 20"
+    )
     parser.add_argument(
         "--rounding",
         action="store_true",

@@ -10,7 +10,7 @@ from .voc_ap import (
 )
 from .voc_files import load_detections, load_ground_truth
 from .voc_matching import Detections, GroundTruth
-from .voc_report import evaluate_files, write_report
+from .voc_report import check_report_path, evaluate_files, write_report
 from .voc_result import VOCResult
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "build_evaluator",
     "check_evaluator",
     "evaluate_files",
+    "check_report_path",
     "write_report",
     "average_precision",
     "evaluate_detections",

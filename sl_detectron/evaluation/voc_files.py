@@ -131,7 +131,11 @@ def _load_folder(
 
 def _read_lines(file: Path, index: Mapping[str, int]) -> Iterator[tuple[int, list[float]]]:
     """Yield (image index, [score, xmin, ymin, xmax, ymax]) of every line."""
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text: {error}") from None
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         # Split from the right: an image id may hold spaces.
@@ -156,7 +160,7 @@ def _load_json(
 ) -> tuple[Array, Array, Array, Array]:
     """Return (N,) images, (N,) classes, (N,) scores and (N, 4) XYWH boxes, 0-based."""
     try:
-        entries = json.loads(path.read_text())
+        entries = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not json: {error}") from error
     if not isinstance(entries, list):
@@ -172,6 +176,8 @@ def _load_json(
         raise ValueError(f"{path}[{i}]: category_id {classes[i]} is not in 0..{num_classes - 1}")
     for i in np.flatnonzero(~np.isfinite(values).all(axis=1))[:1]:
         raise ValueError(f"{path}[{i}]: score and bbox must be finite; got {entries[i]}")
+    for i in np.flatnonzero((values[:, 3:] < 0).any(axis=1))[:1]:
+        raise ValueError(f"{path}[{i}]: width and height must not be negative; got {entries[i]}")
     return images, classes, values[:, 0], values[:, 1:]
 
 

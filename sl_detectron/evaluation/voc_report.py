@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["evaluate_files", "write_report"]
+__all__ = ["check_report_path", "evaluate_files", "write_report"]
 
 # More names than this would not leave room for the curves.
 _MAX_LEGEND = 40
@@ -59,6 +59,25 @@ def evaluate_files(
     return VOCResult(class_names, IOU_THRESHOLDS, metric, classes, absent_classes)
 
 
+def check_report_path(output: str | os.PathLike) -> None:
+    """Find out before an evaluation whether its report can be written.
+
+    Args:
+        output: path of the json file
+
+    Raises:
+        ValueError: it does not end in .json, is a folder or lies below a file
+    """
+    output = Path(output)
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder; name a file in it, e.g. {output / 'report.json'}")
+    if output.suffix.lower() != ".json":
+        raise ValueError(f"the report is json: name it {output}.json instead of {output}")
+    parent = next(path for path in output.absolute().parents if path.exists())
+    if not parent.is_dir():
+        raise ValueError(f"{output} cannot be written: {parent} is not a folder")
+
+
 def write_report(result: VOCResult, output: str | os.PathLike, pictures: bool = True) -> list[Path]:
     """Write ``output`` (json, percent) and beside it the pictures, all of them or none.
 
@@ -72,7 +91,9 @@ def write_report(result: VOCResult, output: str | os.PathLike, pictures: bool = 
 
     Raises:
         ImportError: matplotlib is not installed
+        ValueError: as :func:`check_report_path`
     """
+    check_report_path(output)
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that the last step is a rename within one file system.

@@ -10,7 +10,12 @@ import pytest
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from devkit import write_devkit
 
-from sl_detectron.evaluation import evaluate_files, load_detections, write_report
+from sl_detectron.evaluation import (
+    check_report_path,
+    evaluate_files,
+    load_detections,
+    write_report,
+)
 
 IDS = ["000012", "2008_000003", "my image"]
 CLASSES = ["cat", "dog"]
@@ -101,6 +106,8 @@ def test_bad_line_is_named(tmp_path, line, message):
         ({"score": "high"}, "needs image_id"),
         ({"score": float("nan")}, "must be finite"),
         ({"bbox": [1, 2, 3, float("inf")]}, "must be finite"),
+        ({"bbox": [5, 2, -3, 4]}, r"must not be negative; got .*\[5, 2, -3, 4\]"),
+        ({"bbox": [5, 2, 3, -0.5]}, "must not be negative"),
     ],
 )
 def test_bad_json_entry_is_named(tmp_path, change, message):
@@ -124,6 +131,13 @@ def test_wrong_files_are_named(tmp_path):
         load_detections(folder, "test", IDS, CLASSES)
     with pytest.raises(ValueError, match="must hold a list of detections; got a dict"):
         load_detections(write_json(tmp_path, {}), "test", IDS, CLASSES)
+    latin = tmp_path / "found" / "comp4_det_test_cat.txt"
+    latin.write_bytes("Z\u00fcrich 0.5 1 2 3 4\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=re.escape(f"{latin} is not UTF-8 text")):
+        load_detections(folder, "test", IDS, CLASSES)
+    (tmp_path / "results.json").write_bytes(b'["Z\xfcrich"]')
+    with pytest.raises(ValueError, match=r"results\.json is not json"):
+        load_detections(tmp_path / "results.json", "test", IDS, CLASSES)
     (tmp_path / "results.json").write_text("[{]")
     with pytest.raises(ValueError, match=r"results\.json is not json"):
         load_detections(tmp_path / "results.json", "test", IDS, CLASSES)
@@ -143,6 +157,21 @@ def test_report_holds_json_and_pictures(tmp_path):
     assert (cat["AP"], cat["AP50"], cat["recall50"], cat["AP_by_iou"]["95"]) == (100,) * 4
     assert (dog["AP"], dog["num_objects"], dog["num_detections"]) == (0, 1, 0)
     assert (cow["AP"], cow["AP_by_iou"]["50"], cow["num_objects"]) == (None, None, 0)
+
+
+def test_report_path_is_checked(tmp_path):
+    (tmp_path / "dir.json").mkdir()
+    (tmp_path / "file").touch()
+    check_report_path(tmp_path / "new" / "out.json")
+    for name, message in (
+        ("dir.json", "is a folder; name a file in it"),
+        ("out.txt", r"name it .*out\.txt\.json"),
+        ("out", r"name it .*out\.json"),
+        ("file/out.json", "file is not a folder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_report_path(tmp_path / name)
+    assert sorted(os.listdir(tmp_path)) == ["dir.json", "file"]
 
 
 def test_failed_report_leaves_the_old_one_alone(tmp_path, monkeypatch):

@@ -76,6 +76,13 @@ def test_class_list_may_be_a_subset(arguments, tmp_path, caplog):
     assert "ignored: cow (1)" in caplog.text
 
 
+def test_spaces_around_class_names_are_ignored(arguments, capsys):
+    run(arguments)
+    table = capsys.readouterr().out
+    assert run({**arguments, "--classes": " cat, dog "}) == 0
+    assert capsys.readouterr().out == table
+
+
 def test_json_detections_equal_text(arguments, tmp_path, capsys):
     run(arguments)
     table = capsys.readouterr().out
@@ -97,6 +104,12 @@ def test_json_detections_equal_text(arguments, tmp_path, capsys):
         ({"--voc-root": "/nowhere"}, "no VOC folder /nowhere"),
         ({"--detections": "/nowhere"}, "/nowhere"),
         ({"--classes": "cat,cat"}, "different names"),
+        ({"--classes": "cat, cat"}, "different names"),
+        ({"--classes": "cat,"}, "different names"),
+        ({"--classes": ""}, "different names"),
+        # Neither the set nor the detections are looked at before the path of the report.
+        ({"--voc-root": "/nowhere", "--output": "out.txt"}, "name it out.txt.json"),
+        ({"--voc-root": "/nowhere", "--output": "."}, ". is a folder"),
     ],
 )
 def test_errors_are_one_line(arguments, change, message, capsys):
