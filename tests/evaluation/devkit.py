@@ -43,12 +43,15 @@ def make_instances(detections: Sequence[tuple[int, float, Sequence[float]]]) -> 
 
 
 def random_devkit(rng: np.random.Generator, class_names: Sequence[str]) -> dict[str, list[Object]]:
-    """Up to 6 images of up to 6 objects; every class has one that is not difficult."""
+    """Up to 6 images of up to 6 objects; every class has one that is not difficult.
+
+    Some boxes are one pixel wide or high.
+    """
     images: dict[str, list[Object]] = {f"{i:06d}": [] for i in range(rng.integers(1, 7))}
     ids = list(images)
     for objects in images.values():
         for _ in range(rng.integers(0, 6)):
-            low, high = rng.integers(1, 60, size=2), rng.integers(1, 40, size=2)
+            low, high = rng.integers(1, 60, size=2), rng.integers(0, 40, size=2)
             box = [*low.tolist(), *(low + high).tolist()]
             objects.append((str(rng.choice(class_names)), box, int(rng.random() < 0.25)))
     for name in class_names:
@@ -59,7 +62,10 @@ def random_devkit(rng: np.random.Generator, class_names: Sequence[str]) -> dict[
 def random_predictions(
     rng: np.random.Generator, objects: Sequence[Object], class_names: Sequence[str]
 ) -> Instances:
-    """Boxes on and off the objects, exact copies among them, with scores that often tie."""
+    """Boxes on and off the objects, exact copies among them, with scores that often tie.
+
+    Objects of other classes are found as any class.
+    """
     ties = [0.0005, 0.0015, 0.0625, 0.1234, 0.12345, 0.5, 0.9995]
     detections = []
     for _ in range(rng.choice([0, 5, 40])):
@@ -68,7 +74,9 @@ def random_predictions(
         if objects and rng.random() < 0.7:
             name, corners, _ = objects[rng.integers(len(objects))]
             box = np.subtract(corners, [1, 1, 0, 0]) + rng.normal(0, rng.choice([0, 0.5, 3]), 4)
-            class_id = class_names.index(name) if rng.random() < 0.9 else class_id
+            box = np.sort(box.reshape(2, 2), axis=0).reshape(-1)
+            if name in class_names and rng.random() < 0.9:
+                class_id = class_names.index(name)
         score = rng.choice(ties) if rng.random() < 0.5 else rng.random()
         detections.append((class_id, score, box))
     return make_instances(detections)
