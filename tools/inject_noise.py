@@ -24,7 +24,8 @@ from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.config import add_superloss_config
 from sl_detectron.data.label_noise.coco import CocoFile
 from sl_detectron.data.label_noise.config import TYPES, noises_from_config
-from sl_detectron.data.label_noise.export import export_noisy_coco, export_noisy_voc, restore_clean
+from sl_detectron.data.label_noise.export import export_noisy_coco, export_noisy_voc
+from sl_detectron.data.label_noise.restore import restore_clean
 from sl_detectron.data.label_noise.stats import NoiseStatistics, statistics_table, uniformity_test
 from sl_detectron.data.label_noise.types import MODES
 

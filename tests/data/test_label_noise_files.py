@@ -22,7 +22,8 @@ from sl_detectron.data.label_noise import (
 )
 from sl_detectron.data.label_noise.coco import CocoFile
 from sl_detectron.data.label_noise.edits import Edit, apply_edits, undo_edits
-from sl_detectron.data.label_noise.export import export_noisy_coco, restore_clean
+from sl_detectron.data.label_noise.export import export_noisy_coco, export_noisy_voc
+from sl_detectron.data.label_noise.restore import restore_clean
 from sl_detectron.data.label_noise.stats import noise_statistics, statistics_table, uniformity_test
 from sl_detectron.data.label_noise.voc import voc_edits
 
@@ -102,6 +103,45 @@ def test_noisy_xml_loads_as_the_noise_in_memory(tmp_path, seed):
     loaded = load_voc_dataset(write_devkit(tmp_path / "noisy", edited), "train", CLASSES)
     assert content(loaded) == content(noisy)
     assert undo_edits(edited, edits) == XML
+
+
+BOX = "<xmin>{}</xmin><ymin>20</ymin><xmax>60</xmax><ymax>70</ymax>"
+OBJECTS = {
+    "an attribute with >": f"""<object a='>'><name b=">" c='>"'>cat</name>
+        <bndbox>{BOX.format(5).replace("<xmin>", "<xmin d='>'>")}</bndbox></object >""",
+    "two names": f"<object><name>cat</name><bndbox>{BOX.format(5)}</bndbox>"
+    "<name>dog</name></object>",
+    "two boxes": f"<object><name>cat</name><bndbox>{BOX.format(5)}</bndbox>"
+    f"<bndbox>{BOX.format(7)}</bndbox></object>",
+    "two corners": f"<object><name>cat</name><bndbox>{BOX.format(5)}<xmin>9</xmin></bndbox>"
+    "</object>",
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+@pytest.mark.parametrize("noises", [ALL_NOISES, [SymmetricNoise(rate=1.0), BoxJitter(rate=1.0)]])
+def test_unusual_xml_loads_as_the_noise_in_memory(tmp_path, kind, noises):
+    size = "<size><width>100</width><height>80</height></size>"
+    xml = f"<annotation>{size}{OBJECTS[kind] * 6}</annotation>".encode()
+    root = write_devkit(tmp_path / "clean", xml)
+    export_noisy_voc(root, "train", tmp_path / "noisy", noises, CLASSES, "set")
+    noisy, changes = inject(load_voc_dataset(root, "train", CLASSES), noises, len(CLASSES), "set")
+    assert {"label", "box"} <= {change.what for change in changes}
+    assert content(load_voc_dataset(tmp_path / "noisy", "train", CLASSES)) == content(noisy)
+    restore_clean(tmp_path / "noisy", tmp_path / "restored")
+    assert (tmp_path / "restored" / "Annotations" / "a.xml").read_bytes() == xml
+
+
+def test_a_file_that_would_load_otherwise_stops_the_export(tmp_path, monkeypatch):
+    root = write_devkit(tmp_path / "clean", XML)
+    monkeypatch.setattr(
+        "sl_detectron.data.label_noise.export.voc_edits", lambda *_: [[Edit(0, b"", b"")]]
+    )
+    with pytest.raises(ValueError, match=r"a\.xml: its layout is not understood"):
+        export_noisy_voc(
+            root, "train", tmp_path / "out", [SymmetricNoise(rate=1.0)], CLASSES, "set"
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["clean"]
 
 
 def test_the_first_object_of_an_empty_annotation():

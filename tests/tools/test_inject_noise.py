@@ -14,7 +14,7 @@ from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
 from sl_detectron.data import load_voc_dataset
 from sl_detectron.data.label_noise import SymmetricNoise, inject
-from sl_detectron.data.label_noise.export import restore_clean
+from sl_detectron.data.label_noise.restore import restore_clean
 from sl_detectron.data.label_noise.stats import noise_statistics, uniformity_test
 
 REPO = Path(__file__).resolve().parents[2]
@@ -218,6 +218,140 @@ def test_a_manifest_cannot_lead_out_of_its_folder(devkit, tmp_path):
     with pytest.raises(ValueError, match="not written for the files here"):
         restore_clean(out)
     assert victim.read_text() == "mine"
+
+
+OWN_FILES = ("manifest.jsonl", "noise.json", "confusion.png")
+
+
+def test_a_noisy_copy_is_no_source_and_stays_as_it_is(devkit, tmp_path, capsys):
+    """A copy links to what its source holds, so its own files would go into the source."""
+    noisy = tmp_path / "noisy"
+    assert run("--voc-root", devkit, "--output", noisy, *NOISE) == 0
+    before = files(noisy)
+    assert run("--voc-root", noisy, "--output", tmp_path / "out", "--rate", 0.5, "--seed", 9) == 2
+    assert f"{noisy / 'manifest.jsonl'} belongs to a noisy copy" in capsys.readouterr().err
+    assert files(noisy) == before
+
+
+@pytest.mark.parametrize("name", OWN_FILES)
+def test_files_with_the_names_of_the_copys_own_are_refused(devkit, tmp_path, capsys, name):
+    (devkit / name).write_text("mine")
+    before = files(devkit)
+    assert run("--voc-root", devkit, "--output", tmp_path / "out", *NOISE) == 2
+    assert f"{devkit / name} belongs" in capsys.readouterr().err
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / name).write_text(json.dumps(content))
+    assert run("--coco-json", tmp_path / name, "--output", tmp_path / "out") == 2
+    assert f"needs the name {name}; rename" in capsys.readouterr().err
+    assert files(devkit) == before
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("inside", ["VOC2007/noisy", "link/Annotations/noisy"])
+def test_output_inside_the_source_is_refused(devkit, tmp_path, capsys, inside):
+    (tmp_path / "link").symlink_to(devkit)
+    before = files(devkit)
+    assert run("--voc-root", devkit, "--output", tmp_path / inside, *NOISE) == 2
+    assert "is only read; give a folder outside" in capsys.readouterr().err
+    assert files(devkit) == before
+
+
+def test_every_file_of_the_annotations_comes_back(devkit, tmp_path):
+    annotations = devkit / "Annotations"
+    (annotations / "000").write_text("a name that an image id has too")
+    (annotations / "notes").mkdir()
+    for name in (*OWN_FILES, "notes.txt", "notes/who.csv"):
+        (annotations / name).write_text(name)
+    (tmp_path / "elsewhere").mkdir()
+    (annotations / "000.xml").rename(tmp_path / "elsewhere" / "000.xml")
+    (annotations / "linked").symlink_to(tmp_path / "elsewhere")
+    ids = devkit / "ImageSets" / "Main" / "trainval.txt"
+    ids.write_text(ids.read_text().replace("000\n", "linked/000\n"))
+    clean = files(devkit)
+    assert run("--voc-root", devkit, "--output", tmp_path / "out", *NOISE) == 0
+    assert run("--restore", tmp_path / "out") == 0
+    assert files(tmp_path / "out") == files(devkit) == clean
+
+
+@pytest.mark.parametrize("how", ["inside", "link"])
+def test_restores_in_place_by_any_name(devkit, tmp_path, monkeypatch, how):
+    out = tmp_path / "noisy" / "VOC2007"
+    assert run("--voc-root", devkit, "--output", out, *NOISE) == 0
+    link = tmp_path / "link"
+    link.symlink_to(out)
+    if how == "inside":
+        monkeypatch.chdir(out)
+    assert run("--restore", "." if how == "inside" else link) == 0
+    assert files(out) == files(devkit)
+    assert link.resolve() == out
+    assert link.is_symlink()
+    assert [path.name for path in out.parent.iterdir()] == ["VOC2007"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["VOC2007", "link", "noisy"]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_failed_rename_leaves_the_noisy_copy(devkit, tmp_path, monkeypatch, failing):
+    out = tmp_path / "out"
+    assert run("--voc-root", devkit, "--output", out, *NOISE) == 0
+    before = files(out)
+    rename, calls = Path.rename, []
+
+    def fail_once(path, target):
+        calls.append(target)
+        if len(calls) == failing:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_once)
+    with pytest.raises(KeyboardInterrupt):
+        restore_clean(out)
+    assert files(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["VOC2007", "out"]
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        ("{", "noise.json is not JSON"),
+        ("[]", 'noise.json must say {"file"'),
+        ("{}", "got None"),
+        ('{"file": "../victim.xml"}', "got '../victim.xml'"),
+        ('{"file": "VICTIM"}', "victim.xml'"),
+        ('{"file": "linked.xml"}', "not written for the files here"),
+    ],
+)
+def test_a_description_cannot_lead_out_of_its_folder(tmp_path, description, message):
+    victim, out = tmp_path / "victim.xml", tmp_path / "out"
+    victim.write_text("yours")
+    out.mkdir()
+    (out / "linked.xml").symlink_to(victim)
+    (out / "noise.json").write_text(description.replace("VICTIM", str(victim)))
+    change = {"dataset": "d", "image_id": "a", "annotation": 0, "what": "label"}
+    line = {**change, "old": "cat", "new": "dog", "edits": [[0, "mine", "yours"]]}
+    (out / "manifest.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match=message):
+        restore_clean(out)
+    assert victim.read_text() == "yours"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "victim.xml"]
+
+
+@pytest.mark.parametrize("edits", [1, [1], [[0, "a"]], [[0, 1, "a"]], [[0, "a", "\u20ac"]]])
+def test_bad_edits_are_named(devkit, tmp_path, edits):
+    out = tmp_path / "out"
+    assert run("--voc-root", devkit, "--output", out, *NOISE) == 0
+    manifest = out / "manifest.jsonl"
+    line = json.loads(manifest.read_text().splitlines()[0])
+    manifest.write_text(json.dumps({**line, "edits": edits}) + "\n")
+    with pytest.raises(ValueError, match=r"manifest.jsonl, line 1: edits must be"):
+        restore_clean(out)
+
+
+def test_image_ids_are_plain_names(devkit, tmp_path, capsys):
+    ids = devkit / "ImageSets" / "Main" / "trainval.txt"
+    ids.write_text("./001\n002\n")
+    assert run("--voc-root", devkit, "--output", tmp_path / "out", *NOISE) == 2
+    assert "write image id './001' as '001'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Label noise as a property of a data set: seeded, reproducible, reversible.
 
 ``injection`` is the pure core; ``types``, ``boxes`` and ``confusion`` say what noise does to an
-annotation; ``loader`` and ``mapper`` bring it into training; ``export`` writes it to disk and back.
+annotation; ``loader`` and ``mapper`` bring it into training; ``export`` writes it to disk,
+``restore`` makes that clean again.
 """
 
 from .boxes import BoxJitter, MissingAnnotations, SpuriousBoxes

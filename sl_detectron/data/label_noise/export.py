@@ -1,12 +1,13 @@
-"""Noisy copies of data sets on disk, and back.
+"""Noisy copies of data sets on disk.
 
 A copy holds the annotation files with noise, ``manifest.jsonl`` (one change per line, see
-:mod:`sl_detectron.data.noise_manifest`, with the byte edits that undo it), ``noise.json`` (how it
-was made) and ``confusion.png``. It appears under its name only when it is complete.
+:mod:`sl_detectron.data.label_noise.manifest`, with the byte edits that undo it), ``noise.json``
+(how it was made) and ``confusion.png``. It appears under its name only when it is complete.
 """
 
 import functools
 import json
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,22 +19,26 @@ from typing import Any
 from tqdm import tqdm
 
 from ..voc import load_voc_dataset
-from .changes import Change
+from ..voc_folder import parse_voc_xml
+from .changes import Change, Record
 from .coco import CocoFile
-from .edits import Edit, apply_edits, undo_edits
-from .folder import complete_or_nothing, refuse_to_overwrite
+from .edits import Edit, apply_edits
+from .folder import (
+    DESCRIPTION,
+    MANIFEST,
+    OWN_FILES,
+    PICTURE,
+    complete_or_nothing,
+    refuse_to_overwrite,
+)
 from .injection import inject
-from .manifest import manifest_lines, read_manifest
+from .manifest import manifest_lines
 from .plot import plot_confusion
 from .stats import NoiseStatistics, noise_statistics
-from .types import Noise
+from .types import Annotation, Noise
 from .voc import voc_edits
 
-__all__ = ["export_noisy_voc", "export_noisy_coco", "restore_clean", "MANIFEST", "DESCRIPTION"]
-
-MANIFEST = "manifest.jsonl"
-DESCRIPTION = "noise.json"
-PICTURE = "confusion.png"
+__all__ = ["export_noisy_voc", "export_noisy_coco"]
 
 Changes = list[Change]
 
@@ -67,26 +72,28 @@ def export_noisy_voc(
 
     Raises:
         FileExistsError: if ``out`` exists
-        ValueError: if an annotation or a noise is wrong
+        ValueError: if an annotation or a noise is wrong, ``root`` is a noisy copy itself, or
+            ``out`` is inside it
     """
     root, out = Path(root).resolve(), Path(out)
-    refuse_to_overwrite(out)
+    refuse_to_overwrite(out, root)
+    _refuse_noisy_copy(root)
     records = load_voc_dataset(root, split, class_names, require_images=False)
-    _, changes = inject(records, noises, len(class_names), dataset_name)
+    noisy, changes = inject(records, noises, len(class_names), dataset_name)
     statistics = noise_statistics(records, changes, len(class_names))
     by_image = _by_image(changes)
+    changed = _changed_files(by_image, noisy)
     with complete_or_nothing(out) as partial, _pool(num_workers) as run:
         _link_devkit(root, partial)
         folder = root / "Annotations"
-        names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.xml"))
+        names = _files(folder)
         write = functools.partial(
             _write_voc_file, source=folder, target=partial / "Annotations", class_names=class_names
         )
-        image_ids = [name.removesuffix(".xml") for name in names]
-        written = run(write, names, [by_image.get(image_id, []) for image_id in image_ids])
+        written = run(write, names, [changed.get(name, ([], [])) for name in names])
         bar = tqdm(written, total=len(names), unit="file", disable=not progress)
-        edits = {image_id: groups for groups, image_id in zip(bar, image_ids)}
-        ordered = (group for image_id in sorted(by_image) for group in edits[image_id])
+        edits = {name: groups for groups, name in zip(bar, names)}
+        ordered = (group for image_id in sorted(by_image) for group in edits[f"{image_id}.xml"])
         _write_manifest(partial, changes, ordered, class_names, dataset_name)
         _describe(partial, dataset_name, noises, class_names)
         plot_confusion(statistics, class_names, partial / PICTURE)
@@ -109,12 +116,13 @@ def export_noisy_coco(
 
     Raises:
         FileExistsError: if ``out`` exists
-        ValueError: if an annotation or a noise is wrong
+        ValueError: if an annotation or a noise is wrong, or the file has a name that the copy
+            needs
     """
     out, file, classes = Path(out), coco.path.name, coco.class_names
-    refuse_to_overwrite(out)
-    if file == DESCRIPTION:
-        raise ValueError(f"{coco.path}: the copy needs the name {DESCRIPTION}; rename the file")
+    refuse_to_overwrite(out, coco.path)
+    if file in OWN_FILES:
+        raise ValueError(f"{coco.path}: the copy needs the name {file}; rename the file")
     records = coco.records()
     _, changes = inject(records, noises, len(classes), dataset_name)
     edits = coco.edits(changes)
@@ -128,48 +136,6 @@ def export_noisy_coco(
     return statistics
 
 
-def restore_clean(noisy: str | Path, out: str | Path | None = None, progress: bool = False) -> Path:
-    """Undo a noisy copy by its manifest: every file gets its clean bytes back.
-
-    Args:
-        noisy: folder that an export wrote
-        out: new folder for the clean set; None to put it in the place of ``noisy``
-        progress: whether to show a progress bar
-
-    Returns:
-        the folder of the clean set
-
-    Raises:
-        FileNotFoundError: if ``noisy`` has no manifest
-        FileExistsError: if ``out`` exists
-        ValueError: if a file is not what the export wrote
-    """
-    noisy = Path(noisy)
-    if not (noisy / DESCRIPTION).is_file():
-        raise FileNotFoundError(f"{noisy} has no {DESCRIPTION}; it is not a complete noisy copy")
-    file = json.loads((noisy / DESCRIPTION).read_text())["file"]
-    edits: dict[str, list[Edit]] = defaultdict(list)
-    for line in read_manifest(str(noisy / MANIFEST)):
-        # A manifest may come from elsewhere: it names images, never a way out of this folder.
-        name = file or f"Annotations/{line['image_id']}.xml"
-        if "edits" not in line or ".." in Path(name).parts or not (noisy / name).is_file():
-            raise ValueError(f"{noisy / MANIFEST} was not written for the files here: {line}")
-        edits[name] += map(Edit.from_json, line["edits"])
-    target = noisy if out is None else Path(out)
-    if out is not None:
-        refuse_to_overwrite(target)
-    with complete_or_nothing(target, replaces=out is None) as partial:
-        extras = shutil.ignore_patterns(MANIFEST, DESCRIPTION, PICTURE)
-        shutil.copytree(noisy, partial, symlinks=True, ignore=extras, dirs_exist_ok=True)
-        for name, file_edits in tqdm(edits.items(), unit="file", disable=not progress):
-            try:
-                clean = undo_edits((noisy / name).read_bytes(), file_edits)
-            except ValueError as error:
-                raise ValueError(f"{noisy / name} changed since it was written: {error}") from error
-            (partial / name).write_bytes(clean)
-    return target
-
-
 @contextmanager
 def _pool(num_workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
     if num_workers < 1:
@@ -181,6 +147,31 @@ def _pool(num_workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
         yield lambda function, *args: pool.map(function, *args, chunksize=64)
 
 
+def _refuse_noisy_copy(root: Path) -> None:
+    # The copy links to what its source holds: its own files would be written into the source.
+    for name in OWN_FILES:
+        if os.path.lexists(root / name):
+            raise ValueError(
+                f"{root / name} belongs to a noisy copy: make the folder clean first "
+                "(tools/inject_noise.py --restore), or rename the file if it is yours"
+            )
+
+
+def _files(folder: Path) -> list[str]:
+    """Return the path of every file in the folder, relative to it."""
+    walk = os.walk(folder, followlinks=True)
+    paths = (Path(parent, name) for parent, _, names in walk for name in names)
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
+
+
+def _changed_files(
+    by_image: dict[str, Changes], noisy: Iterable[Record]
+) -> dict[str, tuple[Changes, list[Annotation]]]:
+    """Return for each XML file that gets noise its changes and what shall load from it."""
+    annotations = {str(record["image_id"]): record["annotations"] for record in noisy}
+    return {f"{i}.xml": (changes, annotations[i]) for i, changes in by_image.items()}
+
+
 def _link_devkit(root: Path, partial: Path) -> None:
     for entry in sorted(root.iterdir()):
         if entry.name == "ImageSets":
@@ -190,13 +181,30 @@ def _link_devkit(root: Path, partial: Path) -> None:
 
 
 def _write_voc_file(
-    name: str, changes: Changes, source: Path, target: Path, class_names: Sequence[str]
+    name: str,
+    noise: tuple[Changes, list[Annotation]],
+    source: Path,
+    target: Path,
+    class_names: Sequence[str],
 ) -> list[list[Edit]]:
-    xml = (source / name).read_bytes()
-    edits = voc_edits(xml, changes, class_names) if changes else []
+    changes, annotations = noise
+    content = (source / name).read_bytes()
+    edits = voc_edits(content, changes, class_names) if changes else []
     (target / name).parent.mkdir(parents=True, exist_ok=True)
-    (target / name).write_bytes(apply_edits(xml, (e for group in edits for e in group)))
+    (target / name).write_bytes(apply_edits(content, (e for group in edits for e in group)))
+    if changes and _loaded(target / name) != [
+        (class_names[a["category_id"]], list(a["bbox"])) for a in annotations
+    ]:
+        raise ValueError(f"{source / name}: its layout is not understood, noise cannot be put in")
     return edits
+
+
+def _loaded(path: Path) -> list[tuple[str, list[float]]]:
+    """Return name and box (XYXY, 0-based) of every object, as training will read them."""
+    return [
+        (name, [x1 - 1.0, y1 - 1.0, x2, y2])
+        for name, (x1, y1, x2, y2), _ in parse_voc_xml(path).objects
+    ]
 
 
 def _by_image(changes: Iterable[Change]) -> dict[str, Changes]:
@@ -213,7 +221,7 @@ def _write_manifest(
     class_names: Sequence[str],
     dataset_name: str,
 ) -> None:
-    with (folder / MANIFEST).open("w", encoding="ascii", newline="\n") as f:
+    with (folder / MANIFEST).open("x", encoding="ascii", newline="\n") as f:
         for line, group in zip(manifest_lines(changes, class_names, dataset_name), edits):
             f.write(json.dumps({**line, "edits": [edit.to_json() for edit in group]}) + "\n")
 

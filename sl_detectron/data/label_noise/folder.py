@@ -7,7 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["complete_or_nothing", "refuse_to_overwrite"]
+__all__ = [
+    "complete_or_nothing",
+    "refuse_to_overwrite",
+    "MANIFEST",
+    "DESCRIPTION",
+    "PICTURE",
+    "OWN_FILES",
+]
+
+MANIFEST = "manifest.jsonl"
+DESCRIPTION = "noise.json"
+PICTURE = "confusion.png"
+# What a noisy copy holds beside the files of its source.
+OWN_FILES = (MANIFEST, DESCRIPTION, PICTURE)
 
 
 @contextmanager
@@ -16,8 +29,10 @@ def complete_or_nothing(out: Path, replaces: bool = False) -> Iterator[Path]:
 
     Args:
         out: the folder to be; its parents are made
-        replaces: whether ``out`` exists and is to be replaced
+        replaces: whether ``out`` exists and is to be replaced; a link to it stays a link
     """
+    # A name such as "." has no parent to work in, and a rename would move a link, not its folder.
+    out = Path(os.path.realpath(out))
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     try:
@@ -25,15 +40,25 @@ def complete_or_nothing(out: Path, replaces: bool = False) -> Iterator[Path]:
         partial.chmod(0o777 & ~_umask())
         yield partial
         if replaces:
-            before = partial.with_name(partial.name.replace(".partial-", ".before-"))
-            out.rename(before)
-            partial.rename(out)
-            shutil.rmtree(before)
+            _replace(out, partial)
         else:
             partial.rename(out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _replace(out: Path, partial: Path) -> None:
+    before = partial.with_name(partial.name.replace(".partial-", ".before-"))
+    try:
+        out.rename(before)
+        partial.rename(out)
+    except BaseException:
+        if not os.path.lexists(out):
+            before.rename(out)
+        raise
+    # The new folder is in place: what cannot be removed of the old one must not undo that.
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _umask() -> int:
@@ -42,8 +67,15 @@ def _umask() -> int:
     return mask
 
 
-def refuse_to_overwrite(out: Path) -> None:
-    """Raise FileExistsError if there is anything at ``out``."""
+def refuse_to_overwrite(out: Path, source: Path) -> None:
+    """Refuse an output folder that exists or lies inside what it is made from.
+
+    Raises:
+        FileExistsError: if there is anything at ``out``
+        ValueError: if ``out`` is inside ``source``
+    """
     # An empty folder would be replaced by a rename without a word.
     if os.path.lexists(out):
         raise FileExistsError(f"{out} exists; give the name of a new folder, or remove it")
+    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(source)):
+        raise ValueError(f"{out} is inside {source}, which is only read; give a folder outside")

@@ -16,7 +16,7 @@ def plot_confusion(
     """Write the confusion matrix as a picture: share of each clean class, in percent.
 
     Args:
-        statistics: from :func:`~sl_detectron.data.noise_stats.noise_statistics`
+        statistics: from :func:`~sl_detectron.data.label_noise.stats.noise_statistics`
         class_names: K names
         path: of the PNG
     """

@@ -1,5 +1,6 @@
 """Label noise written into VOC's XML files."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 from xml.parsers import expat
@@ -10,6 +11,8 @@ from .edits import Edit
 
 __all__ = ["voc_edits"]
 
+# An attribute's value may hold ">".
+_TAG = re.compile(rb"""<(?:[^>"']|"[^"]*"|'[^']*')*>""")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _OBJECT = """
 \t<object>
@@ -86,7 +89,8 @@ def _locate(xml: bytes) -> tuple[list[dict[str, Span]], int]:
             last_end = xml.index(b">", end) + 1
             objects[-1][key] = (len(xml[:start].rstrip()), last_end)
         elif key.startswith("object/"):
-            objects[-1][key] = _strip(xml, xml.index(b">", start) + 1, end)
+            # Of elements that come twice, parsers read the first.
+            objects[-1].setdefault(key, _content(xml, start, end))
         elif not key and not last_end:
             last_end = len(xml[:end].rstrip())
         path.pop()
@@ -97,7 +101,9 @@ def _locate(xml: bytes) -> tuple[list[dict[str, Span]], int]:
     return objects, last_end
 
 
-def _strip(xml: bytes, start: int, end: int) -> Span:
+def _content(xml: bytes, start: int, end: int) -> Span:
+    """Return where the text of the element at ``start`` is, without white space around it."""
+    start = next(_TAG.finditer(xml, start)).end()
     text = xml[start:end]
     return start + len(text) - len(text.lstrip()), end - len(text) + len(text.rstrip())
 
