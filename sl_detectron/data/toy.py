@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 TOY_CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # Images of each split. The training set is small on purpose: a detector sees it often enough to
 # memorise wrong labels, which is what robust losses are about.
-TOY_SPLITS = {"train": 120, "test": 240}
+TOY_SPLITS = {"train": 200, "test": 240}
 IMAGE_SIZE = 128
 MAX_DIGITS = 5
 SIDES = (20, 44)
