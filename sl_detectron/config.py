@@ -78,7 +78,9 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.DATASETS.LABEL_NOISE.SPURIOUS = CN({"RATE": 0.0, "SEED": 0})
 
     # VOC-style sets of your own: [{"NAME": ..., "ROOT": ..., "SPLIT": ..., "CLASSES": [...]}, ...];
-    # ROOT holds Annotations/, ImageSets/Main/SPLIT.txt and JPEGImages/. Without CLASSES: VOC's 20.
+    # ROOT holds Annotations/, ImageSets/Main/SPLIT.txt and JPEGImages/. Optional: CLASSES, without
+    # it VOC's 20; YEAR, 2007 for VOC07's 11-point AP; OTHER_CLASSES, "error" or "ignore" objects
+    # of classes that are not in CLASSES.
     cfg.DATASETS.CUSTOM_VOC = []
 
     # How VOC sets are evaluated: "voc" or "coco".
