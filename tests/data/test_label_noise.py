@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import random
 import struct
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.structures import BoxMode
 from label_noise_records import NUM_CLASSES, labels, make_records
 
 from sl_detectron.data.label_noise import (
@@ -24,7 +26,7 @@ from sl_detectron.data.label_noise import (
     apply_changes,
     inject,
 )
-from sl_detectron.data.label_noise.manifest import manifest_lines
+from sl_detectron.data.label_noise.manifest import manifest_lines, read_manifest
 
 ALL_NOISES = (
     SymmetricNoise(rate=0.4, seed=3),
@@ -199,6 +201,105 @@ def test_changes_are_net_and_can_be_applied_again():
 def test_changes_of_another_set_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         apply_changes(make_records(num_images=1), [change], NUM_CLASSES)
+
+
+def test_a_spurious_annotation_follows_the_last_one():
+    new = {"category_id": 1, "bbox": [1.0, 1.0, 9.0, 9.0]}
+    records = make_records(num_images=1)
+    for index in (4, 6):
+        change = Change("000000", index, "spurious", None, new)
+        with pytest.raises(ValueError, match="next spurious annotation is number 5"):
+            apply_changes(records, [change], NUM_CLASSES)
+
+
+def test_an_added_box_has_the_fields_and_box_mode_of_the_first_annotation():
+    first = {"category_id": 0, "bbox": [1, 1, 8, 8], "bbox_mode": BoxMode.XYWH_ABS, "difficult": 1}
+    second = {"category_id": 0, "bbox": [1, 1, 9, 9], "bbox_mode": BoxMode.XYXY_ABS}
+    second["segmentation"] = [[1, 1, 9, 1, 9, 9]]
+    record = {"image_id": 1, "height": 40, "width": 50, "annotations": [first, second]}
+    (noisy,), changes = inject([record], [SpuriousBoxes(rate=1.0)], 2)
+    assert [c.index for c in changes] == [2, 3]
+    for added in noisy["annotations"][2:]:
+        assert added.keys() == {*first, "true_category_id"}
+        assert added["bbox_mode"] == BoxMode.XYWH_ABS
+        assert added["bbox"][2:] == [8, 8]
+        assert added["difficult"] == 0
+    (again,), _ = apply_changes([record], changes, 2)
+    assert again["annotations"] == noisy["annotations"]
+
+
+@pytest.mark.parametrize("noise", [BoxJitter(rate=1.0), SpuriousBoxes(rate=1.0)])
+@pytest.mark.parametrize("key", ["height", "width"])
+@pytest.mark.parametrize("value", [None, 0])
+def test_box_noise_needs_the_size_of_the_image(noise, key, value):
+    record = {**make_records(num_images=1)[0], key: value}
+    with pytest.raises(ValueError, match=f"'set', image '000000' has no {key}, which {noise.kind}"):
+        inject([record], [noise], NUM_CLASSES, "set")
+    del record[key]
+    with pytest.raises(ValueError, match=f"has no {key}"):
+        inject([record], [SymmetricNoise(rate=0.5), noise], NUM_CLASSES, "set")
+    assert inject([record], [SymmetricNoise(rate=1.0)], NUM_CLASSES, "set")[1]
+    assert inject([{**record, "annotations": []}], [noise], NUM_CLASSES, "set")[1] == []
+
+
+def test_records_without_annotations_or_id_are_named():
+    record = make_records(num_images=1)[0]
+    del record["annotations"]
+    message = "'set', image '000000' has no annotations"
+    with pytest.raises(ValueError, match=message):
+        inject([record], ALL_NOISES, NUM_CLASSES, "set")
+    with pytest.raises(ValueError, match=message):
+        apply_changes([record], [], NUM_CLASSES, "set")
+    with pytest.raises(ValueError, match="'set': a record has no image_id"):
+        inject([{"annotations": []}], ALL_NOISES, NUM_CLASSES, "set")
+
+
+LINE = {"dataset": "d", "image_id": "a", "annotation": 0, "what": "label", "old": "x", "new": "y"}
+OBJECT = {"category": "x", "bbox": [1, 2.5, 3, 4]}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"image_id": 7},
+        {"what": "box", "old": OBJECT["bbox"], "new": [1, 2, 3, 4]},
+        {"what": "missing", "old": OBJECT, "new": None},
+        {"what": "spurious", "old": None, "new": OBJECT, "edits": []},
+    ],
+)
+def test_manifest_lines_of_every_kind_are_read(tmp_path, values):
+    (tmp_path / "m.jsonl").write_text(json.dumps({**LINE, **values}) + "\n")
+    assert read_manifest(str(tmp_path / "m.jsonl")) == [{**LINE, **values}]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"what": "colour"}, "what must be one of"),
+        ({"dataset": 1}, "dataset must be a string; got 1"),
+        ({"image_id": None}, "image_id must be a string or an integer; got None"),
+        ({"image_id": True}, "image_id must be a string or an integer; got True"),
+        ({"annotation": "0"}, "annotation must be an integer of at least 0; got '0'"),
+        ({"annotation": -1}, "annotation must be an integer of at least 0; got -1"),
+        ({"old": 3}, "old must be a string; got 3"),
+        ({"new": None}, "new must be a string; got None"),
+        ({"what": "box", "old": [1, 2, 3], "new": [1, 2, 3, 4]}, "old must be four finite"),
+        ({"what": "box", "old": [1, 2, 3, 4], "new": [1, 2, 3, math.nan]}, "new must be four"),
+        ({"what": "box", "old": [1, 2, 3, 4], "new": [1, 2, 3, "4"]}, "new must be four"),
+        ({"what": "box", "old": [1, 2, 3, 4], "new": "abcd"}, "new must be four"),
+        ({"what": "missing", "old": "x", "new": None}, 'old must be {"category": name'),
+        ({"what": "missing", "old": OBJECT, "new": "x"}, "new must be null"),
+        ({"what": "spurious", "old": "x", "new": OBJECT}, "old must be null"),
+        ({"what": "spurious", "old": None, "new": {"bbox": [1, 2, 3, 4]}}, "new must be {"),
+        ({"what": "spurious", "old": None, "new": {**OBJECT, "category": 0}}, "new must be {"),
+    ],
+)
+def test_bad_manifest_values_are_named_with_their_line(tmp_path, values, message):
+    path = tmp_path / "m.jsonl"
+    path.write_text(f"{json.dumps(LINE)}\n{json.dumps({**LINE, **values})}\n")
+    with pytest.raises(ValueError, match=rf"m\.jsonl, line 2: {message}"):
+        read_manifest(str(path))
 
 
 def test_noise_cannot_be_injected_twice():

@@ -13,6 +13,7 @@ from sl_detectron.data.label_noise import (
     MissingAnnotations,
     SpuriousBoxes,
     SymmetricNoise,
+    check_label_noise,
 )
 from sl_detectron.data.label_noise.config import noises_from_config
 from sl_detectron.data.label_noise.loader import build_noisy_train_loader
@@ -108,4 +109,21 @@ def test_vocs_map_does_not_fit_other_classes(cfg):
 def test_bad_keys_are_named(cfg, values, message):
     set_noise(cfg, **values)
     with pytest.raises(ValueError, match=message):
+        check_label_noise(cfg)
+    with pytest.raises(ValueError, match=message):
         build_noisy_train_loader(cfg)
+
+
+def test_a_manifest_must_exist(cfg, tmp_path):
+    set_noise(cfg, MANIFEST=str(tmp_path / "m.jsonl"))
+    for check in (check_label_noise, noises_from_config, build_noisy_train_loader):
+        with pytest.raises(FileNotFoundError, match=r"LABEL_NOISE.MANIFEST is '.*m\.jsonl'"):
+            check(cfg)
+    (tmp_path / "m.jsonl").touch()
+    check_label_noise(cfg)
+
+
+def test_the_check_needs_no_data_set(cfg):
+    cfg.DATASETS.TRAIN = ()
+    set_noise(cfg, RATE=0.4, TYPE="asymmetric")
+    check_label_noise(cfg)

@@ -18,7 +18,10 @@ from sl_detectron.data.label_noise import (
     MissingAnnotations,
     SpuriousBoxes,
     SymmetricNoise,
+    apply_changes,
+    changes_from_manifest,
     inject,
+    read_manifest,
 )
 from sl_detectron.data.label_noise.coco import CocoFile
 from sl_detectron.data.label_noise.edits import Edit, apply_edits, undo_edits
@@ -206,6 +209,46 @@ def test_noisy_coco_json_loads_as_the_noise_in_memory(tmp_path, coco_name, inden
     assert (restored / "clean.json").read_bytes() == clean.read_bytes()
 
 
+def test_added_boxes_have_the_fields_of_the_first_annotation_everywhere(tmp_path, coco_name):
+    """In memory, in the file and in a replay, whichever annotation was hit."""
+    polygon, keypoints = [[1, 1, 9, 1, 9, 9]], [5, 5, 2]
+    images = [{"id": i, "file_name": f"{i}.jpg", "height": 80, "width": 100} for i in range(2)]
+    annotations = [
+        {"id": 2 * i + j, "image_id": i, "category_id": 1, "bbox": [1, 1, 8, 8], "iscrowd": 0}
+        | ({"segmentation": polygon, "keypoints": keypoints} if i == j else {})
+        for i in range(2)
+        for j in range(2)
+    ]
+    categories = [{"id": 1, "name": "a", "keypoints": ["nose"]}]
+    clean = tmp_path / "clean.json"
+    parts = {"images": images, "categories": categories, "annotations": annotations}
+    clean.write_text(json.dumps(parts))
+    noises = [SpuriousBoxes(rate=1.0)]
+    export_noisy_coco(CocoFile(clean), tmp_path / "out", noises, coco_name)
+    records = load_coco_json(str(clean), "", coco_name)
+    noisy, _ = inject(records, noises, 1, coco_name)
+    lines = read_manifest(str(tmp_path / "out" / "manifest.jsonl"))
+    replayed, _ = apply_changes(records, changes_from_manifest(lines, ["a"], coco_name), 1)
+    loaded = load_coco_json(str(tmp_path / "out" / "clean.json"), "", coco_name)
+    for record, with_masks in zip(noisy, (True, False)):
+        for annotation in record["annotations"][2:]:
+            assert ("segmentation" in annotation) == ("keypoints" in annotation) == with_masks
+    assert [len(added) for added in added_fields(noisy)] == [2, 2]
+    assert added_fields(noisy) == added_fields(replayed) == added_fields(loaded)
+
+
+def added_fields(records):
+    """What the third and later annotations carry; of invisible keypoints only that they are."""
+    own = ("true_category_id", "keypoints")
+    return [
+        [
+            ({k: v for k, v in a.items() if k not in own}, a.get("keypoints", [])[2::3])
+            for a in record["annotations"][2:]
+        ]
+        for record in records
+    ]
+
+
 def test_coco_records_are_detectron2s(tmp_path, coco_name):
     path = tmp_path / "clean.json"
     path.write_bytes(coco_json(None))
@@ -220,7 +263,25 @@ def test_coco_records_are_detectron2s(tmp_path, coco_name):
     [
         ("[", "is not a COCO json"),
         ("{}", "is not a COCO json: KeyError.'categories'"),
-        ('{"categories": [], "images": [{"id": 1}], "annotations": []}', "image 1 has no such key"),
+        (
+            '{"categories": [{"id": 1, "name": "a"}], "images": [{"id": 1}], "annotations": []}',
+            "image 1 has no such key",
+        ),
+        (
+            '{"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "images": [], '
+            '"annotations": []}',
+            r"categories: class names must be a list of different names; got \['a', 'a'\]",
+        ),
+        (
+            '{"categories": [{"id": 1, "name": "a"}], "images": [], '
+            '"annotations": [{"image_id": 7, "category_id": 1}]}',
+            r"annotations\[0\] of image 7 needs an integer id; got None",
+        ),
+        (
+            '{"categories": [{"id": 1, "name": "a"}], "images": [], '
+            '"annotations": [{"image_id": 7, "category_id": 1, "id": "5"}]}',
+            r"annotations\[0\] of image 7 needs an integer id; got '5'",
+        ),
     ],
 )
 def test_bad_coco_json_is_named(tmp_path, text, message):

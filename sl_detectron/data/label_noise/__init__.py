@@ -7,7 +7,7 @@ annotation; ``loader`` and ``mapper`` bring it into training; ``export`` writes 
 
 from .boxes import BoxJitter, MissingAnnotations, SpuriousBoxes
 from .changes import CHANGES, Change
-from .config import noises_from_config, train_classes
+from .config import check_label_noise, noises_from_config, train_classes
 from .injection import NOISE_KEY, apply_changes, inject, is_noisy
 from .loader import build_noisy_train_loader, noisy_dataset_dicts
 from .manifest import changes_from_manifest, manifest_lines, read_manifest
@@ -30,6 +30,7 @@ __all__ = [
     "build_noisy_train_loader",
     "noisy_dataset_dicts",
     "noises_from_config",
+    "check_label_noise",
     "train_classes",
     "manifest_lines",
     "read_manifest",

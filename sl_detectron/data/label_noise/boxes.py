@@ -3,13 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from detectron2.structures import BoxMode
 
 from .types import Annotation, Draws, ImageSize, Noise, below, fraction
 
-__all__ = ["BoxJitter", "MissingAnnotations", "SpuriousBoxes", "make_spurious"]
+__all__ = ["BoxJitter", "MissingAnnotations", "SpuriousBoxes", "make_spurious", "in_mode_of"]
 
 # Boxes move on a grid of 1/16 pixel. A binary fraction survives VOC's +1/-1 and text form exactly,
 # so a noisy set read back from disk equals the one injected in memory.
@@ -30,6 +30,7 @@ class BoxJitter(Noise):
     """
 
     kind: ClassVar[str] = "box_jitter"
+    uses_size: ClassVar[bool] = True
     magnitude: float = 0.1
 
     def __post_init__(self) -> None:
@@ -65,11 +66,13 @@ class SpuriousBoxes(Noise):
     """Add boxes without an object: the hit annotation's size, any place, any class.
 
     The rate is relative to the number of annotations; an image without annotations gets none.
-    Sets with masks or keypoints get the box as mask and invisible keypoints.
+    Sets with masks or keypoints get the box as mask and invisible keypoints: an added annotation
+    carries the fields of its image's first one.
     """
 
     kind: ClassVar[str] = "spurious"
     adds: ClassVar[bool] = True
+    uses_size: ClassVar[bool] = True
 
     def corrupt(
         self, annotation: Annotation, draws: Draws, size: ImageSize, num_classes: int
@@ -108,6 +111,11 @@ def make_spurious(sibling: Annotation, category_id: int, bbox: Sequence[float]) 
     return added
 
 
+def in_mode_of(annotation: Annotation, sibling: Annotation) -> list[float]:
+    """Return an annotation's box in the box mode of another one, in pixels."""
+    return _as_mode(_xyxy(annotation), sibling["bbox_mode"])
+
+
 def _move(
     low: float, high: float, at_low: float, at_high: float, bound: float
 ) -> tuple[float, float]:
@@ -126,10 +134,16 @@ def _xyxy(annotation: Annotation) -> list[float]:
         return box
     if mode == BoxMode.XYWH_ABS:
         return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
-    raise ValueError(f"box noise supports the box modes XYXY_ABS and XYWH_ABS; got {mode!r}")
+    raise _unsupported(mode)
 
 
 def _as_mode(box: list[float], mode: BoxMode) -> list[float]:
     if mode == BoxMode.XYWH_ABS:
         return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-    return box
+    if mode == BoxMode.XYXY_ABS:
+        return box
+    raise _unsupported(mode)
+
+
+def _unsupported(mode: Any) -> ValueError:
+    return ValueError(f"box noise supports the box modes XYXY_ABS and XYWH_ABS; got {mode!r}")

@@ -69,6 +69,8 @@ def apply_change(
     if change.what == "spurious":
         if not clean:
             raise ValueError(f"{change}: the image has no annotation to tell the box mode from")
+        if change.index != len(annotations):
+            raise ValueError(f"{change}: the next spurious annotation is number {len(annotations)}")
         annotations.append(make_spurious(clean[0], **change.new))
         return
     if not 0 <= change.index < len(clean):

@@ -8,6 +8,7 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
+from ..voc_folder import class_ids_of
 from .boxes import make_spurious
 from .changes import Change, Record
 from .edits import Edit
@@ -31,7 +32,8 @@ class CocoFile:
 
     Raises:
         FileNotFoundError: if there is no such file
-        ValueError: if it is not a COCO json in UTF-8
+        ValueError: if it is not a COCO json in UTF-8, category names repeat, or an annotation
+            has no integer id
     """
 
     def __init__(self, path: str | Path):
@@ -53,6 +55,20 @@ class CocoFile:
                     self._positions[str(annotation["image_id"])].append(position)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a COCO json: {error!r}") from error
+        self._check()
+
+    def _check(self) -> None:
+        try:
+            class_ids_of(self.class_names)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: categories: {error}") from error
+        for position, annotation in enumerate(self._data["annotations"]):
+            annotation_id = annotation.get("id")
+            if isinstance(annotation_id, bool) or not isinstance(annotation_id, int):
+                raise ValueError(
+                    f"{self.path}: annotations[{position}] of image {annotation['image_id']!r} "
+                    f"needs an integer id; got {annotation_id!r}"
+                )
 
     def records(self) -> list[Record]:
         """Return detectron2 dataset dicts, without file names.

@@ -5,12 +5,13 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.utils.file_io import PathManager
 
 from .boxes import BoxJitter, MissingAnnotations, SpuriousBoxes
 from .confusion import VOC_CONFUSION, confusion_by_id, load_confusion
 from .types import MODES, AsymmetricNoise, Noise, SymmetricNoise
 
-__all__ = ["noises_from_config", "train_classes"]
+__all__ = ["noises_from_config", "check_label_noise", "train_classes"]
 
 NODE = "DATASETS.LABEL_NOISE"
 TYPES = ("symmetric", "symmetric_inclusive", "asymmetric")
@@ -30,10 +31,10 @@ def noises_from_config(cfg: CfgNode, class_names: Sequence[str] | None = None) -
 
     Raises:
         ValueError: names the key, its value and what it can be
-        FileNotFoundError: if there is no such confusion map
+        FileNotFoundError: if there is no such confusion map or manifest
     """
+    check_label_noise(cfg)
     node = cfg.DATASETS.LABEL_NOISE
-    _check(node)
     noises: list[Noise] = []
     if node.RATE > 0:
         noises.append(_label_noise(cfg, class_names))
@@ -69,7 +70,17 @@ def train_classes(cfg: CfgNode) -> list[str]:
     return lists[first]
 
 
-def _check(node: CfgNode) -> None:
+def check_label_noise(cfg: CfgNode) -> None:
+    """Check the values of ``DATASETS.LABEL_NOISE`` without any data set.
+
+    Args:
+        cfg: with the keys of :func:`~sl_detectron.add_superloss_config`
+
+    Raises:
+        ValueError: names the key, its value and what it can be
+        FileNotFoundError: if there is no such manifest
+    """
+    node = cfg.DATASETS.LABEL_NOISE
     if node.TYPE not in TYPES:
         raise ValueError(f"{NODE}.TYPE must be one of {TYPES}; got {node.TYPE!r}")
     if node.MODE not in MODES:
@@ -92,6 +103,11 @@ def _check(node: CfgNode) -> None:
         raise ValueError(
             f"{NODE}.CONFUSION is {node.CONFUSION!r}, which only TYPE 'asymmetric' reads; "
             f"TYPE is {node.TYPE!r}"
+        )
+    if node.MANIFEST and not PathManager.isfile(node.MANIFEST):
+        raise FileNotFoundError(
+            f"{NODE}.MANIFEST is {node.MANIFEST!r} and there is no such file; "
+            "tools/inject_noise.py writes one"
         )
 
 

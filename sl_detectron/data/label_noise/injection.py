@@ -14,6 +14,7 @@ from hashlib import blake2b
 from struct import Struct
 from typing import Any
 
+from .boxes import in_mode_of, make_spurious
 from .changes import Change, Record, apply_change, compare, order
 from .types import DRAWS_PER_ANNOTATION, Annotation, Noise
 
@@ -47,8 +48,9 @@ def inject(
         the noisy records in the same order, and what changed, sorted by image id and index
 
     Raises:
-        ValueError: if a record is noisy already, an image id comes twice, a class id is outside
-            the list, or a noise does not fit the class list
+        ValueError: if a record is noisy already, lacks annotations or a size that a noise needs,
+            an image id comes twice, a class id is outside the list, or a noise does not fit the
+            class list
 
     Example:
         >>> record = {"image_id": "a", "annotations": [{"category_id": c} for c in range(3)]}
@@ -62,7 +64,7 @@ def inject(
     active = [noise for noise in noises if noise.rate > 0]
     if not active:
         return list(records), []
-    _check(records, active, num_classes)
+    _check(records, active, num_classes, dataset_name)
     slots: list[list[Annotation | None]] = [list(r["annotations"]) for r in records]
     for noise in active:
         limit = _limit(noise, records, slots, dataset_name)
@@ -73,8 +75,8 @@ def inject(
                     continue
                 size = (record.get("height", 0), record.get("width", 0))
                 new = noise.corrupt(old, draws[1:], size, num_classes)
-                if noise.adds:
-                    added.append(new)
+                if noise.adds and new is not None:
+                    added.append(_as_sibling(new, record["annotations"][0]))
                 else:
                     annotations[index] = new
             annotations += added
@@ -82,7 +84,10 @@ def inject(
 
 
 def apply_changes(
-    records: Sequence[Record], changes: Sequence[Change], num_classes: int
+    records: Sequence[Record],
+    changes: Sequence[Change],
+    num_classes: int,
+    dataset_name: str = "",
 ) -> tuple[list[Record], list[Change]]:
     """Put the noise of earlier change records, say from a manifest, into clean dataset dicts.
 
@@ -90,6 +95,7 @@ def apply_changes(
         records: detectron2 dataset dicts, clean; never changed
         changes: as :func:`inject` returned them
         num_classes: K
+        dataset_name: that errors name
 
     Returns:
         the noisy records in the same order, and what changed, as :func:`inject` returns them
@@ -98,7 +104,7 @@ def apply_changes(
         ValueError: if a record is noisy already, or a change is of an image or annotation that
             the records do not have or have with another class or box
     """
-    _check(records, (), num_classes)
+    _check(records, (), num_classes, dataset_name)
     position = {str(record["image_id"]): i for i, record in enumerate(records)}
     slots: list[list[Annotation | None]] = [list(r["annotations"]) for r in records]
     for change in sorted(changes, key=order):
@@ -118,7 +124,15 @@ def _describe(noises: Sequence[Noise]) -> str:
     return ", ".join(f"{n.kind} {n.rate} {n.mode}, seed {n.seed}" for n in noises)
 
 
-def _check(records: Sequence[Record], noises: Sequence[Noise], num_classes: int) -> None:
+def _as_sibling(added: Annotation, sibling: Annotation) -> Annotation:
+    # The fields of the clean first annotation, whichever was hit: a file and a replayed manifest
+    # know no other.
+    return make_spurious(sibling, added["category_id"], in_mode_of(added, sibling))
+
+
+def _check(
+    records: Sequence[Record], noises: Sequence[Noise], num_classes: int, dataset_name: str
+) -> None:
     for noise in noises:
         noise.check_classes(num_classes)
     streams = [(noise.kind, noise.seed) for noise in noises]
@@ -126,7 +140,9 @@ def _check(records: Sequence[Record], noises: Sequence[Noise], num_classes: int)
         if streams.count((kind, seed)) > 1:
             raise ValueError(f"two {kind} noises share seed {seed}: they would hit the same boxes")
     seen = set()
+    sized = [noise.kind for noise in noises if noise.uses_size]
     for record in records:
+        _check_keys(record, sized, f"data set {dataset_name!r}")
         image_id = str(record["image_id"])
         if is_noisy(record):
             raise ValueError(f"image {image_id!r} is noisy already: {record[NOISE_KEY]}")
@@ -139,6 +155,17 @@ def _check(records: Sequence[Record], noises: Sequence[Noise], num_classes: int)
                     f"image {image_id!r}, annotation {index}: category_id "
                     f"{annotation['category_id']!r} is outside 0..{num_classes - 1}"
                 )
+
+
+def _check_keys(record: Record, sized: Sequence[str], where: str) -> None:
+    if "image_id" not in record:
+        raise ValueError(f"{where}: a record has no image_id, which label noise is drawn by")
+    where = f"{where}, image {record['image_id']!r}"
+    if "annotations" not in record:
+        raise ValueError(f"{where} has no annotations; label noise needs a list, which can be []")
+    for key in ("height", "width"):
+        if sized and record["annotations"] and not (record.get(key) or 0) > 0:
+            raise ValueError(f"{where} has no {key}, which {sized[0]} noise needs, in pixels")
 
 
 def _candidates(

@@ -124,7 +124,7 @@ def _inject(
             noisy, changes = inject(records, noises, len(classes), name)
         else:
             recorded = changes_from_manifest(manifest, classes, name)
-            noisy, changes = apply_changes(records, recorded, len(classes))
+            noisy, changes = apply_changes(records, recorded, len(classes), name)
         _log(name, records, changes, classes)
         sets[name] = noisy
     return sets

@@ -12,7 +12,8 @@ for training.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,52 @@ __all__ = ["manifest_lines", "read_manifest", "changes_from_manifest"]
 
 Line = dict[str, Any]
 _KEYS = ("dataset", "image_id", "annotation", "what", "old", "new")
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_none(value: Any) -> bool:
+    return value is None
+
+
+def _is_index(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_image_id(value: Any) -> bool:
+    return isinstance(value, str) or type(value) is int
+
+
+def _is_box(value: Any) -> bool:
+    numbers = isinstance(value, list) and all(type(x) in (int, float) for x in value)
+    return numbers and len(value) == 4 and all(map(math.isfinite, value))
+
+
+def _is_annotation(value: Any) -> bool:
+    keys = {"category", "bbox"}
+    is_object = isinstance(value, dict) and value.keys() == keys
+    return is_object and _is_name(value["category"]) and _is_box(value["bbox"])
+
+
+# What each value of a line must be: a check, and its words.
+_Rule = tuple[Callable[[Any], bool], str]
+_NAME: _Rule = (_is_name, "a string")
+_BOX: _Rule = (_is_box, "four finite numbers")
+_NONE: _Rule = (_is_none, "null")
+_ANNOTATION: _Rule = (_is_annotation, '{"category": name, "bbox": four finite numbers}')
+_COMMON: dict[str, _Rule] = {
+    "dataset": _NAME,
+    "image_id": (_is_image_id, "a string or an integer"),
+    "annotation": (_is_index, "an integer of at least 0"),
+}
+_VALUES: dict[str, dict[str, _Rule]] = {
+    "label": {"old": _NAME, "new": _NAME},
+    "box": {"old": _BOX, "new": _BOX},
+    "missing": {"old": _ANNOTATION, "new": _NONE},
+    "spurious": {"old": _NONE, "new": _ANNOTATION},
+}
 
 
 def manifest_lines(
@@ -65,6 +112,11 @@ def read_manifest(path: str) -> list[Line]:
                 raise ValueError(
                     f"{path}, line {number}: what must be one of {CHANGES}; got {line['what']!r}"
                 )
+            for key, (fits, expected) in {**_COMMON, **_VALUES[line["what"]]}.items():
+                if not fits(line[key]):
+                    raise ValueError(
+                        f"{path}, line {number}: {key} must be {expected}; got {line[key]!r}"
+                    )
             lines.append(line)
     return lines
 

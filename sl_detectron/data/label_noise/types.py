@@ -51,6 +51,8 @@ class Noise:
     kind: ClassVar[str]
     # Whether `corrupt` gives one more annotation instead of a replacement.
     adds: ClassVar[bool] = False
+    # Whether `corrupt` needs the image's height and width.
+    uses_size: ClassVar[bool] = False
 
     rate: float
     seed: int = 0
@@ -79,7 +81,7 @@ class Noise:
         Args:
             annotation: detectron2 annotation; not changed
             draws: at least four integers, uniform in [0, 2^64)
-            size: (height, width) of the image in pixels
+            size: (height, width) of the image in pixels; (0, 0) unless ``uses_size``
             num_classes: K
 
         Returns:
