@@ -42,6 +42,9 @@ def write_or_restore(args: argparse.Namespace) -> None:
 
 
 def inject(args: argparse.Namespace) -> None:
+    if not any((args.rate, args.box_jitter, args.missing, args.spurious)):
+        rates = "--rate, --box-jitter, --missing and --spurious"
+        print(f"warning: {rates} are all 0: this copy has no noise", file=sys.stderr)
     cfg = noise_config(args)
     if args.coco_json:
         coco = CocoFile(args.coco_json)
@@ -50,7 +53,7 @@ def inject(args: argparse.Namespace) -> None:
         noises = noises_from_config(cfg, classes)
         statistics = export_noisy_coco(coco, args.output, noises, name)
     else:
-        classes = args.classes.split(",") if args.classes else list(CLASS_NAMES)
+        classes = class_list(args.classes)
         name = args.dataset_name or voc_name(args.voc_root, args.split)
         noises = noises_from_config(cfg, classes)
         statistics = export_noisy_voc(
@@ -81,6 +84,11 @@ def noise_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+def class_list(names: str) -> list[str]:
+    """Return the names of "a, b, c"; VOC's 20 for an empty string."""
+    return [name.strip() for name in names.split(",")] if names else list(CLASS_NAMES)
+
+
 def voc_name(root: str, split: str) -> str:
     """Return detectron2's name of a VOC set: VOC2007, trainval -> voc_2007_trainval."""
     folder = Path(root).resolve().name.lower()
@@ -94,7 +102,8 @@ def report(statistics: NoiseStatistics, classes: Sequence[str], symmetric: bool)
     print(f"{statistics.num_annotations} annotations, changes: {changed}")
     if symmetric and statistics.counts["label"] and len(classes) > 2:
         chi2, dof, p = uniformity_test(statistics.confusion[:-1, :-1])
-        print(f"wrong labels are uniform: chi-square {chi2:.1f}, {dof} dof, p = {p:.3f}")
+        test = "chi-square test of uniformity of the wrong labels"
+        print(f"{test}: X^2 = {chi2:.1f}, {dof} degrees of freedom, p = {p:.3f}")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -106,13 +115,34 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", help="new folder; --restore without it puts the clean set in the copy's place"
     )
-    parser.add_argument("--split", default="trainval", help="VOC image set that gets noise")
-    parser.add_argument("--classes", help="a,b,c: class list of a VOC-style set; default VOC's 20")
-    parser.add_argument("--dataset-name", help="name in DATASETS.TRAIN; default voc_2007_trainval")
-    parser.add_argument("--type", default="symmetric", choices=TYPES)
-    parser.add_argument("--rate", type=float, default=0.0, help="fraction of labels")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--mode", default="bernoulli", choices=MODES)
+    parser.add_argument(
+        "--split", default="trainval", help="VOC image set that gets noise; default trainval"
+    )
+    parser.add_argument(
+        "--classes", default="", help="a,b,c: class list of a VOC-style set; default VOC's 20"
+    )
+    parser.add_argument(
+        "--dataset-name",
+        help="name in DATASETS.TRAIN; default e.g. voc_2007_trainval, or the json's name",
+    )
+    parser.add_argument(
+        "--type",
+        default="symmetric",
+        choices=TYPES,
+        help="which class takes a label's place: any other, any or a look-alike; default symmetric",
+    )
+    parser.add_argument(
+        "--rate", type=float, default=0.0, help="fraction of labels in [0, 1]; default 0"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="another seed hits other annotations; default 0"
+    )
+    parser.add_argument(
+        "--mode",
+        default="bernoulli",
+        choices=MODES,
+        help="each annotation by its own draw, or exactly round(rate * n); default bernoulli",
+    )
     parser.add_argument("--confusion", default="", help="YAML map for --type asymmetric")
     parser.add_argument("--box-jitter", type=float, default=0.0, help="fraction of boxes")
     parser.add_argument("--box-magnitude", type=float, default=0.1, help="fraction of box size")
