@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import add_superloss_config
-from ..data import check_datasets, register_voc_datasets
+from ..data import check_datasets, check_label_noise, register_voc_datasets
 from ..evaluation import check_evaluator
 from .trainer import SuperLossTrainer
 
@@ -50,6 +50,8 @@ def setup_cfg(config_file: str, opts: list[str], eval_only: bool = False) -> Cfg
         raise ValueError(f"{config_file or 'options'}: not a config: {error}") from error
     _check_device(cfg)
     register_voc_datasets(cfg.DATASETS.CUSTOM_VOC)
+    if not eval_only:
+        check_label_noise(cfg)
     datasets = [*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
     check_datasets(datasets)
     _check_classes(cfg, datasets)
