@@ -145,8 +145,9 @@ def _solve_whole(losses: Tensor, tau: Scalar, lam: Scalar) -> tuple[Tensor, Tens
 
 
 def _solve_in_blocks(losses: Tensor, tau: Scalar, lam: Scalar) -> tuple[Tensor, Tensor]:
-    value = torch.empty(losses.shape, dtype=losses.dtype)
-    sigma = torch.empty_like(value)
+    value, sigma = (
+        torch.empty_like(losses, memory_format=torch.contiguous_format) for _ in range(2)
+    )
     blocks = (tensor.reshape(-1).split(_BLOCK) for tensor in (losses, value, sigma))
     for losses_block, value_block, sigma_block in zip(*blocks, strict=True):
         solved = _solve_whole(losses_block, tau, lam)

@@ -1,10 +1,11 @@
 """The SuperLoss as a module that keeps its own threshold tau."""
 
 import math
+from typing import Any
 
 from torch import Tensor, nn
 
-from .superloss import superloss_with_confidence
+from .superloss import check_samples, superloss_with_confidence
 from .tau import AverageTau, ConstantTau, ExpAverageTau
 
 __all__ = ["SuperLoss"]
@@ -13,7 +14,8 @@ __all__ = ["SuperLoss"]
 class SuperLoss(nn.Module):
     """SL = sigma * (losses - tau) + lam * log(sigma)^2, unreduced, with a fixed or running tau.
 
-    A running tau is part of the state dict and learns in training mode with gradients only.
+    A running tau is part of the state dict and learns in training mode with gradients only. Keep
+    the module outside of non-reentrant activation checkpoints: they would call it twice a step.
 
     Args:
         tau: "logC", the log of `num_outcomes` (nats); "Avg", the mean of all losses so far;
@@ -48,9 +50,10 @@ class SuperLoss(nn.Module):
         momentum: float = 0.9,
     ) -> None:
         super().__init__()
-        if isinstance(lam, bool) or not isinstance(lam, (int, float)) or not 0 < lam < math.inf:
+        # Only tau has names, so only tau comes as a string.
+        self.lam = math.nan if isinstance(lam, str) else _number(lam)
+        if not 0 < self.lam < math.inf:
             raise ValueError(f"lam must be a finite number above 0; got {lam!r}")
-        self.lam = float(lam)
         self.threshold = _build_threshold(tau, num_outcomes, momentum)
 
     @property
@@ -73,6 +76,8 @@ class SuperLoss(nn.Module):
 
     def with_confidence(self, losses: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Like a call, with sigma beside SL: no gradient, and 1 outside the mask."""
+        # Before tau learns: a call that is refused leaves no trace.
+        check_samples(losses, mask)
         tau = self.threshold(losses, mask)
         return superloss_with_confidence(losses, tau, self.lam, mask)
 
@@ -94,12 +99,15 @@ def _build_threshold(
                 f"{num_outcomes!r}. Without a softmax use 'Avg', 'ExpAvg' or a number."
             )
         return ConstantTau(math.log(num_outcomes))
-    try:
-        value = math.nan if isinstance(tau, bool) else float(tau)
-    except (TypeError, ValueError):
-        value = math.nan
+    value = _number(tau)
     if not math.isfinite(value):
-        raise ValueError(
-            f"tau must be 'logC', 'Avg', 'ExpAvg' or a finite number; got {tau!r}"
-        ) from None
+        raise ValueError(f"tau must be 'logC', 'Avg', 'ExpAvg' or a finite number; got {tau!r}")
     return ConstantTau(value)
+
+
+def _number(value: Any) -> float:
+    """The value as a float; nan for what is no number."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return math.nan

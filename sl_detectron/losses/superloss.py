@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .lambert import Scalar, solve
 
-__all__ = ["confidence", "superloss", "superloss_with_confidence"]
+__all__ = ["check_samples", "confidence", "superloss", "superloss_with_confidence"]
 
 
 def superloss_with_confidence(
@@ -34,7 +34,8 @@ def superloss_with_confidence(
 
     Raises:
         ValueError: if an argument is out of range or of the wrong dtype or shape. A `lam` tensor
-            out of range is a RuntimeError: its check does not wait for the device.
+            out of range is a RuntimeError: its check does not wait for the device. A `tau`
+            tensor is not checked.
 
     Example:
         >>> value, sigma = superloss_with_confidence(torch.tensor([0.1, 1.0, 5.0]), 1.0, 0.25)
@@ -43,12 +44,9 @@ def superloss_with_confidence(
         >>> value
         tensor([-2.1965,  0.0000,  1.4476])
     """
-    if not losses.is_floating_point():
-        raise ValueError(f"losses must be floating point; got {losses.dtype}")
+    check_samples(losses, mask)
     tau = _check_scalar("tau", tau, above=-math.inf)
     lam = _check_scalar("lam", lam, above=0)
-    if mask is not None:
-        _check_mask(mask, losses)
     value, sigma = _SuperLoss.apply(losses, tau, lam, mask)
     return value, sigma.detach()
 
@@ -96,8 +94,9 @@ def confidence(losses: Tensor, tau: Scalar, lam: Scalar) -> Tensor:
     Args and errors as in :func:`superloss_with_confidence`.
 
     Returns:
-        sigma, shape and dtype of the losses, without gradient. float32: relative error below
-        1e-6 up to (losses - tau) / lam = 1e36; float64: below 1e-14.
+        sigma, shape and dtype of the losses, without gradient. Relative error below 1e-6 in
+        float32 and 1e-14 in float64, where (losses - tau) / lam is below 1e36 (above it sigma
+        goes to 0) and, for float32, |tau| / lam below 1e9. In 16 bits it is rounded to the dtype.
 
     Example:
         >>> confidence(torch.tensor([-9.0, 2.0, 2.5, torch.inf]), tau=2.0, lam=1.0)
@@ -113,7 +112,7 @@ def _check_scalar(name: str, value: Scalar, above: float) -> Scalar:
         return value.detach().to(torch.float64)
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} must be a number or a 0-d tensor; got {value!r}") from None
     # Comparisons, as torch.compile cannot trace math.isfinite.
     if not above < number < math.inf:
@@ -121,7 +120,16 @@ def _check_scalar(name: str, value: Scalar, above: float) -> Scalar:
     return number
 
 
-def _check_mask(mask: Tensor, losses: Tensor) -> None:
+def check_samples(losses: Tensor, mask: Tensor | None) -> None:
+    """Refuse losses and masks that :func:`superloss_with_confidence` cannot take.
+
+    Raises:
+        ValueError: wrong dtype, or a mask that does not broadcast to the losses
+    """
+    if not losses.is_floating_point():
+        raise ValueError(f"losses must be floating point; got {losses.dtype}")
+    if mask is None:
+        return
     if mask.dtype != torch.bool:
         raise ValueError(f"mask must be bool; got {mask.dtype}")
     # Aligned at the last dimension, as broadcasting does.
@@ -135,10 +143,12 @@ def _check_mask(mask: Tensor, losses: Tensor) -> None:
 
 def _slope(sigma: Tensor, lam: Scalar, mask: Tensor | None) -> Tensor:
     """d sigma / d losses = -sigma^2 / (2 * lam * (1 - log(sigma))), and 0 at the cap."""
-    below_cap = 1 - sigma.log()
-    slope = -sigma.square() / (2 * lam * below_cap)
-    # sigma misses e by some rounding.
-    slope = slope.masked_fill(below_cap < 32 * torch.finfo(sigma.dtype).eps, 0.0)
+    wide = sigma if sigma.dtype == torch.float64 else sigma.float()
+    below_cap = 1 - wide.log()
+    slope = -wide.square() / (2 * lam * below_cap)
+    # sigma misses e by some rounding: of the computation, or of a dtype of 16 bits.
+    rounding = (32 if wide.dtype == sigma.dtype else 2) * torch.finfo(sigma.dtype).eps
+    slope = slope.masked_fill(below_cap < rounding, 0.0).to(sigma.dtype)
     return slope if mask is None else torch.where(mask, slope, 0.0)
 
 

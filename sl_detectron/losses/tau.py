@@ -58,9 +58,15 @@ class ConstantTau(_KeepDtype):
     def extra_repr(self) -> str:
         return f"value={self.value}"
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        # to_empty() leaves memory as it finds it, and no checkpoint holds this buffer.
+        self.tau.fill_(self.value)
+        return self
+
     def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
         """The constant, 0-d float64."""
-        return self.tau
+        return self.tau.clone()
 
 
 class AverageTau(_KeepDtype):

@@ -215,7 +215,31 @@ def test_lam_tensor_out_of_range(lam):
     with pytest.raises(RuntimeError, match="lam must be above 0"):
         superloss(torch.rand(3), 1.0, torch.tensor(lam))
     with pytest.raises(ValueError, match="lam must be a finite number above 0"):
-        SuperLoss(1.0, lam)
+        SuperLoss(1.0, torch.tensor(lam))
+
+
+def test_lam_of_the_module_may_be_a_tensor():
+    assert SuperLoss(1.0, torch.tensor(0.25)).lam == 0.25
+
+
+def test_large_batches_stay_on_their_device():
+    losses = torch.rand(3 * 2**16)
+    with torch.device("meta"):
+        value, sigma = superloss_with_confidence(losses, 0.5, 0.25)
+    assert value.device == sigma.device == losses.device
+    assert torch.equal(value[:10], superloss(losses[:10], 0.5, 0.25))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_second_derivative_in_16_bits(dtype):
+    tau, lam = 1.0, 0.25
+    losses = torch.tensor([-3.0, 0.9, 1.0, 1.5, 4.0])
+    second = []
+    for x in (losses.to(dtype), losses.double()):
+        x.requires_grad_()
+        (first,) = torch.autograd.grad(superloss(x, tau, lam).sum(), x, create_graph=True)
+        second.append(torch.autograd.grad(first.sum(), x)[0].double())
+    torch.testing.assert_close(*second, rtol=0.05, atol=0)
 
 
 @pytest.mark.parametrize("tau", [math.nan, math.inf, "high", None, torch.ones(2)])

@@ -88,9 +88,34 @@ def test_evaluation_reads_but_does_not_learn(tau):
     assert torch.equal(criterion(losses), superloss(losses, 2.0, 0.25))
     assert criterion.tau.isnan()
     criterion.train()(losses)
+    with torch.no_grad():  # in training mode: a validation loss, statistics of batch norm
+        assert torch.equal(criterion(losses + 5), superloss(losses + 5, 2.0, 0.25))
     criterion.eval()
     assert torch.equal(criterion(losses + 5), superloss(losses + 5, 2.0, 0.25))
     assert criterion.tau == 2
+
+
+@pytest.mark.parametrize(
+    ("losses", "mask"),
+    [
+        (torch.ones(3), torch.ones(4, 3, dtype=torch.bool)),
+        (torch.ones(3), torch.ones(3, dtype=torch.int64)),
+        (torch.ones(3, dtype=torch.int64), None),
+    ],
+)
+def test_a_refused_call_leaves_no_trace(losses, mask):
+    criterion = SuperLoss("Avg")
+    with pytest.raises(ValueError, match=r"mask|floating point"):
+        criterion(losses, mask)
+    assert criterion.tau.isnan()
+
+
+def test_constant_survives_the_meta_device_and_its_readers():
+    with torch.device("meta"):
+        criterion = SuperLoss(1.5)
+    criterion.to_empty(device="cpu")
+    criterion.threshold(torch.ones(1)).add_(5)
+    assert criterion.tau == 1.5
 
 
 def test_average_of_a_billion_losses_still_moves():
