@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
+from detectron2.data import MetadataCatalog, detection_utils
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
 
-from ..data import inject, noises_from_config
+from ..data import noisy_dataset_dicts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,12 +50,7 @@ def draw_comparison(runs: dict[str, CfgNode], path: str | os.PathLike) -> None:
     cfg = next(iter(runs.values()))
     dataset_name = cfg.DATASETS.TRAIN[0]
     classes = MetadataCatalog.get(dataset_name).thing_classes
-    records, _ = inject(
-        DatasetCatalog.get(dataset_name),
-        noises_from_config(cfg),
-        num_classes=len(classes),
-        dataset_name=dataset_name,
-    )
+    records = noisy_dataset_dicts(cfg)[dataset_name]
     records = sorted(records, key=lambda r: -sum(map(_is_flipped, r["annotations"])))[:NUM_IMAGES]
     predictors = {title: _predictor(cfg) for title, cfg in runs.items()}
     columns = 1 + len(runs)

@@ -55,15 +55,16 @@ class SuperLossTerm(nn.Module):
             0-d tensor; 0 with a gradient for an empty batch
         """
         mask = foreground if self.scope == "foreground" else None
+        storage = get_event_storage()
+        logs = (storage.iter + 1) % LOG_PERIOD == 0
         # A copy, before the batch moves it: this is the tau that the batch meets.
-        tau = self.superloss.tau.clone()
+        scalars = {"tau": self.superloss.tau.clone()} if logs else {}
         superlosses, sigma = self.superloss.with_confidence(losses, mask)
         reduced = superlosses.sum() / divisor
-        storage = get_event_storage()
-        if (storage.iter + 1) % LOG_PERIOD == 0:
+        if logs:
             with torch.no_grad():
-                scalars = self._scalars(losses, sigma, foreground, mask, divisor)
-                scalars |= {"superloss": reduced, "tau": tau}
+                scalars["superloss"] = reduced
+                scalars |= self._scalars(losses, sigma, foreground, mask, divisor)
                 # The one host round trip, once a period: all scalars in a single copy.
                 values = torch.stack([v.detach().double() for v in scalars.values()]).tolist()
             for key, value in zip(scalars, values):
