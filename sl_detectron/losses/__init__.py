@@ -1,15 +1,34 @@
-"""The SuperLoss on per-sample losses: any task, torch only."""
+"""The SuperLoss and other losses with a confidence, on per-sample values: any task, torch only."""
 
+from .classification import (
+    CLASSIFICATION_LOSSES,
+    cross_entropy,
+    focal_loss,
+    generalized_cross_entropy,
+    hard_bootstrapping,
+    soft_bootstrapping,
+    symmetric_cross_entropy,
+)
+from .data_params import DataParams, data_params
 from .module import SuperLoss
 from .superloss import confidence, superloss, superloss_with_confidence
 from .tau import AverageTau, ConstantTau, ExpAverageTau
 
 __all__ = [
     "AverageTau",
+    "CLASSIFICATION_LOSSES",
     "ConstantTau",
+    "DataParams",
     "ExpAverageTau",
     "SuperLoss",
     "confidence",
+    "cross_entropy",
+    "data_params",
+    "focal_loss",
+    "generalized_cross_entropy",
+    "hard_bootstrapping",
+    "soft_bootstrapping",
     "superloss",
     "superloss_with_confidence",
+    "symmetric_cross_entropy",
 ]
