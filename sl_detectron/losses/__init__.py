@@ -10,7 +10,10 @@ from .classification import (
     symmetric_cross_entropy,
 )
 from .data_params import DataParams, data_params
+from .introspection import introspection
 from .module import SuperLoss
+from .multitask import MultitaskLoss, multitask
+from .reliability import r2d2_reliability
 from .superloss import confidence, superloss, superloss_with_confidence
 from .tau import AverageTau, ConstantTau, ExpAverageTau
 
@@ -20,6 +23,7 @@ __all__ = [
     "ConstantTau",
     "DataParams",
     "ExpAverageTau",
+    "MultitaskLoss",
     "SuperLoss",
     "confidence",
     "cross_entropy",
@@ -27,6 +31,9 @@ __all__ = [
     "focal_loss",
     "generalized_cross_entropy",
     "hard_bootstrapping",
+    "introspection",
+    "multitask",
+    "r2d2_reliability",
     "soft_bootstrapping",
     "superloss",
     "superloss_with_confidence",

@@ -64,7 +64,7 @@ def generalized_cross_entropy(logits: Tensor, labels: Tensor, q: float = 0.7) ->
         >>> generalized_cross_entropy(logits, torch.tensor([0, 1]))
         tensor([0.5492, 1.2595])
     """
-    check_domain("q", q, 0 < q <= 1, "in (0, 1]")
+    check_domain("q", q, not 0 < q <= 1, "in (0, 1]")
     log_p, _ = _log_probability(logits, labels)
     return torch.expm1(q * log_p) / -q
 
@@ -94,9 +94,9 @@ def symmetric_cross_entropy(
         >>> symmetric_cross_entropy(logits, torch.tensor([0, 1]))
         tensor([2.0693, 4.1152])
     """
-    check_domain("alpha", alpha, alpha >= 0, "at least 0")
-    check_domain("beta", beta, beta >= 0, "at least 0")
-    check_domain("log_zero", log_zero, log_zero <= 0, "at most 0")
+    check_domain("alpha", alpha, not alpha >= 0, "at least 0")
+    check_domain("beta", beta, not beta >= 0, "at least 0")
+    check_domain("log_zero", log_zero, not log_zero <= 0, "at most 0")
     log_p, _ = _log_probability(logits, labels)
     return -alpha * log_p + beta * log_zero * torch.expm1(log_p)
 
@@ -121,7 +121,7 @@ def hard_bootstrapping(logits: Tensor, labels: Tensor, beta: float = 0.8) -> Ten
         >>> hard_bootstrapping(torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([0, 1]))
         tensor([0.6931, 2.4486])
     """
-    check_domain("beta", beta, 0 <= beta <= 1, "in [0, 1]")
+    check_domain("beta", beta, not 0 <= beta <= 1, "in [0, 1]")
     log_p, log_all = _log_probability(logits, labels)
     return -beta * log_p - (1 - beta) * log_all.amax(dim=1)
 
@@ -146,7 +146,7 @@ def soft_bootstrapping(logits: Tensor, labels: Tensor, beta: float = 0.95) -> Te
         >>> soft_bootstrapping(torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([0, 1]))
         tensor([0.6931, 2.9057])
     """
-    check_domain("beta", beta, 0 <= beta <= 1, "in [0, 1]")
+    check_domain("beta", beta, not 0 <= beta <= 1, "in [0, 1]")
     log_p, log_all = _log_probability(logits, labels)
     return -beta * log_p - (1 - beta) * (log_all.exp() * log_all).sum(dim=1)
 
@@ -171,7 +171,7 @@ def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
         >>> focal_loss(torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([0, 1]))
         tensor([0.1733, 2.7663])
     """
-    check_domain("gamma", gamma, gamma >= 0, "at least 0")
+    check_domain("gamma", gamma, not gamma >= 0, "at least 0")
     log_p, _ = _log_probability(logits, labels)
     # Where p_y rounds to 1, the slope of (1 - p_y)^gamma is infinite for gamma < 1: 0 * inf.
     log_p = log_p.clamp(max=-torch.finfo(log_p.dtype).tiny)

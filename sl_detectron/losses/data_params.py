@@ -44,8 +44,8 @@ def data_params(logits: Tensor, labels: Tensor, sigma: Tensor | float, lam: floa
         tensor([0.1269, 1.3613])
     """
     check_logits(logits, labels)
-    check_domain("lam", lam, 0 <= lam < math.inf, "finite and at least 0")
-    check_domain("sigma", sigma, sigma > 0, "above 0")
+    check_domain("lam", lam, not 0 <= lam < math.inf, "finite and at least 0")
+    check_domain("sigma", sigma, sigma <= 0, "above 0")
     wide = logits if logits.dtype == torch.float64 else logits.float()
     sigma = torch.as_tensor(sigma, dtype=wide.dtype, device=wide.device)
     if sigma.shape not in ((), labels.shape):
@@ -103,12 +103,12 @@ class DataParams(nn.Module):
         super().__init__()
         if num_samples is None and num_classes is None:
             raise ValueError("num_samples or num_classes must be given: there is nothing to learn")
-        check_domain("lam", lam, 0 <= lam < math.inf, "finite and at least 0")
-        in_range = 1 / 20 <= init_temperature <= 20
-        check_domain("init_temperature", init_temperature, in_range, "in [1/20, 20]")
+        check_domain("lam", lam, not 0 <= lam < math.inf, "finite and at least 0")
+        outside = not 1 / 20 <= init_temperature <= 20
+        check_domain("init_temperature", init_temperature, outside, "in [1/20, 20]")
         self.lam = lam
         for name, num in (("num_samples", num_samples), ("num_classes", num_classes)):
-            check_domain(name, num or 0, num is None or num >= 1, "at least 1")
+            check_domain(name, num or 0, num is not None and num < 1, "at least 1")
         start = math.log(init_temperature)
         for name, num in (("log_sample", num_samples), ("log_class", num_classes)):
             parameter = None if num is None else nn.Parameter(torch.full((num,), start))
@@ -175,8 +175,8 @@ class DataParams(nn.Module):
             if ids is None:
                 raise ValueError("ids must be given: every sample has a parameter of its own")
             num_samples = len(self.log_sample_temperature)
-            inside = (ids >= -1) & (ids < num_samples)
-            check_domain("ids", ids, inside, f"in [-1, {num_samples})")
+            outside = (ids < -1) | (ids >= num_samples)
+            check_domain("ids", ids, outside, f"in [-1, {num_samples})")
             # The id that stands for -1 gets no gradient: see the where() below.
             chosen.append(self.log_sample_temperature[ids.clamp(min=0)])
         if self.log_class_temperature is not None:
