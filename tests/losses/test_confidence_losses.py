@@ -34,7 +34,7 @@ def test_introspection_is_equation_1(similarity, label, dtype):
     sigma = tensor(*SIGMAS, dtype=dtype)
     losses = introspection(similarity, label, sigma)
     assert losses.dtype == dtype
-    with mpmath.workdps(60 + 5000):  # exp(10000) - 1
+    with mpmath.workdps(60):
         for s, loss in zip(sigma.tolist(), losses.tolist()):
             exact = mpmath.log((mpmath.exp(s) - 1) / s) - mpmath.mpf(s) * label * similarity
             # What the terms of the sum round to.
@@ -160,7 +160,7 @@ def test_multitask_extremes_stay_finite():
     loss.backward()
     assert loss.item() == pytest.approx(130)
     assert criterion.log_variance.grad.isfinite().all()
-    assert multitask(torch.tensor([1e-10]), torch.tensor([1e-25])).isfinite()
+    assert multitask(torch.tensor([1e-20]), torch.tensor([1e-25])).isfinite()
 
 
 @pytest.mark.parametrize(
