@@ -25,7 +25,10 @@ setup(
     # The shipped configs become the package sl_detectron.configs.
     packages=[*find_packages(include=["sl_detectron*"]), "sl_detectron.configs"],
     package_dir={"sl_detectron.configs": "configs"},
-    package_data={"sl_detectron.configs": ["**/*.yaml"], "sl_detectron": ["py.typed"]},
+    package_data={
+        "sl_detectron.configs": ["**/*.yaml", "LazyConfig/*.py"],
+        "sl_detectron": ["py.typed"],
+    },
     install_requires=[
         "torch>=2.1",
         "fvcore",
