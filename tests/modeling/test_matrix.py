@@ -105,3 +105,13 @@ def test_losses_that_do_not_fit(detector, loss, message):
     cfg.MODEL.SUPERLOSS.CLS.LOSS = loss
     with pytest.raises(ValueError, match=message):
         build(cfg)
+
+
+def test_data_params_without_a_count_predict_but_do_not_train():
+    cfg = small_config("standard", superloss=True)
+    cfg.MODEL.SUPERLOSS.CLS.LOSS = "data_params"
+    model = build(cfg)
+    with torch.no_grad():
+        model.eval()(make_batch())
+    with pytest.raises(ValueError, match=r"NUM_ANNOTATIONS is 0.*SuperLossTrainer"):
+        run_losses(model.train(), make_batch())
