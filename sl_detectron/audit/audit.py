@@ -172,9 +172,10 @@ def _audited(
     statistics: AnnotationStatistics,
 ) -> list[AuditedAnnotation]:
     ids = torch.tensor([annotation["annotation_id"] for *_, annotation in entries])
-    labels = torch.tensor([int(annotation["category_id"]) for *_, annotation in entries])
+    classes_given = [int(annotation["category_id"]) for *_, annotation in entries]
+    labels = torch.tensor(classes_given)
     probabilities = statistics.probabilities[ids]
-    suggested = _without_given(probabilities, labels).argmax(dim=1)
+    suggested = _without_given(probabilities, labels).argmax(dim=1).tolist()
     rows = torch.arange(len(ids))
     columns = {
         "suspicion": suspicion(probabilities, labels),
@@ -199,7 +200,7 @@ def _audited(
             index=index,
             file_name=str(record.get("file_name", "")),
             bbox=_box(annotation),
-            label=classes[labels[i]],
+            label=classes[classes_given[i]],
             suggested_label=classes[suggested[i]],
             num_samples=int(statistics.num_samples[ids[i]]),
             top_labels=tops[i],
