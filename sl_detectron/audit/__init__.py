@@ -4,7 +4,7 @@
 ``report`` show, ``decisions`` and ``correct`` turn what a person confirms into a data set.
 """
 
-from .audit import AuditedAnnotation, LabelAudit, audit_annotations
+from .audit import AuditedAnnotation, LabelAudit, audit_annotations, top_suspects
 from .correct import apply_decisions
 from .decisions import Decision, Decisions, decisions_above, read_decisions, write_decisions
 from .files import AUDIT_CSV, AUDIT_JSON, read_audit, write_audit
@@ -15,6 +15,7 @@ __all__ = [
     "AnnotationTracker",
     "AnnotationStatistics",
     "audit_annotations",
+    "top_suspects",
     "LabelAudit",
     "AuditedAnnotation",
     "write_audit",

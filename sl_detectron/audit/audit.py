@@ -3,8 +3,9 @@
 Shape legend: A annotations of the training sets, K classes.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +14,14 @@ from detectron2.structures import BoxMode
 
 from .tracker import AnnotationStatistics
 
-__all__ = ["AuditedAnnotation", "LabelAudit", "audit_annotations", "dataset_source", "suspicion"]
+__all__ = [
+    "AuditedAnnotation",
+    "LabelAudit",
+    "audit_annotations",
+    "dataset_source",
+    "suspicion",
+    "top_suspects",
+]
 
 # How many of an annotation's most probable classes are kept.
 NUM_TOP = 3
@@ -135,6 +143,35 @@ def audit_annotations(
         annotations=tuple(annotations),
         num_unseen=len(entries) - len(seen),
     )
+
+
+def top_suspects(
+    audit: LabelAudit, num: int | None = None, per_class: bool = False, classes: Sequence[str] = ()
+) -> LabelAudit:
+    """The head of the list.
+
+    Args:
+        audit: the ranked list
+        num: how many to keep; None for all
+        per_class: whether to keep ``num`` of every given class
+        classes: given classes to keep; none for all
+
+    Raises:
+        ValueError: a class that the audit does not have, or ``num`` below 1
+    """
+    unknown = sorted(set(classes) - set(audit.classes))
+    if unknown:
+        raise ValueError(f"the audit has no class {unknown}; it has {list(audit.classes)}")
+    if num is not None and num < 1:
+        raise ValueError(f"the number of suspects must be at least 1; got {num}")
+    counts: Counter[str] = Counter()
+    kept = []
+    for annotation in audit.annotations:
+        group = annotation.label if per_class else ""
+        if (not classes or annotation.label in classes) and (num is None or counts[group] < num):
+            counts[group] += 1
+            kept.append(annotation)
+    return replace(audit, annotations=tuple(kept))
 
 
 def dataset_source(name: str) -> dict[str, Any]:

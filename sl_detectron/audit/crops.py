@@ -82,4 +82,4 @@ def _crop(image: Image.Image, bbox: Sequence[float], size: int) -> Crop | None:
         (bottom - y1) / height,
     )
     inset = tuple(max(0, round(1000 * distance)) for distance in distances)
-    return Crop(base64.b64encode(buffer.getvalue()).decode(), *shape, inset)  # type: ignore[arg-type]
+    return Crop(base64.b64encode(buffer.getvalue()).decode(), *shape, inset)

@@ -56,6 +56,9 @@ class AnnotationTracker(nn.Module):
         (tensor([nan, 2.]), tensor([0.7500, 0.2500]))
     """
 
+    # Columns of the sums before the class probabilities.
+    NUM_VALUES = _CLASSES
+
     sums: torch.Tensor
     last: torch.Tensor
     last_step: torch.Tensor
@@ -83,12 +86,14 @@ class AnnotationTracker(nn.Module):
         """Add the samples of one step.
 
         Args:
-            annotation_ids: (S,) int64 in [-1, A); -1 for a sample without annotation
+            annotation_ids: (S,) int64; samples with an id outside of 0..A-1 have no annotation
             losses: (S,) nats
             sigma: (S,) confidence
             probabilities: (S, K) of the foreground classes
         """
-        rows = torch.where(annotation_ids < 0, len(self.sums) - 1, annotation_ids)
+        num_annotations = len(self.sums) - 1
+        known = (annotation_ids >= 0) & (annotation_ids < num_annotations)
+        rows = torch.where(known, annotation_ids, num_annotations)
         values = torch.stack([torch.ones_like(losses), losses, sigma], dim=1).to(self.sums)
         self.sums.index_add_(0, rows, torch.cat([values, probabilities.to(values)], dim=1))
         # A sum of its own rather than an assignment: of two samples of one annotation, which one
