@@ -11,27 +11,31 @@ from sl_detectron.audit import AnnotationTracker, LabelAudit, audit_annotations
 from sl_detectron.data import load_voc_dataset, number_annotations, register_voc_dataset
 
 # A name that would be markup, or end a script, if it were not escaped.
-EVIL = "</script><img src=x onerror=\"window.hacked=1\">&'"
+EVIL = '</script><img src=x onerror="window.hacked=1">&\''
 CLASSES = ("cat", "dog", EVIL)
 WIDTH, HEIGHT = 80, 60
 
 
-def xml(objects: list[tuple[str, tuple[int, int, int, int]]]) -> str:
+# Class name and (xmin, ymin, xmax, ymax) as in a VOC file.
+Object = tuple[str, tuple[int, int, int, int]]
+
+
+def xml(objects: list[Object]) -> str:
     """A VOC annotation with white space, comments and entities that a parser would not keep."""
     names = {"&": "&amp;", "<": "&lt;"}
     body = ""
     for name, box in objects:
         for raw, entity in names.items():
             name = name.replace(raw, entity)
-        corners = "".join(
-            f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box)
-        )
+        corners = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box))
         body += f"\n <object><!-- kept --><name> {name} </name><bndbox>{corners}</bndbox></object>"
     size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height></size>"
     return f"<annotation>\n{size}{body}\n</annotation>\n"
 
 
-def write_devkit(root: Path, images: dict[str, list[tuple[str, tuple[int, int, int, int]]]]) -> Path:
+def write_devkit(
+    root: Path, images: dict[str, list[tuple[str, tuple[int, int, int, int]]]]
+) -> Path:
     """A VOC devkit folder with one picture and annotation per image."""
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (root / folder).mkdir(parents=True)

@@ -75,9 +75,7 @@ def test_what_is_no_audit_is_named(tmp_path, text):
 def test_unsampled_and_crowd_annotations_are_not_ranked():
     annotation = {"bbox": [0, 0, 9, 9], "bbox_mode": 0, "category_id": 0}
     crowd = {**annotation, "iscrowd": 1}
-    annotations = [
-        {**a, "annotation_id": i} for i, a in enumerate([annotation, crowd, annotation])
-    ]
+    annotations = [{**a, "annotation_id": i} for i, a in enumerate([annotation, crowd, annotation])]
     tracker = AnnotationTracker(3, 2)
     tracker(torch.tensor([0, 1]), torch.ones(2), torch.ones(2), torch.full((2, 2), 0.5))
     sets = {"no_such_set": [{"image_id": np.int64(7), "annotations": annotations}]}
