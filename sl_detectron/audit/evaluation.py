@@ -99,6 +99,12 @@ def truth_from_manifest(
     by_image: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for line in lines:
         by_image.setdefault((line["dataset"], str(line["image_id"])), []).append(line)
+    strangers = sorted({name for name, _ in by_image} - sets.keys())
+    if strangers:
+        raise ValueError(
+            f"the manifest is of the data sets {strangers}, the audit of {list(sets)}: give the "
+            "manifest the name that the set is registered by"
+        )
     truth = truth_from_records(sets)
     for name, records in sets.items():
         for record in records:
