@@ -27,6 +27,10 @@ def random_steps(num_steps: int, seed: int):
     return steps
 
 
+def entropy(probabilities):
+    return -sum(float(p) * math.log(p) for p in probabilities)
+
+
 def loop_over_samples(steps):
     """{annotation id: (number, mean loss, mean sigma, last loss, last sigma, probabilities)}"""
     seen: dict[int, list] = {}
@@ -37,9 +41,12 @@ def loop_over_samples(steps):
     result = {}
     for i, samples in seen.items():
         last = [s for s in samples if s[0] == samples[-1][0]]
-        mean = lambda rows, k: torch.stack([r[k] for r in rows]).mean(dim=0)  # noqa: E731
-        values = mean(samples, 1), mean(samples, 2), mean(last, 1), mean(last, 2), mean(samples, 3)
-        result[i] = (len(samples), *values)
+        means = [
+            sum(row[k] for row in rows) / len(rows) for rows in (samples, last) for k in (1, 2)
+        ]
+        weights = [1 - entropy(row[3]) / math.log(NUM_CLASSES) for row in samples]
+        probabilities = sum(w * row[3] for w, row in zip(weights, samples)) / sum(weights)
+        result[i] = (len(samples), *means, probabilities)
     return result
 
 
@@ -79,11 +86,26 @@ def test_goes_on_from_its_state_dict():
 
 def test_needs_no_more_precision_than_it_has():
     """16-bit losses are added up in 32 bits: 4,096 steps of 1/3 would stop growing in 16."""
-    tracker = AnnotationTracker(1, 1)
+    tracker = AnnotationTracker(1, 2)
     third = torch.tensor([1 / 3], dtype=torch.float16)
     for _ in range(4096):
-        tracker(torch.tensor([0]), third, third, torch.ones(1, 1, dtype=torch.float16))
+        tracker(torch.tensor([0]), third, third, torch.ones(1, 2, dtype=torch.float16))
     assert math.isclose(tracker.statistics().mean_loss[0], float(third), rel_tol=1e-3)
+
+
+def test_samples_that_know_nothing_count_among_themselves_only():
+    tracker = AnnotationTracker(2, 4)
+    uniform, nothing, sure = torch.full((4,), 0.25), torch.zeros(4), torch.eye(4)[3]
+    ids = torch.tensor([0, 1, 1, 1])
+    probabilities = torch.stack([uniform, uniform, nothing, sure])
+    tracker(ids, torch.ones(4), torch.ones(4), probabilities)
+    torch.testing.assert_close(tracker.statistics().probabilities[0], uniform)
+    torch.testing.assert_close(tracker.statistics().probabilities[1], sure, atol=1e-5, rtol=0)
+
+
+def test_one_class_has_no_other():
+    with pytest.raises(ValueError, match="at least 2 classes; got 1"):
+        AnnotationTracker(3, 1)
 
 
 def train_half(rank: int, folder: Path) -> None:
