@@ -44,8 +44,8 @@ def knowledge(probabilities: torch.Tensor) -> torch.Tensor:
     """How much a class distribution says: 1 - H(p) / log K, from 0 for uniform to 1 for certain.
 
     Where the probabilities sum to less than 1, because a sigmoid finds no class probable, it is
-    that much less. A detector in its first iterations knows nothing about any annotation, and what it says then
-    should not count as much as what it says later.
+    that much less. A detector in its first iterations knows nothing about any annotation, and what
+    it says then should not count as much as what it says later.
 
     Args:
         probabilities: (S, K), K at least 2; need not sum to 1, as those of a sigmoid
