@@ -27,7 +27,7 @@ setup(
     packages=[*find_packages(include=["sl_detectron*"]), "sl_detectron.configs"],
     package_dir={"sl_detectron.configs": "configs"},
     package_data={
-        "sl_detectron.configs": ["**/*.yaml"],
+        "sl_detectron.configs": ["**/*.yaml", "LazyConfig/*.py"],
         "sl_detectron.audit": ["page/*"],
         "sl_detectron": ["py.typed"],
     },

@@ -17,6 +17,7 @@ ALLOWED = {
     "cli": set(),
     "config": set(),
     "model_zoo": {"config"},
+    "plots": {"losses"},
     "modeling": {"losses"},
     "data": set(),
     "evaluation": {"data"},

@@ -21,7 +21,7 @@ from ..modeling import SuperLossTerm
 from .hooks import LogTau, TrackAnnotations
 from .label_audit import build_annotation_tracker
 
-__all__ = ["SuperLossTrainer"]
+__all__ = ["SuperLossTrainer", "distribute"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class SuperLossTrainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        model = _distribute(model)
+        model = distribute(model)
         trainer_type = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = trainer_type(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -112,7 +112,7 @@ class SuperLossTrainer(DefaultTrainer):
         )
 
 
-def _distribute(model: nn.Module) -> nn.Module:
+def distribute(model: nn.Module) -> nn.Module:
     """:func:`create_ddp_model`; DDP takes device_ids for modules on GPUs only."""
     on_cpu = next(model.parameters()).device.type == "cpu"
     kwargs = {"device_ids": None} if on_cpu else {}

@@ -1,19 +1,45 @@
-"""The SuperLoss on per-sample losses: any task, torch only."""
+"""The SuperLoss and other losses with a confidence, on per-sample values: any task, torch only."""
 
+from .classification import (
+    CLASSIFICATION_LOSSES,
+    cross_entropy,
+    focal_loss,
+    generalized_cross_entropy,
+    hard_bootstrapping,
+    soft_bootstrapping,
+    symmetric_cross_entropy,
+)
+from .data_params import DataParams, data_params
 from .fixed import FixedConfidence
 from .grouping import group_mean
+from .introspection import introspection
 from .module import SuperLoss
+from .multitask import MultitaskLoss, multitask
+from .reliability import r2d2_reliability
 from .superloss import confidence, superloss, superloss_with_confidence
 from .tau import AverageTau, ConstantTau, ExpAverageTau
 
 __all__ = [
     "AverageTau",
+    "CLASSIFICATION_LOSSES",
     "ConstantTau",
+    "DataParams",
     "ExpAverageTau",
     "FixedConfidence",
+    "MultitaskLoss",
     "SuperLoss",
     "confidence",
+    "cross_entropy",
+    "data_params",
+    "focal_loss",
+    "generalized_cross_entropy",
     "group_mean",
+    "hard_bootstrapping",
+    "introspection",
+    "multitask",
+    "r2d2_reliability",
+    "soft_bootstrapping",
     "superloss",
     "superloss_with_confidence",
+    "symmetric_cross_entropy",
 ]

@@ -1,0 +1,202 @@
+"""Classification losses that resist wrong labels, one value per sample, on softmax logits.
+
+Shape legend: R samples, C classes. Logits are (R, C) floating point of any width, computed and
+returned in float32 at least; labels are (R,) int64 in [0, C). Losses are in nats unless said
+otherwise. p is the softmax of the logits, y the label, t its one-hot vector.
+"""
+
+from collections.abc import Callable
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .domain import check_domain, check_logits
+
+__all__ = [
+    "CLASSIFICATION_LOSSES",
+    "cross_entropy",
+    "focal_loss",
+    "generalized_cross_entropy",
+    "hard_bootstrapping",
+    "soft_bootstrapping",
+    "symmetric_cross_entropy",
+]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """-log p_y.
+
+    Args:
+        logits: (R, C)
+        labels: (R,)
+
+    Returns:
+        (R,) losses in nats
+
+    Raises:
+        ValueError: wrong shape or dtype
+
+    Example:
+        >>> cross_entropy(torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([0, 1]))
+        tensor([0.6931, 3.0486])
+    """
+    return -_log_probability(logits, labels)[0]
+
+
+def generalized_cross_entropy(logits: Tensor, labels: Tensor, q: float = 0.7) -> Tensor:
+    """(1 - p_y^q) / q (Zhang and Sabuncu 2018, eq. 6): cross-entropy for q -> 0, 1 - p_y for q = 1.
+
+    Args:
+        logits: (R, C)
+        labels: (R,)
+        q: in (0, 1]; a larger one resists more noise and learns more slowly
+
+    Returns:
+        (R,) losses in [0, 1 / q]
+
+    Raises:
+        ValueError: q out of range; wrong shape or dtype
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 0.0], [3.0, 0.0]])
+        >>> generalized_cross_entropy(logits, torch.tensor([0, 1]))
+        tensor([0.5492, 1.2595])
+    """
+    check_domain("q", q, not 0 < q <= 1, "in (0, 1]")
+    log_p, _ = _log_probability(logits, labels)
+    return torch.expm1(q * log_p) / -q
+
+
+def symmetric_cross_entropy(
+    logits: Tensor, labels: Tensor, alpha: float = 0.1, beta: float = 1.0, log_zero: float = -4.0
+) -> Tensor:
+    """-alpha * log p_y - beta * sum p * log t, with log 0 = log_zero (Wang et al. 2019, eq. 7).
+
+    The second, reverse term is -beta * log_zero * (1 - p_y).
+
+    Args:
+        logits: (R, C)
+        labels: (R,)
+        alpha: weight of the cross-entropy, at least 0. The paper: 0.1 for CIFAR-10, 6 for CIFAR-100
+        beta: weight of the reverse cross-entropy, at least 0. The paper: 1 and 0.1
+        log_zero: what stands for log 0, at most 0
+
+    Returns:
+        (R,) losses in nats
+
+    Raises:
+        ValueError: a parameter out of range; wrong shape or dtype
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 0.0], [3.0, 0.0]])
+        >>> symmetric_cross_entropy(logits, torch.tensor([0, 1]))
+        tensor([2.0693, 4.1152])
+    """
+    check_domain("alpha", alpha, not alpha >= 0, "at least 0")
+    check_domain("beta", beta, not beta >= 0, "at least 0")
+    check_domain("log_zero", log_zero, not log_zero <= 0, "at most 0")
+    log_p, _ = _log_probability(logits, labels)
+    return -alpha * log_p + beta * log_zero * torch.expm1(log_p)
+
+
+def hard_bootstrapping(logits: Tensor, labels: Tensor, beta: float = 0.8) -> Tensor:
+    """-beta * log p_y - (1 - beta) * log max p (Reed et al. 2014, eq. 7).
+
+    The label is mixed with the class that the model predicts.
+
+    Args:
+        logits: (R, C)
+        labels: (R,)
+        beta: share of the label, in [0, 1]
+
+    Returns:
+        (R,) losses in nats
+
+    Raises:
+        ValueError: beta out of range; wrong shape or dtype
+
+    Example:
+        >>> hard_bootstrapping(torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([0, 1]))
+        tensor([0.6931, 2.4486])
+    """
+    check_domain("beta", beta, not 0 <= beta <= 1, "in [0, 1]")
+    log_p, log_all = _log_probability(logits, labels)
+    return -beta * log_p - (1 - beta) * log_all.amax(dim=1)
+
+
+def soft_bootstrapping(logits: Tensor, labels: Tensor, beta: float = 0.95) -> Tensor:
+    """-sum (beta * t + (1 - beta) * p) * log p (Reed et al. 2014, eq. 6).
+
+    The second term is the entropy of p; its gradient goes through both factors.
+
+    Args:
+        logits: (R, C)
+        labels: (R,)
+        beta: share of the label, in [0, 1]
+
+    Returns:
+        (R,) losses in nats
+
+    Raises:
+        ValueError: beta out of range; wrong shape or dtype
+
+    Example:
+        >>> soft_bootstrapping(torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([0, 1]))
+        tensor([0.6931, 2.9057])
+    """
+    check_domain("beta", beta, not 0 <= beta <= 1, "in [0, 1]")
+    log_p, log_all = _log_probability(logits, labels)
+    return -beta * log_p - (1 - beta) * (log_all.exp() * log_all).sum(dim=1)
+
+
+def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
+    """-(1 - p_y)^gamma * log p_y (Lin et al. 2017, eq. 4, of a softmax): cross-entropy for gamma 0.
+
+    It weighs easy samples down and so wrong labels up: a reference, not a defence.
+
+    Args:
+        logits: (R, C)
+        labels: (R,)
+        gamma: at least 0
+
+    Returns:
+        (R,) losses in nats
+
+    Raises:
+        ValueError: gamma out of range; wrong shape or dtype
+
+    Example:
+        >>> focal_loss(torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([0, 1]))
+        tensor([0.1733, 2.7663])
+    """
+    check_domain("gamma", gamma, not gamma >= 0, "at least 0")
+    log_p, _ = _log_probability(logits, labels)
+    # Where p_y rounds to 1, the slope of (1 - p_y)^gamma is infinite for gamma < 1: 0 * inf.
+    log_p = log_p.clamp(max=-torch.finfo(log_p.dtype).tiny)
+    return -((-torch.expm1(log_p)) ** gamma) * log_p
+
+
+# By the name that a config gives; each takes (R, C) logits and (R,) labels.
+CLASSIFICATION_LOSSES: MappingProxyType[str, Callable[..., Tensor]] = MappingProxyType(
+    {
+        loss.__name__: loss
+        for loss in (
+            cross_entropy,
+            generalized_cross_entropy,
+            symmetric_cross_entropy,
+            hard_bootstrapping,
+            soft_bootstrapping,
+            focal_loss,
+        )
+    }
+)
+
+
+def _log_probability(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(R,) log p_y and (R, C) log p."""
+    check_logits(logits, labels)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    log_all = F.log_softmax(wide, dim=1)
+    return log_all.gather(1, labels[:, None]).squeeze(1), log_all
