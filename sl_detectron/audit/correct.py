@@ -23,7 +23,7 @@ from ..data.label_noise.manifest import write_manifest
 from ..data.voc_folder import parse_voc_xml
 from .decisions import Decision, Decisions
 
-__all__ = ["CORRECTIONS", "apply_decisions"]
+__all__ = ["CORRECTIONS", "apply_decisions", "folder_name"]
 
 CORRECTIONS = "corrections.jsonl"
 
@@ -35,7 +35,7 @@ def apply_decisions(decisions: Decisions, out: str | os.PathLike) -> dict[str, i
 
     Args:
         decisions: those with the verdict "wrong" are carried out
-        out: new folder; data set NAME goes to ``out/NAME``
+        out: new folder; data set NAME goes to ``out / folder_name(NAME)``
 
     Returns:
         {data set name: number of corrections}
@@ -66,7 +66,7 @@ def apply_decisions(decisions: Decisions, out: str | os.PathLike) -> dict[str, i
         refuse_to_overwrite(out, path)
     with complete_or_nothing(out) as partial:
         for name, wrong in by_set.items():
-            target = partial / _folder_name(name)
+            target = partial / folder_name(name)
             target.mkdir(parents=True)
             _WRITERS[decisions.sources[name]["format"]](decisions, name, wrong, target)
     return {name: len(wrong) for name, wrong in by_set.items()}
@@ -151,7 +151,7 @@ def _corners(annotation: Record) -> list[float]:
     return BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)
 
 
-def _folder_name(dataset: str) -> str:
+def folder_name(dataset: str) -> str:
     """A name of a data set as one of a folder: "a/b" must not make two, nor ".." leave ours."""
     return re.sub(r"[^\w.-]|^\.+", "_", dataset)
 

@@ -4,7 +4,8 @@ Shape legend: A annotations of the training sets, S samples (RoIs or anchors) of
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -150,6 +151,24 @@ class AnnotationTracker(nn.Module):
         dist.all_reduce(self.sums)
         dist.all_reduce(self.last)
         self._keep_on_main()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As every module's.
+
+        Raises:
+            ValueError: the state is of other annotations or classes
+        """
+        sums = state_dict.get("sums")
+        if sums is not None and sums.shape != self.sums.shape:
+            theirs, ours = (
+                f"{rows - 1} annotations of {columns - _CLASSES} classes"
+                for rows, columns in (sums.shape, self.sums.shape)
+            )
+            raise ValueError(
+                f"the checkpoint tracked {theirs}, this run has {ours}: resume with the same "
+                "training sets and noise, or set MODEL.SUPERLOSS.TRACK_ANNOTATIONS False"
+            )
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     def statistics(self) -> AnnotationStatistics:
         """Means of all annotations; on the main process, after :meth:`synchronize`."""

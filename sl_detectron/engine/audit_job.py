@@ -15,6 +15,7 @@ from ..audit import (
     write_audit,
     write_report,
 )
+from ..audit.correct import folder_name
 from ..audit.evaluation import evaluation_table, plot_evaluation, write_evaluation
 from ..audit.exchange import write_cleanlab, write_fiftyone
 from .label_audit import audit_checkpoint, audit_run, evaluate_run, last_checkpoint
@@ -93,4 +94,7 @@ def _summary(audit: LabelAudit) -> str:
 
 
 def _counts(counts: dict[str, int], out: Path) -> list[str]:
-    return [f"{count} corrections of {name}: {out / name}" for name, count in counts.items()]
+    return [
+        f"{count} corrections of {name}: {out / folder_name(name)}"
+        for name, count in counts.items()
+    ]

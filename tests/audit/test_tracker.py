@@ -84,6 +84,13 @@ def test_goes_on_from_its_state_dict():
     check(second, steps)
 
 
+def test_state_of_another_data_set_is_named():
+    state = AnnotationTracker(7, 2).state_dict()
+    message = "tracked 7 annotations of 2 classes, this run has 5 annotations of 3 classes"
+    with pytest.raises(ValueError, match=message):
+        AnnotationTracker(NUM_ANNOTATIONS, NUM_CLASSES).load_state_dict(state)
+
+
 def test_needs_no_more_precision_than_it_has():
     """16-bit losses are added up in 32 bits: 4,096 steps of 1/3 would stop growing in 16."""
     tracker = AnnotationTracker(1, 2)
