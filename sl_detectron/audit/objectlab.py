@@ -55,8 +55,9 @@ def objectlab_scores(
         num_classes: K
 
     Returns:
-        ``"swap"``: {annotation id: score of its box for a wrong class}; ``"image"``: {annotation
-        id: overall score of its image}
+        ``"swap"``: {annotation id: score of its box for a wrong class}; ``"swap at 0.5"``: the same
+        counting detections of 0.5 and more, where cleanlab's own threshold is 0.95; ``"image"``:
+        {annotation id: overall score of its image}
 
     Raises:
         ImportError: cleanlab is not installed
@@ -71,13 +72,21 @@ def objectlab_scores(
     kept = [i for i, record in enumerate(records) if _counted(record)]
     labels = cleanlab_labels([records[i] for i in kept])
     predictions = cleanlab_predictions([detections[i] for i in kept], num_classes)
-    swap = compute_swap_box_scores(labels=labels, predictions=predictions)
+    swap, swap_half = (
+        compute_swap_box_scores(
+            labels=labels, predictions=predictions, high_probability_threshold=threshold
+        )
+        for threshold in (None, 0.5)
+    )
     image = get_label_quality_scores(labels, predictions, verbose=False)
-    scores: dict[str, dict[int, float]] = {"swap": {}, "image": {}}
+    scores: dict[str, dict[int, float]] = {"swap": {}, "swap at 0.5": {}, "image": {}}
     for place, i in enumerate(kept):
-        for annotation, score in zip(_counted(records[i]), swap[place]):
-            scores["swap"][annotation["annotation_id"]] = float(score)
-            scores["image"][annotation["annotation_id"]] = float(image[place])
+        annotations = _counted(records[i])
+        # The score of an image is that of each of its boxes.
+        per_box = swap[place], swap_half[place], [image[place]] * len(annotations)
+        for kind, values in zip(scores.values(), per_box):
+            ids = (a["annotation_id"] for a in annotations)
+            kind.update((i, float(value)) for i, value in zip(ids, values))
     return scores
 
 

@@ -89,7 +89,8 @@ def test_manifest_on_disk_tells_the_same_truth_as_noise_in_memory(tmp_path):
         truth_from_manifest({"other": on_disk["set"]}, lines, CLASSES)
 
 
-def test_objectlab_sees_a_swapped_class():
+@pytest.mark.parametrize("score", [0.99, 0.6])
+def test_objectlab_sees_a_swapped_class(score):
     pytest.importorskip("cleanlab")
     boxes = [[10, 10, 40, 40], [50, 50, 90, 90]]
     annotations = [
@@ -99,9 +100,13 @@ def test_objectlab_sees_a_swapped_class():
     records = [{"image_id": 0, "annotations": annotations}, {"image_id": 1, "annotations": []}]
     found = Instances((100, 100))
     found.pred_boxes = Boxes(torch.tensor(boxes).float())
-    found.scores, found.pred_classes = torch.tensor([0.99, 0.99]), torch.tensor([0, 1])
+    found.scores, found.pred_classes = torch.tensor([score, score]), torch.tensor([0, 1])
     empty = Instances((100, 100), pred_boxes=Boxes(torch.zeros(0, 4)))
     empty.scores, empty.pred_classes = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
     scores = objectlab_scores(records, [found, empty], num_classes=2)
-    assert scores["swap"][1] < 0.1 < 0.9 < scores["swap"][0]
+    assert scores["swap at 0.5"][1] < 0.1 < 0.9 < scores["swap at 0.5"][0]
+    if score > 0.95:
+        assert scores["swap"] == scores["swap at 0.5"]
+    else:
+        assert set(scores["swap"].values()) == {1.0}
     assert scores["image"][0] == scores["image"][1] < 1
