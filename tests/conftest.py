@@ -50,6 +50,7 @@ def small_config(detector: str, superloss: bool) -> CfgNode:
         cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = NUM_KEYPOINTS
         cfg.MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS = (16,)
     elif detector.endswith("sigmoid"):
+        require_sigmoid_classification(cfg)
         cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE = True
     if detector.startswith("c4"):
         cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
@@ -67,6 +68,12 @@ def small_config(detector: str, superloss: bool) -> CfgNode:
     elif superloss:
         cfg.MODEL.ROI_HEADS.NAME = DETECTORS[detector]
     return cfg
+
+
+def require_sigmoid_classification(cfg: CfgNode) -> None:
+    """Skip a test where detectron2 is older than its sigmoid and federated losses."""
+    if "USE_SIGMOID_CE" not in cfg.MODEL.ROI_BOX_HEAD:
+        pytest.skip("this detectron2 has no USE_SIGMOID_CE")
 
 
 def build(cfg: CfgNode, seed: int = 0) -> torch.nn.Module:

@@ -19,6 +19,14 @@ from .trainer import distribute
 
 __all__ = ["setup_lazy_cfg", "train_lazy_net"]
 
+# NotImplementedError: LazyConfig cannot delete.
+OVERRIDE_ERRORS = (
+    OmegaConfBaseException,
+    HydraException,
+    KeyError,
+    AttributeError,
+    NotImplementedError,
+)
 NEEDED = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
 
@@ -41,7 +49,7 @@ def setup_lazy_cfg(config_file: str, overrides: list[str]) -> DictConfig:
     cfg = LazyConfig.load(config_file)
     try:
         cfg = LazyConfig.apply_overrides(cfg, overrides)
-    except (OmegaConfBaseException, HydraException, KeyError, AttributeError) as error:
+    except OVERRIDE_ERRORS as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{config_file}: cannot apply {overrides}: {reason}") from error
     missing = [name for name in NEEDED if name not in cfg]

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
@@ -15,8 +16,9 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..config import add_superloss_config
-from ..data import build_noisy_train_loader
+from ..data import build_noisy_train_loader, noisy_dataset_dicts
 from ..evaluation import build_evaluator
+from ..losses import DataParams
 from ..modeling import SuperLossTerm
 from .hooks import LogTau, TrackAnnotations
 from .label_audit import build_annotation_tracker
@@ -51,6 +53,7 @@ class SuperLossTrainer(DefaultTrainer):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = _count_annotations(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
@@ -100,6 +103,17 @@ class SuperLossTrainer(DefaultTrainer):
         return model
 
     @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """The stock optimizer; the temperatures of "data_params" get settings of their own."""
+        optimizer = super().build_optimizer(cfg, model)
+        for criterion in (m for m in model.modules() if isinstance(m, DataParams)):
+            own = {id(p) for p in criterion.parameters()}
+            for group in optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if id(p) not in own]
+            optimizer.add_param_group(criterion.param_group(cfg.MODEL.SUPERLOSS.DATA_PARAMS.LR))
+        return optimizer
+
+    @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:
         """Loader over ``DATASETS.TRAIN`` with the noise of ``DATASETS.LABEL_NOISE``."""
         return build_noisy_train_loader(cfg)
@@ -110,6 +124,21 @@ class SuperLossTrainer(DefaultTrainer):
         return build_evaluator(
             dataset_name, cfg.TEST.EVALUATOR, cfg.OUTPUT_DIR, cfg.TEST.ABSENT_CLASSES
         )
+
+
+def _count_annotations(cfg: CfgNode) -> CfgNode:
+    """The config with the number of training annotations, where the loss learns for each."""
+    node = cfg.MODEL.SUPERLOSS
+    if node.CLS.LOSS != "data_params" or node.DATA_PARAMS.NUM_ANNOTATIONS:
+        return cfg
+    sets = noisy_dataset_dicts(cfg)
+    cfg = cfg.clone()
+    cfg.defrost()
+    # The largest id and one: images that a filter dropped have used up theirs.
+    ids = [a["annotation_id"] for rs in sets.values() for r in rs for a in r.get("annotations", ())]
+    cfg.MODEL.SUPERLOSS.DATA_PARAMS.NUM_ANNOTATIONS = max(ids, default=-1) + 1
+    cfg.freeze()
+    return cfg
 
 
 def distribute(model: nn.Module) -> nn.Module:

@@ -62,8 +62,8 @@ def classification_loss_from_config(cfg: CfgNode, softmax: bool) -> Classificati
         softmax: whether the head classifies by a softmax
 
     Returns:
-        a per-sample loss; None for the head's own, and for "data_params" without
-        ``NUM_ANNOTATIONS``, where the head can predict but not train
+        a per-sample loss; None for the head's own. "data_params" without ``NUM_ANNOTATIONS`` can
+        predict, but raises when it is trained.
 
     Raises:
         ValueError: an unknown loss, or one that needs a softmax where there is none
@@ -79,7 +79,14 @@ def classification_loss_from_config(cfg: CfgNode, softmax: bool) -> Classificati
     lam, num = node.DATA_PARAMS.LAMBDA, node.DATA_PARAMS.NUM_ANNOTATIONS
     _check(0 <= lam < math.inf, "DATA_PARAMS.LAMBDA", lam, "a finite number, at least 0")
     _check(num >= 0, "DATA_PARAMS.NUM_ANNOTATIONS", num, "0 or above")
-    return DataParams(num_samples=num, lam=lam) if num else None
+    return DataParams(num_samples=num, lam=lam) if num else _uncounted
+
+
+def _uncounted(logits: Tensor, labels: Tensor) -> Tensor:
+    raise ValueError(
+        "MODEL.SUPERLOSS.DATA_PARAMS.NUM_ANNOTATIONS is 0, but data_params learns a number for "
+        "every training annotation: set it, or train with SuperLossTrainer, which counts them"
+    )
 
 
 def _check(ok: bool, key: str, value: Any, accepted: str) -> None:

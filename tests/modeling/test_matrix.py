@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from conftest import NUM_CLASSES, build, make_batch, run_losses, small_config
+from conftest import (
+    NUM_CLASSES,
+    build,
+    make_batch,
+    require_sigmoid_classification,
+    run_losses,
+    small_config,
+)
 from detectron2.data import MetadataCatalog
 
 BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
@@ -34,6 +41,8 @@ def matrix_config(head, box_loss, cls_loss):
     cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE = box_loss
     cfg.MODEL.RETINANET.BBOX_REG_LOSS_TYPE = box_loss
     options = CLS_LOSSES.get(cls_loss, ())
+    if options:
+        require_sigmoid_classification(cfg)
     for key, value in zip(options[::2], options[1::2]):
         cfg.MODEL.ROI_BOX_HEAD[key] = value
     return cfg
@@ -105,3 +114,13 @@ def test_losses_that_do_not_fit(detector, loss, message):
     cfg.MODEL.SUPERLOSS.CLS.LOSS = loss
     with pytest.raises(ValueError, match=message):
         build(cfg)
+
+
+def test_data_params_without_a_count_predict_but_do_not_train():
+    cfg = small_config("standard", superloss=True)
+    cfg.MODEL.SUPERLOSS.CLS.LOSS = "data_params"
+    model = build(cfg)
+    with torch.no_grad():
+        model.eval()(make_batch())
+    with pytest.raises(ValueError, match=r"NUM_ANNOTATIONS is 0.*SuperLossTrainer"):
+        run_losses(model.train(), make_batch())
