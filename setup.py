@@ -11,7 +11,8 @@ VERSION = re.search(
 ).group(1)
 
 DEMO = ["scikit-learn", "matplotlib"]
-TEST = [*DEMO, "pytest", "pytest-xdist", "hypothesis", "mpmath"]
+AUDIT = ["cleanlab", "scikit-learn", "matplotlib"]
+TEST = [*DEMO, *AUDIT, "selenium", "pytest", "pytest-xdist", "hypothesis", "mpmath"]
 DEV = [*TEST, "scipy", "ruff", "mypy", "types-tabulate", "types-PyYAML", "types-tqdm"]
 
 setup(
@@ -27,6 +28,7 @@ setup(
     package_dir={"sl_detectron.configs": "configs"},
     package_data={
         "sl_detectron.configs": ["**/*.yaml", "LazyConfig/*.py"],
+        "sl_detectron.audit": ["page/*"],
         "sl_detectron": ["py.typed"],
     },
     install_requires=[
@@ -39,5 +41,5 @@ setup(
         "tabulate",
         "tqdm",
     ],
-    extras_require={"demo": DEMO, "test": TEST, "dev": DEV},
+    extras_require={"demo": DEMO, "audit": AUDIT, "test": TEST, "dev": DEV},
 )

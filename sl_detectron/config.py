@@ -28,6 +28,12 @@ def add_superloss_config(cfg: CN) -> None:
     # Iterations trained on the plain losses while tau learns already.
     cfg.MODEL.SUPERLOSS.WARMUP_ITERS = 0
 
+    # Add up what training says about every annotation, and write label_audit.json after it. On: a
+    # step takes under 0.5 % longer, and the same training need not be run again to ask. It takes
+    # 4 * (K + 7) bytes of memory and of every checkpoint an annotation, and is left out where that
+    # would be more than 1 GiB.
+    cfg.MODEL.SUPERLOSS.TRACK_ANNOTATIONS = True
+
     # The classification loss: one value per RoI (softmax or summed sigmoid cross-entropy) or per
     # anchor (focal loss summed over classes).
     cfg.MODEL.SUPERLOSS.CLS = CN()

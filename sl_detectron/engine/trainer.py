@@ -20,7 +20,8 @@ from ..data import build_noisy_train_loader, noisy_dataset_dicts
 from ..evaluation import build_evaluator
 from ..losses import DataParams
 from ..modeling import SuperLossTerm
-from .hooks import LogTau
+from .hooks import LogTau, TrackAnnotations
+from .label_audit import build_annotation_tracker
 
 __all__ = ["SuperLossTrainer", "distribute"]
 
@@ -63,6 +64,10 @@ class SuperLossTrainer(DefaultTrainer):
         self.checkpointer = DetectionCheckpointer(
             model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
+        # None where nothing is tracked.
+        self.annotation_tracker = build_annotation_tracker(cfg, model, data_loader)
+        if self.annotation_tracker is not None:
+            self.checkpointer.add_checkpointable("annotation_tracker", self.annotation_tracker)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -78,8 +83,10 @@ class SuperLossTrainer(DefaultTrainer):
         return getattr(self, "_last_eval_results", {})
 
     def build_hooks(self) -> list[HookBase | None]:
-        """The stock hooks and :class:`~sl_detectron.engine.hooks.LogTau`."""
-        return [*super().build_hooks(), LogTau()]
+        """The stock hooks with those of :mod:`~sl_detectron.engine.hooks` around them."""
+        tracker = self.annotation_tracker
+        first = [] if tracker is None else [TrackAnnotations(tracker, self.cfg)]
+        return [*first, *super().build_hooks(), LogTau()]
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
