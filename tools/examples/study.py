@@ -194,25 +194,27 @@ def _compare(
         for lam in study.lams
     ]
     runner((Run(*cell, lr, lam, s) for cell, lr, lam in sweep for s in seeds), "lambda sweep")
-
-    def entry(cell: Cell, stopping: str, lr: float, lam: float) -> dict[str, Any]:
-        scores = [runner.results[Run(*cell, lr, lam, seed)] for seed in seeds]
-        return {
-            "task": cell.task,
-            "method": f"SuperLoss, {cell.tau}" if cell.tau else BASELINE,
-            "rate": cell.rate,
-            "epoch": stopping,
-            "lr": lr,
-            "lambda": lam if cell.tau else None,
-            "test": [round(getattr(score, f"{stopping}_test"), 4) for score in scores],
-            "last_mean_sigma": [round(score.mean_sigma, 4) for score in scores],
-        }
-
     return {
         "num_trainings": len(runner.results),
         "minutes": round((time.monotonic() - started) / 60, 1),
-        "results": [entry(cell, stopping, *chosen[cell, stopping]) for cell, stopping in chosen],
-        "sweep": [entry(cell, "last", lr, lam) for cell, lr, lam in sweep],
+        "results": [_entry(runner, seeds, *key, *chosen[key]) for key in chosen],
+        "sweep": [_entry(runner, seeds, cell, "last", lr, lam) for cell, lr, lam in sweep],
+    }
+
+
+def _entry(
+    runner: Runner, seeds: Sequence[int], cell: Cell, stopping: str, lr: float, lam: float
+) -> dict[str, Any]:
+    scores = [runner.results[Run(*cell, lr, lam, seed)] for seed in seeds]
+    return {
+        "task": cell.task,
+        "method": f"SuperLoss, {cell.tau}" if cell.tau else BASELINE,
+        "rate": cell.rate,
+        "epoch": stopping,
+        "lr": lr,
+        "lambda": lam if cell.tau else None,
+        "test": [round(getattr(score, f"{stopping}_test"), 4) for score in scores],
+        "last_mean_sigma": [round(score.mean_sigma, 4) for score in scores],
     }
 
 
