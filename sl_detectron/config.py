@@ -25,6 +25,8 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.MODEL.SUPERLOSS = CN()
     # Share of the old tau that one step of the exponential average keeps (TAU "ExpAvg").
     cfg.MODEL.SUPERLOSS.MOMENTUM = 0.9
+    # Iterations trained on the plain losses while tau learns already.
+    cfg.MODEL.SUPERLOSS.WARMUP_ITERS = 0
 
     # The classification loss: one value per RoI (softmax or summed sigmoid cross-entropy) or per
     # anchor (focal loss summed over classes).
@@ -41,9 +43,13 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.MODEL.SUPERLOSS.CLS.SCOPE = "foreground"
     # C of "logC": "K+1" counts background as an outcome, "K" does not.
     cfg.MODEL.SUPERLOSS.CLS.NUM_OUTCOMES = "K+1"
-    # What one sample is: "sample", a RoI or an anchor; "class", one (anchor, class) entry of a
-    # RetinaNet's focal loss.
+    # What has one confidence: "sample", a RoI or an anchor; "instance", all RoIs or anchors matched
+    # to one annotation, by their mean loss; "class", one (anchor, class) entry of a RetinaNet's
+    # focal loss.
     cfg.MODEL.SUPERLOSS.CLS.GRANULARITY = "sample"
+    # Above 0.0: this confidence for every sample in SCOPE instead of the SuperLoss, the control
+    # that tells a larger loss weight from a choice of samples.
+    cfg.MODEL.SUPERLOSS.CLS.FIXED_SIGMA = 0.0
 
     # The box regression loss: one value per foreground RoI or anchor, summed over coordinates.
     cfg.MODEL.SUPERLOSS.BOX_REG = CN()
@@ -54,6 +60,9 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.MODEL.SUPERLOSS.BOX_REG.LAMBDA = 0.25
     # Boxes are regressed on foreground only, so "all" and "foreground" mean the same here.
     cfg.MODEL.SUPERLOSS.BOX_REG.SCOPE = "foreground"
+    # "sample" or "instance".
+    cfg.MODEL.SUPERLOSS.BOX_REG.GRANULARITY = "sample"
+    cfg.MODEL.SUPERLOSS.BOX_REG.FIXED_SIGMA = 0.0
 
     # Wrong labels put into the training sets; test sets are never touched.
     cfg.DATASETS.LABEL_NOISE = CN()

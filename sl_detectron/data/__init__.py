@@ -2,6 +2,7 @@
 
 import os
 
+from .annotation_ids import AnnotationIdMapper, number_annotations
 from .label_noise import (
     NoisyLabelMapper,
     apply_changes,
@@ -22,6 +23,8 @@ __all__ = [
     "inject",
     "apply_changes",
     "NoisyLabelMapper",
+    "AnnotationIdMapper",
+    "number_annotations",
     "noises_from_config",
     "check_label_noise",
     "noisy_dataset_dicts",

@@ -10,6 +10,8 @@ from .classification import (
     symmetric_cross_entropy,
 )
 from .data_params import DataParams, data_params
+from .fixed import FixedConfidence
+from .grouping import group_mean
 from .introspection import introspection
 from .module import SuperLoss
 from .multitask import MultitaskLoss, multitask
@@ -23,6 +25,7 @@ __all__ = [
     "ConstantTau",
     "DataParams",
     "ExpAverageTau",
+    "FixedConfidence",
     "MultitaskLoss",
     "SuperLoss",
     "confidence",
@@ -30,6 +33,7 @@ __all__ = [
     "data_params",
     "focal_loss",
     "generalized_cross_entropy",
+    "group_mean",
     "hard_bootstrapping",
     "introspection",
     "multitask",

@@ -1,8 +1,9 @@
 """Fast R-CNN output layers whose losses go through the SuperLoss, one value per RoI.
 
-Shape legend: R RoIs of a batch, K foreground classes (class K is background).
+Shape legend: R RoIs of a batch, M foreground RoIs, K foreground classes (class K is background).
 """
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -12,19 +13,52 @@ from detectron2.config import configurable
 from detectron2.layers import cat, cross_entropy
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Instances
-from torch import nn
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
 
+from .annotation_ids import annotation_ids_of
 from .box_regression import box_regression_losses
-from .superloss_term import SuperLossTerm, superloss_terms_from_config
+from .build import superloss_terms_from_config
+from .superloss_term import LOG_PERIOD, SuperLossTerm
 
 __all__ = ["SuperLossFastRCNNOutputLayers", "to_superloss_output_layers"]
+
+# Methods of FastRCNNOutputLayers that make each of its losses.
+_MAKERS = {
+    "loss_cls": ("losses", "sigmoid_cross_entropy_loss"),
+    "loss_box_reg": ("losses", "box_reg_loss"),
+}
+_PER_ROI = {
+    "loss_cls": "classification_losses(scores, gt_classes) -> (R,)",
+    "loss_box_reg": (
+        "foreground_box_losses(proposal_boxes, gt_boxes, pred_deltas, gt_classes) -> (M,)"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """What a scalar loss is the mean of."""
+
+    losses: Tensor  # (R,) or (M,)
+    index: Tensor | None = None  # (M,) int64, which RoIs; None for all
 
 
 class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers):
     """:class:`FastRCNNOutputLayers` with the SuperLoss.
 
     A term that is None leaves the stock loss of the base class untouched, bit for bit.
+
+    A class of your own that comes after this one in the method resolution order, as
+    :func:`to_superloss_output_layers` puts it, may compute detectron2's losses in its own way:
+    both are compared on the first batch and whenever scalars are logged. If its losses are others,
+    it says what they are for each RoI, by a method ``classification_losses(scores, gt_classes) ->
+    (R,)`` or ``foreground_box_losses(proposal_boxes, gt_boxes, pred_deltas, gt_classes) -> (M,)``.
     """
+
+    # The samples of the running call of losses(), by key; None outside of it.
+    _samples: dict[str, _Samples] | None = None
+    _compared = False
 
     @configurable
     def __init__(
@@ -55,71 +89,94 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers):
         }
 
     def losses(
-        self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
-    ) -> dict[str, torch.Tensor]:
-        """As the base class, with ``loss_cls`` replaced where softmax classification has a term.
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> dict[str, Tensor]:
+        """As the base class, with the SuperLoss in the place of each loss that has a term.
 
-        Sigmoid classification and boxes are replaced in the methods that the base class calls.
+        The methods that the base class calls return detectron2's plain mean and leave what it is
+        the mean of.
         """
-        losses = super().losses(predictions, proposals)
-        if self.superloss_cls is None or getattr(self, "use_sigmoid_ce", False):
-            return losses
+        candidates = {"loss_cls": self.superloss_cls, "loss_box_reg": self.superloss_box_reg}
+        terms = {key: term for key, term in candidates.items() if term is not None}
+        if not terms:
+            return super().losses(predictions, proposals)
         scores = predictions[0]
         gt_classes = _gt_classes(proposals, scores)
-        per_roi = cross_entropy(scores, gt_classes, reduction="none")
-        foreground = gt_classes < self.num_classes
-        loss_cls = self.superloss_cls(per_roi, foreground, max(per_roi.numel(), 1))
-        return {**losses, "loss_cls": loss_cls * self.loss_weight.get("loss_cls", 1.0)}
+        self._samples = {}
+        try:
+            losses = dict(super().losses(predictions, proposals))
+            samples = self._samples
+        finally:
+            self._samples = None
+        if "loss_cls" not in samples:
+            samples["loss_cls"] = _Samples(self.classification_losses(scores, gt_classes))
+        num_rois = max(gt_classes.numel(), 1)
+        self._compare({key: losses[key] for key in terms}, samples, num_rois)
+        foreground = self._is_foreground(gt_classes)
+        ids = annotation_ids_of(proposals, foreground)
+        for key, term in terms.items():
+            index = samples[key].index
+            where = slice(None) if index is None else index
+            # Divide by R, not by foreground: each foreground RoI keeps equal weight in every batch.
+            superloss = term(
+                samples[key].losses,
+                foreground[where],
+                num_rois,
+                None if ids is None else ids[where],
+                lambda where=where: self._foreground_probabilities(scores[where]),
+            )
+            losses[key] = superloss * self.loss_weight.get(key, 1.0)
+        return losses
 
-    def sigmoid_cross_entropy_loss(
-        self, pred_class_logits: torch.Tensor, gt_classes: torch.Tensor
-    ) -> torch.Tensor:
-        """Sigmoid cross-entropy summed over the classes of each RoI, then the SuperLoss.
+    def classification_losses(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
+        """Softmax cross-entropy of each RoI, or sigmoid cross-entropy summed over its classes.
 
         Args:
-            pred_class_logits: (R, K+1)
+            scores: (R, K+1) logits
             gt_classes: (R,) in [0, K]
+
+        Returns:
+            (R,), in nats
         """
-        if self.superloss_cls is None:
-            return super().sigmoid_cross_entropy_loss(pred_class_logits, gt_classes)
-        num_classes = self.num_classes
-        gt_classes = gt_classes.to(pred_class_logits.device, torch.long)
-        target = F.one_hot(gt_classes, num_classes + 1)[:, :-1].to(pred_class_logits.dtype)
-        losses = F.binary_cross_entropy_with_logits(
-            pred_class_logits[:, :-1], target, reduction="none"
-        )
+        own = getattr(super(), "classification_losses", None)
+        if own is not None:
+            return own(scores, gt_classes)
+        if not getattr(self, "use_sigmoid_ce", False):
+            return cross_entropy(scores, gt_classes, reduction="none")
+        gt_classes = gt_classes.to(scores.device, torch.long)
+        target = F.one_hot(gt_classes, self.num_classes + 1)[:, :-1].to(scores.dtype)
+        losses = F.binary_cross_entropy_with_logits(scores[:, :-1], target, reduction="none")
         if self.use_fed_loss and gt_classes.numel():
             sampled = self.get_fed_loss_classes(
-                gt_classes, self.fed_loss_num_classes, num_classes, self.fed_loss_cls_weights
+                gt_classes, self.fed_loss_num_classes, self.num_classes, self.fed_loss_cls_weights
             )
-            weight = losses.new_zeros(num_classes + 1).index_fill(0, sampled, 1.0)
+            weight = losses.new_zeros(self.num_classes + 1).index_fill(0, sampled, 1.0)
             losses = losses * weight[:-1]
-        foreground = gt_classes < num_classes
-        return self.superloss_cls(losses.sum(dim=1), foreground, max(gt_classes.numel(), 1))
+        return losses.sum(dim=1)
 
-    def box_reg_loss(
-        self,
-        proposal_boxes: torch.Tensor,
-        gt_boxes: torch.Tensor,
-        pred_deltas: torch.Tensor,
-        gt_classes: torch.Tensor,
-    ) -> torch.Tensor:
-        """Box loss of each foreground RoI, then the SuperLoss.
+    def foreground_box_losses(
+        self, proposal_boxes: Tensor, gt_boxes: Tensor, pred_deltas: Tensor, gt_classes: Tensor
+    ) -> Tensor:
+        """Box loss of each foreground RoI, summed over its coordinates.
 
         Args:
             proposal_boxes, gt_boxes: (R, D) in pixels; D is 4 (XYXY), or 5 for rotated boxes
             pred_deltas: (R, D) if class-agnostic, else (R, K*D)
             gt_classes: (R,) in [0, K]
+
+        Returns:
+            (M,)
         """
-        if self.superloss_box_reg is None:
-            return super().box_reg_loss(proposal_boxes, gt_boxes, pred_deltas, gt_classes)
-        index = ((gt_classes >= 0) & (gt_classes < self.num_classes)).nonzero()[:, 0]
+        own = getattr(super(), "foreground_box_losses", None)
+        if own is not None:
+            return own(proposal_boxes, gt_boxes, pred_deltas, gt_classes)
+        index = self._is_foreground(gt_classes).nonzero()[:, 0]
         box_dim = proposal_boxes.shape[1]
         if pred_deltas.shape[1] == box_dim:
             fg_deltas = pred_deltas[index]
         else:
             fg_deltas = pred_deltas.view(-1, self.num_classes, box_dim)[index, gt_classes[index]]
-        losses = box_regression_losses(
+        return box_regression_losses(
             proposal_boxes[index],
             gt_boxes[index],
             fg_deltas,
@@ -127,15 +184,90 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers):
             self.box_reg_loss_type,
             self.smooth_l1_beta,
         )
-        # Divide by R, not by foreground: each foreground RoI keeps equal weight in every batch.
-        foreground = torch.ones_like(losses, dtype=torch.bool)
-        return self.superloss_box_reg(losses, foreground, max(gt_classes.numel(), 1))
+
+    def sigmoid_cross_entropy_loss(self, pred_class_logits: Tensor, gt_classes: Tensor) -> Tensor:
+        """The mean over RoIs, as the base class; what it is the mean of is noted."""
+        stock = super().sigmoid_cross_entropy_loss
+        if self.superloss_cls is None or self._samples is None:
+            return stock(pred_class_logits, gt_classes)
+        losses = self.classification_losses(pred_class_logits, gt_classes)
+        self._samples["loss_cls"] = _Samples(losses)
+        if _has_own(type(self), "sigmoid_cross_entropy_loss"):
+            return stock(pred_class_logits, gt_classes)
+        # Not by the base class: federated losses would draw their classes a second time.
+        return losses.sum() / max(gt_classes.numel(), 1)
+
+    def box_reg_loss(
+        self,
+        proposal_boxes: Tensor,
+        gt_boxes: Tensor,
+        pred_deltas: Tensor,
+        gt_classes: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """The sum over foreground divided by R, as the base class; its samples are noted."""
+        if self.superloss_box_reg is not None and self._samples is not None:
+            losses = self.foreground_box_losses(proposal_boxes, gt_boxes, pred_deltas, gt_classes)
+            index = self._is_foreground(gt_classes).nonzero()[:, 0]
+            self._samples["loss_box_reg"] = _Samples(losses, index)
+            if not _has_own(type(self), "box_reg_loss"):
+                return losses.sum() / max(gt_classes.numel(), 1)
+        return super().box_reg_loss(
+            proposal_boxes, gt_boxes, pred_deltas, gt_classes, *args, **kwargs
+        )
+
+    def _is_foreground(self, gt_classes: Tensor) -> Tensor:
+        return (gt_classes >= 0) & (gt_classes < self.num_classes)
+
+    def _foreground_probabilities(self, scores: Tensor) -> Tensor:
+        """(R, K) probabilities of the classes of an object, background left out."""
+        scores = scores[:, : self.num_classes].float()
+        if getattr(self, "use_sigmoid_ce", False):
+            return scores.sigmoid()
+        return scores.softmax(dim=1)
+
+    def _compare(
+        self, own_losses: dict[str, Tensor], samples: dict[str, _Samples], num_rois: int
+    ) -> None:
+        """Refuse to put the SuperLoss of detectron2's losses in the place of other losses.
+
+        Looked at on the first batch and when scalars are logged, as it waits for the device.
+        """
+        cls = type(self)
+        keys = [k for k in own_losses if any(_has_own(cls, maker) for maker in _MAKERS[k])]
+        logs = (get_event_storage().iter + 1) % LOG_PERIOD == 0
+        if not keys or (self._compared and not logs):
+            return
+        for key in keys:
+            own = float(own_losses[key].detach())
+            expected = float("nan")
+            if key in samples:
+                mean = samples[key].losses.detach().sum() / num_rois
+                expected = float(mean * self.loss_weight.get(key, 1.0))
+            # Wide enough for another order of summation in 16 bits.
+            tolerance = 1e-5 if own_losses[key].dtype == torch.float32 else 1e-2
+            if not abs(own - expected) <= tolerance * (1 + abs(own)):
+                raise TypeError(
+                    f"{cls.__name__}: its {key} is {own:.6g}, but the losses of its RoIs that the "
+                    f"SuperLoss would take come to {expected:.6g}. Give the class a method "
+                    f"{_PER_ROI[key]} or switch {key.replace('loss', 'superloss')} off"
+                )
+        self._compared = True
 
 
-def _gt_classes(proposals: list[Instances], scores: torch.Tensor) -> torch.Tensor:
+def _gt_classes(proposals: list[Instances], scores: Tensor) -> Tensor:
     if not proposals:
         return torch.empty(0, dtype=torch.long, device=scores.device)
     return cat([p.gt_classes for p in proposals], dim=0)
+
+
+def _has_own(cls: type, method: str) -> bool:
+    """Whether a class between ours and detectron2's in the resolution order has the method."""
+    order = cls.__mro__
+    first = order.index(SuperLossFastRCNNOutputLayers) + 1
+    between = order[first : order.index(FastRCNNOutputLayers)]
+    return any(method in vars(c) for c in between)
 
 
 @cache
@@ -146,24 +278,6 @@ def _superloss_class(cls: Any) -> Any:
         return SuperLossFastRCNNOutputLayers
     # Before its class in the method resolution order, so that super() reaches the class's own.
     return type(f"SuperLoss{cls.__name__}", (SuperLossFastRCNNOutputLayers, cls), {})
-
-
-def _check_own_losses(cls: type, terms: dict[str, SuperLossTerm | None]) -> None:
-    """Refuse to put the SuperLoss of stock losses in the place of losses that a class changed."""
-    replaced = {
-        "losses": "superloss_cls",
-        "sigmoid_cross_entropy_loss": "superloss_cls",
-        "box_reg_loss": "superloss_box_reg",
-    }
-    if issubclass(cls, SuperLossFastRCNNOutputLayers):
-        return
-    for method, term in replaced.items():
-        stock = getattr(FastRCNNOutputLayers, method, None)
-        if terms[term] is not None and getattr(cls, method, None) is not stock:
-            raise TypeError(
-                f"{cls.__name__} has a {method}() of its own, which the SuperLoss would replace; "
-                f"derive it from SuperLossFastRCNNOutputLayers, or switch {term} off"
-            )
 
 
 def to_superloss_output_layers(
@@ -186,15 +300,13 @@ def to_superloss_output_layers(
         ``predictor``, with the same parameters and state-dict keys
 
     Raises:
-        TypeError: not a :class:`FastRCNNOutputLayers`, or one with losses of its own
+        TypeError: not a :class:`FastRCNNOutputLayers`
     """
     if not isinstance(predictor, FastRCNNOutputLayers):
         raise TypeError(
             f"the SuperLoss needs a box predictor derived from FastRCNNOutputLayers; "
             f"got {type(predictor).__name__}"
         )
-    terms = {"superloss_cls": superloss_cls, "superloss_box_reg": superloss_box_reg}
-    _check_own_losses(type(predictor), terms)
     stock_class: Any = type(predictor)
     predictor.__class__ = _superloss_class(stock_class)
     predictor.superloss_cls = superloss_cls

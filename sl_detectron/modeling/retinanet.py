@@ -3,22 +3,23 @@
 Shape legend: N images, R anchors of an image over all levels, K classes, M foreground anchors.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from detectron2.config import configurable
 from detectron2.layers import cat
 from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from fvcore.nn import sigmoid_focal_loss
 
+from .annotation_ids import ids_by_target, with_annotation_ids
 from .box_regression import box_regression_losses
-from .superloss_term import SuperLossTerm, superloss_terms_from_config
+from .build import superloss_terms_from_config
+from .superloss_term import GRANULARITIES, SuperLossTerm
 
 __all__ = ["SuperLossRetinaNet"]
-
-GRANULARITIES = ("sample", "class")
 
 
 @META_ARCH_REGISTRY.register()
@@ -26,15 +27,15 @@ class SuperLossRetinaNet(RetinaNet):
     """:class:`RetinaNet` with the SuperLoss; the head has no losses, so the detector is replaced.
 
     Args:
-        superloss_cls: the classification term; None keeps the plain focal loss
+        superloss_cls: the classification term; None keeps the plain focal loss. Its samples are
+            the focal losses of anchors, summed over classes, or with granularity "class" of every
+            (anchor, class).
         superloss_box_reg: the box regression term; None keeps the plain box loss
-        granularity: "sample", an anchor's focal loss summed over classes is one sample; "class",
-            every (anchor, class) entry is one
         kwargs: see :class:`RetinaNet`
-
-    Raises:
-        ValueError: unknown ``granularity``
     """
+
+    # Per image (R,) ids of the matched annotations, from label_anchors() to the losses() after it.
+    _annotation_ids: list[torch.Tensor] | None = None
 
     @configurable
     def __init__(
@@ -42,26 +43,34 @@ class SuperLossRetinaNet(RetinaNet):
         *,
         superloss_cls: SuperLossTerm | None = None,
         superloss_box_reg: SuperLossTerm | None = None,
-        granularity: str = "sample",
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        if granularity not in GRANULARITIES:
-            raise ValueError(
-                f"MODEL.SUPERLOSS.CLS.GRANULARITY must be one of {GRANULARITIES}; "
-                f"got {granularity!r}"
-            )
         self.superloss_cls = superloss_cls
         self.superloss_box_reg = superloss_box_reg
-        self.granularity = granularity
 
     @classmethod
     def from_config(cls, cfg):
         return {
             **super().from_config(cfg),
-            **superloss_terms_from_config(cfg, num_softmax_classes=None),
-            "granularity": cfg.MODEL.SUPERLOSS.CLS.GRANULARITY,
+            **superloss_terms_from_config(cfg, None, cls_granularities=GRANULARITIES),
         }
+
+    @torch.no_grad()
+    def label_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """As the base class; notes which annotation each anchor is matched to, if that is asked."""
+        labels, boxes = super().label_anchors(anchors, gt_instances)
+        self._annotation_ids = None
+        terms = (self.superloss_cls, self.superloss_box_reg)
+        if any(term is not None and term.needs_annotation_ids for term in terms):
+            targets = with_annotation_ids(gt_instances)
+            self._annotation_ids = [
+                ids_by_target(image_labels, image_boxes, self.num_classes, target)
+                for image_labels, image_boxes, target in zip(labels, boxes, targets)
+            ]
+        return labels, boxes
 
     def losses(
         self,
@@ -91,23 +100,33 @@ class SuperLossRetinaNet(RetinaNet):
         num_foreground = foreground.sum().item()
         get_event_storage().put_scalar("num_pos_anchors", num_foreground / len(gt_labels))
         normalizer = self._ema_update("loss_normalizer", max(num_foreground, 1), 100)
-        losses_cls = self._anchor_focal_losses(cat(pred_logits, dim=1), labels)
+        logits = cat(pred_logits, dim=1)
+        losses_cls = self._anchor_focal_losses(logits, labels)
         losses_box = self._foreground_box_losses(
             Boxes.cat(anchors).tensor,
             cat(pred_anchor_deltas, dim=1),
             torch.stack(gt_boxes),
             foreground,
         )
+        ids = None if self._annotation_ids is None else torch.stack(self._annotation_ids)
+        self._annotation_ids = None
         valid = (labels >= 0).nonzero(as_tuple=True)
         return {
             "loss_cls": self._reduce(
-                self.superloss_cls, losses_cls[valid], foreground[valid], normalizer
+                self.superloss_cls,
+                losses_cls[valid],
+                foreground[valid],
+                normalizer,
+                None if ids is None else ids[valid],
+                lambda: logits[valid].float().sigmoid(),
             ),
             "loss_box_reg": self._reduce(
                 self.superloss_box_reg,
                 losses_box,
                 torch.ones_like(losses_box, dtype=torch.bool),
                 normalizer,
+                None if ids is None else ids[foreground],
+                lambda: logits[foreground].float().sigmoid(),
             ),
         }
 
@@ -120,7 +139,8 @@ class SuperLossRetinaNet(RetinaNet):
         losses = sigmoid_focal_loss(
             logits, target, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
         )
-        return losses if self.granularity == "class" else losses.sum(dim=-1)
+        by_class = self.superloss_cls is not None and self.superloss_cls.granularity == "class"
+        return losses if by_class else losses.sum(dim=-1)
 
     def _foreground_box_losses(
         self,
@@ -145,9 +165,11 @@ class SuperLossRetinaNet(RetinaNet):
         losses: torch.Tensor,
         foreground: torch.Tensor,
         normalizer: float,
+        annotation_ids: torch.Tensor | None,
+        probabilities: Callable[[], torch.Tensor],
     ) -> torch.Tensor:
         if term is None:
             return losses.sum() / normalizer
         if losses.dim() > foreground.dim():
             foreground = foreground.unsqueeze(-1).expand_as(losses)
-        return term(losses, foreground, normalizer)
+        return term(losses, foreground, normalizer, annotation_ids, probabilities)

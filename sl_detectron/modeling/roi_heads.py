@@ -1,48 +1,134 @@
 """ROI heads whose box classification and regression go through the SuperLoss."""
 
+import copy
+from functools import cache
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import ROI_HEADS_REGISTRY
-from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, ROIHeads, StandardROIHeads
+from detectron2.modeling.roi_heads import (
+    CascadeROIHeads,
+    FastRCNNOutputLayers,
+    Res5ROIHeads,
+    ROIHeads,
+    RROIHeads,
+    StandardROIHeads,
+)
+from detectron2.structures import Instances
 
+from .annotation_ids import FIELD, ids_by_target, with_annotation_ids
+from .build import superloss_terms_from_config
 from .fast_rcnn import to_superloss_output_layers
-from .superloss_term import superloss_terms_from_config
+from .superloss_term import SuperLossTerm
 
 __all__ = [
     "SuperLossROIHeadsMixin",
     "SuperLossStandardROIHeads",
     "SuperLossRes5ROIHeads",
     "SuperLossCascadeROIHeads",
+    "SuperLossRROIHeads",
+    "superloss_roi_heads",
 ]
 
 
 class SuperLossROIHeadsMixin(ROIHeads):
-    """Gives the box predictors of any configurable ROI heads the terms of ``MODEL.SUPERLOSS``.
+    """Gives the box predictors of any ROI heads the SuperLoss.
 
-    The config makes the difference: heads that are built without one take their predictor as an
-    argument, and that is where :class:`SuperLossFastRCNNOutputLayers` goes.
+    Heads that are built from a config take the terms of ``MODEL.SUPERLOSS``; heads that are built
+    by arguments take ``superloss_cls`` and ``superloss_box_reg``. Each predictor, as each stage of
+    a cascade, gets terms of its own.
 
-    Put it before the heads that it extends::
+    Put it before the heads that it extends, or call :func:`superloss_roi_heads`::
 
         @ROI_HEADS_REGISTRY.register()
         class SuperLossMyROIHeads(SuperLossROIHeadsMixin, MyROIHeads):
             pass
     """
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        ret = super().from_config(cfg, *args, **kwargs)
-        for predictor in ret.get("box_predictors") or [ret["box_predictor"]]:
-            softmax = not getattr(predictor, "use_sigmoid_ce", False)
-            terms = superloss_terms_from_config(cfg, predictor.num_classes if softmax else None)
-            to_superloss_output_layers(predictor, **terms)
-        if cfg.MODEL.SUPERLOSS.CLS.GRANULARITY != "sample":
+    def __init__(
+        self,
+        *args: Any,
+        superloss_cls: SuperLossTerm | None = None,
+        superloss_box_reg: SuperLossTerm | None = None,
+        **kwargs: Any,
+    ):
+        """
+        Args:
+            args, kwargs: of the heads that are extended: a config and an input shape, or arguments
+            superloss_cls: the classification term; None keeps the stock loss
+            superloss_box_reg: the box regression term; None keeps the stock loss
+
+        Raises:
+            ValueError: the heads have no :class:`FastRCNNOutputLayers`
+        """
+        super().__init__(*args, **kwargs)
+        predictors = [m for m in self.modules() if isinstance(m, FastRCNNOutputLayers)]
+        if not predictors:
             raise ValueError(
-                "MODEL.SUPERLOSS.CLS.GRANULARITY must be 'sample' for ROI heads; got "
-                f"{cfg.MODEL.SUPERLOSS.CLS.GRANULARITY!r}"
+                f"{type(self).__name__} has no box predictor derived from FastRCNNOutputLayers, "
+                "which the SuperLoss needs"
             )
-        return ret
+        terms = {"superloss_cls": superloss_cls, "superloss_box_reg": superloss_box_reg}
+        cfg = next((a for a in (*args, *kwargs.values()) if isinstance(a, CfgNode)), None)
+        for predictor in predictors:
+            if cfg is not None:
+                softmax = not getattr(predictor, "use_sigmoid_ce", False)
+                terms = superloss_terms_from_config(cfg, predictor.num_classes if softmax else None)
+            if cfg is not None or any(terms.values()):
+                to_superloss_output_layers(predictor, **copy.deepcopy(terms))
+
+    @torch.no_grad()
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        """As the base class; the sampled proposals also get ``gt_annotation_ids``."""
+        return super().label_and_sample_proposals(proposals, with_annotation_ids(targets))
+
+    @torch.no_grad()
+    def _match_and_label_boxes(
+        self, proposals: list[Instances], stage: int, targets: list[Instances]
+    ) -> list[Instances]:
+        """What later stages of a cascade match by; it passes on classes and boxes only."""
+        proposals = super()._match_and_label_boxes(proposals, stage, targets)
+        for proposal, target in zip(proposals, with_annotation_ids(targets)):
+            boxes = proposal.gt_boxes.tensor
+            ids = ids_by_target(proposal.gt_classes, boxes, self.num_classes, target)
+            proposal.set(FIELD, ids)
+        return proposals
+
+
+@cache
+def superloss_roi_heads(heads: type[ROIHeads]) -> type[ROIHeads]:
+    """The SuperLoss version of any ROI heads, registered as ``SuperLoss<Name>``.
+
+    Args:
+        heads: a subclass of :class:`ROIHeads` whose box predictors derive from
+            :class:`FastRCNNOutputLayers`
+
+    Returns:
+        a subclass of ``heads``, the same one for the same heads
+
+    Raises:
+        TypeError: not ROI heads
+
+    Example:
+        >>> class MyROIHeads(StandardROIHeads):
+        ...     pass
+        >>> superloss_roi_heads(MyROIHeads).__name__
+        'SuperLossMyROIHeads'
+        >>> "SuperLossMyROIHeads" in ROI_HEADS_REGISTRY
+        True
+    """
+    if not (isinstance(heads, type) and issubclass(heads, ROIHeads)):
+        raise TypeError(f"superloss_roi_heads takes a subclass of ROIHeads; got {heads!r}")
+    if issubclass(heads, SuperLossROIHeadsMixin):
+        return heads
+    name, namespace = f"SuperLoss{heads.__name__}", {"__module__": heads.__module__}
+    superloss_heads = type(name, (SuperLossROIHeadsMixin, heads), namespace)
+    if name not in ROI_HEADS_REGISTRY:
+        ROI_HEADS_REGISTRY.register(superloss_heads)
+    return superloss_heads
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -58,3 +144,8 @@ class SuperLossRes5ROIHeads(SuperLossROIHeadsMixin, Res5ROIHeads):
 @ROI_HEADS_REGISTRY.register()
 class SuperLossCascadeROIHeads(SuperLossROIHeadsMixin, CascadeROIHeads):
     """:class:`CascadeROIHeads` with the SuperLoss, every stage with its own tau."""
+
+
+@ROI_HEADS_REGISTRY.register()
+class SuperLossRROIHeads(SuperLossROIHeadsMixin, RROIHeads):
+    """:class:`RROIHeads` (rotated boxes) with the SuperLoss."""

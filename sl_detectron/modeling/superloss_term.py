@@ -1,24 +1,27 @@
 """One term of a detector's loss under the SuperLoss: which samples, which divisor, what is logged.
 
-Shape legend: (...) any shape, one entry per sample (RoI, anchor or box).
+Shape legend: (...) any shape, one entry per sample (RoI, anchor or box); S samples; K classes.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.utils.events import get_event_storage
-from torch import nn
+from torch import Tensor, nn
 
-from ..losses import SuperLoss
+from ..losses import FixedConfidence, SuperLoss, group_mean
 
-__all__ = ["SuperLossTerm", "superloss_terms_from_config"]
+__all__ = ["GRANULARITIES", "SCOPES", "Observer", "SuperLossTerm"]
 
 SCOPES = ("foreground", "all")
-TAU_NAMES = ("logC", "Avg", "ExpAvg")
+# "class" is for the entries of a dense sigmoid loss: RetinaNet.
+GRANULARITIES = ("sample", "instance", "class")
 # As detectron2's PeriodicWriter: values of the iterations between are never looked at.
 LOG_PERIOD = 20
+
+# Called with annotation ids (S,), losses (S,), sigma (S,) and class probabilities (S, K).
+Observer = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 
 
 class SuperLossTerm(nn.Module):
@@ -26,139 +29,142 @@ class SuperLossTerm(nn.Module):
 
     Args:
         name: scalars are logged as ``superloss_{name}/...``
-        superloss: the per-sample loss with its running tau
+        superloss: the per-sample loss with its running tau, or a fixed confidence as a control
         scope: "foreground": background keeps its plain loss and does not count in tau; "all":
             every sample goes through the SuperLoss
+        granularity: "sample": every sample has its own confidence; "instance": all samples of one
+            annotation share that of their mean loss; "class": every entry of a dense loss has one
+        warmup_iters: iterations in which the plain loss is trained on while tau learns
+
+    ``observers`` are called after the loss with detached tensors of the samples that have an
+    annotation id of 0 or above. There are none unless somebody appends one.
 
     Raises:
-        ValueError: unknown ``scope``
+        ValueError: an argument is out of range
     """
 
-    def __init__(self, name: str, superloss: SuperLoss, scope: str = "foreground"):
+    def __init__(
+        self,
+        name: str,
+        superloss: SuperLoss | FixedConfidence,
+        scope: str = "foreground",
+        granularity: str = "sample",
+        warmup_iters: int = 0,
+    ):
         super().__init__()
         if scope not in SCOPES:
             raise ValueError(f"SCOPE must be one of {SCOPES}; got {scope!r}")
+        if granularity not in GRANULARITIES:
+            raise ValueError(f"GRANULARITY must be one of {GRANULARITIES}; got {granularity!r}")
+        if warmup_iters < 0:
+            raise ValueError(f"WARMUP_ITERS must be 0 or above; got {warmup_iters!r}")
         self.name = name
         self.superloss = superloss
         self.scope = scope
+        self.granularity = granularity
+        self.warmup_iters = warmup_iters
+        self.observers: list[Observer] = []
 
+    @property
+    @torch.jit.unused
+    def needs_annotation_ids(self) -> bool:
+        """Whether somebody asks which annotation a sample is matched to."""
+        return self.granularity == "instance" or bool(self.observers)
+
+    # Not part of inference: TorchScript need not understand it.
+    @torch.jit.unused
     def forward(
-        self, losses: torch.Tensor, foreground: torch.Tensor, divisor: float | torch.Tensor
-    ) -> torch.Tensor:
+        self,
+        losses: Tensor,
+        foreground: Tensor,
+        divisor: float | Tensor,
+        annotation_ids: Tensor | None = None,
+        probabilities: Callable[[], Tensor] | None = None,
+    ) -> Tensor:
         """
         Args:
             losses: (...) the samples' losses in nats (or the unit of the box loss)
             foreground: (...) bool, samples that are matched to an annotation
             divisor: what the stock loss divides its sum by
+            annotation_ids: (S,) int64, below 0 for samples without annotation; S is the length of
+                the first dimension of the losses
+            probabilities: makes (S, K) class probabilities, for the observers
 
         Returns:
             0-d tensor; 0 with a gradient for an empty batch
+
+        Raises:
+            ValueError: the granularity is "instance" and there are no ids
         """
         mask = foreground if self.scope == "foreground" else None
+        pooled = losses
+        if self.granularity == "instance":
+            pooled = _pool(losses, annotation_ids)
         storage = get_event_storage()
         logs = (storage.iter + 1) % LOG_PERIOD == 0
-        # A copy, before the batch moves it: this is the tau that the batch meets.
-        scalars = {"tau": self.superloss.tau.clone()} if logs else {}
-        superlosses, sigma = self.superloss.with_confidence(losses, mask)
+        scalars = {}
+        if logs and isinstance(self.superloss, SuperLoss):
+            # A copy, before the batch moves it: this is the tau that the batch meets.
+            scalars["tau"] = self.superloss.tau.clone()
+        superlosses, sigma = self.superloss.with_confidence(pooled, mask)
+        if storage.iter < self.warmup_iters:
+            superlosses, sigma = losses, torch.ones_like(sigma)
         reduced = superlosses.sum() / divisor
         if logs:
             with torch.no_grad():
                 scalars["superloss"] = reduced
-                scalars |= self._scalars(losses, sigma, foreground, mask, divisor)
+                scalars |= _scalars(losses, sigma, foreground, mask, divisor)
                 # The one host round trip, once a period: all scalars in a single copy.
                 values = torch.stack([v.detach().double() for v in scalars.values()]).tolist()
             for key, value in zip(scalars, values):
                 if not math.isnan(value):
                     storage.put_scalar(f"superloss_{self.name}/{key}", value, smoothing_hint=False)
+        if self.observers and annotation_ids is not None and probabilities is not None:
+            self._tell(annotation_ids, losses.detach(), sigma, probabilities().detach())
         return reduced
 
-    @staticmethod
-    def _scalars(
-        losses: torch.Tensor,
-        sigma: torch.Tensor,
-        foreground: torch.Tensor,
-        mask: torch.Tensor | None,
-        divisor: float | torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
-        """Summary of a batch; the mean over no sample is nan."""
+    def _tell(self, ids: Tensor, losses: Tensor, sigma: Tensor, probabilities: Tensor) -> None:
+        if losses.dim() > ids.dim():
+            losses, sigma = losses.sum(dim=-1), sigma.mean(dim=-1)
+        matched = (ids >= 0).nonzero()[:, 0]
+        for observer in self.observers:
+            observer(ids[matched], losses[matched], sigma[matched], probabilities[matched])
 
-        def mean(values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-            return torch.where(where, values, 0).sum(dtype=torch.float64) / where.sum()
-
-        in_scope = torch.ones_like(foreground) if mask is None else mask
-        capped = (sigma > math.e * (1 - 1e-5)).to(sigma.dtype)
-        return {
-            "raw_loss": losses.sum() / divisor,
-            "sigma_foreground": mean(sigma, foreground),
-            "sigma_background": mean(sigma, ~foreground),
-            "capped_share": mean(capped, in_scope),
-        }
-
-
-def superloss_terms_from_config(
-    cfg: CfgNode, num_softmax_classes: int | None
-) -> dict[str, SuperLossTerm | None]:
-    """Build the terms that ``MODEL.SUPERLOSS`` asks for.
-
-    Args:
-        cfg: a config with the keys of :func:`~sl_detectron.add_superloss_config`
-        num_softmax_classes: number of foreground classes K of a softmax classifier; None where
-            classification is not a softmax, so that tau "logC" is undefined
-
-    Returns:
-        ``superloss_cls`` and ``superloss_box_reg``, None for a term that is off
-
-    Raises:
-        KeyError: the config lacks the keys
-        ValueError: a bad value; the message names key, value and choices
-    """
-    if "SUPERLOSS" not in cfg.MODEL:
-        raise KeyError(
-            "the config has no MODEL.SUPERLOSS: call sl_detectron.add_superloss_config(cfg) "
-            "right after get_cfg()"
+    def extra_repr(self) -> str:
+        return (
+            f"name={self.name!r}, scope={self.scope!r}, granularity={self.granularity!r}, "
+            f"warmup_iters={self.warmup_iters}"
         )
-    node = cfg.MODEL.SUPERLOSS
-    _check(0 <= node.MOMENTUM < 1, "MOMENTUM", node.MOMENTUM, "a number in [0, 1)")
-    num_outcomes = _num_outcomes(node.CLS, num_softmax_classes)
+
+
+def _pool(losses: Tensor, annotation_ids: Tensor | None) -> Tensor:
+    """The mean loss of its annotation for every sample that has one; the others keep theirs."""
+    if annotation_ids is None:
+        raise ValueError(
+            "GRANULARITY 'instance' needs the annotation that each sample is matched to: call the "
+            "detector with its targets, not its losses alone"
+        )
+    matched = (annotation_ids >= 0).nonzero()[:, 0]
+    return losses.index_copy(0, matched, group_mean(losses[matched], annotation_ids[matched]))
+
+
+def _scalars(
+    losses: Tensor,
+    sigma: Tensor,
+    foreground: Tensor,
+    mask: Tensor | None,
+    divisor: float | Tensor,
+) -> dict[str, Tensor]:
+    """Summary of a batch; the mean over no sample is nan."""
+
+    def mean(values: Tensor, where: Tensor) -> Tensor:
+        return torch.where(where, values, 0).sum(dtype=torch.float64) / where.sum()
+
+    in_scope = torch.ones_like(foreground) if mask is None else mask
+    capped = (sigma > math.e * (1 - 1e-5)).to(sigma.dtype)
     return {
-        "superloss_cls": _build_term("cls", node.CLS, node.MOMENTUM, num_outcomes),
-        "superloss_box_reg": _build_term("box_reg", node.BOX_REG, node.MOMENTUM, None),
+        "raw_loss": losses.sum() / divisor,
+        "sigma_foreground": mean(sigma, foreground),
+        "sigma_background": mean(sigma, ~foreground),
+        "capped_share": mean(capped, in_scope),
     }
-
-
-def _check(ok: bool, key: str, value: Any, accepted: str) -> None:
-    if not ok:
-        raise ValueError(f"MODEL.SUPERLOSS.{key} must be {accepted}; got {value!r}")
-
-
-def _num_outcomes(node: CfgNode, num_softmax_classes: int | None) -> int | None:
-    choices = ("K+1", "K")
-    _check(node.NUM_OUTCOMES in choices, "CLS.NUM_OUTCOMES", node.NUM_OUTCOMES, f"one of {choices}")
-    if num_softmax_classes is None:
-        return None
-    return num_softmax_classes + (node.NUM_OUTCOMES == "K+1")
-
-
-def _build_term(
-    name: str, node: CfgNode, momentum: float, num_outcomes: int | None
-) -> SuperLossTerm | None:
-    key = name.upper()
-    names = TAU_NAMES if num_outcomes else TAU_NAMES[1:]
-    accepted = f'one of {names} or a quoted number such as "1.5"'
-    if not num_outcomes:
-        accepted += " (logC is defined for softmax classification only)"
-    _check(node.TAU in names or _is_number(node.TAU), f"{key}.TAU", node.TAU, accepted)
-    lam = node.LAMBDA
-    _check(0 < lam < math.inf, f"{key}.LAMBDA", lam, "a finite number above 0")
-    _check(node.SCOPE in SCOPES, f"{key}.SCOPE", node.SCOPE, f"one of {SCOPES}")
-    if not node.ENABLED:
-        return None
-    superloss = SuperLoss(node.TAU, lam, num_outcomes=num_outcomes, momentum=momentum)
-    return SuperLossTerm(name, superloss, node.SCOPE)
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return math.isfinite(float(value))
-    except (TypeError, ValueError):
-        return False

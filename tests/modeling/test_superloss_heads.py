@@ -12,7 +12,7 @@ from detectron2.modeling.box_regression import (
     _dense_box_regression_loss,
 )
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, RotatedBoxes
 from detectron2.utils.events import EventStorage
 
 from sl_detectron.losses import SuperLoss, superloss
@@ -155,43 +155,25 @@ def test_class_swap_keeps_the_module():
         to_superloss_output_layers(torch.nn.Linear(1, 1), term, None)
 
 
-class ScaledBoxLoss(FastRCNNOutputLayers):
-    def box_reg_loss(self, *args):
-        return 100 * super().box_reg_loss(*args)
-
-
-def test_class_swap_refuses_to_replace_losses_of_a_class():
-    def layers():
-        return ScaledBoxLoss(
-            8, box2box_transform=Box2BoxTransform((1.0,) * 4), num_classes=NUM_CLASSES
-        )
-
-    term = SuperLossTerm("any", SuperLoss(1.0, 1.0))
-    with pytest.raises(TypeError, match=r"ScaledBoxLoss has a box_reg_loss\(\) of its own"):
-        to_superloss_output_layers(layers(), None, term)
-    predictions, proposals = roi_batch()
-    with EventStorage():
-        expected = layers().losses(predictions, proposals)
-        swapped = to_superloss_output_layers(layers(), term, None)
-        assert isinstance(swapped, ScaledBoxLoss)
-        assert swapped.losses(predictions, proposals)["loss_box_reg"] == expected["loss_box_reg"]
-
-
 def test_rotated_boxes():
     generator = torch.Generator().manual_seed(0)
     _, proposals = roi_batch(num_rois=6, num_foreground=4)
     angles = torch.rand(6, 1, generator=generator) * 90
-    boxes = [torch.cat([random_boxes(6, generator), angles], dim=1) for _ in range(2)]
-    deltas = torch.randn(6, NUM_CLASSES * 5, generator=generator)
+    for name in ("proposal_boxes", "gt_boxes"):
+        boxes = torch.cat([random_boxes(6, generator), angles], dim=1)
+        proposals[0].set(name, RotatedBoxes(boxes))
+    predictions = torch.randn(6, NUM_CLASSES + 1), torch.randn(6, NUM_CLASSES * 5)
     transform = Box2BoxTransformRotated((1.0,) * 5)
     kwargs = {"box2box_transform": transform, "num_classes": NUM_CLASSES}
     term = SuperLossTerm("box_reg", SuperLoss(0.0, 1e6))
     ours = SuperLossFastRCNNOutputLayers(8, superloss_box_reg=term, **kwargs)
     stock = FastRCNNOutputLayers(8, **kwargs)
-    arguments = (*boxes, deltas, proposals[0].gt_classes)
     with EventStorage():
         torch.testing.assert_close(
-            ours.box_reg_loss(*arguments), stock.box_reg_loss(*arguments), rtol=1e-4, atol=1e-5
+            ours.losses(predictions, proposals)["loss_box_reg"],
+            stock.losses(predictions, proposals)["loss_box_reg"],
+            rtol=1e-4,
+            atol=1e-5,
         )
 
 
@@ -287,6 +269,9 @@ def test_retinanet_ignored_anchors_only():
         (("CLS.SCOPE", "most"), r"MODEL\.SUPERLOSS\.CLS\.SCOPE.*foreground.*all.*'most'"),
         (("CLS.NUM_OUTCOMES", "K+2"), r"MODEL\.SUPERLOSS\.CLS\.NUM_OUTCOMES.*K\+1.*K\+2"),
         (("CLS.GRANULARITY", "class"), r"MODEL\.SUPERLOSS\.CLS\.GRANULARITY.*sample.*'class'"),
+        (("BOX_REG.GRANULARITY", "box"), r"MODEL\.SUPERLOSS\.BOX_REG\.GRANULARITY.*sample.*'box'"),
+        (("CLS.FIXED_SIGMA", -1.0), r"MODEL\.SUPERLOSS\.CLS\.FIXED_SIGMA.*0\.0 for off.*-1\.0"),
+        (("WARMUP_ITERS", -1), r"MODEL\.SUPERLOSS\.WARMUP_ITERS.*0 or above; got -1"),
         (("MOMENTUM", 1.0), r"MODEL\.SUPERLOSS\.MOMENTUM.*\[0, 1\).*1\.0"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_train_loader
+from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader
 from detectron2.data.build import (
     filter_images_with_few_keypoints,
     filter_images_with_only_crowd_annotations,
@@ -21,6 +21,7 @@ from detectron2.data.build import (
 )
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 
+from ..annotation_ids import AnnotationIdMapper, number_annotations
 from ..voc import load_dataset
 from .changes import Change, Record
 from .config import noises_from_config, train_classes
@@ -40,7 +41,8 @@ def build_noisy_train_loader(
     """Build detectron2's training loader over ``DATASETS.TRAIN`` with ``DATASETS.LABEL_NOISE``.
 
     Every sampler of ``DATALOADER.SAMPLER_TRAIN`` sees the noisy labels that training sees. Test
-    sets are never touched: only this loader injects.
+    sets are never touched: only this loader injects. The mapped ``instances`` have
+    ``gt_annotation_ids``, the ``annotation_id`` of :func:`noisy_dataset_dicts`.
 
     Args:
         cfg: with the keys of :func:`~sl_detectron.add_superloss_config`
@@ -55,7 +57,7 @@ def build_noisy_train_loader(
     sets = noisy_dataset_dicts(cfg)
     return build_detection_train_loader(
         cfg,
-        mapper=mapper,
+        mapper=AnnotationIdMapper(mapper or DatasetMapper(cfg, True)),
         dataset=[record for records in sets.values() for record in records],
         sampler=_weighted_sampler(cfg, sets),
     )
@@ -70,7 +72,9 @@ def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:
         cfg: with the keys of :func:`~sl_detectron.add_superloss_config`
 
     Returns:
-        {data set name: noisy dataset dicts}, in the order of ``DATASETS.TRAIN``
+        {data set name: noisy dataset dicts}, in the order of ``DATASETS.TRAIN``. Each annotation
+        has an ``annotation_id``, counted over all sets before any image is dropped, so that it is
+        the same in every run of the same sets and noise.
 
     Raises:
         ValueError: if the noise is set wrongly or does not fit the data sets, or no image is left
@@ -85,7 +89,7 @@ def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:
         sets = _inject(sets, train_classes(cfg), noises, manifest)
     elif all(MetadataCatalog.get(name).get("thing_classes") for name in names):
         train_classes(cfg)
-    return _filter(cfg, sets)
+    return _filter(cfg, number_annotations(sets))
 
 
 def _load(name: str) -> list[Record]:

@@ -1,0 +1,97 @@
+"""A number for every training annotation that stays with it from the record to the tensors.
+
+detectron2 turns a record's annotations into tensors, drops those that a crop left empty, and keeps
+no trace of which tensor row was which annotation. Here every annotation gets an id, and
+:class:`AnnotationIdMapper` carries it through any mapper into ``instances.gt_annotation_ids``.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.structures import Instances
+
+__all__ = ["AnnotationIdMapper", "number_annotations"]
+
+Record = dict[str, Any]
+
+
+def number_annotations(sets: Mapping[str, Sequence[Record]]) -> dict[str, list[Record]]:
+    """Number the annotations of all training sets, 0 to A-1 in the order of sets and records.
+
+    Args:
+        sets: {data set name: dataset dicts}, never changed
+
+    Returns:
+        the same sets; each annotation has the key ``annotation_id``
+
+    Example:
+        >>> number_annotations({"a": [{"annotations": [{}]}], "b": [{"annotations": [{}, {}]}]})
+        {'a': [{'annotations': [{'annotation_id': 0}]}],
+         'b': [{'annotations': [{'annotation_id': 1}, {'annotation_id': 2}]}]}
+    """
+    numbered: dict[str, list[Record]] = {}
+    start = 0
+    for name, records in sets.items():
+        numbered[name] = []
+        for record in records:
+            if "annotations" in record:
+                annotations = [
+                    {**a, "annotation_id": start + i} for i, a in enumerate(record["annotations"])
+                ]
+                start += len(annotations)
+                record = {**record, "annotations": annotations}
+            numbered[name].append(record)
+    return numbered
+
+
+class AnnotationIdMapper:
+    """Call a mapper and add ``gt_annotation_ids``, int64 (N,), to the ``instances`` it makes.
+
+    detectron2's :func:`annotations_to_instances` keeps nothing of an annotation but its class, box,
+    mask and keypoints. So the class carries the position of the annotation through the mapper and
+    is put back afterwards; also what the mapper drops or reorders is right. A mapper must not look
+    at ``category_id`` on its way.
+
+    Args:
+        mapper: any detectron2 mapper that makes ``instances``; its other results are passed on
+
+    Example:
+        >>> from detectron2.structures import Instances
+        >>> def mapper(record):
+        ...     classes = [a["category_id"] for a in record["annotations"]]
+        ...     return {"instances": Instances((9, 9), gt_classes=torch.tensor(classes[1:]))}
+        >>> annotations = [{"category_id": c, "annotation_id": 40 + c} for c in (3, 1, 2)]
+        >>> instances = AnnotationIdMapper(mapper)({"annotations": annotations})["instances"]
+        >>> instances.gt_classes, instances.gt_annotation_ids
+        (tensor([1, 2]), tensor([41, 42]))
+    """
+
+    def __init__(self, mapper: Callable[[Record], Any]):
+        self.mapper = mapper
+
+    def __call__(self, record: Record) -> Any:
+        """What the mapper makes of the record, with ids where the annotations have them.
+
+        Raises:
+            ValueError: the mapper made classes of its own instead of passing ``category_id`` on
+        """
+        annotations = record.get("annotations", ())
+        if not annotations or any("annotation_id" not in a for a in annotations):
+            return self.mapper(record)
+        positions = [{**a, "category_id": i} for i, a in enumerate(annotations)]
+        mapped = self.mapper({**record, "annotations": positions})
+        instances = mapped.get("instances") if isinstance(mapped, dict) else None
+        if not isinstance(instances, Instances) or not instances.has("gt_classes"):
+            # Classes may hide anywhere in such a result: let the mapper see the true ones.
+            return self.mapper(record)
+        position = instances.gt_classes
+        if len(position) and not 0 <= int(position.min()) <= int(position.max()) < len(annotations):
+            raise ValueError(
+                f"image {record.get('image_id')!r}: {self.mapper} does not pass category_id on "
+                "unchanged, so annotations cannot be followed through it"
+            )
+        for field, key in (("gt_classes", "category_id"), ("gt_annotation_ids", "annotation_id")):
+            values = torch.tensor([a[key] for a in annotations], dtype=torch.int64)
+            instances.set(field, values[position])
+        return mapped

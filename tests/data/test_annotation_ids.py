@@ -1,0 +1,104 @@
+"""Every annotation can be followed from its record to the tensors that a model gets."""
+
+import pytest
+import torch
+from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode, Instances
+from PIL import Image
+
+from sl_detectron.data import AnnotationIdMapper, number_annotations
+from sl_detectron.data.label_noise import SymmetricNoise, inject
+
+
+def make_record(path, image_id=0, num_annotations=6, size=100):
+    """An image with boxes of side 10 along its diagonal; the third one is a crowd."""
+    Image.new("RGB", (size, size)).save(path / f"{image_id}.png")
+    annotations = [
+        {
+            "bbox": [15.0 * i, 15.0 * i, 15.0 * i + 10, 15.0 * i + 10],
+            "bbox_mode": BoxMode.XYXY_ABS,
+            "category_id": (i * 2) % 5,
+            "iscrowd": int(i == 2),
+        }
+        for i in range(num_annotations)
+    ]
+    file_name = str(path / f"{image_id}.png")
+    sizes = {"height": size, "width": size}
+    return {"file_name": file_name, "image_id": image_id, **sizes, "annotations": annotations}
+
+
+def dataset_mapper(*augmentations):
+    return DatasetMapper(True, augmentations=list(augmentations), image_format="BGR")
+
+
+def test_ids_run_through_all_sets_and_nothing_is_changed(tmp_path):
+    records = [make_record(tmp_path, i, i + 1) for i in range(3)]
+    before = [dict(r) for r in records]
+    sets = number_annotations({"a": records[:2], "b": [*records[2:], {"image_id": 9}]})
+    ids = [a["annotation_id"] for rs in sets.values() for r in rs for a in r.get("annotations", ())]
+    assert ids == list(range(6))
+    assert records == before
+    assert not any("annotation_id" in a for r in records for a in r["annotations"])
+
+
+@pytest.mark.parametrize(
+    "augmentations",
+    [
+        (),
+        (T.RandomFlip(prob=1.0),),
+        # Leaves the boxes in a corner and drops those outside of it.
+        (T.CropTransform(40, 40, 50, 50),),
+        (T.ResizeShortestEdge(37), T.RandomFlip(prob=1.0, horizontal=False, vertical=True)),
+    ],
+    ids=["none", "flip", "crop", "resize_flip"],
+)
+def test_classes_and_boxes_are_the_mappers_own(tmp_path, augmentations):
+    """Ids are right where boxes vanish, and nothing else differs from the mapper alone."""
+    (record,) = number_annotations({"a": [make_record(tmp_path)]})["a"]
+    mapper = dataset_mapper(*augmentations)
+    stock = mapper(record)["instances"]
+    ours = AnnotationIdMapper(mapper)(record)["instances"]
+    assert torch.equal(ours.gt_classes, stock.gt_classes)
+    assert torch.equal(ours.gt_boxes.tensor, stock.gt_boxes.tensor)
+    by_id = {a["annotation_id"]: a for a in record["annotations"]}
+    assert [by_id[i]["category_id"] for i in ours.gt_annotation_ids.tolist()] == (
+        stock.gt_classes.tolist()
+    )
+    assert 2 not in ours.gt_annotation_ids  # the crowd
+    assert 0 < len(ours) < 6
+
+
+def test_ids_after_noise(tmp_path):
+    noisy, _ = inject([make_record(tmp_path)], [SymmetricNoise(rate=1.0)], 5, "a")
+    (record,) = number_annotations({"a": noisy})["a"]
+    instances = AnnotationIdMapper(dataset_mapper())(record)["instances"]
+    assert instances.gt_classes.tolist() == [
+        record["annotations"][i]["category_id"] for i in instances.gt_annotation_ids.tolist()
+    ]
+
+
+def test_image_without_boxes_left(tmp_path):
+    (record,) = number_annotations({"a": [make_record(tmp_path, num_annotations=1)]})["a"]
+    crop = dataset_mapper(T.CropTransform(50, 50, 40, 40))
+    instances = AnnotationIdMapper(crop)(record)["instances"]
+    assert len(instances) == len(instances.gt_annotation_ids) == 0
+    assert instances.gt_annotation_ids.dtype == torch.int64
+
+
+def test_records_without_ids_and_other_results_pass(tmp_path):
+    record = make_record(tmp_path)
+    assert not AnnotationIdMapper(dataset_mapper())(record)["instances"].has("gt_annotation_ids")
+    (numbered,) = number_annotations({"a": [record]})["a"]
+    classes = AnnotationIdMapper(lambda r: [a["category_id"] for a in r["annotations"]])(numbered)
+    assert classes == [0, 2, 4, 1, 3, 0]
+
+
+def test_a_mapper_with_classes_of_its_own_is_named():
+    def shifting_mapper(record):
+        classes = [a["category_id"] + 1 for a in record["annotations"]]
+        return {"instances": Instances((9, 9), gt_classes=torch.tensor(classes))}
+
+    record = {"image_id": 7, "annotations": [{"category_id": 0, "annotation_id": 3}]}
+    with pytest.raises(ValueError, match=r"image 7: .*shifting_mapper.*category_id"):
+        AnnotationIdMapper(shifting_mapper)(record)

@@ -1,0 +1,157 @@
+"""Every sample knows its annotation, in all detectors; samples of one can share a confidence."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import DETECTORS, NUM_CLASSES, build, make_batch, run_losses, small_config
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from sl_detectron.losses import SuperLoss, superloss
+from sl_detectron.modeling import SuperLossTerm
+from sl_detectron.modeling.annotation_ids import ids_by_target, with_annotation_ids
+
+LOCAL = 2**40  # ids of a batch whose loader gave none start here
+
+
+def superloss_model(detector, *opts):
+    cfg = small_config(detector, superloss=True)
+    cfg.merge_from_list(["MODEL.SUPERLOSS.BOX_REG.ENABLED", True, *opts])
+    return build(cfg)
+
+
+def number(batch, start=100):
+    """Give every annotation of a batch an id, as the training loader does; {id: class}."""
+    classes = {}
+    for image in batch:
+        labels = image["instances"].gt_classes
+        image["instances"].gt_annotation_ids = torch.arange(start, start + len(labels))
+        classes |= dict(enumerate(labels.tolist(), start))
+        start += len(labels)
+    return classes
+
+
+def cls_terms(model):
+    return [m for m in model.modules() if isinstance(m, SuperLossTerm) and m.name == "cls"]
+
+
+@pytest.mark.parametrize("objects", [(3, 1), (0, 4), (0, 0)])
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_observers_see_the_matched_annotations(detector, objects):
+    """Class by class: the raw loss of a sample is that of its annotation's own label."""
+    model = superloss_model(detector)
+    batch = make_batch(objects)
+    classes = number(batch)
+    seen = []
+    terms = cls_terms(model)
+    for term in terms:
+        term.observers.append(lambda *tensors: seen.append(tensors))
+    run_losses(model, batch)
+    assert len(seen) == len(terms)
+    for ids, losses, sigma, probabilities in seen:
+        assert not any(t.requires_grad for t in (losses, sigma, probabilities))
+        assert probabilities.shape == (len(ids), NUM_CLASSES)
+        assert losses.shape == sigma.shape == ids.shape
+        assert set(ids.tolist()) <= set(classes)
+        if detector != "retinanet":
+            torch.testing.assert_close(probabilities.sum(1), torch.ones(len(ids)))
+    if sum(objects):
+        # Ground truth is among the proposals, and every annotation has its best anchor.
+        assert set(seen[0][0].tolist()) == set(classes)
+    if detector == "retinanet" and len(ids):
+        labels = F.one_hot(torch.tensor([classes[int(i)] for i in ids]), NUM_CLASSES)
+        p = torch.where(labels.bool(), probabilities, 1 - probabilities)
+        alpha = torch.where(labels.bool(), 0.25, 0.75)
+        torch.testing.assert_close(losses, (-alpha * (1 - p) ** 2 * p.log()).sum(1))
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_gradients_know_nothing_of_ids_and_observers(detector):
+    """With and without ids, and with an observer: the same losses bit for bit."""
+    results = []
+    for numbered, observed in ((False, False), (True, False), (True, True)):
+        model, batch = superloss_model(detector), make_batch()
+        if numbered:
+            number(batch)
+        if observed:
+            for term in cls_terms(model):
+                term.observers.append(lambda *_: None)
+        results.append(run_losses(model, batch)[:2])
+    for losses, gradients in results[1:]:
+        assert losses == results[0][0]
+        assert all(torch.equal(gradients[k], g) for k, g in results[0][1].items())
+
+
+def test_numbering_keeps_ids_and_arguments():
+    batch = make_batch((2, 0, 1))
+    targets = [image["instances"] for image in batch]
+    numbered = with_annotation_ids(targets)
+    assert [t.gt_annotation_ids.tolist() for t in numbered] == [[LOCAL, LOCAL + 1], [], [LOCAL + 2]]
+    assert not any(t.has("gt_annotation_ids") for t in targets)
+    number(batch)
+    assert with_annotation_ids(targets)[2].gt_annotation_ids.tolist() == [102]
+
+
+def test_annotations_are_found_again():
+    """Same box with another class, same class with another box, background and ignored ones."""
+    boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 9], [1, 1, 5, 5]])
+    target = Instances((20, 20), gt_boxes=Boxes(boxes), gt_classes=torch.tensor([0, 1, 1]))
+    target.gt_annotation_ids = torch.tensor([7, 8, 9])
+    labels = torch.tensor([1, 0, 1, NUM_CLASSES, -1, 1])
+    matched = boxes[[1, 0, 2, 0, 0, 1]]
+    ids = ids_by_target(labels, matched, NUM_CLASSES, target)
+    assert ids.tolist() == [8, 7, 9, -1, -1, 8]
+    assert ids_by_target(labels, matched, NUM_CLASSES, target[:0]).tolist() == [-1] * 6
+
+
+@pytest.mark.parametrize("scope", ["all", "foreground"])
+def test_instance_granularity_against_a_loop(scope):
+    tau, lam = 0.8, 0.25
+    term = SuperLossTerm("cls", SuperLoss(tau, lam), scope, granularity="instance")
+    losses = torch.tensor([0.1, 2.0, 0.3, 0.9, 5.0], requires_grad=True)
+    ids = torch.tensor([4, -1, 4, 2, -1])
+    with EventStorage():
+        value = term(losses, ids >= 0, 5, ids)
+    instance, single = losses[[0, 2]].mean(), losses[3]
+    background = losses[[1, 4]]
+    expected = 2 * superloss(instance, tau, lam) + superloss(single, tau, lam)
+    expected += (superloss(background, tau, lam) if scope == "all" else background).sum()
+    torch.testing.assert_close(value, expected / 5)
+    with EventStorage(), pytest.raises(ValueError, match="GRANULARITY 'instance' needs"):
+        term(losses, ids >= 0, 5)
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_instance_granularity_gives_an_annotation_one_confidence(detector):
+    granularity = [f"MODEL.SUPERLOSS.{term}.GRANULARITY" for term in ("CLS", "BOX_REG")]
+    model = superloss_model(detector, granularity[0], "instance", granularity[1], "instance")
+    seen = []
+    for term in cls_terms(model):
+        term.observers.append(lambda *tensors: seen.append(tensors))
+    for step in range(2):  # the second one meets a tau that is not its own mean
+        seen.clear()
+        run_losses(model, make_batch(seed=step))
+        for ids, _, sigma, _ in seen:
+            for i in ids.unique():
+                assert sigma[ids == i].unique().numel() == 1
+        ids, losses, sigma, _ = seen[0]
+        assert sigma.unique().numel() > 1
+        assert losses.unique().numel() > ids.unique().numel()
+
+
+@pytest.mark.parametrize("detector", ["standard", "cascade", "retinanet"])
+def test_warm_up_trains_on_the_plain_loss_while_tau_learns(detector):
+    opts = ("MODEL.SUPERLOSS.WARMUP_ITERS", 2)
+    stock = build(small_config(detector, superloss=False))
+    model = superloss_model(detector, *opts)
+    for iteration, is_stock in ((0, True), (1, True), (2, False)):
+        # Side by side, as RetinaNet's normalizer moves with every step.
+        stock_losses, _, _ = run_losses(stock, make_batch(seed=iteration))
+        before = [t.superloss.tau.clone() for t in cls_terms(model)]
+        losses, _, _ = run_losses(model, make_batch(seed=iteration), start_iter=iteration)
+        for key, value in stock_losses.items():
+            if key.startswith(("loss_cls", "loss_box_reg")) and not is_stock:
+                assert abs(losses[key] - value) > 1e-3
+            else:
+                torch.testing.assert_close(losses[key], value)
+        assert all(not torch.equal(a, t.superloss.tau) for a, t in zip(before, cls_terms(model)))
