@@ -106,7 +106,7 @@ STUDY = Study(
     tasks={"contrastive": make_task},
     taus=("Avg",),
     lrs=(1e-4, 3e-4, 1e-3, 3e-3),
-    num_epochs=40,
+    num_epochs=30,
     lams=(0.003, 0.01, 0.03, 0.1, 0.3),
 )
 

@@ -70,7 +70,6 @@ STUDY = Study(
     taus=("Avg", "ExpAvg"),
     lrs=(3e-4, 1e-3, 3e-3, 1e-2),
     lams=(0.1, 0.3, 1.0, 3.0, 10.0),
-    num_epochs=100,
 )
 
 if __name__ == "__main__":
