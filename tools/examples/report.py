@@ -11,7 +11,7 @@ from tabulate import tabulate
 __all__ = ["draw", "markdown"]
 
 BASELINE = "baseline"
-EPOCHS = {"last": "after the last epoch", "best": "at the epoch that validation chooses"}
+EPOCHS = {"last": "after the last epoch", "best": "at the best epoch on validation"}
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -47,14 +47,21 @@ def _unique(entries: Iterable[dict[str, Any]], key: str) -> list[Any]:
     return list(dict.fromkeys(entry[key] for entry in entries))
 
 
-def _spread(values: Any, standard_error: bool = False) -> str:
-    """Mean ± deviation, three or four digits."""
+def _spread(values: Any) -> str:
+    """Mean ± standard deviation, three digits."""
     values = np.asarray(values)
     digits = 1 if np.abs(values).max() >= 10 else 2
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
-    deviation = values.std(ddof=1) / (math.sqrt(len(values)) if standard_error else 1)
-    return f"{values.mean():.{digits}f} ± {deviation:.{digits}f}"
+    return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
+
+
+def _difference(values: np.ndarray) -> str:
+    """Mean ± standard error, with a sign."""
+    if len(values) == 1:
+        return f"{values[0]:+.2f}"
+    error = values.std(ddof=1) / math.sqrt(len(values))
+    return f"{values.mean():+.2f} ± {error:.2f}"
 
 
 def _table(corner: str, rows: dict[str, list[str]], columns: Iterable[str]) -> str:
@@ -95,10 +102,7 @@ def _against_baseline(entries: list[dict[str, Any]]) -> dict[str, dict[float, np
 
 def _differences(entries: list[dict[str, Any]]) -> str:
     rows = {
-        method: [
-            f"{'+' if d.mean() > 0 else ''}{_spread(d, standard_error=True)}"
-            for d in by_rate.values()
-        ]
+        method: [_difference(difference) for difference in by_rate.values()]
         for method, by_rate in _against_baseline(entries).items()
     }
     return _table("replaced labels", rows, _percent(_unique(entries, "rate")))
@@ -108,7 +112,7 @@ def _below(entries: list[dict[str, Any]], higher_is_better: bool) -> str:
     """Where the bar, at or above the baseline from 20 % noise on, is missed."""
     sign = 1 if higher_is_better else -1
     missed = [
-        f"{method} at {100 * rate:g} % ({_spread(difference, standard_error=True)})"
+        f"{method} at {100 * rate:g} % ({_difference(difference)})"
         for method, by_rate in _against_baseline(entries).items()
         for rate, difference in by_rate.items()
         if rate >= 0.2 and sign * difference.mean() < 0
@@ -152,13 +156,15 @@ def draw(results: dict[str, Any], path: Path) -> None:
             for method, of_method in _by_method(entries).items():
                 style = {"color": "black", "linestyle": "--"} if method == BASELINE else {}
                 _line(axes, [100 * e["rate"] for e in of_method], of_method, method, **style)
-            axes.set(title=f"{task}, {words}", xlabel="replaced labels, %")
+            axes.set_title(f"{task}, {words}", fontsize=9)
+            axes.set_xlabel("replaced labels, %")
         if results["sweep"]:
             entries = [e for e in results["sweep"] if e["task"] == task]
             for rate in _unique(entries, "rate"):
                 of_rate = [e for e in entries if e["rate"] == rate]
                 _line(row[-1], [e["lambda"] for e in of_rate], of_rate, f"{100 * rate:g} %")
-            row[-1].set(title=f"{task}, {entries[0]['method']}", xlabel="λ", xscale="log")
+            row[-1].set_title(f"{task}, {entries[0]['method']}, after the last epoch", fontsize=9)
+            row[-1].set(xlabel="λ", xscale="log")
         for axes in row:
             axes.set_ylabel(results["metric"])
             axes.grid(alpha=0.3)
