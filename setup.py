@@ -11,7 +11,10 @@ VERSION = re.search(
 ).group(1)
 
 DEMO = ["scikit-learn", "matplotlib"]
-TEST = [*DEMO, "pytest", "pytest-xdist", "hypothesis", "mpmath"]
+AUDIT = ["cleanlab", "scikit-learn", "matplotlib"]
+TEST = [*DEMO, *AUDIT, "pytest", "pytest-xdist", "hypothesis", "mpmath"]
+# What single tests drive, and skip without: a browser, and PointRend, which imports OpenCV.
+TEST += ["selenium", "opencv-python-headless"]
 DEV = [*TEST, "scipy", "ruff", "mypy", "types-tabulate", "types-PyYAML", "types-tqdm"]
 
 setup(
@@ -25,7 +28,11 @@ setup(
     # The shipped configs become the package sl_detectron.configs.
     packages=[*find_packages(include=["sl_detectron*"]), "sl_detectron.configs"],
     package_dir={"sl_detectron.configs": "configs"},
-    package_data={"sl_detectron.configs": ["**/*.yaml"], "sl_detectron": ["py.typed"]},
+    package_data={
+        "sl_detectron.configs": ["**/*.yaml", "LazyConfig/*.py"],
+        "sl_detectron.audit": ["page/*"],
+        "sl_detectron": ["py.typed"],
+    },
     install_requires=[
         "torch>=2.1",
         "fvcore",
@@ -36,5 +43,5 @@ setup(
         "tabulate",
         "tqdm",
     ],
-    extras_require={"demo": DEMO, "test": TEST, "dev": DEV},
+    extras_require={"demo": DEMO, "audit": AUDIT, "test": TEST, "dev": DEV},
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances, PolygonMasks
+from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 from sl_detectron.model_zoo import get_config
@@ -15,6 +15,7 @@ from sl_detectron.model_zoo import get_config
 REPO = Path(__file__).resolve().parent.parent
 IMAGE_SIZE = (96, 128)
 NUM_CLASSES = 5
+NUM_KEYPOINTS = 3
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +31,8 @@ def datasets_root() -> Path:
 DETECTORS = {
     "standard": "SuperLossStandardROIHeads",
     "standard_masks": "SuperLossStandardROIHeads",
+    "standard_keypoints": "SuperLossStandardROIHeads",
+    "standard_sigmoid": "SuperLossStandardROIHeads",
     "c4": "SuperLossRes5ROIHeads",
     "c4_masks": "SuperLossRes5ROIHeads",
     "cascade": "SuperLossCascadeROIHeads",
@@ -42,6 +45,13 @@ def small_config(detector: str, superloss: bool) -> CfgNode:
     cfg = get_config("Toy/retinanet.yaml" if detector == "retinanet" else "Toy/faster_rcnn.yaml")
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = NUM_CLASSES
     cfg.MODEL.MASK_ON = detector.endswith("masks")
+    if detector.endswith("keypoints"):
+        cfg.MODEL.KEYPOINT_ON = True
+        cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = NUM_KEYPOINTS
+        cfg.MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS = (16,)
+    elif detector.endswith("sigmoid"):
+        require_sigmoid_classification(cfg)
+        cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE = True
     if detector.startswith("c4"):
         cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
         cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res4"]
@@ -60,13 +70,19 @@ def small_config(detector: str, superloss: bool) -> CfgNode:
     return cfg
 
 
+def require_sigmoid_classification(cfg: CfgNode) -> None:
+    """Skip a test where detectron2 is older than its sigmoid and federated losses."""
+    if "USE_SIGMOID_CE" not in cfg.MODEL.ROI_BOX_HEAD:
+        pytest.skip("this detectron2 has no USE_SIGMOID_CE")
+
+
 def build(cfg: CfgNode, seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
     return build_model(cfg).train()
 
 
 def make_batch(num_objects: tuple[int, ...] = (3, 1), seed: int = 0) -> list[dict]:
-    """One image for each entry of ``num_objects``, with that many boxes, classes and masks."""
+    """One image for each entry of ``num_objects``: that many boxes with class, mask, keypoints."""
     generator = torch.Generator().manual_seed(seed)
     height, width = IMAGE_SIZE
     batch = []
@@ -79,6 +95,10 @@ def make_batch(num_objects: tuple[int, ...] = (3, 1), seed: int = 0) -> list[dic
         instances.gt_masks = PolygonMasks(
             [[torch.stack([b[[0, 2, 2, 0]], b[[1, 1, 3, 3]]], 1).flatten().numpy()] for b in boxes]
         )
+        points = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
+        visible = torch.full((count, 1, 1), 2.0)
+        keypoints = torch.cat([points, visible], dim=2).repeat(1, NUM_KEYPOINTS, 1)
+        instances.gt_keypoints = Keypoints(keypoints)
         image = torch.randint(0, 256, (3, *IMAGE_SIZE), generator=generator).float()
         batch.append({"image": image, "instances": instances, "height": height, "width": width})
     return batch

@@ -1,5 +1,8 @@
 """Every shipped config merges, builds and trains a step."""
 
+import math
+import re
+
 import pytest
 import torch
 from conftest import REPO, make_batch, run_losses
@@ -41,3 +44,30 @@ def test_noise_and_lambda_follow_the_paper(name):
 def test_unknown_config_lists_the_known():
     with pytest.raises(ValueError, match=r"Toy/rcnn\.yaml.*Toy/faster_rcnn\.yaml"):
         get_config_file("Toy/rcnn.yaml")
+
+
+CONTROLS = [n for n in CONFIGS if "Controls" in n]
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_a_control_differs_in_one_thing(name):
+    """From the SuperLoss config of the same detector and noise."""
+    folder, _, leaf = name.split("/")
+    base, kind = re.fullmatch(
+        r"(.*)_(equal_weight|scope_all|box_only|cls_and_box|instance)\.yaml", leaf
+    ).groups()
+    expected = get_config(f"{folder}/{base}.yaml")
+    node = expected.MODEL.SUPERLOSS
+    if kind == "equal_weight":
+        node.CLS.FIXED_SIGMA = round(math.e, 9)
+    elif kind == "scope_all":
+        node.CLS.SCOPE = "all"
+    elif kind == "instance":
+        node.CLS.GRANULARITY = "instance"
+    else:
+        node.BOX_REG.ENABLED, node.CLS.ENABLED = True, kind == "cls_and_box"
+    assert get_config(name) == expected
+
+
+def test_every_detector_has_every_control():
+    assert len(CONTROLS) == 2 * 2 * 5

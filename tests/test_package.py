@@ -21,7 +21,8 @@ ALLOWED = {
     "modeling": {"losses"},
     "data": set(),
     "evaluation": {"data"},
-    "engine": {"config", "model_zoo", "losses", "modeling", "data", "evaluation"},
+    "audit": {"data"},
+    "engine": {"config", "model_zoo", "losses", "modeling", "data", "evaluation", "audit"},
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
@@ -92,7 +93,7 @@ def test_import_registers_and_changes_no_default():
         "print(sorted(set(DatasetCatalog) - known))\n"
         "print(all(hasattr(sl_detectron, n) for n in sl_detectron.__all__))"
     )
-    heads = ["Cascade", "Res5", "Standard"]
+    heads = ["Cascade", "R", "Res5", "Standard"]
     registered = sorted(["SuperLossRetinaNet", *(f"SuperLoss{h}ROIHeads" for h in heads)])
     datasets = ["toy_digits_test", "toy_digits_train"]
     assert done.stdout == f"{registered}\n{datasets}\nTrue\n", done.stderr
@@ -115,4 +116,5 @@ def test_wheel_carries_configs_and_type_marker(tmp_path):
     configs = {p.relative_to(REPO).as_posix() for p in (REPO / "configs").rglob("*.yaml")}
     sources = {p.relative_to(REPO).as_posix() for p in SOURCES}
     assert {f"sl_detectron/{name}" for name in configs} <= names
-    assert sources | {"sl_detectron/py.typed"} <= names
+    pages = {p.relative_to(REPO).as_posix() for p in PACKAGE.glob("audit/page/*")}
+    assert sources | pages | {"sl_detectron/py.typed"} <= names

@@ -2,12 +2,15 @@
 
 import logging
 
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+from ..audit import AUDIT_JSON, AnnotationTracker, write_audit
 from ..losses import SuperLoss
+from .label_audit import audit_tracked
 
-__all__ = ["LogTau"]
+__all__ = ["LogTau", "TrackAnnotations"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,3 +34,37 @@ class LogTau(HookBase):
         by_rank = comm.gather(taus)
         for name in taus if by_rank else ():
             logger.info("tau by rank of %s: %s", name, [rank[name] for rank in by_rank])
+
+
+class TrackAnnotations(HookBase):
+    """Keep the checkpoints' annotation statistics complete; write the label audit after training.
+
+    Register it before the hook that writes checkpoints.
+
+    Args:
+        tracker: what the loss terms tell about every annotation
+        cfg: of the run; the audit goes into its ``OUTPUT_DIR``
+    """
+
+    def __init__(self, tracker: AnnotationTracker, cfg: CfgNode):
+        self.tracker = tracker
+        self.cfg = cfg
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 or done >= self.trainer.max_iter:
+            self.tracker.synchronize()
+
+    def after_train(self) -> None:
+        # Called after an exception too: the statistics are then of this process alone.
+        if self.trainer.iter < self.trainer.max_iter or not comm.is_main_process():
+            return
+        if not self.tracker.statistics().num_samples.any():
+            logger.warning(
+                "No annotation was tracked: the training loader gives no gt_annotation_ids; build "
+                "it with sl_detectron.data.build_noisy_train_loader(cfg, mapper)"
+            )
+            return
+        audit = audit_tracked(self.cfg, self.tracker)
+        write_audit(audit, self.cfg.OUTPUT_DIR)
+        logger.info("Ranked %d annotations: %s", len(audit.annotations), AUDIT_JSON)

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
@@ -15,12 +16,14 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..config import add_superloss_config
-from ..data import build_noisy_train_loader
+from ..data import build_noisy_train_loader, noisy_dataset_dicts
 from ..evaluation import build_evaluator
+from ..losses import DataParams
 from ..modeling import SuperLossTerm
-from .hooks import LogTau
+from .hooks import LogTau, TrackAnnotations
+from .label_audit import build_annotation_tracker
 
-__all__ = ["SuperLossTrainer"]
+__all__ = ["SuperLossTrainer", "distribute"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,16 +53,21 @@ class SuperLossTrainer(DefaultTrainer):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = _count_annotations(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        model = _distribute(model)
+        model = distribute(model)
         trainer_type = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = trainer_type(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DetectionCheckpointer(
             model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
+        # None where nothing is tracked.
+        self.annotation_tracker = build_annotation_tracker(cfg, model, data_loader)
+        if self.annotation_tracker is not None:
+            self.checkpointer.add_checkpointable("annotation_tracker", self.annotation_tracker)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -75,8 +83,10 @@ class SuperLossTrainer(DefaultTrainer):
         return getattr(self, "_last_eval_results", {})
 
     def build_hooks(self) -> list[HookBase | None]:
-        """The stock hooks and :class:`~sl_detectron.engine.hooks.LogTau`."""
-        return [*super().build_hooks(), LogTau()]
+        """The stock hooks with those of :mod:`~sl_detectron.engine.hooks` around them."""
+        tracker = self.annotation_tracker
+        first = [] if tracker is None else [TrackAnnotations(tracker, self.cfg)]
+        return [*first, *super().build_hooks(), LogTau()]
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -93,6 +103,17 @@ class SuperLossTrainer(DefaultTrainer):
         return model
 
     @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """The stock optimizer; the temperatures of "data_params" get settings of their own."""
+        optimizer = super().build_optimizer(cfg, model)
+        for criterion in (m for m in model.modules() if isinstance(m, DataParams)):
+            own = {id(p) for p in criterion.parameters()}
+            for group in optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if id(p) not in own]
+            optimizer.add_param_group(criterion.param_group(cfg.MODEL.SUPERLOSS.DATA_PARAMS.LR))
+        return optimizer
+
+    @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:
         """Loader over ``DATASETS.TRAIN`` with the noise of ``DATASETS.LABEL_NOISE``."""
         return build_noisy_train_loader(cfg)
@@ -105,7 +126,22 @@ class SuperLossTrainer(DefaultTrainer):
         )
 
 
-def _distribute(model: nn.Module) -> nn.Module:
+def _count_annotations(cfg: CfgNode) -> CfgNode:
+    """The config with the number of training annotations, where the loss learns for each."""
+    node = cfg.MODEL.SUPERLOSS
+    if node.CLS.LOSS != "data_params" or node.DATA_PARAMS.NUM_ANNOTATIONS:
+        return cfg
+    sets = noisy_dataset_dicts(cfg)
+    cfg = cfg.clone()
+    cfg.defrost()
+    # The largest id and one: images that a filter dropped have used up theirs.
+    ids = [a["annotation_id"] for rs in sets.values() for r in rs for a in r.get("annotations", ())]
+    cfg.MODEL.SUPERLOSS.DATA_PARAMS.NUM_ANNOTATIONS = max(ids, default=-1) + 1
+    cfg.freeze()
+    return cfg
+
+
+def distribute(model: nn.Module) -> nn.Module:
     """:func:`create_ddp_model`; DDP takes device_ids for modules on GPUs only."""
     on_cpu = next(model.parameters()).device.type == "cpu"
     kwargs = {"device_ids": None} if on_cpu else {}

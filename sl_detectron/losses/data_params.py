@@ -126,6 +126,7 @@ class DataParams(nn.Module):
         """
         return {"params": list(self.parameters()), "lr": lr, "momentum": 0.0, "weight_decay": 0.0}
 
+    @torch.jit.unused
     def forward(self, logits: Tensor, labels: Tensor, ids: Tensor | None = None) -> Tensor:
         """Cross-entropy of sigma * logits, plus lam * log(temperature)^2 of each parameter in it.
 

@@ -34,6 +34,7 @@ class FixedConfidence(nn.Module):
             raise ValueError(f"sigma must be a finite number above 0; got {sigma!r}")
         self.sigma = float(sigma)
 
+    @torch.jit.unused
     def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
         """The weighted losses, shape and dtype of the losses; plain outside the mask."""
         return self.with_confidence(losses, mask)[0]

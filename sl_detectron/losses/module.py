@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .superloss import check_samples, superloss_with_confidence
@@ -57,10 +58,12 @@ class SuperLoss(nn.Module):
         self.threshold = _build_threshold(tau, num_outcomes, momentum)
 
     @property
+    @torch.jit.unused
     def tau(self) -> Tensor:
         """The tau that the next call reads, 0-d float64; a running one is nan before any loss."""
         return self.threshold.tau
 
+    @torch.jit.unused
     def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
         """SL of the losses; in training a running tau then takes them in.
 

@@ -64,6 +64,7 @@ class ConstantTau(_KeepDtype):
         self.tau.fill_(self.value)
         return self
 
+    @torch.jit.unused
     def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
         """The constant, 0-d float64."""
         return self.tau.clone()
@@ -95,10 +96,12 @@ class AverageTau(_KeepDtype):
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     @property
+    @torch.jit.unused
     def tau(self) -> Tensor:
         """The tau that the next batch gets, 0-d float64; nan before the first loss."""
         return torch.where(self.count > 0, self.mean, math.nan)
 
+    @torch.jit.unused
     def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
         """The tau of this batch; in training the batch then enters the average.
 

@@ -1,15 +1,19 @@
 """From the keys of ``MODEL.SUPERLOSS`` to the terms of a detector's loss."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
+from torch import Tensor
 
-from ..losses import FixedConfidence, SuperLoss
+from ..losses import CLASSIFICATION_LOSSES, DataParams, FixedConfidence, SuperLoss
 from .superloss_term import SCOPES, SuperLossTerm
 
-__all__ = ["superloss_terms_from_config"]
+__all__ = ["ClassificationLoss", "classification_loss_from_config", "superloss_terms_from_config"]
+
+# Of logits (R, C) and labels (R,); DataParams also takes annotation ids (R,).
+ClassificationLoss = Callable[[Tensor, Tensor], Tensor] | DataParams
 
 TAU_NAMES = ("logC", "Avg", "ExpAvg")
 NUM_OUTCOMES = ("K+1", "K")
@@ -48,6 +52,41 @@ def superloss_terms_from_config(
         "superloss_cls": _build_term("CLS", node, num_outcomes, cls_granularities),
         "superloss_box_reg": _build_term("BOX_REG", node, None, ("sample", "instance")),
     }
+
+
+def classification_loss_from_config(cfg: CfgNode, softmax: bool) -> ClassificationLoss | None:
+    """The loss of ``MODEL.SUPERLOSS.CLS.LOSS`` where it is not the head's own.
+
+    Args:
+        cfg: a config with the keys of :func:`~sl_detectron.add_superloss_config`
+        softmax: whether the head classifies by a softmax
+
+    Returns:
+        a per-sample loss; None for the head's own. "data_params" without ``NUM_ANNOTATIONS`` can
+        predict, but raises when it is trained.
+
+    Raises:
+        ValueError: an unknown loss, or one that needs a softmax where there is none
+    """
+    node = cfg.MODEL.SUPERLOSS
+    name, names = node.CLS.LOSS, (*CLASSIFICATION_LOSSES, "data_params")
+    _check(name in names, "CLS.LOSS", name, f"one of {names}")
+    if name == "cross_entropy":
+        return None
+    _check(softmax, "CLS.LOSS", name, "'cross_entropy' where classification is not a softmax")
+    if name != "data_params":
+        return CLASSIFICATION_LOSSES[name]
+    lam, num = node.DATA_PARAMS.LAMBDA, node.DATA_PARAMS.NUM_ANNOTATIONS
+    _check(0 <= lam < math.inf, "DATA_PARAMS.LAMBDA", lam, "a finite number, at least 0")
+    _check(num >= 0, "DATA_PARAMS.NUM_ANNOTATIONS", num, "0 or above")
+    return DataParams(num_samples=num, lam=lam) if num else _uncounted
+
+
+def _uncounted(logits: Tensor, labels: Tensor) -> Tensor:
+    raise ValueError(
+        "MODEL.SUPERLOSS.DATA_PARAMS.NUM_ANNOTATIONS is 0, but data_params learns a number for "
+        "every training annotation: set it, or train with SuperLossTrainer, which counts them"
+    )
 
 
 def _check(ok: bool, key: str, value: Any, accepted: str) -> None:

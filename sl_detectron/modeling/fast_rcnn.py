@@ -4,7 +4,7 @@ Shape legend: R RoIs of a batch, M foreground RoIs, K foreground classes (class 
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -16,10 +16,15 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from ..losses import DataParams
 from .annotation_ids import annotation_ids_of
 from .box_regression import box_regression_losses
-from .build import superloss_terms_from_config
-from .superloss_term import LOG_PERIOD, SuperLossTerm
+from .build import (
+    ClassificationLoss,
+    classification_loss_from_config,
+    superloss_terms_from_config,
+)
+from .superloss_term import LOG_PERIOD, SuperLossTerm, reduce_losses
 
 __all__ = ["SuperLossFastRCNNOutputLayers", "to_superloss_output_layers"]
 
@@ -67,6 +72,7 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers):
         *,
         superloss_cls: SuperLossTerm | None = None,
         superloss_box_reg: SuperLossTerm | None = None,
+        classification_loss: ClassificationLoss | None = None,
         **kwargs: Any,
     ):
         """
@@ -74,10 +80,13 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers):
             input_shape, kwargs: see :class:`FastRCNNOutputLayers`
             superloss_cls: the classification term; None keeps the stock loss
             superloss_box_reg: the box regression term; None keeps the stock loss
+            classification_loss: another loss than the softmax cross-entropy, per RoI, with or
+                without a term; None keeps it
         """
         super().__init__(input_shape, **kwargs)
         self.superloss_cls = superloss_cls
         self.superloss_box_reg = superloss_box_reg
+        self.classification_loss = classification_loss
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -86,6 +95,7 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers):
         return {
             **super().from_config(cfg, input_shape),
             **superloss_terms_from_config(cfg, num_classes if softmax else None),
+            "classification_loss": classification_loss_from_config(cfg, softmax),
         }
 
     def losses(
@@ -96,37 +106,48 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers):
         The methods that the base class calls return detectron2's plain mean and leave what it is
         the mean of.
         """
-        candidates = {"loss_cls": self.superloss_cls, "loss_box_reg": self.superloss_box_reg}
-        terms = {key: term for key, term in candidates.items() if term is not None}
-        if not terms:
+        terms = {"loss_cls": self.superloss_cls, "loss_box_reg": self.superloss_box_reg}
+        replaced = [key for key, term in terms.items() if term is not None]
+        if self.classification_loss is not None and "loss_cls" not in replaced:
+            replaced.append("loss_cls")
+        if not replaced:
             return super().losses(predictions, proposals)
         scores = predictions[0]
         gt_classes = _gt_classes(proposals, scores)
+        foreground = self._is_foreground(gt_classes)
+        ids = annotation_ids_of(proposals, foreground)
         self._samples = {}
         try:
             losses = dict(super().losses(predictions, proposals))
             samples = self._samples
         finally:
             self._samples = None
-        if "loss_cls" not in samples:
+        if self.classification_loss is not None:
+            samples["loss_cls"] = _Samples(self._other_losses(scores, gt_classes, ids))
+        elif "loss_cls" not in samples:
             samples["loss_cls"] = _Samples(self.classification_losses(scores, gt_classes))
+        # Divide by R, not by foreground: each foreground RoI keeps equal weight in every batch.
         num_rois = max(gt_classes.numel(), 1)
-        self._compare({key: losses[key] for key in terms}, samples, num_rois)
-        foreground = self._is_foreground(gt_classes)
-        ids = annotation_ids_of(proposals, foreground)
-        for key, term in terms.items():
+        self._compare({key: losses[key] for key in replaced}, samples, num_rois)
+        for key in replaced:
             index = samples[key].index
             where = slice(None) if index is None else index
-            # Divide by R, not by foreground: each foreground RoI keeps equal weight in every batch.
-            superloss = term(
+            loss = reduce_losses(
+                terms[key],
                 samples[key].losses,
                 foreground[where],
                 num_rois,
                 None if ids is None else ids[where],
-                lambda where=where: self._foreground_probabilities(scores[where]),
+                partial(self._foreground_probabilities, scores[where]),
             )
-            losses[key] = superloss * self.loss_weight.get(key, 1.0)
+            losses[key] = loss * self.loss_weight.get(key, 1.0)
         return losses
+
+    def _other_losses(self, scores: Tensor, gt_classes: Tensor, ids: Tensor | None) -> Tensor:
+        other: Any = self.classification_loss
+        if isinstance(other, DataParams):
+            return other(scores, gt_classes, ids)
+        return other(scores, gt_classes)
 
     def classification_losses(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
         """Softmax cross-entropy of each RoI, or sigmoid cross-entropy summed over its classes.
@@ -236,6 +257,8 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers):
         """
         cls = type(self)
         keys = [k for k in own_losses if any(_has_own(cls, maker) for maker in _MAKERS[k])]
+        if self.classification_loss is not None:
+            keys = [k for k in keys if k != "loss_cls"]  # another loss is what was asked for
         logs = (get_event_storage().iter + 1) % LOG_PERIOD == 0
         if not keys or (self._compared and not logs):
             return
@@ -284,6 +307,7 @@ def to_superloss_output_layers(
     predictor: nn.Module,
     superloss_cls: SuperLossTerm | None,
     superloss_box_reg: SuperLossTerm | None,
+    classification_loss: ClassificationLoss | None = None,
 ) -> nn.Module:
     """Give a built predictor the SuperLoss, in place.
 
@@ -295,6 +319,7 @@ def to_superloss_output_layers(
         predictor: an instance of :class:`FastRCNNOutputLayers` or of a subclass
         superloss_cls: the classification term; None keeps the stock loss
         superloss_box_reg: the box regression term; None keeps the stock loss
+        classification_loss: another loss than the softmax cross-entropy; None keeps it
 
     Returns:
         ``predictor``, with the same parameters and state-dict keys
@@ -311,4 +336,5 @@ def to_superloss_output_layers(
     predictor.__class__ = _superloss_class(stock_class)
     predictor.superloss_cls = superloss_cls
     predictor.superloss_box_reg = superloss_box_reg
+    predictor.classification_loss = classification_loss
     return predictor

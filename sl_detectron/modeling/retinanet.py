@@ -3,7 +3,6 @@
 Shape legend: N images, R anchors of an image over all levels, K classes, M foreground anchors.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,8 +15,8 @@ from fvcore.nn import sigmoid_focal_loss
 
 from .annotation_ids import ids_by_target, with_annotation_ids
 from .box_regression import box_regression_losses
-from .build import superloss_terms_from_config
-from .superloss_term import GRANULARITIES, SuperLossTerm
+from .build import classification_loss_from_config, superloss_terms_from_config
+from .superloss_term import GRANULARITIES, SuperLossTerm, reduce_losses
 
 __all__ = ["SuperLossRetinaNet"]
 
@@ -51,10 +50,9 @@ class SuperLossRetinaNet(RetinaNet):
 
     @classmethod
     def from_config(cls, cfg):
-        return {
-            **super().from_config(cfg),
-            **superloss_terms_from_config(cfg, None, cls_granularities=GRANULARITIES),
-        }
+        terms = superloss_terms_from_config(cfg, None, cls_granularities=GRANULARITIES)
+        classification_loss_from_config(cfg, softmax=False)  # to refuse any but its own
+        return {**super().from_config(cfg), **terms}
 
     @torch.no_grad()
     def label_anchors(
@@ -111,16 +109,20 @@ class SuperLossRetinaNet(RetinaNet):
         ids = None if self._annotation_ids is None else torch.stack(self._annotation_ids)
         self._annotation_ids = None
         valid = (labels >= 0).nonzero(as_tuple=True)
+        valid_losses = losses_cls[valid]
+        valid_foreground = foreground[valid]
+        if valid_losses.dim() > 1:  # of every class: as much foreground as their anchor
+            valid_foreground = valid_foreground[:, None].expand_as(valid_losses)
         return {
-            "loss_cls": self._reduce(
+            "loss_cls": reduce_losses(
                 self.superloss_cls,
-                losses_cls[valid],
-                foreground[valid],
+                valid_losses,
+                valid_foreground,
                 normalizer,
                 None if ids is None else ids[valid],
                 lambda: logits[valid].float().sigmoid(),
             ),
-            "loss_box_reg": self._reduce(
+            "loss_box_reg": reduce_losses(
                 self.superloss_box_reg,
                 losses_box,
                 torch.ones_like(losses_box, dtype=torch.bool),
@@ -158,18 +160,3 @@ class SuperLossRetinaNet(RetinaNet):
             self.box_reg_loss_type,
             self.smooth_l1_beta,
         )
-
-    @staticmethod
-    def _reduce(
-        term: SuperLossTerm | None,
-        losses: torch.Tensor,
-        foreground: torch.Tensor,
-        normalizer: float,
-        annotation_ids: torch.Tensor | None,
-        probabilities: Callable[[], torch.Tensor],
-    ) -> torch.Tensor:
-        if term is None:
-            return losses.sum() / normalizer
-        if losses.dim() > foreground.dim():
-            foreground = foreground.unsqueeze(-1).expand_as(losses)
-        return term(losses, foreground, normalizer, annotation_ids, probabilities)

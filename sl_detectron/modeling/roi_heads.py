@@ -18,7 +18,11 @@ from detectron2.modeling.roi_heads import (
 from detectron2.structures import Instances
 
 from .annotation_ids import FIELD, ids_by_target, with_annotation_ids
-from .build import superloss_terms_from_config
+from .build import (
+    ClassificationLoss,
+    classification_loss_from_config,
+    superloss_terms_from_config,
+)
 from .fast_rcnn import to_superloss_output_layers
 from .superloss_term import SuperLossTerm
 
@@ -30,6 +34,10 @@ __all__ = [
     "SuperLossRROIHeads",
     "superloss_roi_heads",
 ]
+
+# detectron2's scripting declares these for StandardROIHeads itself; TorchScript does not look at
+# base classes.
+_SCRIPT_CONSTANTS = {"mask_on": torch.jit.Final[bool], "keypoint_on": torch.jit.Final[bool]}
 
 
 class SuperLossROIHeadsMixin(ROIHeads):
@@ -51,6 +59,7 @@ class SuperLossROIHeadsMixin(ROIHeads):
         *args: Any,
         superloss_cls: SuperLossTerm | None = None,
         superloss_box_reg: SuperLossTerm | None = None,
+        classification_loss: ClassificationLoss | None = None,
         **kwargs: Any,
     ):
         """
@@ -58,6 +67,7 @@ class SuperLossROIHeadsMixin(ROIHeads):
             args, kwargs: of the heads that are extended: a config and an input shape, or arguments
             superloss_cls: the classification term; None keeps the stock loss
             superloss_box_reg: the box regression term; None keeps the stock loss
+            classification_loss: another loss than the heads' own softmax cross-entropy
 
         Raises:
             ValueError: the heads have no :class:`FastRCNNOutputLayers`
@@ -69,14 +79,22 @@ class SuperLossROIHeadsMixin(ROIHeads):
                 f"{type(self).__name__} has no box predictor derived from FastRCNNOutputLayers, "
                 "which the SuperLoss needs"
             )
-        terms = {"superloss_cls": superloss_cls, "superloss_box_reg": superloss_box_reg}
+        losses: dict[str, Any] = {
+            "superloss_cls": superloss_cls,
+            "superloss_box_reg": superloss_box_reg,
+            "classification_loss": classification_loss,
+        }
         cfg = next((a for a in (*args, *kwargs.values()) if isinstance(a, CfgNode)), None)
         for predictor in predictors:
             if cfg is not None:
                 softmax = not getattr(predictor, "use_sigmoid_ce", False)
-                terms = superloss_terms_from_config(cfg, predictor.num_classes if softmax else None)
-            if cfg is not None or any(terms.values()):
-                to_superloss_output_layers(predictor, **copy.deepcopy(terms))
+                num_classes = predictor.num_classes if softmax else None
+                losses = {
+                    **superloss_terms_from_config(cfg, num_classes),
+                    "classification_loss": classification_loss_from_config(cfg, softmax),
+                }
+            if cfg is not None or any(losses.values()):
+                to_superloss_output_layers(predictor, **copy.deepcopy(losses))
 
     @torch.no_grad()
     def label_and_sample_proposals(
@@ -124,7 +142,10 @@ def superloss_roi_heads(heads: type[ROIHeads]) -> type[ROIHeads]:
         raise TypeError(f"superloss_roi_heads takes a subclass of ROIHeads; got {heads!r}")
     if issubclass(heads, SuperLossROIHeadsMixin):
         return heads
-    name, namespace = f"SuperLoss{heads.__name__}", {"__module__": heads.__module__}
+    name = f"SuperLoss{heads.__name__}"
+    namespace: dict[str, Any] = {"__module__": heads.__module__}
+    if issubclass(heads, StandardROIHeads):
+        namespace["__annotations__"] = _SCRIPT_CONSTANTS
     superloss_heads = type(name, (SuperLossROIHeadsMixin, heads), namespace)
     if name not in ROI_HEADS_REGISTRY:
         ROI_HEADS_REGISTRY.register(superloss_heads)
@@ -134,6 +155,8 @@ def superloss_roi_heads(heads: type[ROIHeads]) -> type[ROIHeads]:
 @ROI_HEADS_REGISTRY.register()
 class SuperLossStandardROIHeads(SuperLossROIHeadsMixin, StandardROIHeads):
     """:class:`StandardROIHeads` (FPN) with the SuperLoss; masks and keypoints as stock."""
+
+    __annotations__ = _SCRIPT_CONSTANTS
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..losses import FixedConfidence, SuperLoss, group_mean
 
-__all__ = ["GRANULARITIES", "SCOPES", "Observer", "SuperLossTerm"]
+__all__ = ["GRANULARITIES", "SCOPES", "Observer", "SuperLossTerm", "reduce_losses"]
 
 SCOPES = ("foreground", "all")
 # "class" is for the entries of a dense sigmoid loss: RetinaNet.
@@ -135,6 +135,20 @@ class SuperLossTerm(nn.Module):
             f"name={self.name!r}, scope={self.scope!r}, granularity={self.granularity!r}, "
             f"warmup_iters={self.warmup_iters}"
         )
+
+
+def reduce_losses(
+    term: SuperLossTerm | None,
+    losses: Tensor,
+    foreground: Tensor,
+    divisor: float,
+    annotation_ids: Tensor | None,
+    probabilities: Callable[[], Tensor],
+) -> Tensor:
+    """A call of the term, or the plain ``sum(losses) / divisor`` without one."""
+    if term is None:
+        return losses.sum() / divisor
+    return term(losses, foreground, divisor, annotation_ids, probabilities)
 
 
 def _pool(losses: Tensor, annotation_ids: Tensor | None) -> Tensor:

@@ -138,7 +138,7 @@ def test_unusual_xml_loads_as_the_noise_in_memory(tmp_path, kind, noises):
 def test_a_file_that_would_load_otherwise_stops_the_export(tmp_path, monkeypatch):
     root = write_devkit(tmp_path / "clean", XML)
     monkeypatch.setattr(
-        "sl_detectron.data.label_noise.export.voc_edits", lambda *_: [[Edit(0, b"", b"")]]
+        "sl_detectron.data.label_noise.devkit.voc_edits", lambda *_: [[Edit(0, b"", b"")]]
     )
     with pytest.raises(ValueError, match=r"a\.xml: its layout is not understood"):
         export_noisy_voc(

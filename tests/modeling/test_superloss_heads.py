@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DETECTORS, NUM_CLASSES, build, make_batch, run_losses, small_config
+from conftest import (
+    DETECTORS,
+    NUM_CLASSES,
+    build,
+    make_batch,
+    require_sigmoid_classification,
+    run_losses,
+    small_config,
+)
+from detectron2.config import get_cfg
 from detectron2.modeling.box_regression import (
     Box2BoxTransform,
     Box2BoxTransformRotated,
@@ -42,7 +51,7 @@ def test_box_losses_sum_to_detectron2s(loss_type):
     deltas = torch.randn(40, 4, generator=generator) * 0.3
     transform = Box2BoxTransform((10.0, 10.0, 5.0, 5.0))
     expected = _dense_box_regression_loss(
-        [anchors], transform, [deltas[None]], [gt_boxes], ..., loss_type, 0.5
+        [Boxes(anchors)], transform, [deltas[None]], [gt_boxes], ..., loss_type, 0.5
     )
     losses = box_regression_losses(anchors, gt_boxes, deltas, transform, loss_type, 0.5)
     assert losses.shape == (40,)
@@ -109,6 +118,7 @@ def test_roi_losses_against_a_loop(scope):
 
 
 def test_sigmoid_classification_is_one_sample_a_roi():
+    require_sigmoid_classification(get_cfg())
     (scores, deltas), proposals = roi_batch()
     layers = output_layers(SuperLossTerm("cls", SuperLoss(0.5, 1e6), "all"), use_sigmoid_ce=True)
     stock = output_layers(use_sigmoid_ce=True)
@@ -119,6 +129,7 @@ def test_sigmoid_classification_is_one_sample_a_roi():
 
 
 def test_federated_loss_draws_classes_once():
+    require_sigmoid_classification(get_cfg())
     frequencies = torch.ones(NUM_CLASSES)
     kwargs = {
         "use_sigmoid_ce": True,
@@ -175,6 +186,33 @@ def test_rotated_boxes():
             rtol=1e-4,
             atol=1e-5,
         )
+
+
+def test_rotated_heads():
+    """A detector of rotated boxes takes the terms; it runs where detectron2's ops are compiled."""
+    cfg = superloss_config("standard")
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "RRPN"
+    cfg.MODEL.RPN.HEAD_NAME = "StandardRPNHead"
+    cfg.MODEL.RPN.BBOX_REG_WEIGHTS = (1.0,) * 5
+    cfg.MODEL.ANCHOR_GENERATOR.NAME = "RotatedAnchorGenerator"
+    cfg.MODEL.ANCHOR_GENERATOR.ANGLES = [[0, 45]]
+    cfg.MODEL.ROI_HEADS.NAME = "SuperLossRROIHeads"
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIAlignRotated"
+    cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0, 1.0)
+    model = build(cfg)
+    assert isinstance(model.roi_heads.box_predictor.superloss_cls, SuperLossTerm)
+    if not hasattr(torch.ops.detectron2, "box_iou_rotated"):
+        pytest.skip("detectron2's compiled ops do not load: rotated boxes cannot be matched")
+    batch = make_batch()
+    for image in batch:
+        instances = image["instances"]
+        centers, sizes = instances.gt_boxes.get_centers(), instances.gt_boxes.tensor
+        boxes = torch.cat([centers, sizes[:, 2:] - sizes[:, :2], torch.zeros(len(sizes), 1)], 1)
+        instances.gt_boxes = RotatedBoxes(boxes)
+        instances.remove("gt_masks")
+    losses, gradients, _ = run_losses(model, batch)
+    assert all(v.isfinite() for v in losses.values())
+    assert all(g.isfinite().all() for g in gradients.values())
 
 
 @pytest.mark.parametrize("objects", [(0, 2), (0, 0)])

@@ -187,12 +187,14 @@ def test_an_error_half_way_leaves_nothing(devkit, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["VOC2007"]
 
 
-@pytest.mark.parametrize("step", ["voc_edits", "_write_manifest", "plot_confusion"])
+@pytest.mark.parametrize(
+    "step", ["devkit.voc_edits", "export.write_manifest", "export.plot_confusion"]
+)
 def test_killed_half_way_leaves_nothing_that_looks_finished(devkit, tmp_path, step):
     script = (
         "import os, signal, runpy, sys\n"
-        "from sl_detectron.data.label_noise import export\n"
-        f"export.{step} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from sl_detectron.data.label_noise import devkit, export\n"
+        f"{step} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )

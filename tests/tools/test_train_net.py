@@ -171,3 +171,56 @@ def test_errors_are_one_line(train_net, tmp_path):
     assert re.fullmatch(r"train_net.py: error: .*nowhere\.yaml.*", done.stderr.splitlines()[-1])
     assert "Traceback" not in done.stderr
     assert "Traceback" in train_net("--debug", "--config-file", "nowhere.yaml").stderr
+
+
+LAZY = str(REPO / "configs" / "LazyConfig" / "toy_faster_rcnn_superloss.py")
+
+
+def test_lazy_config_trains_resumes_and_is_evaluated(train_net, tmp_path):
+    """The example, with a smaller batch: train, evaluate, go on from the checkpoint."""
+    opts = [f"train.output_dir={tmp_path}", "dataloader.train.total_batch_size=2"]
+    done = train_net("--config-file", LAZY, *opts, "train.max_iter=3", "train.eval_period=3")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"copypaste: AP,AP50,AP75\n.*copypaste: [\d.,]+", done.stdout)
+    more = ["train.max_iter=5", "train.eval_period=0"]
+    done = train_net("--resume", "--config-file", LAZY, *opts, *more)
+    assert done.returncode == 0, done.stderr
+    assert "Starting training from iteration 3" in done.stdout
+    assert re.search(r"tau by rank of roi_heads.box_predictor.superloss_cls.*2\.39789", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["train.max_iter"], "cannot apply"),
+        (["train=["], "cannot apply"),
+        (["~train"], "cannot apply"),
+    ],
+)
+def test_lazy_config_errors_are_one_line(train_net, opts, message):
+    done = train_net("--config-file", LAZY, *opts)
+    assert done.returncode == 2
+    line = done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert re.search(rf"train_net\.py: error: .*toy_faster_rcnn_superloss\.py.*({message})", line)
+
+
+def test_data_params_learn_one_temperature_an_annotation(train_net, tmp_path):
+    """SuperLossTrainer counts them; seen ones move, at a learning rate of their own, and resume."""
+    opts = ["MODEL.SUPERLOSS.CLS.LOSS", "data_params", "OUTPUT_DIR", tmp_path, *NO_TEST, *TINY]
+    opts += ["MODEL.SUPERLOSS.CLS.ENABLED", "False"]
+    done = train_net("--config-file", FASTER_RCNN, *opts, "SOLVER.MAX_ITER", 4)
+    assert done.returncode == 0, done.stderr
+    checkpoint = torch.load(tmp_path / "model_final.pth", weights_only=False)
+    (logs,) = (v for k, v in checkpoint["model"].items() if "log_sample_temperature" in k)
+    total = int(re.search(r"% of (\d+) annotations", done.stdout)[1])
+    assert len(logs) == total
+    assert 4 <= int((logs != 0).sum()) <= 4 * 2 * 5  # 4 batches of 2 images of up to 5 digits
+    groups = checkpoint["trainer"]["_trainer"]["optimizer"]["param_groups"]
+    assert [g["momentum"] for g in groups][-1] == 0.0
+    done = train_net("--resume", "--config-file", FASTER_RCNN, *opts, "SOLVER.MAX_ITER", 6)
+    assert done.returncode == 0, done.stderr
+    resumed = torch.load(tmp_path / "model_final.pth", weights_only=False)["model"]
+    (later,) = (v for k, v in resumed.items() if "log_sample_temperature" in k)
+    assert not torch.equal(later, logs)
+    assert (later[logs != 0] != 0).all()  # learned on, not from the start

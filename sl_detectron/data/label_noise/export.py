@@ -5,10 +5,8 @@ A copy holds the annotation files with noise, ``manifest.jsonl`` (one change per
 (how it was made) and ``confusion.png``. It appears under its name only when it is complete.
 """
 
-import functools
 import json
 import os
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,13 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ..voc import load_voc_dataset
-from ..voc_folder import parse_voc_xml
 from .changes import Change, Record
 from .coco import CocoFile
-from .edits import Edit, apply_edits
+from .devkit import FileChanges, link_devkit, write_annotations
+from .edits import apply_edits
 from .folder import (
     DESCRIPTION,
     MANIFEST,
@@ -32,11 +28,10 @@ from .folder import (
     refuse_to_overwrite,
 )
 from .injection import inject
-from .manifest import manifest_lines
+from .manifest import write_manifest
 from .plot import plot_confusion
 from .stats import NoiseStatistics, noise_statistics
-from .types import Annotation, Noise
-from .voc import voc_edits
+from .types import Noise
 
 __all__ = ["export_noisy_voc", "export_noisy_coco"]
 
@@ -82,19 +77,12 @@ def export_noisy_voc(
     noisy, changes = inject(records, noises, len(class_names), dataset_name)
     statistics = noise_statistics(records, changes, len(class_names))
     by_image = _by_image(changes)
-    changed = _changed_files(by_image, noisy)
+    changed = _changed_files(by_image, noisy, class_names)
     with complete_or_nothing(out) as partial, _pool(num_workers) as run:
-        _link_devkit(root, partial)
-        folder = root / "Annotations"
-        names = _files(folder)
-        write = functools.partial(
-            _write_voc_file, source=folder, target=partial / "Annotations", class_names=class_names
-        )
-        written = run(write, names, [changed.get(name, ([], [])) for name in names])
-        bar = tqdm(written, total=len(names), unit="file", disable=not progress)
-        edits = {name: groups for groups, name in zip(bar, names)}
+        link_devkit(root, partial)
+        edits = write_annotations(root, partial, changed, class_names, run, progress)
         ordered = (group for image_id in sorted(by_image) for group in edits[f"{image_id}.xml"])
-        _write_manifest(partial, changes, ordered, class_names, dataset_name)
+        write_manifest(partial / MANIFEST, changes, ordered, class_names, dataset_name)
         _describe(partial, dataset_name, noises, class_names)
         plot_confusion(statistics, class_names, partial / PICTURE)
     return statistics
@@ -130,7 +118,7 @@ def export_noisy_coco(
     with complete_or_nothing(out) as partial:
         noisy = apply_edits(coco.content, (edit for group in edits for edit in group))
         (partial / file).write_bytes(noisy)
-        _write_manifest(partial, changes, edits, classes, dataset_name)
+        write_manifest(partial / MANIFEST, changes, edits, classes, dataset_name)
         _describe(partial, dataset_name, noises, classes, file)
         plot_confusion(statistics, classes, partial / PICTURE)
     return statistics
@@ -157,54 +145,17 @@ def _refuse_noisy_copy(root: Path) -> None:
             )
 
 
-def _files(folder: Path) -> list[str]:
-    """Return the path of every file in the folder, relative to it."""
-    walk = os.walk(folder, followlinks=True)
-    paths = (Path(parent, name) for parent, _, names in walk for name in names)
-    return sorted(path.relative_to(folder).as_posix() for path in paths)
-
-
 def _changed_files(
-    by_image: dict[str, Changes], noisy: Iterable[Record]
-) -> dict[str, tuple[Changes, list[Annotation]]]:
+    by_image: dict[str, Changes], noisy: Iterable[Record], class_names: Sequence[str]
+) -> dict[str, FileChanges]:
     """Return for each XML file that gets noise its changes and what shall load from it."""
-    annotations = {str(record["image_id"]): record["annotations"] for record in noisy}
-    return {f"{i}.xml": (changes, annotations[i]) for i, changes in by_image.items()}
-
-
-def _link_devkit(root: Path, partial: Path) -> None:
-    for entry in sorted(root.iterdir()):
-        if entry.name == "ImageSets":
-            shutil.copytree(entry, partial / entry.name)
-        elif entry.name != "Annotations":
-            (partial / entry.name).symlink_to(entry)
-
-
-def _write_voc_file(
-    name: str,
-    noise: tuple[Changes, list[Annotation]],
-    source: Path,
-    target: Path,
-    class_names: Sequence[str],
-) -> list[list[Edit]]:
-    changes, annotations = noise
-    content = (source / name).read_bytes()
-    edits = voc_edits(content, changes, class_names) if changes else []
-    (target / name).parent.mkdir(parents=True, exist_ok=True)
-    (target / name).write_bytes(apply_edits(content, (e for group in edits for e in group)))
-    if changes and _loaded(target / name) != [
-        (class_names[a["category_id"]], list(a["bbox"])) for a in annotations
-    ]:
-        raise ValueError(f"{source / name}: its layout is not understood, noise cannot be put in")
-    return edits
-
-
-def _loaded(path: Path) -> list[tuple[str, list[float]]]:
-    """Return name and box (XYXY, 0-based) of every object, as training will read them."""
-    return [
-        (name, [x1 - 1.0, y1 - 1.0, x2, y2])
-        for name, (x1, y1, x2, y2), _ in parse_voc_xml(path).objects
-    ]
+    objects = {
+        str(record["image_id"]): [
+            (class_names[a["category_id"]], list(a["bbox"])) for a in record["annotations"]
+        ]
+        for record in noisy
+    }
+    return {f"{i}.xml": (changes, objects[i]) for i, changes in by_image.items()}
 
 
 def _by_image(changes: Iterable[Change]) -> dict[str, Changes]:
@@ -212,18 +163,6 @@ def _by_image(changes: Iterable[Change]) -> dict[str, Changes]:
     for change in changes:
         by_image[str(change.image_id)].append(change)
     return by_image
-
-
-def _write_manifest(
-    folder: Path,
-    changes: Changes,
-    edits: Iterable[list[Edit]],
-    class_names: Sequence[str],
-    dataset_name: str,
-) -> None:
-    with (folder / MANIFEST).open("x", encoding="ascii", newline="\n") as f:
-        for line, group in zip(manifest_lines(changes, class_names, dataset_name), edits):
-            f.write(json.dumps({**line, "edits": [edit.to_json() for edit in group]}) + "\n")
 
 
 def _describe(

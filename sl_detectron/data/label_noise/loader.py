@@ -49,18 +49,24 @@ def build_noisy_train_loader(
         mapper: any detectron2 mapper; None for ``DatasetMapper(cfg, True)``
 
     Returns:
-        what :func:`detectron2.data.build_detection_train_loader` returns
+        what :func:`detectron2.data.build_detection_train_loader` returns; its ``num_annotations``
+        is one more than the largest ``annotation_id``
 
     Raises:
         ValueError: if the noise is set wrongly or does not fit the data sets
     """
     sets = noisy_dataset_dicts(cfg)
-    return build_detection_train_loader(
+    records = [record for records in sets.values() for record in records]
+    loader = build_detection_train_loader(
         cfg,
         mapper=AnnotationIdMapper(mapper or DatasetMapper(cfg, True)),
-        dataset=[record for records in sets.values() for record in records],
+        dataset=records,
         sampler=_weighted_sampler(cfg, sets),
     )
+    # For those who keep a row per annotation; the records themselves would stay in memory.
+    ids = (a["annotation_id"] for r in records for a in r.get("annotations", ()))
+    loader.num_annotations = max(ids, default=-1) + 1
+    return loader
 
 
 def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:

@@ -15,13 +15,15 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from detectron2.utils.file_io import PathManager
 
 from .changes import CHANGES, Change
+from .edits import Edit
 
-__all__ = ["manifest_lines", "read_manifest", "changes_from_manifest"]
+__all__ = ["manifest_lines", "write_manifest", "read_manifest", "changes_from_manifest"]
 
 Line = dict[str, Any]
 _KEYS = ("dataset", "image_id", "annotation", "what", "old", "new")
@@ -87,6 +89,27 @@ def manifest_lines(
         values = (dataset_name, change.image_id, change.index, change.what)
         named = (_to_names(value, class_names) for value in (change.old, change.new))
         yield dict(zip(_KEYS, (*values, *named)))
+
+
+def write_manifest(
+    path: Path,
+    changes: Iterable[Change],
+    edits: Iterable[Sequence[Edit]],
+    class_names: Sequence[str],
+    dataset_name: str,
+) -> None:
+    """Write a new manifest whose lines also hold the byte edits that a file got.
+
+    Args:
+        path: of the new file
+        changes: of one data set
+        edits: for each change those of its file
+        class_names: K names in the order of the class ids
+        dataset_name: written into every line
+    """
+    with path.open("x", encoding="ascii", newline="\n") as f:
+        for line, group in zip(manifest_lines(changes, class_names, dataset_name), edits):
+            f.write(json.dumps({**line, "edits": [edit.to_json() for edit in group]}) + "\n")
 
 
 def read_manifest(path: str) -> list[Line]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
+from omegaconf import OmegaConf
 
 from .config import noises_from_config, train_classes
 from .injection import inject, is_noisy
@@ -45,6 +46,8 @@ class NoisyLabelMapper:
         num_classes: int,
         dataset_name: str | None = "",
     ):
+        # A LazyConfig makes configs of dataclasses that stand in a list.
+        noises = [_as_noise(n) for n in noises]
         exact = [noise for noise in noises if noise.rate > 0 and noise.mode == "exact"]
         if exact:
             raise ValueError(
@@ -89,3 +92,7 @@ class NoisyLabelMapper:
                 )
             (record,), _ = inject([record], self.noises, self.num_classes, name)
         return self.mapper(record)
+
+
+def _as_noise(noise: Any) -> Noise:
+    return OmegaConf.to_object(noise) if OmegaConf.is_config(noise) else noise  # type: ignore[return-value]

@@ -1,0 +1,164 @@
+"""Corrected copies of data sets: the bytes of wrong labels change, nothing else does.
+
+Each data set with a correction gets a folder of its own: a VOC devkit folder with links to what
+does not change, or the COCO json. ``corrections.jsonl`` in it says what was changed, in the form
+of a manifest of label noise with the byte edits that undo it. The originals are only read.
+"""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.structures import BoxMode
+
+from ..data.label_noise import Change
+from ..data.label_noise.coco import CocoFile
+from ..data.label_noise.devkit import FileChanges, link_devkit, write_annotations
+from ..data.label_noise.edits import apply_edits
+from ..data.label_noise.folder import OWN_FILES, complete_or_nothing, refuse_to_overwrite
+from ..data.label_noise.manifest import write_manifest
+from ..data.voc_folder import parse_voc_xml
+from .decisions import Decision, Decisions
+
+__all__ = ["CORRECTIONS", "apply_decisions", "folder_name"]
+
+CORRECTIONS = "corrections.jsonl"
+
+Record = dict[str, Any]
+
+
+def apply_decisions(decisions: Decisions, out: str | os.PathLike) -> dict[str, int]:
+    """Write a corrected copy of every data set in which something was found wrong.
+
+    Args:
+        decisions: those with the verdict "wrong" are carried out
+        out: new folder; data set NAME goes to ``out / folder_name(NAME)``
+
+    Returns:
+        {data set name: number of corrections}
+
+    Raises:
+        FileExistsError: ``out`` exists
+        FileNotFoundError: a data set is not where it was
+        ValueError: there is nothing to correct, a data set is neither VOC nor COCO, or its files
+            do not have the label that a decision is about
+    """
+    out = Path(out)
+    by_set: dict[str, list[Decision]] = defaultdict(list)
+    for decision in decisions.decisions:
+        if decision.verdict == "wrong" and decision.label != decision.given:
+            by_set[decision.dataset].append(decision)
+    if not by_set:
+        raise ValueError("no decision says that a label is wrong: there is nothing to correct")
+    for name in by_set:
+        source = decisions.sources[name]
+        if source.get("format") not in _WRITERS:
+            raise ValueError(
+                f"data set {name!r} is neither a VOC devkit folder nor a COCO json; "
+                "correct it yourself from the file of decisions"
+            )
+        path = Path(source.get("root") or source.get("json_file") or "")
+        if not path.exists():
+            raise FileNotFoundError(f"data set {name!r} is not at {path} any more")
+        refuse_to_overwrite(out, path)
+    with complete_or_nothing(out) as partial:
+        for name, wrong in by_set.items():
+            target = partial / folder_name(name)
+            target.mkdir(parents=True)
+            _WRITERS[decisions.sources[name]["format"]](decisions, name, wrong, target)
+    return {name: len(wrong) for name, wrong in by_set.items()}
+
+
+def _write_voc(decisions: Decisions, name: str, wrong: list[Decision], target: Path) -> None:
+    classes = decisions.classes
+    root = Path(decisions.sources[name]["root"]).resolve()
+    by_file: dict[str, list[Decision]] = defaultdict(list)
+    for decision in wrong:
+        by_file[f"{decision.image_id}.xml"].append(decision)
+    changed = {
+        file: _file_changes(root / "Annotations" / file, group, classes)
+        for file, group in sorted(by_file.items())
+    }
+    # Files of a noisy copy speak of noise that the corrected copy does not have.
+    link_devkit(root, target, leave_out=(*OWN_FILES, CORRECTIONS))
+    edits = write_annotations(root, target, changed, classes)
+    changes = [change for group, _ in changed.values() for change in group]
+    groups = [group for file in changed for group in edits[file]]
+    write_manifest(target / CORRECTIONS, changes, groups, classes, name)
+
+
+def _file_changes(path: Path, wrong: list[Decision], classes: Sequence[str]) -> FileChanges:
+    objects = parse_voc_xml(path).objects
+    # Objects of other classes may have been ignored: a decision counts the others.
+    positions = [i for i, obj in enumerate(objects) if obj.name in classes]
+    names: list[str | None] = [obj.name for obj in objects]
+    boxes = [[o.box[0] - 1.0, o.box[1] - 1.0, o.box[2], o.box[3]] for o in objects]
+    changes = []
+    for decision in sorted(wrong, key=lambda d: d.index):
+        position = dict(enumerate(positions)).get(decision.index, len(objects))
+        _check(decision, dict(enumerate(zip(names, boxes))).get(position), path)
+        changes.append(_change(decision, position, boxes[position], classes))
+        names[position] = decision.label
+    left = [(name, box) for name, box in zip(names, boxes) if name is not None]
+    return changes, left
+
+
+def _write_coco(decisions: Decisions, name: str, wrong: list[Decision], target: Path) -> None:
+    coco = CocoFile(decisions.sources[name]["json_file"])
+    classes = coco.class_names
+    if set(classes) != set(decisions.classes):
+        raise ValueError(f"{coco.path} has the classes {classes}, not {list(decisions.classes)}")
+    records = {str(record["image_id"]): record["annotations"] for record in coco.records()}
+    changes = []
+    for decision in sorted(wrong, key=lambda d: (str(d.image_id), d.index)):
+        annotations = records.get(str(decision.image_id), [])
+        found = [(classes[a["category_id"]], _corners(a)) for a in annotations]
+        _check(decision, dict(enumerate(found)).get(decision.index), coco.path)
+        box = annotations[decision.index]["bbox"]
+        changes.append(_change(decision, decision.index, box, classes))
+    edits = coco.edits(changes)
+    corrected = apply_edits(coco.content, (edit for group in edits for edit in group))
+    (target / coco.path.name).write_bytes(corrected)
+    write_manifest(target / CORRECTIONS, changes, edits, classes, name)
+
+
+_WRITERS = {"voc": _write_voc, "coco": _write_coco}
+
+
+def _check(
+    decision: Decision, found: tuple[str | None, Sequence[float]] | None, path: Path
+) -> None:
+    """Refuse a decision about an annotation that the file does not have."""
+    if found is not None:
+        name, box = found
+        # Boxes of an audit are rounded to hundredths.
+        if name == decision.given and all(abs(a - b) < 0.1 for a, b in zip(box, decision.bbox)):
+            return
+    has = "there is no such annotation" if found is None else f"it is {found[0]!r} at {found[1]}"
+    raise ValueError(
+        f"{path}: annotation {decision.index} of image {decision.image_id!r} was audited as "
+        f"{decision.given!r} at {list(decision.bbox)}, but {has}; the files changed, or the "
+        "training had DATASETS.LABEL_NOISE, which is in no file (tools/inject_noise.py writes it "
+        "to disk)"
+    )
+
+
+def _corners(annotation: Record) -> list[float]:
+    box = [float(x) for x in annotation["bbox"]]
+    return BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)
+
+
+def folder_name(dataset: str) -> str:
+    """A name of a data set as one of a folder: "a/b" must not make two, nor ".." leave ours."""
+    return re.sub(r"[^\w.-]|^\.+", "_", dataset)
+
+
+def _change(decision: Decision, index: int, box: Sequence[float], classes: Sequence[str]) -> Change:
+    given = classes.index(decision.given)
+    if decision.label is None:
+        old = {"category_id": given, "bbox": [float(x) for x in box]}
+        return Change(decision.image_id, index, "missing", old, None)
+    return Change(decision.image_id, index, "label", given, classes.index(decision.label))

@@ -1,0 +1,146 @@
+"""What a person, or a threshold, decided about suspects: the file between report and correction.
+
+``decisions.json`` holds the class names, where each data set is, and one entry per decision::
+
+    {"dataset": "voc_2007_trainval", "image_id": "000005", "index": 2,
+     "bbox": [164, 10, 252, 145], "given": "chair", "verdict": "wrong", "label": "person"}
+
+``verdict`` is "wrong", "right" or "unsure". ``label`` counts for "wrong" only: the right class, or
+null where the box should go.
+"""
+
+import json
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .audit import LabelAudit
+
+__all__ = ["Decision", "Decisions", "decisions_above", "read_decisions", "write_decisions"]
+
+VERDICTS = ("wrong", "right", "unsure")
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The verdict on one annotation.
+
+    Args:
+        dataset: name of its data set
+        image_id: of its image
+        index: position in the image's annotations, from 0
+        bbox: (x0, y0, x1, y1) in pixels, 0-based edges
+        given: the class that it has
+        verdict: "wrong", "right" or "unsure"
+        label: of a wrong one the right class, or None to take the box away
+    """
+
+    dataset: str
+    image_id: str | int
+    index: int
+    bbox: tuple[float, float, float, float]
+    given: str
+    verdict: str
+    label: str | None
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Decisions about the annotations of one audit.
+
+    Args:
+        classes: K names in the order of the class ids
+        sources: {data set name: where its files are}
+        decisions: at most one per annotation
+    """
+
+    classes: tuple[str, ...]
+    sources: dict[str, dict[str, Any]]
+    decisions: tuple[Decision, ...]
+
+
+def decisions_above(audit: LabelAudit, threshold: float) -> Decisions:
+    """Call wrong every annotation whose suspicion reaches a threshold, and believe the suggestion.
+
+    Args:
+        audit: the ranked list
+        threshold: of ``suspicion``, above 0.5: below, the given class is the more probable one
+
+    Raises:
+        ValueError: the threshold is not in (0.5, 1]
+    """
+    if not 0.5 < threshold <= 1:
+        raise ValueError(f"the threshold of suspicion must be in (0.5, 1]; got {threshold}")
+    return Decisions(
+        audit.classes,
+        audit.sources,
+        tuple(
+            Decision(a.dataset, a.image_id, a.index, a.bbox, a.label, "wrong", a.suggested_label)
+            for a in audit.annotations
+            if a.suspicion >= threshold
+        ),
+    )
+
+
+def write_decisions(decisions: Decisions, path: str | os.PathLike) -> None:
+    """Write a file that :func:`read_decisions` reads."""
+    data = {"version": VERSION, **asdict(decisions)}
+    Path(path).write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def read_decisions(path: str | os.PathLike) -> Decisions:
+    """Read and check a file of decisions, from the report or from :func:`write_decisions`.
+
+    Args:
+        path: of the json file
+
+    Raises:
+        FileNotFoundError: there is no such file
+        ValueError: it is not a file of decisions, or an entry is wrong; names it
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of decisions {path}; the report saves one")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["version"] != VERSION:
+            raise ValueError(f"version {data['version']!r} is not {VERSION}")
+        classes, sources = tuple(map(str, data["classes"])), dict(data["sources"])
+        rows = list(data["decisions"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a file of decisions: {error!r}") from error
+    decisions = tuple(
+        _decision(row, f"{path}: decisions[{i}]", classes, sources) for i, row in enumerate(rows)
+    )
+    counts = Counter((d.dataset, str(d.image_id), d.index) for d in decisions)
+    twice = [key for key, count in counts.items() if count > 1]
+    if twice:
+        raise ValueError(f"{path} decides twice on (data set, image, index) {twice[0]}")
+    return Decisions(classes, sources, decisions)
+
+
+def _decision(
+    row: Any, where: str, classes: tuple[str, ...], sources: dict[str, dict[str, Any]]
+) -> Decision:
+    keys = list(Decision.__dataclass_fields__)
+    if not isinstance(row, dict) or not set(keys) <= row.keys():
+        raise ValueError(f"{where} needs the keys {keys}; got {row!r}")
+    box = row["bbox"]
+    is_box = isinstance(box, list) and [type(x) in (int, float) for x in box] == [True] * 4
+    decision = Decision(**{key: row[key] for key in keys} | {"bbox": tuple(box) if is_box else ()})
+    allowed: dict[str, tuple[bool, str]] = {
+        "dataset": (decision.dataset in sources, f"one of {list(sources)}"),
+        "image_id": (type(decision.image_id) in (str, int), "a string or an integer"),
+        "index": (type(decision.index) is int and decision.index >= 0, "an integer from 0"),
+        "bbox": (is_box, "four numbers"),
+        "given": (decision.given in classes, f"one of {list(classes)}"),
+        "verdict": (decision.verdict in VERDICTS, f"one of {VERDICTS}"),
+        "label": (decision.label in (None, *classes), f"null or one of {list(classes)}"),
+    }
+    for key, (fits, accepted) in allowed.items():
+        if not fits:
+            raise ValueError(f"{where}: {key} must be {accepted}; got {row[key]!r}")
+    return decision

@@ -1,0 +1,103 @@
+"""``label_audit.json`` and ``label_audit.csv``: the ranked list as files.
+
+The json holds everything and is read back; the csv is for spreadsheets. In both, higher
+``suspicion`` is more suspect and the most suspect annotation comes first.
+"""
+
+import csv
+import json
+import os
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from .audit import AuditedAnnotation, LabelAudit
+
+__all__ = ["AUDIT_JSON", "AUDIT_CSV", "read_audit", "write_audit"]
+
+AUDIT_JSON = "label_audit.json"
+AUDIT_CSV = "label_audit.csv"
+VERSION = 1
+
+_NAMES = [f.name for f in fields(AuditedAnnotation)]
+
+
+def write_audit(audit: LabelAudit, folder: str | os.PathLike) -> None:
+    """Write both files into a folder, in the place of older ones.
+
+    Args:
+        audit: the ranked list
+        folder: it is made where it is missing
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [asdict(annotation) for annotation in audit.annotations]
+    head: dict[str, Any] = {
+        "version": VERSION,
+        "score": "suspicion, in [0, 1]; higher is more suspect",
+        "classes": audit.classes,
+        "sources": audit.sources,
+        "num_unseen": audit.num_unseen,
+    }
+    with _replacing(folder / AUDIT_JSON) as path, open(path, "w", encoding="utf-8") as file:
+        # One annotation a line: such a file can be read, compared and cut by line.
+        lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+        body = json.dumps(head, ensure_ascii=False, indent=1)[:-2]
+        file.write(f'{body},\n "annotations": [\n{lines}\n]}}\n')
+    with (
+        _replacing(folder / AUDIT_CSV) as path,
+        open(path, "w", encoding="utf-8", newline="") as file,
+    ):
+        columns = ["rank", *(n for n in _NAMES if n not in ("bbox", "top_labels"))]
+        writer = csv.DictWriter(file, [*columns, "x0", "y0", "x1", "y1"], extrasaction="ignore")
+        writer.writeheader()
+        for rank, row in enumerate(rows, start=1):
+            corners = dict(zip(("x0", "y0", "x1", "y1"), row["bbox"]))
+            writer.writerow({"rank": rank, **row, **corners})
+
+
+def read_audit(path: str | os.PathLike) -> LabelAudit:
+    """Read what :func:`write_audit` wrote.
+
+    Args:
+        path: of the json file
+
+    Raises:
+        FileNotFoundError: there is no such file
+        ValueError: it is not an audit
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no label audit {path}; tools/audit_labels.py makes one")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["version"] != VERSION:
+            raise ValueError(f"version {data['version']!r} is not {VERSION}")
+        annotations = tuple(_annotation(row) for row in data["annotations"])
+        return LabelAudit(
+            tuple(data["classes"]), data["sources"], annotations, int(data["num_unseen"])
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a label audit: {error!r}") from error
+
+
+def _annotation(row: dict[str, Any]) -> AuditedAnnotation:
+    top_labels = tuple((str(name), float(p)) for name, p in row["top_labels"])
+    return AuditedAnnotation(**{**row, "bbox": tuple(row["bbox"]), "top_labels": top_labels})
+
+
+class _replacing:
+    """Give a temporary name beside ``path`` that takes its place if all goes well."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._partial = path.with_name(f".{path.name}.partial")
+
+    def __enter__(self) -> Path:
+        return self._partial
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            os.replace(self._partial, self._path)
+        else:
+            self._partial.unlink(missing_ok=True)

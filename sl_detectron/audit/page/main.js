@@ -1,0 +1,149 @@
+// Events: filters, verdicts, keys, saving and loading.
+
+function refresh(keepPlace = null) {
+  shown = matching();
+  byId("shown").textContent = `${shown.length.toLocaleString("en")} shown`;
+  byId("empty").hidden = shown.length > 0;
+  selected = Math.max(0, keepPlace === null ? 0 : shown.findIndex((r) => r.place === keepPlace));
+  if (keepPlace === null) gallery.scrollTop = 0;
+  layout();
+  markCharts();
+  select(selected);
+}
+
+function judge(verdict) {
+  const row = shown[selected];
+  if (!row) return;
+  const chosen = byId("correction").value;
+  decide(row, verdict, verdict === "wrong" && chosen !== "" ? Number(chosen) : null);
+  fillProgress();
+  if (filter.verdict) {
+    // The row may have left the list: what followed it takes its position.
+    const position = selected + (fits(row) ? 1 : 0);
+    shown = matching();
+    byId("shown").textContent = `${shown.length.toLocaleString("en")} shown`;
+    byId("empty").hidden = shown.length > 0;
+    layout();
+    select(position);
+  } else select(selected + (verdict ? 1 : 0));
+}
+
+function save() {
+  const text = JSON.stringify(exported(), null, 1);
+  const link = element("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+  link.download = "decisions.json";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+async function load(event) {
+  const [file] = event.target.files;
+  event.target.value = "";
+  if (!file) return;
+  try {
+    const unknown = restore(JSON.parse(await file.text()));
+    fillProgress();
+    if (unknown) byId("progress").textContent += `; ${unknown} of other annotations left out`;
+    refresh();
+  } catch (error) {
+    byId("progress").textContent = `${file.name} is not a file of decisions (${error.message})`;
+  }
+}
+
+function fillSelects() {
+  const options = (first, ids) => [[first, ""], ...ids.map((id) => [label(id), String(id)])].map(
+    ([text, value]) => {
+      const option = element("option", "", text);
+      option.value = value;
+      return option;
+    });
+  const given = [...new Set(rows.map((row) => row.label))].sort((a, b) => a - b);
+  const suggested = [...new Set(rows.map((row) => row.suggested))].sort((a, b) => a - b);
+  byId("filter-given").append(...options("any class", given));
+  byId("filter-suggested").append(...options("any class", suggested));
+  byId("correction").append(...options("no object: remove the box", AUDIT.classes.map((_, i) => i)));
+}
+
+function showFilter() {
+  for (const key of ["given", "suggested", "suspicion", "verdict", "image"]) {
+    byId(`filter-${key}`).value = filter[key];
+  }
+  byId("order").value = filter.order;
+  byId("suspicion-value").textContent = Number(filter.suspicion).toFixed(2);
+}
+
+function onKey(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.closest("input, select, textarea")) return;
+  const moves = {
+    ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns,
+    Home: -shown.length, End: shown.length,
+  };
+  const verdicts = { w: "wrong", r: "right", u: "unsure", x: null };
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (key in moves) select(selected + moves[key]);
+  else if (key in verdicts) judge(verdicts[key]);
+  else if (key === "z") {
+    const row = takeBack();
+    fillProgress();
+    if (row) refresh(row.place);
+  } else return;
+  event.preventDefault();
+}
+
+byId("subtitle").textContent = AUDIT.subtitle;
+drawTiles();
+drawHistogram(refresh);
+drawConfusion(refresh);
+fillSelects();
+fillProgress();
+refresh();
+
+for (const key of ["given", "suggested", "verdict"]) {
+  byId(`filter-${key}`).addEventListener("change", (event) => {
+    filter[key] = event.target.value;
+    refresh();
+  });
+}
+byId("filter-suspicion").addEventListener("input", (event) => {
+  filter.suspicion = Number(event.target.value);
+  showFilter();
+  refresh();
+});
+byId("filter-image").addEventListener("input", (event) => {
+  filter.image = event.target.value.trim().toLowerCase();
+  refresh();
+});
+byId("order").addEventListener("change", (event) => {
+  filter.order = event.target.value;
+  refresh();
+});
+byId("reset").addEventListener("click", () => {
+  Object.assign(filter, NO_FILTER);
+  showFilter();
+  refresh();
+});
+for (const verdict of VERDICTS) {
+  byId(`verdict-${verdict}`).addEventListener("click", () => judge(verdict));
+}
+byId("correction").addEventListener("change", (event) => {
+  const row = shown[selected];
+  const chosen = event.target.value === "" ? null : Number(event.target.value);
+  if (decisions.get(row.place)?.verdict === "wrong") decide(row, "wrong", chosen);
+  event.target.blur(); // so that the keys work again
+});
+byId("save").addEventListener("click", save);
+byId("load").addEventListener("change", load);
+document.addEventListener("keydown", onKey);
+gallery.addEventListener("scroll", () => requestAnimationFrame(draw), { passive: true });
+let width = gallery.clientWidth;
+new ResizeObserver(() => {
+  if (gallery.clientWidth === width) draw();
+  else {
+    width = gallery.clientWidth;
+    layout();
+    select(selected);
+  }
+}).observe(gallery);
+document.documentElement.dataset.ready = "true";

@@ -1,0 +1,128 @@
+// What the page knows: the audited annotations, the decisions about them, and the filters.
+
+const byId = (id) => document.getElementById(id);
+const AUDIT = JSON.parse(byId("audit").textContent);
+const SUSPECT = 0.5;
+const VERDICTS = ["wrong", "right", "unsure"];
+
+// Columns of a row; audit rows are arrays because ten thousand objects would repeat every key.
+const rows = AUDIT.rows.map((values, place) => {
+  const row = { place };
+  AUDIT.columns.forEach((name, i) => { row[name] = values[i]; });
+  return row;
+});
+
+// The crops are most of the page's bytes: they are parsed after the first paint.
+let crops = null;
+function cropOf(row) {
+  if (crops === null) crops = JSON.parse(byId("crops").textContent);
+  return crops[row.place];
+}
+
+const label = (id) => AUDIT.classes[id];
+const imageName = (row) => `${AUDIT.datasets[row.dataset]}/${row.image_id}`;
+
+// All text goes through textContent: names of classes and files are data, never markup.
+function element(tag, className = "", text = "") {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  if (text !== "") node.textContent = text;
+  return node;
+}
+
+// ---- decisions ---------------------------------------------------------------------------------
+
+const decisions = new Map(); // place in rows -> {verdict, label}; label is a class id or null
+const history = [];
+const storageKey = `sl_detectron label audit ${AUDIT.fingerprint}`;
+
+function decide(row, verdict, correction) {
+  history.push([row.place, decisions.get(row.place)]);
+  if (verdict) decisions.set(row.place, { verdict, label: correction });
+  else decisions.delete(row.place);
+  remember();
+}
+
+function takeBack() {
+  const last = history.pop();
+  if (!last) return null;
+  const [place, before] = last;
+  if (before) decisions.set(place, before);
+  else decisions.delete(place);
+  remember();
+  return rows[place];
+}
+
+function exported() {
+  const entries = [...decisions].sort((a, b) => a[0] - b[0]).map(([place, decision]) => {
+    const row = rows[place];
+    const wrong = decision.verdict === "wrong";
+    return {
+      dataset: AUDIT.datasets[row.dataset], image_id: row.image_id, index: row.index,
+      bbox: row.bbox, given: label(row.label), verdict: decision.verdict,
+      label: wrong && decision.label !== null ? label(decision.label) : null,
+    };
+  });
+  return { version: 1, classes: AUDIT.classes, sources: AUDIT.sources, decisions: entries };
+}
+
+function restore(data) {
+  const key = (dataset, image, index) => JSON.stringify([dataset, String(image), index]);
+  const places = new Map(rows.map((row) => [
+    key(AUDIT.datasets[row.dataset], row.image_id, row.index), row.place,
+  ]));
+  let unknown = 0;
+  for (const entry of data.decisions) {
+    const place = places.get(key(entry.dataset, entry.image_id, entry.index));
+    if (place === undefined || !VERDICTS.includes(entry.verdict)) unknown += 1;
+    else {
+      const id = AUDIT.classes.indexOf(entry.label);
+      decisions.set(place, { verdict: entry.verdict, label: id < 0 ? null : id });
+    }
+  }
+  remember();
+  return unknown;
+}
+
+// A browser may refuse storage to a file: decisions then live until the page is closed.
+function remember() {
+  try { localStorage.setItem(storageKey, JSON.stringify(exported())); } catch { /* not kept */ }
+}
+
+try {
+  const kept = localStorage.getItem(storageKey);
+  if (kept) restore(JSON.parse(kept));
+} catch { /* nothing kept, or not by this page */ }
+
+// ---- filters -----------------------------------------------------------------------------------
+
+const NO_FILTER = {
+  given: "", suggested: "", suspicion: 0, verdict: "", image: "", bin: null, pair: null,
+  order: "suspicion",
+};
+const filter = { ...NO_FILTER };
+
+const NUM_BINS = 40;
+const binOf = (row) => Math.min(NUM_BINS - 1, Math.floor((row.confidence / Math.E) * NUM_BINS));
+
+function fits(row) {
+  if (row.suspicion < filter.suspicion) return false;
+  if (filter.given !== "" && row.label !== Number(filter.given)) return false;
+  if (filter.suggested !== "" && row.suggested !== Number(filter.suggested)) return false;
+  if (filter.bin !== null && binOf(row) !== filter.bin) return false;
+  // A cell of the matrix counts suspects only.
+  if (filter.pair && (row.label !== filter.pair[0] || row.suggested !== filter.pair[1]
+    || row.suspicion <= SUSPECT)) return false;
+  if (filter.image && !imageName(row).toLowerCase().includes(filter.image)) return false;
+  if (filter.verdict === "open") return !decisions.has(row.place);
+  return !filter.verdict || decisions.get(row.place)?.verdict === filter.verdict;
+}
+
+const ORDERS = {
+  suspicion: (a, b) => a.place - b.place,
+  confidence: (a, b) => a.confidence - b.confidence || a.place - b.place,
+  loss: (a, b) => b.mean_loss - a.mean_loss || a.place - b.place,
+  image: (a, b) => imageName(a).localeCompare(imageName(b)) || a.index - b.index,
+};
+
+const matching = () => rows.filter(fits).sort(ORDERS[filter.order]);

@@ -1,0 +1,169 @@
+"""What a trained detector, stock or not, says about every annotation, in one pass over the images.
+
+ROI heads get the annotated boxes as their proposals; what their predictors return is read by a
+hook, so that heads and predictors of any kind answer. A RetinaNet answers by the anchors that its
+own matcher gives to an annotation.
+
+Shape legend: S samples (boxes or anchors), K classes.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from detectron2.modeling import GeneralizedRCNN, RetinaNet
+from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
+from fvcore.nn import sigmoid_focal_loss
+from torch import Tensor, nn
+from tqdm import tqdm
+
+__all__ = ["Probe", "probe_annotations"]
+
+Record = dict[str, Any]
+
+
+class Probe(NamedTuple):
+    """
+    Args:
+        ids: (S,) int64 annotation ids
+        losses: (S,) classification losses of the given labels, nats
+        probabilities: (S, K); of a softmax without background, of a sigmoid as they are
+        detections: per record what the detector finds, boxes in pixels of the image as it is on
+            disk; empty if not asked for
+    """
+
+    ids: Tensor
+    losses: Tensor
+    probabilities: Tensor
+    detections: list[Instances]
+
+
+@torch.no_grad()
+def probe_annotations(
+    model: nn.Module,
+    records: Sequence[Record],
+    cfg: CfgNode,
+    detect: bool = False,
+    progress: bool = False,
+) -> Probe:
+    """Look at every annotation with a model in evaluation mode, at the size of test images.
+
+    Args:
+        model: a :class:`GeneralizedRCNN` or a :class:`RetinaNet`, or derived from one
+        records: dataset dicts whose annotations have an ``annotation_id``
+        cfg: of the model; ``INPUT`` counts
+        detect: whether to run its detection too
+        progress: whether to show a progress bar
+
+    Returns:
+        on the CPU
+
+    Raises:
+        ValueError: the detector is of another kind
+    """
+    if isinstance(model, GeneralizedRCNN):
+        look = _look_at_boxes
+    elif isinstance(model, RetinaNet):
+        look = _look_at_anchors
+    else:
+        raise ValueError(
+            f"a {type(model).__name__} cannot be audited: the detector must be a GeneralizedRCNN "
+            "or a RetinaNet"
+        )
+    model.eval()
+    augmentations = T.AugmentationList(detection_utils.build_augmentation(cfg, is_train=False))
+    parts, detections = [], []
+    for record in tqdm(records, unit="image", disable=not progress):
+        inputs, targets = _load(record, augmentations, cfg.INPUT.FORMAT)
+        targets = targets.to(model.device)
+        if len(targets):
+            parts.append([values.cpu() for values in look(model, inputs, targets)])
+        if detect:
+            detections.append(model([inputs])[0]["instances"].to("cpu"))
+    if not parts:
+        raise ValueError("the training sets have no annotation")
+    ids, losses, probabilities = (torch.cat(values) for values in zip(*parts))
+    return Probe(ids, losses.float(), probabilities.float(), detections)
+
+
+def _load(record: Record, augmentations: T.Augmentation, image_format: str) -> Any:
+    """A detector's input, and its annotations in the coordinates of that input."""
+    image = detection_utils.read_image(record["file_name"], image_format)
+    detection_utils.check_image_size(record, image)
+    height, width = image.shape[:2]
+    augmented = T.AugInput(image)
+    transform = augmentations(augmented)
+    annotations = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    targets = Instances(augmented.image.shape[:2])
+    corners = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4).numpy()
+    targets.gt_boxes = Boxes(torch.as_tensor(transform.apply_box(corners)).float())
+    targets.gt_boxes.clip(targets.image_size)
+    for field, key in (("gt_classes", "category_id"), ("gt_annotation_ids", "annotation_id")):
+        targets.set(field, torch.tensor([a[key] for a in annotations], dtype=torch.int64))
+    pixels = torch.as_tensor(augmented.image.transpose(2, 0, 1).copy())
+    return {"image": pixels, "height": height, "width": width}, targets
+
+
+def _look_at_boxes(
+    model: GeneralizedRCNN, inputs: Record, targets: Instances
+) -> tuple[Tensor, Tensor, Tensor]:
+    images = model.preprocess_image([inputs])
+    proposals = Instances(targets.image_size, proposal_boxes=targets.gt_boxes)
+    proposals.objectness_logits = torch.zeros(len(targets), device=targets.gt_classes.device)
+    answers: list[tuple[FastRCNNOutputLayers, Tensor]] = []
+    predictors = [m for m in model.modules() if isinstance(m, FastRCNNOutputLayers)]
+    hooks = [
+        predictor.register_forward_hook(lambda m, _, out: answers.append((m, out[0])))
+        for predictor in predictors
+    ]
+    try:
+        model.roi_heads(images, model.backbone(images.tensor), [proposals], None)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    losses, probabilities = zip(*_answers_of_boxes(answers, targets.gt_classes))
+    # Several for a cascade, which averages its stages at inference too.
+    count = len(answers)
+    return targets.gt_annotation_ids, sum(losses) / count, sum(probabilities) / count
+
+
+def _answers_of_boxes(
+    answers: list[tuple[FastRCNNOutputLayers, Tensor]], labels: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield losses (S,) and probabilities (S, K) of every predictor that was asked."""
+    for predictor, scores in answers:
+        classes = scores[:, : predictor.num_classes]
+        if getattr(predictor, "use_sigmoid_ce", False):
+            target = F.one_hot(labels, predictor.num_classes).to(classes.dtype)
+            losses = F.binary_cross_entropy_with_logits(classes, target, reduction="none")
+            yield losses.sum(dim=1), classes.sigmoid()
+        else:
+            yield F.cross_entropy(scores, labels, reduction="none"), classes.softmax(dim=1)
+
+
+def _look_at_anchors(
+    model: RetinaNet, inputs: Record, targets: Instances
+) -> tuple[Tensor, Tensor, Tensor]:
+    images = model.preprocess_image([inputs])
+    pyramid = model.backbone(images.tensor)
+    features = [pyramid[name] for name in model.head_in_features]
+    logits = [permute_to_N_HWA_K(x, model.num_classes)[0] for x in model.head(features)[0]]
+    anchors = Boxes.cat(model.anchor_generator(features))
+    matched, labels = model.anchor_matcher(pairwise_iou(targets.gt_boxes, anchors))
+    foreground = (labels == 1).nonzero()[:, 0]
+    of = matched[foreground]
+    scores = torch.cat(logits)[foreground]
+    losses = sigmoid_focal_loss(
+        scores,
+        F.one_hot(targets.gt_classes[of], model.num_classes).to(scores.dtype),
+        alpha=model.focal_loss_alpha,
+        gamma=model.focal_loss_gamma,
+    ).sum(dim=1)
+    return targets.gt_annotation_ids[of], losses, scores.sigmoid()

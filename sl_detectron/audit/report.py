@@ -1,0 +1,145 @@
+"""The audit as one HTML file that needs no server and asks nothing of the network.
+
+The page's parts are in ``page/``. Data go in as JSON and reach the document as text only.
+"""
+
+import hashlib
+import html
+import importlib.resources
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .audit import AuditedAnnotation, LabelAudit
+from .crops import Crop, make_crops
+
+__all__ = ["REPORT", "write_report"]
+
+REPORT = "index.html"
+NUM_BINS = 40
+SUSPECT = 0.5
+_SCRIPTS = ("model.js", "charts.js", "gallery.js", "main.js")
+# Column of a row on the page: how it is found in an annotation.
+_VALUES = {
+    "annotation_id": "annotation_id",
+    "image_id": "image_id",
+    "index": "index",
+    "bbox": "bbox",
+    "suspicion": "suspicion",
+    "expected": "expected_correctness",
+    "confidence": "confidence",
+    "last_confidence": "last_confidence",
+    "mean_loss": "mean_loss",
+    "last_loss": "last_loss",
+    "num_samples": "num_samples",
+}
+
+
+def write_report(
+    audit: LabelAudit,
+    folder: str | os.PathLike,
+    num_crops: int = 10_000,
+    crop_size: int = 128,
+    progress: bool = False,
+) -> Path:
+    """Write ``index.html`` into a folder.
+
+    Args:
+        audit: the ranked list
+        folder: it is made where it is missing
+        num_crops: how many annotations the gallery has, the most suspect first; the summary
+            counts all
+        crop_size: longer side of a crop, in pixels
+        progress: whether to show a progress bar
+
+    Returns:
+        the path of the page
+    """
+    path = Path(folder) / REPORT
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shown = audit.annotations[:num_crops]
+    crops = make_crops(shown, crop_size, progress)
+    path.write_text(_page(audit, shown, crops), encoding="utf-8")
+    return path
+
+
+def _page(
+    audit: LabelAudit, shown: Sequence[AuditedAnnotation], crops: Sequence[Crop | None]
+) -> str:
+    parts = {
+        "TITLE": html.escape(f"Label audit: {', '.join(audit.sources)}"),
+        "STYLE": _part("report.css"),
+        "SCRIPT": '"use strict";\n(() => {\n' + "\n".join(map(_part, _SCRIPTS)) + "})();",
+        "AUDIT": _json(_page_data(audit, shown)),
+        "CROPS": _json([crop and [crop.jpeg, *crop[1:3], crop.inset] for crop in crops]),
+    }
+    # Split first: a value that holds another marker must not be filled in again.
+    pieces = _part("report.html").split("@")
+    return "".join(parts.get(piece, piece) if i % 2 else piece for i, piece in enumerate(pieces))
+
+
+def _part(name: str) -> str:
+    folder = importlib.resources.files(__package__) / "page"
+    return (folder / name).read_text(encoding="utf-8")
+
+
+def _json(value: Any) -> str:
+    """JSON that can stand in a script element: no "<" can end it or begin a comment."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def _page_data(audit: LabelAudit, shown: Sequence[AuditedAnnotation]) -> dict[str, Any]:
+    ids = {name: i for i, name in enumerate(audit.classes)}
+    datasets = list(audit.sources)
+    rows = [
+        [
+            *(getattr(a, name) for name in _VALUES.values()),
+            datasets.index(a.dataset),
+            ids[a.label],
+            ids[a.suggested_label],
+            [[ids[name], probability] for name, probability in a.top_labels],
+        ]
+        for a in shown
+    ]
+    return {
+        "subtitle": ", ".join(datasets),
+        "fingerprint": _fingerprint(audit),
+        "classes": audit.classes,
+        "datasets": datasets,
+        "sources": audit.sources,
+        "summary": _summary(audit, ids),
+        "columns": [*_VALUES, "dataset", "label", "suggested", "top"],
+        "rows": rows,
+    }
+
+
+def _summary(audit: LabelAudit, ids: dict[str, int]) -> dict[str, Any]:
+    annotations = audit.annotations
+    suspects = [a for a in annotations if a.suspicion > SUSPECT]
+    histogram = [[0, 0] for _ in range(NUM_BINS)]
+    for a in annotations:
+        place = min(NUM_BINS - 1, int(a.confidence / math.e * NUM_BINS))
+        histogram[place][a.suspicion > SUSPECT] += 1
+    pairs = Counter((ids[a.label], ids[a.suggested_label]) for a in suspects)
+    return {
+        "num_annotations": len(annotations),
+        "num_images": len({(a.dataset, a.image_id) for a in annotations}),
+        "num_suspects": len(suspects),
+        "num_unseen": audit.num_unseen,
+        "mean_confidence": sum(a.confidence for a in annotations) / max(len(annotations), 1),
+        "histogram": histogram,
+        "pairs": [[*pair, count] for pair, count in pairs.most_common()],
+    }
+
+
+def _fingerprint(audit: LabelAudit) -> str:
+    """What tells this audit's decisions from another's in the browser's storage."""
+    digest = hashlib.sha256()
+    for a in audit.annotations:
+        digest.update(f"{a.dataset}\0{a.image_id}\0{a.index}\0{a.label}\0".encode())
+    return digest.hexdigest()[:16]

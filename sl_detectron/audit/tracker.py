@@ -1,0 +1,192 @@
+"""What a training said about each annotation, summed up on the device as it goes.
+
+Shape legend: A annotations of the training sets, S samples (RoIs or anchors) of a step, K classes.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+from torch import nn
+
+__all__ = ["AnnotationStatistics", "AnnotationTracker", "knowledge"]
+
+# Columns of the sums before the K class probabilities.
+_COUNT, _LOSS, _SIGMA, _KNOWLEDGE, _CLASSES = range(5)
+# Above 0, so that a mean over samples that know nothing is still a mean.
+_LEAST_KNOWLEDGE = 1e-6
+
+
+class AnnotationStatistics(NamedTuple):
+    """Means over the samples of each annotation; nan for one that was never sampled.
+
+    Args:
+        num_samples: (A,) int64
+        mean_loss: (A,) nats
+        mean_sigma: (A,) the SuperLoss's confidence, in (0, e]
+        last_loss: (A,) mean over the samples of the last step that had the annotation
+        last_sigma: (A,) likewise
+        probabilities: (A, K) mean predicted class distribution, every sample weighted by its
+            :func:`knowledge`
+    """
+
+    num_samples: torch.Tensor
+    mean_loss: torch.Tensor
+    mean_sigma: torch.Tensor
+    last_loss: torch.Tensor
+    last_sigma: torch.Tensor
+    probabilities: torch.Tensor
+
+
+def knowledge(probabilities: torch.Tensor) -> torch.Tensor:
+    """How much a class distribution says: 1 - H(p) / log K, from 0 for uniform to 1 for certain.
+
+    Where the probabilities sum to less than 1, because a sigmoid finds no class probable, it is
+    that much less. A detector in its first iterations knows nothing about any annotation, and what
+    it says then should not count as much as what it says later.
+
+    Args:
+        probabilities: (S, K), K at least 2; need not sum to 1, as those of a sigmoid
+
+    Returns:
+        (S,) in [0, 1]
+
+    Example:
+        >>> knowledge(torch.tensor([[0.5, 0.5], [0.9, 0.1], [1.0, 0.0], [0.1, 0.0]]))
+        tensor([0.0000, 0.5310, 1.0000, 0.1000])
+    """
+    tiny = torch.finfo(probabilities.dtype).tiny
+    total = probabilities.sum(dim=1, keepdim=True)
+    shares = probabilities / total.clamp_min(tiny)
+    entropy = -torch.xlogy(shares, shares).sum(dim=1)
+    return (1 - entropy / math.log(probabilities.shape[1])).clamp(0, 1) * total[:, 0].clamp(max=1)
+
+
+class AnnotationTracker(nn.Module):
+    """Add up losses, confidences and predicted classes of every annotation.
+
+    It is an observer of a :class:`~sl_detectron.modeling.SuperLossTerm`. A step costs a few
+    scatter operations on the device and no trip to the host. Under several processes each adds
+    what it sees; the sum over the processes is the truth, which :meth:`synchronize` moves to the
+    main one. The state dict of the main process is complete after that.
+
+    Args:
+        num_annotations: A; annotation ids are 0..A-1
+        num_classes: K, at least 2
+
+    Raises:
+        ValueError: there are fewer than two classes: no other could be suggested
+
+    Example:
+        >>> tracker = AnnotationTracker(num_annotations=2, num_classes=2)
+        >>> ids, losses, sigma = torch.tensor([1, 1, -1]), torch.tensor([1., 3., 9.]), torch.ones(3)
+        >>> tracker(ids, losses, sigma, torch.tensor([[0.0, 1.0], [0.9, 0.1], [0.0, 1.0]]))
+        >>> tracker.statistics().mean_loss, tracker.statistics().probabilities[1]
+        (tensor([nan, 2.]), tensor([0.3122, 0.6878]))
+    """
+
+    # Columns of ``sums`` before the class probabilities.
+    NUM_VALUES = _CLASSES
+
+    sums: torch.Tensor
+    last: torch.Tensor
+    last_step: torch.Tensor
+    step: torch.Tensor
+
+    def __init__(self, num_annotations: int, num_classes: int):
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"tracking labels needs at least 2 classes; got {num_classes}")
+        # One row more than annotations: it takes the samples without annotation, which a mask
+        # could only drop after a trip to the host.
+        rows = num_annotations + 1
+        self.register_buffer("sums", torch.zeros(rows, _CLASSES + num_classes))
+        self.register_buffer("last", torch.zeros(rows, _KNOWLEDGE))
+        self.register_buffer("last_step", torch.full((rows,), -1))
+        self.register_buffer("step", torch.tensor(0))
+        self.register_load_state_dict_post_hook(lambda module, _: module._keep_on_main())
+
+    @torch.no_grad()
+    def forward(
+        self,
+        annotation_ids: torch.Tensor,
+        losses: torch.Tensor,
+        sigma: torch.Tensor,
+        probabilities: torch.Tensor,
+    ) -> None:
+        """Add the samples of one step.
+
+        Args:
+            annotation_ids: (S,) int64; samples with an id outside of 0..A-1 have no annotation
+            losses: (S,) nats
+            sigma: (S,) confidence
+            probabilities: (S, K) of the foreground classes
+        """
+        num_annotations = len(self.sums) - 1
+        known = (annotation_ids >= 0) & (annotation_ids < num_annotations)
+        rows = torch.where(known, annotation_ids, num_annotations)
+        values = torch.stack([torch.ones_like(losses), losses, sigma], dim=1).to(self.sums)
+        probabilities = probabilities.to(values)
+        weights = knowledge(probabilities).clamp_min(_LEAST_KNOWLEDGE)[:, None]
+        sums = torch.cat([values, weights, weights * probabilities], dim=1)
+        self.sums.index_add_(0, rows, sums)
+        # A sum of its own rather than an assignment: of two samples of one annotation, which one
+        # an assignment keeps is undefined.
+        self.last.index_fill_(0, rows, 0).index_add_(0, rows, values)
+        self.last_step.index_copy_(0, rows, self.step.expand_as(rows))
+        self.step += 1
+
+    @torch.no_grad()
+    def synchronize(self) -> None:
+        """Move everything to the main process; every process has to call it."""
+        if comm.get_world_size() == 1:
+            return
+        latest = self.last_step.clone()
+        dist.all_reduce(latest, op=dist.ReduceOp.MAX)
+        self.last[self.last_step != latest] = 0
+        self.last_step.copy_(latest)
+        dist.all_reduce(self.sums)
+        dist.all_reduce(self.last)
+        self._keep_on_main()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As every module's.
+
+        Raises:
+            ValueError: the state is of other annotations or classes
+        """
+        sums = state_dict.get("sums")
+        if sums is not None and sums.shape != self.sums.shape:
+            theirs, ours = (
+                f"{rows - 1} annotations of {columns - _CLASSES} classes"
+                for rows, columns in (sums.shape, self.sums.shape)
+            )
+            raise ValueError(
+                f"the checkpoint tracked {theirs}, this run has {ours}: resume with the same "
+                "training sets and noise, or set MODEL.SUPERLOSS.TRACK_ANNOTATIONS False"
+            )
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+    def statistics(self) -> AnnotationStatistics:
+        """Means of all annotations; on the main process, after :meth:`synchronize`."""
+        sums, last = self.sums[:-1], self.last[:-1]
+        means = sums[:, _LOSS:_KNOWLEDGE] / sums[:, :_LOSS]
+        last_means = last[:, _LOSS:] / last[:, :_LOSS]
+        return AnnotationStatistics(
+            num_samples=sums[:, _COUNT].long(),
+            mean_loss=means[:, 0],
+            mean_sigma=means[:, 1],
+            last_loss=last_means[:, 0],
+            last_sigma=last_means[:, 1],
+            probabilities=sums[:, _CLASSES:] / sums[:, _KNOWLEDGE:_CLASSES],
+        )
+
+    def _keep_on_main(self) -> None:
+        """What the main process holds, also from a checkpoint, must not count once a process."""
+        if not comm.is_main_process():
+            self.sums.zero_()
+            self.last.zero_()
+            self.last_step.fill_(-1)

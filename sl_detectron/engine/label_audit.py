@@ -1,0 +1,216 @@
+"""Label audits of a running training, of a finished one, and of any detector's checkpoint."""
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+from torch import nn
+
+from ..audit import AnnotationTracker, LabelAudit, audit_annotations
+from ..audit.evaluation import (
+    AuditEvaluation,
+    evaluate_audit,
+    truth_from_manifest,
+    truth_from_records,
+)
+from ..audit.objectlab import objectlab_scores
+from ..audit.probe import Probe, probe_annotations
+from ..data import noisy_dataset_dicts
+from ..data.label_noise import read_manifest
+from ..losses import confidence
+from ..modeling import SuperLossTerm
+
+__all__ = [
+    "audit_checkpoint",
+    "audit_run",
+    "audit_tracked",
+    "build_annotation_tracker",
+    "class_names_of",
+    "evaluate_run",
+    "last_checkpoint",
+    "num_classes_of",
+    "probe_checkpoint",
+]
+
+logger = logging.getLogger(__name__)
+
+# Above, tracking is left out: a set of so many classes would fill a GPU without being asked.
+MAX_BYTES = 2**30
+
+
+def build_annotation_tracker(
+    cfg: CfgNode, model: nn.Module, data_loader: Any
+) -> AnnotationTracker | None:
+    """A tracker that observes every classification term of a model.
+
+    Args:
+        cfg: with ``MODEL.SUPERLOSS.TRACK_ANNOTATIONS``
+        model: the detector, also inside of DistributedDataParallel
+        data_loader: from :func:`~sl_detectron.data.build_noisy_train_loader`
+
+    Returns:
+        None where the key is off, the model has no SuperLoss, the loader does not say how many
+        annotations there are, or they would take more than 1 GiB
+    """
+    terms = [m for m in model.modules() if isinstance(m, SuperLossTerm) and m.name == "cls"]
+    num_annotations = getattr(data_loader, "num_annotations", 0)
+    if not cfg.MODEL.SUPERLOSS.TRACK_ANNOTATIONS or not terms or not num_annotations:
+        return None
+    tracker = AnnotationTracker(num_annotations, num_classes_of(cfg))
+    num_bytes = sum(buffer.nbytes for buffer in tracker.buffers())
+    if num_bytes > MAX_BYTES:
+        logger.warning(
+            "No label audit: statistics of %d annotations would take %.1f GiB; set "
+            "MODEL.SUPERLOSS.TRACK_ANNOTATIONS False to silence this",
+            num_annotations,
+            num_bytes / 2**30,
+        )
+        return None
+    tracker.to(cfg.MODEL.DEVICE)
+    for term in terms:
+        term.observers.append(tracker)
+    return tracker
+
+
+def num_classes_of(cfg: CfgNode) -> int:
+    """Number of classes K of the detector that a config describes."""
+    head = "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
+    return int(cfg.MODEL[head].NUM_CLASSES)
+
+
+def audit_tracked(cfg: CfgNode, tracker: AnnotationTracker) -> LabelAudit:
+    """Rank the training annotations of a config by what a tracker holds."""
+    return audit_annotations(noisy_dataset_dicts(cfg), class_names_of(cfg), tracker.statistics())
+
+
+def audit_run(cfg: CfgNode, checkpoint: str | os.PathLike | None = None) -> LabelAudit:
+    """Rank annotations by the statistics in a run's checkpoint, without a model.
+
+    Args:
+        cfg: of the run
+        checkpoint: None for the last one in its ``OUTPUT_DIR``
+
+    Raises:
+        FileNotFoundError: there is no checkpoint
+        ValueError: the run did not track annotations, or was of other data sets
+    """
+    path = Path(checkpoint or last_checkpoint(cfg.OUTPUT_DIR))
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    state = torch.load(path, map_location="cpu", weights_only=True).get("annotation_tracker")
+    if state is None:
+        raise ValueError(
+            f"{path} holds no annotation statistics: the model had no SuperLoss, or "
+            "MODEL.SUPERLOSS.TRACK_ANNOTATIONS was off; audit it by --checkpoint"
+        )
+    rows, columns = state["sums"].shape
+    tracker = AnnotationTracker(rows - 1, columns - AnnotationTracker.NUM_VALUES)
+    tracker.load_state_dict(state)
+    return audit_tracked(cfg, tracker)
+
+
+def audit_checkpoint(cfg: CfgNode, checkpoint: str | os.PathLike) -> LabelAudit:
+    """Rank annotations by the losses of one pass over the training sets, for any detector.
+
+    The confidence is that of the SuperLoss with tau the mean loss and ``CLS.LAMBDA``.
+
+    Args:
+        cfg: of the detector; its ``DATASETS.TRAIN`` is audited
+        checkpoint: weights of the detector, with or without the SuperLoss
+
+    Raises:
+        FileNotFoundError: there is no checkpoint
+        ValueError: the detector is neither a GeneralizedRCNN nor a RetinaNet
+    """
+    sets = noisy_dataset_dicts(cfg)
+    probe = probe_checkpoint(cfg, checkpoint, sets)
+    sigma = confidence(probe.losses, probe.losses.mean(), cfg.MODEL.SUPERLOSS.CLS.LAMBDA)
+    last = max(a["annotation_id"] for r in chain(*sets.values()) for a in r["annotations"])
+    tracker = AnnotationTracker(last + 1, num_classes_of(cfg))
+    tracker(probe.ids, probe.losses, sigma, probe.probabilities)
+    return audit_annotations(sets, class_names_of(cfg), tracker.statistics())
+
+
+def evaluate_run(
+    cfg: CfgNode,
+    audit: LabelAudit,
+    manifest: str = "",
+    checkpoint: str | os.PathLike | None = None,
+) -> AuditEvaluation:
+    """Score an audit against known noise, beside the model's losses and cleanlab's ObjectLab.
+
+    Args:
+        cfg: of the run
+        audit: of the same run
+        manifest: of noise that is in the files; without it the noise is that of the config
+        checkpoint: whose losses and detections make the reference scores; None for none of them
+
+    Raises:
+        ValueError: no label is known to be wrong
+    """
+    sets = noisy_dataset_dicts(cfg)
+    truth = truth_from_records(sets)
+    if manifest:
+        truth = truth_from_manifest(sets, read_manifest(manifest), audit.classes)
+    references: dict[str, dict[int, float]] = {}
+    if checkpoint is not None:
+        records = list(chain(*sets.values()))
+        probe = probe_checkpoint(cfg, checkpoint, sets, detect=True)
+        references["loss of the final model"] = _mean_losses(probe)
+        lab = objectlab_scores(records, probe.detections, num_classes_of(cfg))
+        for name, scores in lab.items():
+            references[f"ObjectLab, {name}"] = {i: -score for i, score in scores.items()}
+    return evaluate_audit(audit, truth, references)
+
+
+def probe_checkpoint(
+    cfg: CfgNode,
+    checkpoint: str | os.PathLike,
+    sets: Mapping[str, Sequence[dict[str, Any]]],
+    detect: bool = False,
+) -> Probe:
+    """Build a config's detector, load weights and look at every annotation.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint
+    """
+    if not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"there is no checkpoint {checkpoint}")
+    model = build_model(cfg)
+    DetectionCheckpointer(model).load(str(checkpoint))
+    return probe_annotations(model, list(chain(*sets.values())), cfg, detect, progress=True)
+
+
+def last_checkpoint(folder: str) -> Path:
+    """The checkpoint that a run wrote last.
+
+    Raises:
+        FileNotFoundError: the folder is not a run's
+    """
+    pointer = Path(folder, "last_checkpoint")
+    if not pointer.is_file():
+        raise FileNotFoundError(f"{folder} is not the output of a training: no {pointer.name}")
+    return Path(folder, pointer.read_text().strip())
+
+
+def class_names_of(cfg: CfgNode) -> list[str]:
+    """The K class names of the training sets."""
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+    return list(names or map(str, range(num_classes_of(cfg))))
+
+
+def _mean_losses(probe: Probe) -> dict[int, float]:
+    """Mean over the samples of each annotation, 0 for one that no anchor matched."""
+    size = int(probe.ids.max()) + 1
+    sums = torch.zeros(size, dtype=torch.float64).index_add_(0, probe.ids, probe.losses.double())
+    means = sums / torch.bincount(probe.ids, minlength=size)
+    return defaultdict(float, enumerate(means.nan_to_num(0.0).tolist()))

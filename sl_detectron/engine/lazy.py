@@ -1,0 +1,121 @@
+"""Train what a LazyConfig, a Python file of objects, describes."""
+
+import argparse
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyConfig, instantiate
+from detectron2.engine import AMPTrainer, SimpleTrainer, default_setup, default_writers, hooks
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from .hooks import LogTau
+from .trainer import distribute
+
+__all__ = ["setup_lazy_cfg", "train_lazy_net"]
+
+# NotImplementedError: LazyConfig cannot delete.
+OVERRIDE_ERRORS = (
+    OmegaConfBaseException,
+    HydraException,
+    KeyError,
+    AttributeError,
+    NotImplementedError,
+)
+NEEDED = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+
+
+def setup_lazy_cfg(config_file: str, overrides: list[str]) -> DictConfig:
+    """Load a LazyConfig and check that it has what a training needs.
+
+    Args:
+        config_file: path of a Python file in the form of detectron2's LazyConfigs, with the names
+            ``model``, ``dataloader`` (with ``train``, ``test``, ``evaluator``), ``optimizer``,
+            ``lr_multiplier`` and ``train``
+        overrides: ``["train.max_iter=100", ...]``
+
+    Returns:
+        the config
+
+    Raises:
+        ValueError: a name is missing, or an override does not fit
+        FileNotFoundError: there is no such file
+    """
+    cfg = LazyConfig.load(config_file)
+    try:
+        cfg = LazyConfig.apply_overrides(cfg, overrides)
+    except OVERRIDE_ERRORS as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{config_file}: cannot apply {overrides}: {reason}") from error
+    missing = [name for name in NEEDED if name not in cfg]
+    if missing:
+        raise ValueError(f"{config_file} has no {', '.join(missing)}; a training needs {NEEDED}")
+    return cfg
+
+
+def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
+    """Train and evaluate, or evaluate only, on every rank that detectron2's ``launch`` starts.
+
+    Args:
+        cfg: from :func:`setup_lazy_cfg`
+        args: from detectron2's ``default_argument_parser``; ``eval_only`` and ``resume`` count
+
+    Returns:
+        the metrics of the last evaluation; empty on other ranks than the main one
+    """
+    default_setup(cfg, args)
+    setup_logger(cfg.train.output_dir, comm.get_rank(), name="sl_detectron")
+    model = instantiate(cfg.model).to(cfg.train.device)
+    if args.eval_only:
+        DetectionCheckpointer(model, cfg.train.output_dir).resume_or_load(
+            cfg.train.init_checkpoint, resume=args.resume
+        )
+        return _evaluate(cfg, model)
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    train_loader = instantiate(cfg.dataloader.train)
+    model = distribute(model)
+    trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(
+        model, train_loader, optimizer
+    )
+    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    results: dict[str, Any] = {}
+
+    def evaluate() -> dict[str, Any]:
+        results.clear()
+        results.update(_evaluate(cfg, model))
+        return results
+
+    on_main: list[Any] = []
+    if comm.is_main_process():
+        writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
+        on_main = [hooks.PeriodicWriter(writers, period=cfg.train.log_period)]
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer),
+            hooks.EvalHook(cfg.train.eval_period, evaluate),
+            LogTau(),
+            *on_main,
+        ]
+    )
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+    resumes = args.resume and checkpointer.has_checkpoint()
+    trainer.train(trainer.iter + 1 if resumes else 0, cfg.train.max_iter)
+    return results
+
+
+def _evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
+    if "evaluator" not in cfg.dataloader:
+        return {}
+    loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    results = inference_on_dataset(model, loader, evaluator)
+    if comm.is_main_process():
+        print_csv_format(results)
+    return results

@@ -1,0 +1,141 @@
+"""Ranking, its files, and what other tools read."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from audit_cases import CLASSES, EVIL, HEIGHT, IMAGES, PROBABILITIES, WIDTH, make_audit
+
+from sl_detectron.audit import (
+    AnnotationTracker,
+    audit_annotations,
+    read_audit,
+    top_suspects,
+    write_audit,
+)
+from sl_detectron.audit.audit import suspicion
+from sl_detectron.audit.exchange import read_cleanlab, write_cleanlab, write_fiftyone
+
+
+@pytest.fixture
+def audit(tmp_path):
+    return make_audit(tmp_path, PROBABILITIES, f"audit_{tmp_path.name}")
+
+
+def test_most_suspect_first_by_hand_arithmetic(audit):
+    # p_other / (p_other + p_given) of the six annotations.
+    expected = [0.1 / 0.9, 0.9 / 0.95, 0.1 / 0.9, 0.6 / 0.9, 0.2 / 0.8, 0.2 / 0.9]
+    ranked = sorted(range(6), key=lambda i: (-expected[i], i))
+    assert [a.annotation_id for a in audit.annotations] == ranked
+    for a in audit.annotations:
+        assert a.suspicion == pytest.approx(expected[a.annotation_id], rel=1e-5)
+    worst = audit.annotations[0]
+    assert (worst.image_id, worst.index, worst.label) == ("a", 1, "dog")
+    assert (worst.suggested_label, worst.suggested_probability) == ("cat", pytest.approx(0.9))
+    assert worst.expected_correctness == pytest.approx(0.05)
+    assert worst.bbox == (39, 9, 70, 50)
+    assert worst.top_labels[0] == ("cat", pytest.approx(0.9))
+
+
+def test_suspicion_of_classes_without_any_probability():
+    probabilities = torch.tensor([[0.0, 0.0], [1e-30, 0.0], [0.0, 1e-30]])
+    assert suspicion(probabilities, torch.zeros(3, dtype=torch.int64)).tolist() == [0, 0, 1]
+
+
+def test_files_round_trip(audit, tmp_path):
+    write_audit(audit, tmp_path / "out")
+    assert read_audit(tmp_path / "out" / "label_audit.json") == audit
+    with open(tmp_path / "out" / "label_audit.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["annotation_id"]) for row in rows] == [
+        a.annotation_id for a in audit.annotations
+    ]
+    assert EVIL in {row["label"] for row in rows}
+    assert [float(rows[0][k]) for k in ("rank", "x0", "y0", "x1", "y1")] == [1, 39, 9, 70, 50]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"label_audit.json", "label_audit.csv"}
+
+
+def test_empty_list_round_trips(audit, tmp_path):
+    empty = top_suspects(audit, classes=())
+    empty = type(audit)(audit.classes, audit.sources, (), 6)
+    write_audit(empty, tmp_path)
+    assert read_audit(tmp_path / "label_audit.json") == empty
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"version": 7}', '{"version": 1, "classes": []}'])
+def test_what_is_no_audit_is_named(tmp_path, text):
+    path = tmp_path / "label_audit.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"label_audit\.json is not a label audit"):
+        read_audit(path)
+
+
+def test_unsampled_and_crowd_annotations_are_not_ranked():
+    annotation = {"bbox": [0, 0, 9, 9], "bbox_mode": 0, "category_id": 0}
+    crowd = {**annotation, "iscrowd": 1}
+    annotations = [{**a, "annotation_id": i} for i, a in enumerate([annotation, crowd, annotation])]
+    tracker = AnnotationTracker(3, 2)
+    tracker(torch.tensor([0, 1]), torch.ones(2), torch.ones(2), torch.full((2, 2), 0.5))
+    sets = {"no_such_set": [{"image_id": np.int64(7), "annotations": annotations}]}
+    audit = audit_annotations(sets, ["x", "y"], tracker.statistics())
+    assert [a.annotation_id for a in audit.annotations] == [0]
+    assert audit.num_unseen == 1
+    assert json.dumps(audit.annotations[0].image_id) == "7"
+
+
+@pytest.mark.parametrize(("num", "classes"), [(2, 2), (3, 3)])
+def test_statistics_of_another_run_are_refused(num, classes):
+    annotation = {"bbox": [0, 0, 9, 9], "bbox_mode": 0, "category_id": 0, "annotation_id": 2}
+    sets = {"no_such_set": [{"image_id": 1, "annotations": [annotation]}]}
+    statistics = AnnotationTracker(num, classes).statistics()
+    with pytest.raises(ValueError, match="not of one run"):
+        audit_annotations(sets, ["x", "y"], statistics)
+
+
+def test_head_of_the_list(audit):
+    assert len(top_suspects(audit, 2).annotations) == 2
+    per_class = top_suspects(audit, 1, per_class=True)
+    assert [a.label for a in per_class.annotations] == ["dog", "cat", EVIL]
+    assert {a.label for a in top_suspects(audit, classes=["dog"]).annotations} == {"dog"}
+    with pytest.raises(ValueError, match="no class"):
+        top_suspects(audit, classes=["horse"])
+    with pytest.raises(ValueError, match="at least 1"):
+        top_suspects(audit, 0)
+
+
+def test_cleanlab_takes_its_file(audit, tmp_path):
+    rank = pytest.importorskip("cleanlab.object_detection.rank")
+    data = read_cleanlab(write_cleanlab(audit, tmp_path))
+    # Image a has the most suspect box, then c; b has none.
+    assert rank.issues_from_scores(data["label_quality_scores"], threshold=0.5).tolist() == [0, 2]
+    assert data["is_issue"].tolist() == [True, False, True]
+    labels = data["labels"]
+    assert [len(label["labels"]) for label in labels] == [len(o) for o in IMAGES.values()]
+    # Predictions that equal the labels are the best that cleanlab can see.
+    predictions = []
+    for label in labels:
+        scored = np.column_stack([label["bboxes"], np.full(len(label["labels"]), 0.99)])
+        per_class = np.empty(len(CLASSES), dtype=object)
+        for k in range(len(CLASSES)):
+            per_class[k] = scored[label["labels"] == k]
+        predictions.append(per_class)
+    scores = rank.get_label_quality_scores(labels, predictions, verbose=False)
+    assert scores.min() > 0.9
+
+
+def test_fiftyone_layout(audit, tmp_path):
+    labels_path = write_fiftyone(audit, tmp_path / "fiftyone")
+    data = json.loads(labels_path.read_text())
+    files = json.loads((tmp_path / "fiftyone" / "data.json").read_text())
+    assert data["classes"] == list(CLASSES)
+    assert files.keys() == data["labels"].keys()
+    (key,) = [k for k in files if k.endswith("/a")]
+    assert files[key].endswith("a.jpg")
+    second = data["labels"][key][1]
+    assert second["label"] == "dog"
+    wanted = [39 / WIDTH, 9 / HEIGHT, 31 / WIDTH, 41 / HEIGHT]
+    assert second["bounding_box"] == pytest.approx(wanted)
+    assert second["attributes"]["mistakenness"] == pytest.approx(0.9 / 0.95, rel=1e-5)
+    assert second["attributes"]["suggested_label"] == "cat"

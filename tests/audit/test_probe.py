@@ -1,0 +1,135 @@
+"""One pass of a stock detector over its training set."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import NUM_CLASSES, build, small_config
+from detectron2.structures import Boxes, Instances
+from fvcore.nn import sigmoid_focal_loss
+from PIL import Image
+
+from sl_detectron.audit.probe import probe_annotations
+
+HEIGHT, WIDTH = 120, 160
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """Two images with two and no annotations, and one with a crowd region beside one."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    boxes = [[(10, 10, 50, 60), (60, 20, 150, 100)], [], [(5, 5, 80, 90), (20, 20, 140, 110)]]
+    records, next_id = [], 0
+    for i, image_boxes in enumerate(boxes):
+        path = folder / f"{i}.png"
+        Image.fromarray(rng.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)).save(path)
+        annotations = []
+        for k, box in enumerate(image_boxes):
+            crowd = {"iscrowd": 1} if (i, k) == (2, 1) else {}
+            annotations.append(
+                {
+                    "bbox": list(box),
+                    "bbox_mode": 0,
+                    "category_id": (i + 2 * k) % NUM_CLASSES,
+                    "annotation_id": next_id,
+                    **crowd,
+                }
+            )
+            next_id += 1
+        records.append({"file_name": str(path), "image_id": i, "annotations": annotations})
+    return records
+
+
+def model_of(detector: str, **opts):
+    cfg = small_config(detector, superloss=False)
+    cfg.INPUT.MIN_SIZE_TEST = HEIGHT  # boxes stay where they are
+    for key, value in opts.items():
+        cfg.MODEL.ROI_BOX_HEAD[key] = value
+    return build(cfg).eval(), cfg
+
+
+def features_of(model, record):
+    pixels = np.asarray(Image.open(record["file_name"]))[:, :, ::-1].transpose(2, 0, 1)
+    images = model.preprocess_image([{"image": torch.tensor(pixels.copy())}])
+    return images, model.backbone(images.tensor)
+
+
+@pytest.mark.parametrize("detector", ["standard", "c4", "cascade"])
+def test_roi_heads(detector, records):
+    model, cfg = model_of(detector)
+    probe = probe_annotations(model, records, cfg)
+    assert probe.ids.tolist() == [0, 1, 2]
+    assert probe.probabilities.shape == (3, NUM_CLASSES)
+    torch.testing.assert_close(probe.probabilities.sum(dim=1), torch.ones(3))
+    assert probe.detections == []
+    # The first image by hand, as detectron2's heads compute it.
+    _, features = features_of(model, records[0])
+    boxes = Boxes(torch.tensor([a["bbox"] for a in records[0]["annotations"]]).float())
+    labels = torch.tensor([a["category_id"] for a in records[0]["annotations"]])
+    heads = model.roi_heads
+    with torch.no_grad():
+        if detector == "c4":
+            x = heads._shared_roi_transform([features["res4"]], [boxes]).mean(dim=[2, 3])
+            scores = [heads.box_predictor(x)[0]]
+        elif detector == "standard":
+            x = heads.box_pooler([features[f] for f in heads.box_in_features], [boxes])
+            scores = [heads.box_predictor(heads.box_head(x))[0]]
+        else:
+            scores = cascade_scores(heads, features, boxes)
+    losses = torch.stack([F.cross_entropy(s, labels, reduction="none") for s in scores]).mean(0)
+    softmax = torch.stack([s[:, :-1].softmax(dim=1) for s in scores]).mean(0)
+    torch.testing.assert_close(probe.losses[:2], losses)
+    torch.testing.assert_close(probe.probabilities[:2], softmax)
+
+
+def cascade_scores(heads, features, boxes):
+    scores = []
+    proposals = [Instances((HEIGHT, WIDTH), proposal_boxes=boxes)]
+    for stage in range(heads.num_cascade_stages):
+        inputs = [features[f] for f in heads.box_in_features]
+        predictions = heads._run_stage(inputs, proposals, stage)
+        scores.append(predictions[0])
+        boxes = heads.box_predictor[stage].predict_boxes(predictions, proposals)
+        proposals = heads._create_proposals_from_boxes(boxes, [(HEIGHT, WIDTH)])
+    return scores
+
+
+def test_sigmoid_classifier(records):
+    model, cfg = model_of("standard", USE_SIGMOID_CE=True)
+    if not getattr(model.roi_heads.box_predictor, "use_sigmoid_ce", False):
+        pytest.skip("this detectron2 has no sigmoid classification")
+    probe = probe_annotations(model, records, cfg)
+    labels = torch.tensor([0, 2, 2])
+    target = F.one_hot(labels, NUM_CLASSES).float()
+    losses = F.binary_cross_entropy(probe.probabilities, target, reduction="none").sum(dim=1)
+    torch.testing.assert_close(probe.losses, losses)
+
+
+def test_retinanet_answers_by_its_anchors(records):
+    model, cfg = model_of("retinanet")
+    probe = probe_annotations(model, records, cfg, detect=True)
+    assert set(probe.ids.tolist()) == {0, 1, 2}
+    assert len(probe.detections) == len(records)
+    labels = torch.tensor([0, 2, 2])
+    # The matching of detectron2's own training.
+    _, features = features_of(model, records[0])
+    features = [features[f] for f in model.head_in_features]
+    target = Instances((HEIGHT, WIDTH))
+    target.gt_boxes = Boxes(torch.tensor([a["bbox"] for a in records[0]["annotations"]]).float())
+    target.gt_classes = labels[:2]
+    (matched,), _ = model.label_anchors(model.anchor_generator(features), [target])
+    foreground = (matched >= 0) & (matched < NUM_CLASSES)
+    assert int((probe.ids < 2).sum()) == int(foreground.sum())
+    assert labels[probe.ids[probe.ids < 2]].tolist() == matched[foreground].tolist()
+    logits = torch.logit(probe.probabilities.double())
+    one_hot = F.one_hot(labels[probe.ids], NUM_CLASSES).double()
+    focal = sigmoid_focal_loss(
+        logits.float(), one_hot.float(), cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA, 2.0
+    ).sum(1)
+    torch.testing.assert_close(probe.losses, focal, rtol=1e-4, atol=1e-6)
+
+
+def test_other_detectors_are_refused(records):
+    with pytest.raises(ValueError, match="a Linear cannot be audited"):
+        probe_annotations(torch.nn.Linear(1, 1), records, small_config("standard", False))

@@ -1,0 +1,146 @@
+"""The tracker against a loop over samples, over resumption and over several processes."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from sl_detectron.audit import AnnotationTracker
+
+NUM_ANNOTATIONS, NUM_CLASSES = 5, 3
+
+
+def random_steps(num_steps: int, seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    steps = []
+    for _ in range(num_steps):
+        size = int(torch.randint(0, 9, (), generator=generator))
+        # The last annotation is never sampled; -1 and 2**40 are no annotations.
+        ids = torch.randint(-1, NUM_ANNOTATIONS - 1, (size,), generator=generator)
+        ids = torch.where(torch.rand(size, generator=generator) < 0.1, 2**40, ids)
+        losses, sigma = torch.rand(2, size, generator=generator)
+        probabilities = torch.rand(size, NUM_CLASSES, generator=generator).softmax(dim=1)
+        steps.append((ids, losses, sigma, probabilities))
+    return steps
+
+
+def entropy(probabilities):
+    return -sum(float(p) * math.log(p) for p in probabilities)
+
+
+def loop_over_samples(steps):
+    """{annotation id: (number, mean loss, mean sigma, last loss, last sigma, probabilities)}"""
+    seen: dict[int, list] = {}
+    for step, batch in enumerate(steps):
+        for i, loss, sigma, probabilities in zip(*batch):
+            if 0 <= i < NUM_ANNOTATIONS:
+                seen.setdefault(int(i), []).append((step, loss, sigma, probabilities))
+    result = {}
+    for i, samples in seen.items():
+        last = [s for s in samples if s[0] == samples[-1][0]]
+        means = [
+            sum(row[k] for row in rows) / len(rows) for rows in (samples, last) for k in (1, 2)
+        ]
+        weights = [1 - entropy(row[3]) / math.log(NUM_CLASSES) for row in samples]
+        probabilities = sum(w * row[3] for w, row in zip(weights, samples)) / sum(weights)
+        result[i] = (len(samples), *means, probabilities)
+    return result
+
+
+def check(tracker: AnnotationTracker, steps) -> None:
+    statistics = tracker.statistics()
+    expected = loop_over_samples(steps)
+    assert len(expected) == NUM_ANNOTATIONS - 1
+    for i in range(NUM_ANNOTATIONS):
+        count, *values = [column[i] for column in statistics]
+        if i not in expected:
+            assert count == 0
+            assert all(torch.isnan(value).all() for value in values)
+            continue
+        assert count == expected[i][0]
+        for value, wanted in zip(values, expected[i][1:]):
+            torch.testing.assert_close(value, wanted)
+
+
+def test_equals_a_loop_over_samples():
+    steps = random_steps(30, seed=0)
+    tracker = AnnotationTracker(NUM_ANNOTATIONS, NUM_CLASSES)
+    for step in steps:
+        tracker(*step)
+    check(tracker, steps)
+
+
+def test_goes_on_from_its_state_dict():
+    steps = random_steps(30, seed=1)
+    first, second = (AnnotationTracker(NUM_ANNOTATIONS, NUM_CLASSES) for _ in range(2))
+    for step in steps[:12]:
+        first(*step)
+    second.load_state_dict(first.state_dict())
+    for step in steps[12:]:
+        second(*step)
+    check(second, steps)
+
+
+def test_state_of_another_data_set_is_named():
+    state = AnnotationTracker(7, 2).state_dict()
+    message = "tracked 7 annotations of 2 classes, this run has 5 annotations of 3 classes"
+    with pytest.raises(ValueError, match=message):
+        AnnotationTracker(NUM_ANNOTATIONS, NUM_CLASSES).load_state_dict(state)
+
+
+def test_needs_no_more_precision_than_it_has():
+    """16-bit losses are added up in 32 bits: 4,096 steps of 1/3 would stop growing in 16."""
+    tracker = AnnotationTracker(1, 2)
+    third = torch.tensor([1 / 3], dtype=torch.float16)
+    for _ in range(4096):
+        tracker(torch.tensor([0]), third, third, torch.ones(1, 2, dtype=torch.float16))
+    assert math.isclose(tracker.statistics().mean_loss[0], float(third), rel_tol=1e-3)
+
+
+def test_samples_that_know_nothing_count_among_themselves_only():
+    tracker = AnnotationTracker(2, 4)
+    uniform, nothing, sure = torch.full((4,), 0.25), torch.zeros(4), torch.eye(4)[3]
+    ids = torch.tensor([0, 1, 1, 1])
+    probabilities = torch.stack([uniform, uniform, nothing, sure])
+    tracker(ids, torch.ones(4), torch.ones(4), probabilities)
+    torch.testing.assert_close(tracker.statistics().probabilities[0], uniform)
+    torch.testing.assert_close(tracker.statistics().probabilities[1], sure, atol=1e-5, rtol=0)
+
+
+def test_one_class_has_no_other():
+    with pytest.raises(ValueError, match="at least 2 classes; got 1"):
+        AnnotationTracker(3, 1)
+
+
+def train_half(rank: int, folder: Path) -> None:
+    """Each process sees half of every step; a save and a resumption lie between."""
+    torch.set_num_threads(1)
+    store = f"file://{folder / 'store'}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    tracker = AnnotationTracker(NUM_ANNOTATIONS, NUM_CLASSES)
+    for number, (ids, *values) in enumerate(random_steps(30, seed=2)):
+        mine = torch.arange(len(ids)) % 2 == rank
+        tracker(ids[mine], *(value[mine] for value in values))
+        if number == 14:
+            tracker.synchronize()
+            if rank == 0:
+                torch.save(tracker.state_dict(), folder / "state.pt")
+            dist.barrier()
+            tracker = AnnotationTracker(NUM_ANNOTATIONS, NUM_CLASSES)
+            tracker.load_state_dict(torch.load(folder / "state.pt", weights_only=True))
+    tracker.synchronize()
+    torch.save(tracker.state_dict(), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+def test_two_processes_sum_up_to_one(tmp_path):
+    mp.spawn(train_half, args=(tmp_path,), nprocs=2)
+    tracker = AnnotationTracker(NUM_ANNOTATIONS, NUM_CLASSES)
+    tracker.load_state_dict(torch.load(tmp_path / "0.pt", weights_only=True))
+    check(tracker, random_steps(30, seed=2))
+    # What the main process holds is not counted again.
+    assert torch.load(tmp_path / "1.pt", weights_only=True)["sums"].sum() == 0

@@ -1,0 +1,210 @@
+"""Heads and predictors of other projects become SuperLoss ones without our knowing them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import NUM_CLASSES, build, make_batch, run_losses, small_config
+from detectron2.config import configurable
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers, ROIHeads, StandardROIHeads
+from detectron2.utils.events import EventStorage
+from test_superloss_heads import roi_batch
+
+from sl_detectron.losses import SuperLoss
+from sl_detectron.modeling import (
+    SuperLossROIHeadsMixin,
+    SuperLossStandardROIHeads,
+    SuperLossTerm,
+    superloss_roi_heads,
+    to_superloss_output_layers,
+)
+
+
+class OwnPredictor(FastRCNNOutputLayers):
+    """As projects write them: built by a config only, with losses() written anew."""
+
+    def __init__(self, cfg, input_shape, **kwargs):
+        super().__init__(cfg, input_shape, **kwargs)
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        scores, deltas = super().forward(x)
+        return scores * self.scale, deltas
+
+    def losses(self, predictions, proposals):
+        scores, deltas = predictions
+        gt_classes = torch.cat([p.gt_classes for p in proposals])
+        boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
+        gt_boxes = torch.cat(
+            [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
+        )
+        return {
+            "loss_cls": F.cross_entropy(scores, gt_classes),
+            "loss_box_reg": self.box_reg_loss(boxes, gt_boxes, deltas, gt_classes),
+        }
+
+
+@ROI_HEADS_REGISTRY.register()
+class OwnROIHeads(StandardROIHeads):
+    """A head with a predictor, an argument and a config key of its own."""
+
+    @configurable
+    def __init__(self, *, temperature=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.temperature = temperature
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        return {**super().from_config(cfg, input_shape), "temperature": 3.0}
+
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape):
+        ret = super()._init_box_head(cfg, input_shape)
+        return {**ret, "box_predictor": OwnPredictor(cfg, ret["box_head"].output_shape)}
+
+
+superloss_roi_heads(OwnROIHeads)
+
+
+def own_config(name, *opts):
+    cfg = small_config("standard", superloss=False)
+    cfg.MODEL.ROI_HEADS.NAME = name
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_own_heads(enabled):
+    node = "MODEL.SUPERLOSS.CLS"
+    stock = build(own_config("OwnROIHeads"))
+    ours = build(own_config("SuperLossOwnROIHeads", f"{node}.ENABLED", enabled))
+    assert isinstance(ours.roi_heads, OwnROIHeads)
+    assert isinstance(ours.roi_heads.box_predictor, OwnPredictor)
+    assert ours.roi_heads.temperature == 3.0
+    for key, value in stock.state_dict().items():
+        assert torch.equal(value, ours.state_dict()[key]), key
+    stock_losses, stock_grads, _ = run_losses(stock, make_batch())
+    losses, grads, _ = run_losses(ours, make_batch())
+    name = "roi_heads.box_predictor.scale"
+    if enabled:
+        assert losses.pop("loss_cls") != stock_losses.pop("loss_cls")
+        assert grads[name] != stock_grads[name]
+    else:
+        assert torch.equal(grads[name], stock_grads[name])
+    assert losses == stock_losses
+
+
+def test_factory():
+    heads = superloss_roi_heads(OwnROIHeads)
+    assert superloss_roi_heads(OwnROIHeads) is heads
+    assert ROI_HEADS_REGISTRY.get("SuperLossOwnROIHeads") is heads
+    assert issubclass(heads, SuperLossROIHeadsMixin)
+    assert heads.__module__ == OwnROIHeads.__module__
+    assert superloss_roi_heads(SuperLossStandardROIHeads) is SuperLossStandardROIHeads
+    for wrong in (FastRCNNOutputLayers, "StandardROIHeads"):
+        with pytest.raises(TypeError, match="takes a subclass of ROIHeads; got"):
+            superloss_roi_heads(wrong)
+
+
+def test_heads_without_a_box_predictor_are_named():
+    class BareROIHeads(ROIHeads):
+        pass
+
+    arguments = {"num_classes": 2, "batch_size_per_image": 8, "positive_fraction": 0.5}
+    with pytest.raises(ValueError, match="SuperLossBareROIHeads has no box predictor derived"):
+        superloss_roi_heads(BareROIHeads)(proposal_matcher=None, **arguments)
+
+
+def test_heads_built_by_arguments_take_terms():
+    """Without a config, as a LazyConfig builds them."""
+    built = build(own_config("StandardROIHeads")).roi_heads
+    term = SuperLossTerm("cls", SuperLoss("ExpAvg", 0.25))
+    heads = SuperLossStandardROIHeads(
+        superloss_cls=term,
+        box_in_features=built.box_in_features,
+        box_pooler=built.box_pooler,
+        box_head=built.box_head,
+        box_predictor=built.box_predictor,
+        num_classes=NUM_CLASSES,
+        batch_size_per_image=8,
+        positive_fraction=0.5,
+        proposal_matcher=built.proposal_matcher,
+    )
+    assert heads.box_predictor.superloss_cls.superloss.lam == 0.25
+    assert heads.box_predictor.superloss_cls is not term  # a copy for every predictor
+    assert heads.box_predictor.superloss_box_reg is None
+
+
+class ScaledBoxLoss(FastRCNNOutputLayers):
+    def box_reg_loss(self, *args):
+        return 100 * super().box_reg_loss(*args)
+
+
+class SmoothedLabels(FastRCNNOutputLayers):
+    smoothing = 0.1
+
+    def losses(self, predictions, proposals):
+        losses = super().losses(predictions, proposals)
+        gt_classes = torch.cat([p.gt_classes for p in proposals])
+        smooth = F.cross_entropy(predictions[0], gt_classes, label_smoothing=self.smoothing)
+        return {**losses, "loss_cls": smooth}
+
+
+class SmoothedLabelsPerRoI(SmoothedLabels):
+    def classification_losses(self, scores, gt_classes):
+        return F.cross_entropy(scores, gt_classes, label_smoothing=self.smoothing, reduction="none")
+
+
+def layers(cls):
+    return cls(8, box2box_transform=Box2BoxTransform((1.0,) * 4), num_classes=NUM_CLASSES)
+
+
+def term(name):
+    return SuperLossTerm(name, SuperLoss(1.0, 1e6))
+
+
+@pytest.mark.parametrize(
+    ("cls", "key", "method"),
+    [
+        (ScaledBoxLoss, "loss_box_reg", "foreground_box_losses"),
+        (SmoothedLabels, "loss_cls", "classification_losses"),
+    ],
+)
+def test_other_losses_are_not_replaced_unnoticed(cls, key, method):
+    predictions, proposals = roi_batch()
+    terms = {"loss_cls": (term("cls"), None), "loss_box_reg": (None, term("box_reg"))}
+    message = rf"SuperLoss{cls.__name__}: its {key} is .* come to .* method {method}\("
+    with EventStorage(), pytest.raises(TypeError, match=message):
+        to_superloss_output_layers(layers(cls), *terms.pop(key)).losses(predictions, proposals)
+    # The other term leaves this loss alone.
+    ((_, others),) = terms.items()
+    with EventStorage():
+        expected = layers(cls).losses(predictions, proposals)
+        swapped = to_superloss_output_layers(layers(cls), *others)
+        assert isinstance(swapped, cls)
+        assert swapped.losses(predictions, proposals)[key] == expected[key]
+
+
+def test_a_class_can_say_what_its_losses_are():
+    """lambda -> inf is the plain loss minus tau for the five of twelve RoIs in scope (Lemma 1)."""
+    predictions, proposals = roi_batch(num_rois=12, num_foreground=5)
+    with EventStorage():
+        expected = layers(SmoothedLabels).losses(predictions, proposals)["loss_cls"]
+        ours = to_superloss_output_layers(layers(SmoothedLabelsPerRoI), term("cls"), None)
+        loss = ours.losses(predictions, proposals)["loss_cls"]
+    torch.testing.assert_close(loss, expected - 5 / 12, rtol=1e-4, atol=1e-5)
+
+
+def test_losses_are_compared_again_when_they_change_later():
+    predictions, proposals = roi_batch()
+    predictor = to_superloss_output_layers(layers(SmoothedLabels), term("cls"), None)
+    predictor.smoothing = 0.0
+    for iteration, smoothing, fails in ((0, 0.0, False), (1, 0.5, False), (19, 0.5, True)):
+        predictor.smoothing = smoothing
+        with EventStorage(iteration):
+            if not fails:
+                assert predictor.losses(predictions, proposals)["loss_cls"].isfinite()
+                continue
+            with pytest.raises(TypeError, match="classification_losses"):
+                predictor.losses(predictions, proposals)

@@ -1,0 +1,125 @@
+"""tools/audit_labels.py as a user runs it, from noise on disk to a corrected data set."""
+
+import importlib.util
+import json
+
+import pytest
+from conftest import REPO
+
+from sl_detectron.audit import Decision, Decisions, read_audit, write_decisions
+from sl_detectron.data import TOY_CLASS_NAMES, make_toy_dataset
+from sl_detectron.data.label_noise import SymmetricNoise
+from sl_detectron.data.label_noise.export import export_noisy_voc
+from sl_detectron.engine import SuperLossTrainer, setup_cfg
+
+TOOL = REPO / "tools" / "audit_labels.py"
+FILES = {"label_audit.json", "label_audit.csv", "index.html"}
+
+
+@pytest.fixture(scope="module")
+def main():
+    spec = importlib.util.spec_from_file_location("audit_labels", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda *args: module.main([str(arg) for arg in args])
+
+
+@pytest.fixture(scope="module")
+def noisy_set(tmp_path_factory):
+    """The toy set with wrong labels in its files."""
+    folder = tmp_path_factory.mktemp("data")
+    clean = make_toy_dataset(folder / "clean")
+    noises = [SymmetricNoise(rate=0.4)]
+    export_noisy_voc(clean, "train", folder / "noisy", noises, TOY_CLASS_NAMES, "noisy_train")
+    return folder / "noisy"
+
+
+@pytest.fixture(scope="module")
+def run(noisy_set, tmp_path_factory):
+    output = tmp_path_factory.mktemp("run")
+    entry = {"NAME": f"noisy_train_{output.name}", "ROOT": str(noisy_set), "SPLIT": "train",
+             "CLASSES": list(TOY_CLASS_NAMES)}  # fmt: skip
+    opts = ["DATASETS.CUSTOM_VOC", str([entry]), "DATASETS.TRAIN", f"('{entry['NAME']}',)"]
+    opts += ["DATASETS.TEST", "()", "DATASETS.LABEL_NOISE.RATE", "0.0", "SOLVER.MAX_ITER", "6"]
+    opts += ["SOLVER.IMS_PER_BATCH", "4", "OUTPUT_DIR", str(output)]
+    cfg = setup_cfg(str(REPO / "configs/Toy/faster_rcnn_superloss.yaml"), opts)
+    (output / "config.yaml").write_text(cfg.dump())
+    SuperLossTrainer(cfg).train()
+    return output
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_from_run(main, run, tmp_path, capsys):
+    out = tmp_path / "audit"
+    args = ("--top", 3, "--per-class", "--classes", "one, two", "--formats", "cleanlab", "fiftyone")
+    assert main("--from-run", run, "--output", out, *args) == 0
+    assert names(out) == FILES | {"cleanlab.json", "fiftyone"}
+    assert names(out / "fiftyone") == {"labels.json", "data.json"}
+    audit = read_audit(out / "label_audit.json")
+    assert [a.label for a in audit.annotations].count("one") == 3
+    assert {a.label for a in audit.annotations} == {"one", "two"}
+    assert f"report: {out / 'index.html'}" in capsys.readouterr().out
+
+
+def test_threshold_then_apply(main, run, noisy_set, tmp_path, capsys):
+    out = tmp_path / "audit"
+    assert main("--from-run", run, "--output", out, "--correct-above", "0.505") == 0
+    audit = read_audit(out / "label_audit.json")
+    wrong = [a for a in audit.annotations if a.suspicion >= 0.505]
+    (name,) = audit.sources
+    corrected = out / "corrected" / name
+    lines = [json.loads(x) for x in (corrected / "corrections.jsonl").read_text().splitlines()]
+    assert len(lines) == len(wrong) > 0
+    assert f"{len(wrong)} corrections of {name}" in capsys.readouterr().out
+    # The same by a file of decisions.
+    decisions = tuple(
+        Decision(a.dataset, a.image_id, a.index, a.bbox, a.label, "wrong", a.suggested_label)
+        for a in wrong
+    )
+    write_decisions(Decisions(audit.classes, audit.sources, decisions), tmp_path / "d.json")
+    assert main("--apply", tmp_path / "d.json", "--output", tmp_path / "applied") == 0
+    for path in (corrected / "Annotations").iterdir():
+        other = tmp_path / "applied" / name / "Annotations" / path.name
+        assert path.read_bytes() == other.read_bytes()
+
+
+def test_checkpoint_against_a_manifest(main, run, noisy_set, tmp_path, capsys):
+    pytest.importorskip("cleanlab")
+    # The manifest names the set as the noise tool knew it.
+    manifest = tmp_path / "manifest.jsonl"
+    text = (noisy_set / "manifest.jsonl").read_text()
+    manifest.write_text(text.replace('"noisy_train"', f'"noisy_train_{run.name}"'))
+    out = tmp_path / "audit"
+    source = ("--checkpoint", run / "model_final.pth", "--config-file", run / "config.yaml")
+    assert main(*source, "--output", out, "--manifest", manifest) == 0
+    assert names(out) == FILES | {"evaluation.json", "evaluation.png"}
+    printed = capsys.readouterr().out
+    assert "ObjectLab" in printed
+    assert "right suggestions for" in printed
+    assert json.loads((out / "evaluation.json").read_text())["num_wrong"] == len(text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--from-run", "no_such_run"), "no_such_run is not the output of a training"),
+        (("--apply", "no.json"), "there is no file of decisions no.json"),
+        (("--from-run", "RUN", "--classes", "cow"), "the audit has no class ['cow']"),
+        (("--from-run", "RUN", "--correct-above", "0.2"), "must be in (0.5, 1]; got 0.2"),
+        (("--from-run", "RUN", "--evaluate"), "0 of"),
+    ],
+)
+def test_errors_are_one_line(main, run, tmp_path, capsys, args, message):
+    args = [run if arg == "RUN" else arg for arg in args]
+    assert main(*args, "--output", tmp_path / "out") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "error: " in error
+    assert message in error
+
+
+def test_checkpoint_needs_a_config(main, tmp_path):
+    with pytest.raises(SystemExit):
+        main("--checkpoint", "x.pth", "--output", tmp_path)

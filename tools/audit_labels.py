@@ -1,0 +1,74 @@
+#!/usr/bin/env python3
+"""Rank the annotations of a training set by how wrong their labels look, and correct them.
+
+Writes label_audit.json, label_audit.csv and index.html, a report to decide in; in all of them
+higher suspicion is more suspect.
+
+Examples:
+  A training with the SuperLoss has the statistics in its checkpoints:
+    tools/audit_labels.py --from-run output --output audit
+  Any detector, also a stock one, by one pass over its DATASETS.TRAIN:
+    tools/audit_labels.py --config-file my.yaml --checkpoint model_final.pth --output audit
+  The 50 most suspect cats and dogs each, and what cleanlab and FiftyOne read:
+    tools/audit_labels.py --from-run output --output audit --classes cat,dog --top 50 --per-class \\
+        --formats cleanlab fiftyone
+  A corrected data set, of what the report's decisions.json says, or of all that is above 0.95:
+    tools/audit_labels.py --apply decisions.json --output corrected
+    tools/audit_labels.py --from-run output --output audit --correct-above 0.95
+  Against known noise, beside plain losses and cleanlab's ObjectLab:
+    tools/audit_labels.py --from-run output --output audit --evaluate
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from sl_detectron.cli import run_tool, tool_parser
+from sl_detectron.engine.audit_job import FORMATS, apply_file, run_audit
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_tool(audit_or_apply, parse_args(argv))
+
+
+def audit_or_apply(args: argparse.Namespace) -> None:
+    print(apply_file(args.apply, args.output) if args.apply else run_audit(args))
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = tool_parser(__doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--from-run", metavar="DIR", help="OUTPUT_DIR of a training")
+    source.add_argument("--checkpoint", help="weights of any detector; needs --config-file")
+    source.add_argument("--apply", metavar="FILE", help="decisions.json that the report saved")
+    parser.add_argument("--config-file", default="", help="of --checkpoint")
+    parser.add_argument("--output", required=True, help="folder for what it writes")
+    parser.add_argument("--top", type=int, help="how many annotations to write; default all")
+    parser.add_argument("--per-class", action="store_true", help="--top of every given class")
+    parser.add_argument("--classes", default="", help="a,b,c: given classes to write; default all")
+    parser.add_argument(
+        "--crops", type=int, default=10_000, help="annotations in the report; default 10000"
+    )
+    parser.add_argument(
+        "--crop-size", type=int, default=128, help="pixels of their longer side; default 128"
+    )
+    parser.add_argument("--formats", nargs="+", default=[], choices=FORMATS, help="write also")
+    parser.add_argument(
+        "--correct-above",
+        type=float,
+        metavar="SUSPICION",
+        help="write OUTPUT/corrected, where the suggestion replaces labels of at least that",
+    )
+    parser.add_argument(
+        "--evaluate", action="store_true", help="compare with known noise: the run's own, or ..."
+    )
+    parser.add_argument("--manifest", default="", help="... that of a noisy copy on disk")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config options")
+    args = parser.parse_args(argv)
+    if bool(args.config_file) != bool(args.checkpoint):
+        parser.error("--checkpoint and --config-file go together")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())
