@@ -3,8 +3,6 @@
 Shape legend: R RoIs of a batch, M foreground RoIs, K foreground classes (class K is background).
 """
 
-import math
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -26,29 +24,10 @@ from .build import (
     superloss_terms_from_config,
 )
 from .generated import make_subclass
+from .own_losses import MAKERS, RoILosses, check_keys, compare_own_losses
 from .superloss_term import LOG_PERIOD, SuperLossTerm, reduce_losses
 
 __all__ = ["SuperLossFastRCNNOutputLayers", "to_superloss_output_layers"]
-
-# Methods of FastRCNNOutputLayers that make each of its losses.
-_MAKERS = {
-    "loss_cls": ("losses", "sigmoid_cross_entropy_loss"),
-    "loss_box_reg": ("losses", "box_reg_loss"),
-}
-_PER_ROI = {
-    "loss_cls": "classification_losses(scores, gt_classes) -> (R,)",
-    "loss_box_reg": (
-        "foreground_box_losses(proposal_boxes, gt_boxes, pred_deltas, gt_classes) -> (M,)"
-    ),
-}
-
-
-@dataclass(frozen=True)
-class _Samples:
-    """What a scalar loss is the mean of."""
-
-    losses: Tensor  # (R,) or (M,)
-    index: Tensor | None = None  # (M,) int64, which RoIs; None for all
 
 
 class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers):
@@ -64,8 +43,9 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers):
     """
 
     # The samples of the running call of losses(), by key; None outside of it.
-    _samples: dict[str, _Samples] | None = None
+    _samples: dict[str, RoILosses] | None = None
     _compared = False
+    _ids_checked = False
 
     @configurable
     def __init__(
@@ -131,28 +111,20 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers):
         gt_classes = _gt_classes(proposals, scores)
         foreground = self._is_foreground(gt_classes)
         ids = annotation_ids_of(proposals, foreground)
-        self._samples = {}
+        self._samples = samples = {}
         try:
             losses = dict(super().losses(predictions, proposals, *args, **kwargs))
-            samples = self._samples
         finally:
             del self._samples  # TorchScript has no use for an attribute of this type
-        missing = [key for key in replaced if key not in losses]
-        if missing:
-            raise TypeError(
-                f"losses() of {type(self).__name__} has {sorted(losses)} and no {missing}, which "
-                "the SuperLoss would replace; switch those terms off"
-            )
         if self.classification_loss is not None:
-            samples["loss_cls"] = _Samples(self._other_losses(scores, gt_classes, ids))
+            samples["loss_cls"] = RoILosses(self._other_losses(scores, gt_classes, ids))
         elif "loss_cls" not in samples:
-            samples["loss_cls"] = _Samples(self.classification_losses(scores, gt_classes))
+            samples["loss_cls"] = RoILosses(self.classification_losses(scores, gt_classes))
         # Divide by R, not by foreground: each foreground RoI keeps equal weight in every batch.
         num_rois = max(gt_classes.numel(), 1)
-        self._compare({key: losses[key] for key in replaced}, samples, num_rois)
+        self._check_own_losses(replaced, losses, samples, num_rois)
         for key in replaced:
-            index = samples[key].index
-            where = slice(None) if index is None else index
+            where = samples[key].where
             loss = reduce_losses(
                 terms[key],
                 samples[key].losses,
@@ -164,19 +136,44 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers):
             losses[key] = loss * self.loss_weight.get(key, 1.0)
         return losses
 
+    def _check_own_losses(
+        self,
+        replaced: list[str],
+        losses: dict[str, Tensor],
+        samples: dict[str, RoILosses],
+        num_rois: int,
+    ) -> None:
+        """Compare on the first batch and when scalars are logged: it waits for the device."""
+        check_keys(self, replaced, losses)
+        keys = [k for k in replaced if any(self._has_own(maker) for maker in MAKERS[k])]
+        if self.classification_loss is not None and "loss_cls" in keys:
+            keys.remove("loss_cls")  # another loss is what was asked for
+        logs = (get_event_storage().iter + 1) % LOG_PERIOD == 0
+        if keys and (logs or not self._compared):
+            has_per_roi = hasattr(super(), "classification_losses")
+            compare_own_losses(self, keys, losses, samples, num_rois, has_per_roi)
+            self._compared = True
+
+    def _has_own(self, method: str) -> bool:
+        """Whether a class between this one and detectron2's has the method."""
+        order = type(self).__mro__
+        first = order.index(SuperLossFastRCNNOutputLayers) + 1
+        between = order[first : order.index(FastRCNNOutputLayers)]
+        return any(method in vars(c) for c in between)
+
     def _other_losses(self, scores: Tensor, gt_classes: Tensor, ids: Tensor | None) -> Tensor:
         other: Any = self.classification_loss
-        if isinstance(other, DataParams):
-            if not self._compared:  # once, as it waits for the device
-                if ids is None or bool((ids >= FIRST_LOCAL_ID).any()):
-                    raise ValueError(
-                        "data_params learns for every training annotation, but the loader does not "
-                        "say which ones a batch has: give its instances gt_annotation_ids, as "
-                        "sl_detectron.data.build_noisy_train_loader does"
-                    )
-                self._compared = True
-            return other(scores, gt_classes, ids)
-        return other(scores, gt_classes)
+        if not isinstance(other, DataParams):
+            return other(scores, gt_classes)
+        if not self._ids_checked:  # once, as it waits for the device
+            if ids is None or bool((ids >= FIRST_LOCAL_ID).any()):
+                raise ValueError(
+                    "data_params learns for every training annotation, but the loader does not "
+                    "say which ones a batch has: give its instances gt_annotation_ids, as "
+                    "sl_detectron.data.build_noisy_train_loader does"
+                )
+            self._ids_checked = True
+        return other(scores, gt_classes, ids)
 
     def classification_losses(self, scores: Tensor, gt_classes: Tensor) -> Tensor:
         """Softmax cross-entropy of each RoI, or sigmoid cross-entropy summed over its classes.
@@ -241,8 +238,8 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers):
         if self.superloss_cls is None or self._samples is None:
             return stock(pred_class_logits, gt_classes)
         losses = self.classification_losses(pred_class_logits, gt_classes)
-        self._samples["loss_cls"] = _Samples(losses)
-        if _has_own(type(self), "sigmoid_cross_entropy_loss"):
+        self._samples["loss_cls"] = RoILosses(losses)
+        if self._has_own("sigmoid_cross_entropy_loss"):
             return stock(pred_class_logits, gt_classes)
         # Not by the base class: federated losses would draw their classes a second time.
         return losses.sum() / max(gt_classes.numel(), 1)
@@ -260,8 +257,8 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers):
         if self.superloss_box_reg is not None and self._samples is not None:
             losses = self.foreground_box_losses(proposal_boxes, gt_boxes, pred_deltas, gt_classes)
             index = self._is_foreground(gt_classes).nonzero()[:, 0]
-            self._samples["loss_box_reg"] = _Samples(losses, index)
-            if not _has_own(type(self), "box_reg_loss"):
+            self._samples["loss_box_reg"] = RoILosses(losses, index)
+            if not self._has_own("box_reg_loss"):
                 return losses.sum() / max(gt_classes.numel(), 1)
         return super().box_reg_loss(
             proposal_boxes, gt_boxes, pred_deltas, gt_classes, *args, **kwargs
@@ -277,58 +274,11 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers):
             return scores.sigmoid()
         return scores.softmax(dim=1)
 
-    def _compare(
-        self, own_losses: dict[str, Tensor], samples: dict[str, _Samples], num_rois: int
-    ) -> None:
-        """Refuse to put the SuperLoss of detectron2's losses in the place of other losses.
-
-        Looked at on the first batch and when scalars are logged, as it waits for the device.
-        """
-        cls = type(self)
-        keys = [k for k in own_losses if any(_has_own(cls, maker) for maker in _MAKERS[k])]
-        if self.classification_loss is not None:
-            keys = [k for k in keys if k != "loss_cls"]  # another loss is what was asked for
-        logs = (get_event_storage().iter + 1) % LOG_PERIOD == 0
-        if not keys or (self._compared and not logs):
-            return
-        if "loss_cls" in keys and getattr(self, "use_fed_loss", False):
-            # It draws classes for every loss, so that two losses cannot be compared.
-            if not hasattr(super(), "classification_losses"):
-                raise TypeError(
-                    f"{cls.__name__} has federated losses of its own; give it a method "
-                    f"{_PER_ROI['loss_cls']} or switch superloss_cls off"
-                )
-            keys.remove("loss_cls")
-        for key in keys:
-            own = float(own_losses[key].detach())
-            expected = float("nan")
-            if key in samples:
-                mean = samples[key].losses.detach().sum() / num_rois
-                expected = float(mean * self.loss_weight.get(key, 1.0))
-            # Wide enough for another order of summation in 16 bits.
-            tolerance = 1e-5 if own_losses[key].dtype == torch.float32 else 1e-2
-            diverged = key in samples and not (math.isfinite(own) and math.isfinite(expected))
-            if not diverged and not abs(own - expected) <= tolerance * (1 + abs(own)):
-                raise TypeError(
-                    f"{cls.__name__}: its {key} is {own:.6g}, but the losses of its RoIs that the "
-                    f"SuperLoss would take come to {expected:.6g}. Give the class a method "
-                    f"{_PER_ROI[key]} or switch {key.replace('loss', 'superloss')} off"
-                )
-        self._compared = True
-
 
 def _gt_classes(proposals: list[Instances], scores: Tensor) -> Tensor:
     if not proposals:
         return torch.empty(0, dtype=torch.long, device=scores.device)
     return cat([p.gt_classes for p in proposals], dim=0)
-
-
-def _has_own(cls: type, method: str) -> bool:
-    """Whether a class between ours and detectron2's in the resolution order has the method."""
-    order = cls.__mro__
-    first = order.index(SuperLossFastRCNNOutputLayers) + 1
-    between = order[first : order.index(FastRCNNOutputLayers)]
-    return any(method in vars(c) for c in between)
 
 
 @cache

@@ -297,7 +297,7 @@ class OwnFederated(SmoothedLabels):
     ("cls", "message"),
     [
         (OtherKeys, r"OtherKeys has \['loss'\] and no \['loss_cls'\]"),
-        (OwnFederated, r"OwnFederated has federated losses of its own; .*classification_losses"),
+        (OwnFederated, r"OwnFederated has federated losses of its own, .*classification_losses"),
     ],
 )
 def test_predictors_that_cannot_be_taken_are_named(cls, message):
