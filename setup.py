@@ -12,7 +12,9 @@ VERSION = re.search(
 
 DEMO = ["scikit-learn", "matplotlib"]
 AUDIT = ["cleanlab", "scikit-learn", "matplotlib"]
-TEST = [*DEMO, *AUDIT, "selenium", "pytest", "pytest-xdist", "hypothesis", "mpmath"]
+TEST = [*DEMO, *AUDIT, "pytest", "pytest-xdist", "hypothesis", "mpmath"]
+# What single tests drive, and skip without: a browser, and PointRend, which imports OpenCV.
+TEST += ["selenium", "opencv-python-headless"]
 DEV = [*TEST, "scipy", "ruff", "mypy", "types-tabulate", "types-PyYAML", "types-tqdm"]
 
 setup(

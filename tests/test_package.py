@@ -93,7 +93,7 @@ def test_import_registers_and_changes_no_default():
         "print(sorted(set(DatasetCatalog) - known))\n"
         "print(all(hasattr(sl_detectron, n) for n in sl_detectron.__all__))"
     )
-    heads = ["Cascade", "Res5", "Standard"]
+    heads = ["Cascade", "R", "Res5", "Standard"]
     registered = sorted(["SuperLossRetinaNet", *(f"SuperLoss{h}ROIHeads" for h in heads)])
     datasets = ["toy_digits_test", "toy_digits_train"]
     assert done.stdout == f"{registered}\n{datasets}\nTrue\n", done.stderr

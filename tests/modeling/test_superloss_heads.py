@@ -188,6 +188,33 @@ def test_rotated_boxes():
         )
 
 
+def test_rotated_heads():
+    """A detector of rotated boxes takes the terms; it runs where detectron2's ops are compiled."""
+    cfg = superloss_config("standard")
+    cfg.MODEL.PROPOSAL_GENERATOR.NAME = "RRPN"
+    cfg.MODEL.RPN.HEAD_NAME = "StandardRPNHead"
+    cfg.MODEL.RPN.BBOX_REG_WEIGHTS = (1.0,) * 5
+    cfg.MODEL.ANCHOR_GENERATOR.NAME = "RotatedAnchorGenerator"
+    cfg.MODEL.ANCHOR_GENERATOR.ANGLES = [[0, 45]]
+    cfg.MODEL.ROI_HEADS.NAME = "SuperLossRROIHeads"
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIAlignRotated"
+    cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0, 1.0)
+    model = build(cfg)
+    assert isinstance(model.roi_heads.box_predictor.superloss_cls, SuperLossTerm)
+    if not hasattr(torch.ops.detectron2, "box_iou_rotated"):
+        pytest.skip("detectron2's compiled ops do not load: rotated boxes cannot be matched")
+    batch = make_batch()
+    for image in batch:
+        instances = image["instances"]
+        centers, sizes = instances.gt_boxes.get_centers(), instances.gt_boxes.tensor
+        boxes = torch.cat([centers, sizes[:, 2:] - sizes[:, :2], torch.zeros(len(sizes), 1)], 1)
+        instances.gt_boxes = RotatedBoxes(boxes)
+        instances.remove("gt_masks")
+    losses, gradients, _ = run_losses(model, batch)
+    assert all(v.isfinite() for v in losses.values())
+    assert all(g.isfinite().all() for g in gradients.values())
+
+
 @pytest.mark.parametrize("objects", [(0, 2), (0, 0)])
 @pytest.mark.parametrize(
     ("detector", "tau"),
