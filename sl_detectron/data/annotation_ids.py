@@ -15,6 +15,9 @@ __all__ = ["AnnotationIdMapper", "number_annotations"]
 
 Record = dict[str, Any]
 
+# No class id: what comes out as another number did not go through unchanged.
+_FIRST = 2**40
+
 
 def number_annotations(sets: Mapping[str, Sequence[Record]]) -> dict[str, list[Record]]:
     """Number the annotations of all training sets, 0 to A-1 in the order of sets and records.
@@ -49,12 +52,14 @@ class AnnotationIdMapper:
     """Call a mapper and add ``gt_annotation_ids``, int64 (N,), to the ``instances`` it makes.
 
     detectron2's :func:`annotations_to_instances` keeps nothing of an annotation but its class, box,
-    mask and keypoints. So the class carries the position of the annotation through the mapper and
-    is put back afterwards; also what the mapper drops or reorders is right. A mapper must not look
-    at ``category_id`` on its way.
+    mask and keypoints. So a number takes the place of the class on the way through the mapper and
+    the class is put back afterwards; what the mapper drops or reorders is right too.
+
+    A mapper of your own may be wrapped if it passes ``category_id`` on and decides nothing by it:
+    one that keeps only some classes would see none.
 
     Args:
-        mapper: any detectron2 mapper that makes ``instances``; its other results are passed on
+        mapper: makes ``instances`` with ``gt_classes``; its other results are passed on
 
     Example:
         >>> from detectron2.structures import Instances
@@ -79,19 +84,23 @@ class AnnotationIdMapper:
         annotations = record.get("annotations", ())
         if not annotations or any("annotation_id" not in a for a in annotations):
             return self.mapper(record)
-        positions = [{**a, "category_id": i} for i, a in enumerate(annotations)]
+        positions = [{**a, "category_id": _FIRST + i} for i, a in enumerate(annotations)]
         mapped = self.mapper({**record, "annotations": positions})
         instances = mapped.get("instances") if isinstance(mapped, dict) else None
-        if not isinstance(instances, Instances) or not instances.has("gt_classes"):
-            # Classes may hide anywhere in such a result: let the mapper see the true ones.
-            return self.mapper(record)
-        position = instances.gt_classes
-        if len(position) and not 0 <= int(position.min()) <= int(position.max()) < len(annotations):
+        fields = {} if instances is None else instances.get_fields()
+        classes = fields.get("gt_classes")
+        if (
+            instances is None
+            or classes is None
+            or ((classes < _FIRST) | (classes >= _FIRST + len(annotations))).any()
+        ):
             raise ValueError(
-                f"image {record.get('image_id')!r}: {self.mapper} does not pass category_id on "
-                "unchanged, so annotations cannot be followed through it"
+                f"image {record.get('image_id')!r}: {self.mapper} does not pass category_id on to "
+                "instances.gt_classes, so annotations cannot be followed through it; do not wrap "
+                "it in AnnotationIdMapper"
             )
+        # New objects: the mapper may keep what it returned.
         for field, key in (("gt_classes", "category_id"), ("gt_annotation_ids", "annotation_id")):
             values = torch.tensor([a[key] for a in annotations], dtype=torch.int64)
-            instances.set(field, values[position])
-        return mapped
+            fields = {**fields, field: values[classes - _FIRST]}
+        return {**mapped, "instances": Instances(instances.image_size, **fields)}

@@ -1,6 +1,7 @@
 """Train what a LazyConfig, a Python file of objects, describes."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -43,8 +44,8 @@ def setup_lazy_cfg(config_file: str, overrides: list[str]) -> DictConfig:
         the config
 
     Raises:
-        ValueError: a name is missing, or an override does not fit
-        FileNotFoundError: there is no such file
+        ValueError: a name is missing, or a value or override does not fit
+        FileNotFoundError: there is no such config or checkpoint
     """
     cfg = LazyConfig.load(config_file)
     try:
@@ -55,6 +56,13 @@ def setup_lazy_cfg(config_file: str, overrides: list[str]) -> DictConfig:
     missing = [name for name in NEEDED if name not in cfg]
     if missing:
         raise ValueError(f"{config_file} has no {', '.join(missing)}; a training needs {NEEDED}")
+    if cfg.train.amp.enabled and not cfg.train.device.startswith("cuda"):
+        raise ValueError(
+            "train.amp.enabled needs train.device cuda: detectron2's AMPTrainer runs there only"
+        )
+    checkpoint = cfg.train.init_checkpoint
+    if checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"train.init_checkpoint: there is no file {checkpoint!r}")
     return cfg
 
 
@@ -79,7 +87,7 @@ def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     train_loader = instantiate(cfg.dataloader.train)
-    model = distribute(model)
+    model = distribute(model, **cfg.train.get("ddp", {}))
     trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(
         model, train_loader, optimizer
     )
@@ -99,7 +107,9 @@ def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer),
+            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
+            if comm.is_main_process()
+            else None,
             hooks.EvalHook(cfg.train.eval_period, evaluate),
             LogTau(),
             *on_main,

@@ -128,7 +128,9 @@ class SuperLossTrainer(DefaultTrainer):
 
 def _count_annotations(cfg: CfgNode) -> CfgNode:
     """The config with the number of training annotations, where the loss learns for each."""
-    node = cfg.MODEL.SUPERLOSS
+    node = cfg.MODEL.get("SUPERLOSS")
+    if node is None:  # the model says what is missing, if it needs it
+        return cfg
     if node.CLS.LOSS != "data_params" or node.DATA_PARAMS.NUM_ANNOTATIONS:
         return cfg
     sets = noisy_dataset_dicts(cfg)
@@ -141,8 +143,8 @@ def _count_annotations(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def distribute(model: nn.Module) -> nn.Module:
+def distribute(model: nn.Module, **kwargs: Any) -> nn.Module:
     """:func:`create_ddp_model`; DDP takes device_ids for modules on GPUs only."""
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    kwargs = {"device_ids": None} if on_cpu else {}
-    return create_ddp_model(model, broadcast_buffers=False, **kwargs)
+    if next(model.parameters()).device.type == "cpu":
+        kwargs["device_ids"] = None
+    return create_ddp_model(model, **{"broadcast_buffers": False, **kwargs})

@@ -7,7 +7,14 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor
 
-__all__ = ["FIELD", "UNMATCHED", "annotation_ids_of", "ids_by_target", "with_annotation_ids"]
+__all__ = [
+    "FIELD",
+    "FIRST_LOCAL_ID",
+    "UNMATCHED",
+    "annotation_ids_of",
+    "ids_by_target",
+    "with_annotation_ids",
+]
 
 # sl_detectron's training loader sets it; any loader can. detectron2 carries fields named gt_*
 # along wherever it indexes targets.
@@ -15,7 +22,7 @@ FIELD = "gt_annotation_ids"
 UNMATCHED = -1
 # Numbers for the annotations of one batch where the loader gave none: beyond those of any data set,
 # so that nobody takes them for such.
-_FIRST_LOCAL_ID = 2**40
+FIRST_LOCAL_ID = 2**40
 
 
 def with_annotation_ids(targets: list[Instances]) -> list[Instances]:
@@ -30,7 +37,7 @@ def with_annotation_ids(targets: list[Instances]) -> list[Instances]:
     Returns:
         per image, with ``gt_annotation_ids``, int64 (G,)
     """
-    numbered, start = [], _FIRST_LOCAL_ID
+    numbered, start = [], FIRST_LOCAL_ID
     for target in targets:
         if not target.has(FIELD):
             ids = torch.arange(start, start + len(target), device=target.gt_classes.device)

@@ -3,6 +3,7 @@
 Shape legend: R RoIs of a batch, M foreground RoIs, K foreground classes (class K is background).
 """
 
+import math
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -17,13 +18,14 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ..losses import DataParams
-from .annotation_ids import annotation_ids_of
+from .annotation_ids import FIRST_LOCAL_ID, annotation_ids_of
 from .box_regression import box_regression_losses
 from .build import (
     ClassificationLoss,
     classification_loss_from_config,
     superloss_terms_from_config,
 )
+from .generated import make_subclass
 from .superloss_term import LOG_PERIOD, SuperLossTerm, reduce_losses
 
 __all__ = ["SuperLossFastRCNNOutputLayers", "to_superloss_output_layers"]
@@ -98,8 +100,21 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers):
             "classification_loss": classification_loss_from_config(cfg, softmax),
         }
 
+    @property
+    @torch.jit.unused
+    def needs_annotation_ids(self) -> bool:
+        """Whether somebody asks which annotation a RoI is matched to."""
+        terms = (self.superloss_cls, self.superloss_box_reg)
+        if isinstance(self.classification_loss, DataParams):
+            return True
+        return any(term is not None and term.needs_annotation_ids for term in terms)
+
     def losses(
-        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+        self,
+        predictions: tuple[Tensor, Tensor],
+        proposals: list[Instances],
+        *args: Any,
+        **kwargs: Any,
     ) -> dict[str, Tensor]:
         """As the base class, with the SuperLoss in the place of each loss that has a term.
 
@@ -111,17 +126,23 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers):
         if self.classification_loss is not None and "loss_cls" not in replaced:
             replaced.append("loss_cls")
         if not replaced:
-            return super().losses(predictions, proposals)
+            return super().losses(predictions, proposals, *args, **kwargs)
         scores = predictions[0]
         gt_classes = _gt_classes(proposals, scores)
         foreground = self._is_foreground(gt_classes)
         ids = annotation_ids_of(proposals, foreground)
         self._samples = {}
         try:
-            losses = dict(super().losses(predictions, proposals))
+            losses = dict(super().losses(predictions, proposals, *args, **kwargs))
             samples = self._samples
         finally:
-            self._samples = None
+            del self._samples  # TorchScript has no use for an attribute of this type
+        missing = [key for key in replaced if key not in losses]
+        if missing:
+            raise TypeError(
+                f"losses() of {type(self).__name__} has {sorted(losses)} and no {missing}, which "
+                "the SuperLoss would replace; switch those terms off"
+            )
         if self.classification_loss is not None:
             samples["loss_cls"] = _Samples(self._other_losses(scores, gt_classes, ids))
         elif "loss_cls" not in samples:
@@ -146,6 +167,14 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers):
     def _other_losses(self, scores: Tensor, gt_classes: Tensor, ids: Tensor | None) -> Tensor:
         other: Any = self.classification_loss
         if isinstance(other, DataParams):
+            if not self._compared:  # once, as it waits for the device
+                if ids is None or bool((ids >= FIRST_LOCAL_ID).any()):
+                    raise ValueError(
+                        "data_params learns for every training annotation, but the loader does not "
+                        "say which ones a batch has: give its instances gt_annotation_ids, as "
+                        "sl_detectron.data.build_noisy_train_loader does"
+                    )
+                self._compared = True
             return other(scores, gt_classes, ids)
         return other(scores, gt_classes)
 
@@ -262,6 +291,14 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers):
         logs = (get_event_storage().iter + 1) % LOG_PERIOD == 0
         if not keys or (self._compared and not logs):
             return
+        if "loss_cls" in keys and getattr(self, "use_fed_loss", False):
+            # It draws classes for every loss, so that two losses cannot be compared.
+            if not hasattr(super(), "classification_losses"):
+                raise TypeError(
+                    f"{cls.__name__} has federated losses of its own; give it a method "
+                    f"{_PER_ROI['loss_cls']} or switch superloss_cls off"
+                )
+            keys.remove("loss_cls")
         for key in keys:
             own = float(own_losses[key].detach())
             expected = float("nan")
@@ -270,7 +307,8 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers):
                 expected = float(mean * self.loss_weight.get(key, 1.0))
             # Wide enough for another order of summation in 16 bits.
             tolerance = 1e-5 if own_losses[key].dtype == torch.float32 else 1e-2
-            if not abs(own - expected) <= tolerance * (1 + abs(own)):
+            diverged = key in samples and not (math.isfinite(own) and math.isfinite(expected))
+            if not diverged and not abs(own - expected) <= tolerance * (1 + abs(own)):
                 raise TypeError(
                     f"{cls.__name__}: its {key} is {own:.6g}, but the losses of its RoIs that the "
                     f"SuperLoss would take come to {expected:.6g}. Give the class a method "
@@ -300,7 +338,7 @@ def _superloss_class(cls: Any) -> Any:
     if cls is FastRCNNOutputLayers:
         return SuperLossFastRCNNOutputLayers
     # Before its class in the method resolution order, so that super() reaches the class's own.
-    return type(f"SuperLoss{cls.__name__}", (SuperLossFastRCNNOutputLayers, cls), {})
+    return make_subclass(_superloss_class, SuperLossFastRCNNOutputLayers, cls, {})
 
 
 def to_superloss_output_layers(
@@ -326,12 +364,16 @@ def to_superloss_output_layers(
 
     Raises:
         TypeError: not a :class:`FastRCNNOutputLayers`
+        ValueError: a term has the granularity "class", which RoIs do not have
     """
     if not isinstance(predictor, FastRCNNOutputLayers):
         raise TypeError(
             f"the SuperLoss needs a box predictor derived from FastRCNNOutputLayers; "
             f"got {type(predictor).__name__}"
         )
+    for term in (superloss_cls, superloss_box_reg):
+        if term is not None and term.granularity == "class":
+            raise ValueError("granularity 'class' is for dense detectors, not for RoIs")
     stock_class: Any = type(predictor)
     predictor.__class__ = _superloss_class(stock_class)
     predictor.superloss_cls = superloss_cls

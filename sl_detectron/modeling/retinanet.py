@@ -90,6 +90,7 @@ class SuperLossRetinaNet(RetinaNet):
         Returns:
             ``loss_cls`` and ``loss_box_reg``, 0-d tensors
         """
+        annotation_ids, self._annotation_ids = self._annotation_ids, None
         if self.superloss_cls is None and self.superloss_box_reg is None:
             return super().losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
         labels = torch.stack(gt_labels)
@@ -106,8 +107,7 @@ class SuperLossRetinaNet(RetinaNet):
             torch.stack(gt_boxes),
             foreground,
         )
-        ids = None if self._annotation_ids is None else torch.stack(self._annotation_ids)
-        self._annotation_ids = None
+        ids = None if annotation_ids is None else torch.stack(annotation_ids)
         valid = (labels >= 0).nonzero(as_tuple=True)
         valid_losses = losses_cls[valid]
         valid_foreground = foreground[valid]

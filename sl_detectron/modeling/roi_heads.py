@@ -1,6 +1,8 @@
 """ROI heads whose box classification and regression go through the SuperLoss."""
 
 import copy
+import inspect
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -16,6 +18,7 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 from detectron2.structures import Instances
+from torch import nn
 
 from .annotation_ids import FIELD, ids_by_target, with_annotation_ids
 from .build import (
@@ -23,7 +26,8 @@ from .build import (
     classification_loss_from_config,
     superloss_terms_from_config,
 )
-from .fast_rcnn import to_superloss_output_layers
+from .fast_rcnn import SuperLossFastRCNNOutputLayers, to_superloss_output_layers
+from .generated import make_subclass
 from .superloss_term import SuperLossTerm
 
 __all__ = [
@@ -70,11 +74,11 @@ class SuperLossROIHeadsMixin(ROIHeads):
             classification_loss: another loss than the heads' own softmax cross-entropy
 
         Raises:
-            ValueError: the heads have no :class:`FastRCNNOutputLayers`
+            ValueError: the heads have no :class:`FastRCNNOutputLayers`, or both a config and
+                losses were given
         """
         super().__init__(*args, **kwargs)
-        predictors = [m for m in self.modules() if isinstance(m, FastRCNNOutputLayers)]
-        if not predictors:
+        if not self._box_predictors():
             raise ValueError(
                 f"{type(self).__name__} has no box predictor derived from FastRCNNOutputLayers, "
                 "which the SuperLoss needs"
@@ -85,35 +89,84 @@ class SuperLossROIHeadsMixin(ROIHeads):
             "classification_loss": classification_loss,
         }
         cfg = next((a for a in (*args, *kwargs.values()) if isinstance(a, CfgNode)), None)
-        for predictor in predictors:
-            if cfg is not None:
-                softmax = not getattr(predictor, "use_sigmoid_ce", False)
-                num_classes = predictor.num_classes if softmax else None
-                losses = {
-                    **superloss_terms_from_config(cfg, num_classes),
-                    "classification_loss": classification_loss_from_config(cfg, softmax),
-                }
-            if cfg is not None or any(losses.values()):
-                to_superloss_output_layers(predictor, **copy.deepcopy(losses))
+        if cfg is None:
+            _share(losses, self._box_predictors())
+        elif any(losses.values()):
+            raise ValueError(
+                f"{type(self).__name__} was given a config, whose MODEL.SUPERLOSS says which "
+                f"losses it has, and {[k for k, v in losses.items() if v]} beside it"
+            )
+        else:
+            # Heads with a from_config have theirs already; older ones take the config themselves.
+            _extend(self._box_predictors(), cfg)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As the heads that are extended, with the SuperLoss in the box predictors."""
+        # configurable hands all arguments to a from_config with **kwargs, and to others those that
+        # they name; the rest goes to __init__.
+        parameters = inspect.signature(super().from_config).parameters.values()
+        takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters)
+        names = set(kwargs) if takes_all else {p.name for p in parameters}
+        taken = {k: v for k, v in kwargs.items() if k in names}
+        ret = super().from_config(cfg, *args, **taken)
+        for value in ret.values():
+            _extend(value if isinstance(value, (list, tuple, nn.ModuleList)) else [value], cfg)
+        return {**ret, **{k: v for k, v in kwargs.items() if k not in names}}
+
+    def _box_predictors(self) -> list[FastRCNNOutputLayers]:
+        return [m for m in self.modules() if isinstance(m, FastRCNNOutputLayers)]
 
     @torch.no_grad()
     def label_and_sample_proposals(
-        self, proposals: list[Instances], targets: list[Instances]
+        self, proposals: list[Instances], targets: list[Instances], *args: Any, **kwargs: Any
     ) -> list[Instances]:
         """As the base class; the sampled proposals also get ``gt_annotation_ids``."""
-        return super().label_and_sample_proposals(proposals, with_annotation_ids(targets))
+        targets = with_annotation_ids(targets)
+        sampled = super().label_and_sample_proposals(proposals, targets, *args, **kwargs)
+        # The sampling of rotated heads, say, copies boxes and classes only.
+        return self._with_ids(sampled, targets)
 
     @torch.no_grad()
     def _match_and_label_boxes(
-        self, proposals: list[Instances], stage: int, targets: list[Instances]
+        self, proposals: list[Instances], stage: int, targets: list[Instances], *args: Any
     ) -> list[Instances]:
         """What later stages of a cascade match by; it passes on classes and boxes only."""
-        proposals = super()._match_and_label_boxes(proposals, stage, targets)
-        for proposal, target in zip(proposals, with_annotation_ids(targets)):
-            boxes = proposal.gt_boxes.tensor
-            ids = ids_by_target(proposal.gt_classes, boxes, self.num_classes, target)
-            proposal.set(FIELD, ids)
+        matched = super()._match_and_label_boxes(proposals, stage, targets, *args)
+        return self._with_ids(matched, with_annotation_ids(targets))
+
+    def _with_ids(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
+        """Find the annotations of proposals again that have lost their ids, if that is asked."""
+        if not any(getattr(p, "needs_annotation_ids", False) for p in self._box_predictors()):
+            return proposals
+        for proposal, target in zip(proposals, targets):
+            if proposal.has("gt_boxes") and not proposal.has(FIELD):
+                boxes = proposal.gt_boxes.tensor
+                ids = ids_by_target(proposal.gt_classes, boxes, self.num_classes, target)
+                proposal.set(FIELD, ids)
         return proposals
+
+
+def _extend(values: Iterable[Any], cfg: CfgNode) -> None:
+    """Give those predictors the losses of a config that have none yet."""
+    for predictor in values:
+        if not isinstance(predictor, FastRCNNOutputLayers) or isinstance(
+            predictor, SuperLossFastRCNNOutputLayers
+        ):
+            continue
+        softmax = not getattr(predictor, "use_sigmoid_ce", False)
+        to_superloss_output_layers(
+            predictor,
+            **superloss_terms_from_config(cfg, predictor.num_classes if softmax else None),
+            classification_loss=classification_loss_from_config(cfg, softmax),
+        )
+
+
+def _share(losses: dict[str, Any], predictors: list[FastRCNNOutputLayers]) -> None:
+    """Give every predictor losses of its own: the first one those that it got, others copies."""
+    if any(losses.values()):
+        for i, predictor in enumerate(predictors):
+            to_superloss_output_layers(predictor, **(copy.deepcopy(losses) if i else losses))
 
 
 @cache
@@ -129,6 +182,7 @@ def superloss_roi_heads(heads: type[ROIHeads]) -> type[ROIHeads]:
 
     Raises:
         TypeError: not ROI heads
+        ValueError: the name is taken by the version of other heads
 
     Example:
         >>> class MyROIHeads(StandardROIHeads):
@@ -143,12 +197,18 @@ def superloss_roi_heads(heads: type[ROIHeads]) -> type[ROIHeads]:
     if issubclass(heads, SuperLossROIHeadsMixin):
         return heads
     name = f"SuperLoss{heads.__name__}"
-    namespace: dict[str, Any] = {"__module__": heads.__module__}
-    if issubclass(heads, StandardROIHeads):
-        namespace["__annotations__"] = _SCRIPT_CONSTANTS
-    superloss_heads = type(name, (SuperLossROIHeadsMixin, heads), namespace)
-    if name not in ROI_HEADS_REGISTRY:
-        ROI_HEADS_REGISTRY.register(superloss_heads)
+    if name in ROI_HEADS_REGISTRY:
+        registered = ROI_HEADS_REGISTRY.get(name)
+        if heads in registered.__mro__ and issubclass(registered, SuperLossROIHeadsMixin):
+            return registered
+        raise ValueError(
+            f"{name} is registered already, for another class than {heads!r}; rename one of them"
+        )
+    namespace = (
+        {"__annotations__": _SCRIPT_CONSTANTS} if issubclass(heads, StandardROIHeads) else {}
+    )
+    superloss_heads = make_subclass(superloss_roi_heads, SuperLossROIHeadsMixin, heads, namespace)
+    ROI_HEADS_REGISTRY.register(superloss_heads)
     return superloss_heads
 
 

@@ -5,6 +5,7 @@ Shape legend: (...) any shape, one entry per sample (RoI, anchor or box); S samp
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from detectron2.utils.events import get_event_storage
@@ -64,6 +65,10 @@ class SuperLossTerm(nn.Module):
         self.granularity = granularity
         self.warmup_iters = warmup_iters
         self.observers: list[Observer] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy gets: an observer belongs to one model and one training."""
+        return {**self.__dict__, "observers": []}
 
     @property
     @torch.jit.unused

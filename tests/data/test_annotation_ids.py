@@ -86,19 +86,42 @@ def test_image_without_boxes_left(tmp_path):
     assert instances.gt_annotation_ids.dtype == torch.int64
 
 
-def test_records_without_ids_and_other_results_pass(tmp_path):
+def test_records_without_ids_pass(tmp_path):
     record = make_record(tmp_path)
     assert not AnnotationIdMapper(dataset_mapper())(record)["instances"].has("gt_annotation_ids")
-    (numbered,) = number_annotations({"a": [record]})["a"]
-    classes = AnnotationIdMapper(lambda r: [a["category_id"] for a in r["annotations"]])(numbered)
-    assert classes == [0, 2, 4, 1, 3, 0]
 
 
-def test_a_mapper_with_classes_of_its_own_is_named():
-    def shifting_mapper(record):
-        classes = [a["category_id"] + 1 for a in record["annotations"]]
-        return {"instances": Instances((9, 9), gt_classes=torch.tensor(classes))}
+def test_a_mapper_may_keep_what_it_returned(tmp_path):
+    """A cache in memory: the second epoch is the first."""
+    (record,) = number_annotations({"a": [make_record(tmp_path)]})["a"]
+    cache = {}
 
-    record = {"image_id": 7, "annotations": [{"category_id": 0, "annotation_id": 3}]}
-    with pytest.raises(ValueError, match=r"image 7: .*shifting_mapper.*category_id"):
-        AnnotationIdMapper(shifting_mapper)(record)
+    def cached(record):
+        if not cache:
+            cache[0] = dataset_mapper()(record)
+        return cache[0]
+
+    mapper = AnnotationIdMapper(cached)
+    first, second = (mapper(record)["instances"] for _ in range(2))
+    assert torch.equal(first.gt_classes, second.gt_classes)
+    assert torch.equal(first.gt_annotation_ids, second.gt_annotation_ids)
+
+
+def class_agnostic(record):
+    return {"instances": Instances((9, 9), gt_classes=torch.zeros(2, dtype=torch.int64))}
+
+
+def remapped(record):
+    classes = [(a["category_id"] + 1) % 3 for a in record["annotations"]]
+    return {"instances": Instances((9, 9), gt_classes=torch.tensor(classes))}
+
+
+def without_instances(record):
+    return {"classes": [a["category_id"] for a in record["annotations"]]}
+
+
+@pytest.mark.parametrize("mapper", [class_agnostic, remapped, without_instances])
+def test_a_mapper_with_classes_of_its_own_is_named(mapper):
+    annotations = [{"category_id": c, "annotation_id": 3 + c} for c in (0, 1)]
+    with pytest.raises(ValueError, match=rf"image 7: .*{mapper.__name__}.*category_id"):
+        AnnotationIdMapper(mapper)({"image_id": 7, "annotations": annotations})

@@ -4,11 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import DETECTORS, NUM_CLASSES, build, make_batch, run_losses, small_config
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from sl_detectron.losses import SuperLoss, superloss
-from sl_detectron.modeling import SuperLossTerm
+from sl_detectron.modeling import SuperLossTerm, superloss_roi_heads
 from sl_detectron.modeling.annotation_ids import ids_by_target, with_annotation_ids
 
 LOCAL = 2**40  # ids of a batch whose loader gave none start here
@@ -137,6 +139,38 @@ def test_instance_granularity_gives_an_annotation_one_confidence(detector):
         ids, losses, sigma, _ = seen[0]
         assert sigma.unique().numel() > 1
         assert losses.unique().numel() > ids.unique().numel()
+
+
+@ROI_HEADS_REGISTRY.register()
+class ForgetfulROIHeads(StandardROIHeads):
+    """Sampling that passes on classes and boxes only, as that of rotated heads."""
+
+    def label_and_sample_proposals(self, proposals, targets):
+        sampled = super().label_and_sample_proposals(proposals, targets)
+        for proposal in sampled:
+            if proposal.has("gt_annotation_ids"):
+                self.expected.append(proposal.gt_annotation_ids)
+                proposal.remove("gt_annotation_ids")
+        return sampled
+
+
+def test_ids_are_found_again_where_sampling_drops_them():
+    superloss_roi_heads(ForgetfulROIHeads)
+    cfg = small_config("standard", superloss=False)
+    cfg.MODEL.ROI_HEADS.NAME = "SuperLossForgetfulROIHeads"
+    cfg.MODEL.SUPERLOSS.CLS.GRANULARITY = "instance"
+    model = build(cfg)
+    model.roi_heads.expected = []
+    seen = []
+    (term,) = cls_terms(model)
+    term.observers.append(lambda ids, *_: seen.append(ids))
+    batch = make_batch((3, 0))
+    number(batch)
+    run_losses(model, batch)
+    (ids,), (expected,) = seen, model.roi_heads.expected
+    # Foreground comes first in what detectron2 samples.
+    assert len(ids) > 3
+    assert torch.equal(ids, expected[: len(ids)])
 
 
 @pytest.mark.parametrize("detector", ["standard", "cascade", "retinanet"])

@@ -1,5 +1,8 @@
 """Heads and predictors of other projects become SuperLoss ones without our knowing them."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +11,7 @@ from detectron2.config import configurable
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, ROIHeads, StandardROIHeads
+from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 from test_superloss_heads import roi_batch
 
@@ -107,6 +111,90 @@ def test_factory():
             superloss_roi_heads(wrong)
 
 
+@ROI_HEADS_REGISTRY.register()
+class ExtendedROIHeads(SuperLossStandardROIHeads):
+    """The other way round: a head of one's own on top of ours, with a config of its own."""
+
+    @configurable
+    def __init__(self, *, temperature=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.temperature = temperature
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        return {**super().from_config(cfg, input_shape), "temperature": 2.0}
+
+
+def test_heads_on_top_of_ours():
+    heads = build(own_config("ExtendedROIHeads")).roi_heads
+    assert heads.temperature == 2.0
+    assert isinstance(heads.box_predictor.superloss_cls, SuperLossTerm)
+
+
+def test_arguments_beside_the_config_reach_the_heads():
+    cfg = own_config("SuperLossOwnROIHeads")
+    shapes = build(cfg).backbone.output_shape()
+    heads = ROI_HEADS_REGISTRY.get("SuperLossOwnROIHeads")
+    assert heads(cfg, shapes, temperature=5.0).temperature == 5.0
+    with pytest.raises(ValueError, match=r"was given a config.*\['superloss_cls'\] beside it"):
+        heads(cfg, shapes, superloss_cls=term("cls"))
+
+
+def test_names_are_not_taken_twice():
+    assert superloss_roi_heads(StandardROIHeads) is SuperLossStandardROIHeads
+    other = type("OwnROIHeads", (StandardROIHeads,), {})
+    with pytest.raises(ValueError, match="SuperLossOwnROIHeads is registered already"):
+        superloss_roi_heads(other)
+
+
+class SemiSupervisedROIHeads(StandardROIHeads):
+    """Methods with arguments more than detectron2's, as other projects call them."""
+
+    def label_and_sample_proposals(self, proposals, targets, branch=""):
+        self.branch = branch
+        return super().label_and_sample_proposals(proposals, targets)
+
+
+def test_more_arguments_pass_through():
+    built = build(own_config("StandardROIHeads")).roi_heads
+    heads = superloss_roi_heads(SemiSupervisedROIHeads)(
+        superloss_cls=term("cls"),
+        box_in_features=built.box_in_features,
+        box_pooler=built.box_pooler,
+        box_head=built.box_head,
+        box_predictor=built.box_predictor,
+        num_classes=NUM_CLASSES,
+        batch_size_per_image=8,
+        positive_fraction=0.5,
+        proposal_matcher=built.proposal_matcher,
+    )
+    targets = [image["instances"] for image in make_batch()]
+    proposals = [
+        Instances(t.image_size, proposal_boxes=t.gt_boxes, objectness_logits=torch.zeros(len(t)))
+        for t in targets
+    ]
+    with EventStorage():
+        sampled = heads.label_and_sample_proposals(proposals, targets, branch="supervised")
+    assert heads.branch == "supervised"
+    assert all(s.has("gt_annotation_ids") for s in sampled)
+
+
+@pytest.mark.parametrize("name", ["SuperLossOwnROIHeads", "SuperLossStandardROIHeads"])
+def test_models_can_be_pickled_and_copied(name):
+    """Also those of classes that were made at run time; observers stay behind."""
+    model = build(own_config(name, "MODEL.SUPERLOSS.BOX_REG.ENABLED", True))
+    run_losses(model, make_batch())
+    model.roi_heads.box_predictor.superloss_cls.observers.append(lambda *_: None)
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert type(other.roi_heads) is type(model.roi_heads)
+        assert type(other.roi_heads.box_predictor) is type(model.roi_heads.box_predictor)
+        assert not other.roi_heads.box_predictor.superloss_cls.observers
+        expected, got = (
+            run_losses(m, make_batch(seed=2))[0] for m in (copy.deepcopy(model), other)
+        )
+        assert got == expected
+
+
 def test_heads_without_a_box_predictor_are_named():
     class BareROIHeads(ROIHeads):
         pass
@@ -132,7 +220,7 @@ def test_heads_built_by_arguments_take_terms():
         proposal_matcher=built.proposal_matcher,
     )
     assert heads.box_predictor.superloss_cls.superloss.lam == 0.25
-    assert heads.box_predictor.superloss_cls is not term  # a copy for every predictor
+    assert heads.box_predictor.superloss_cls is term
     assert heads.box_predictor.superloss_box_reg is None
 
 
@@ -194,6 +282,36 @@ def test_a_class_can_say_what_its_losses_are():
         ours = to_superloss_output_layers(layers(SmoothedLabelsPerRoI), term("cls"), None)
         loss = ours.losses(predictions, proposals)["loss_cls"]
     torch.testing.assert_close(loss, expected - 5 / 12, rtol=1e-4, atol=1e-5)
+
+
+class OtherKeys(FastRCNNOutputLayers):
+    def losses(self, predictions, proposals):
+        return {"loss": super().losses(predictions, proposals)["loss_cls"]}
+
+
+class OwnFederated(SmoothedLabels):
+    use_fed_loss = True
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (OtherKeys, r"OtherKeys has \['loss'\] and no \['loss_cls'\]"),
+        (OwnFederated, r"OwnFederated has federated losses of its own; .*classification_losses"),
+    ],
+)
+def test_predictors_that_cannot_be_taken_are_named(cls, message):
+    predictions, proposals = roi_batch()
+    predictor = to_superloss_output_layers(layers(cls), term("cls"), None)
+    predictor.use_fed_loss = getattr(cls, "use_fed_loss", False)
+    with EventStorage(), pytest.raises(TypeError, match=message):
+        predictor.losses(predictions, proposals)
+
+
+def test_dense_granularity_is_refused():
+    dense = SuperLossTerm("cls", SuperLoss(1.0, 1.0), granularity="class")
+    with pytest.raises(ValueError, match="'class' is for dense detectors"):
+        to_superloss_output_layers(layers(FastRCNNOutputLayers), dense, None)
 
 
 def test_losses_are_compared_again_when_they_change_later():

@@ -46,7 +46,8 @@ def build_noisy_train_loader(
 
     Args:
         cfg: with the keys of :func:`~sl_detectron.add_superloss_config`
-        mapper: any detectron2 mapper; None for ``DatasetMapper(cfg, True)``
+        mapper: any detectron2 mapper; None for ``DatasetMapper(cfg, True)``. Wrap one of your own
+            in :class:`~sl_detectron.data.AnnotationIdMapper` where it may be.
 
     Returns:
         what :func:`detectron2.data.build_detection_train_loader` returns; its ``num_annotations``
@@ -55,11 +56,13 @@ def build_noisy_train_loader(
     Raises:
         ValueError: if the noise is set wrongly or does not fit the data sets
     """
+    if mapper is None or type(mapper) is DatasetMapper:
+        mapper = AnnotationIdMapper(mapper or DatasetMapper(cfg, True))
     sets = noisy_dataset_dicts(cfg)
     records = [record for records in sets.values() for record in records]
     loader = build_detection_train_loader(
         cfg,
-        mapper=AnnotationIdMapper(mapper or DatasetMapper(cfg, True)),
+        mapper=mapper,
         dataset=records,
         sampler=_weighted_sampler(cfg, sets),
     )
