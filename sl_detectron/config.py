@@ -30,7 +30,7 @@ def add_superloss_config(cfg: CN) -> None:
 
     # Add up what training says about every annotation, and write label_audit.json after it. On: a
     # step takes under 0.5 % longer, and the same training need not be run again to ask. It takes
-    # 4 * (K + 7) bytes of memory and of every checkpoint an annotation, and is left out where that
+    # 4 * (K + 9) bytes of memory and of every checkpoint an annotation, and is left out where that
     # would be more than 1 GiB.
     cfg.MODEL.SUPERLOSS.TRACK_ANNOTATIONS = True
 

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 OURS = "suspicion"
-# Beside k = the number of wrong labels.
+# Below k = the number of wrong labels, beyond which no score can be all right.
 CUTOFFS = (10, 50, 100, 500, 1000)
 
 Record = dict[str, Any]
@@ -232,7 +232,8 @@ def _quality(wrong: np.ndarray, scores: np.ndarray) -> ScoreQuality:
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     ranked = wrong[np.argsort(-scores, kind="stable")]
-    cutoffs = {str(k): k for k in CUTOFFS if k < len(ranked)} | {"wrong": int(wrong.sum())}
+    num_wrong = int(wrong.sum())
+    cutoffs = {str(k): k for k in CUTOFFS if k < num_wrong} | {"wrong": num_wrong}
     return ScoreQuality(
         auroc=float(roc_auc_score(wrong, scores)),
         average_precision=float(average_precision_score(wrong, scores)),

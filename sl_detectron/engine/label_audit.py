@@ -59,13 +59,15 @@ def build_annotation_tracker(
 
     Returns:
         None where the key is off, the model has no SuperLoss, the loader does not say how many
-        annotations there are, or they would take more than 1 GiB
+        annotations there are, there is one class only, or they would take more than 1 GiB
     """
-    terms = [m for m in model.modules() if isinstance(m, SuperLossTerm) and m.name == "cls"]
+    observed = _classification_terms(model)
     num_annotations = getattr(data_loader, "num_annotations", 0)
-    if not cfg.MODEL.SUPERLOSS.TRACK_ANNOTATIONS or not terms or not num_annotations:
+    num_classes = max(observed.values(), default=0)
+    # With one class no other one can be suggested.
+    if not (cfg.MODEL.SUPERLOSS.TRACK_ANNOTATIONS and num_annotations and num_classes > 1):
         return None
-    tracker = AnnotationTracker(num_annotations, num_classes_of(cfg))
+    tracker = AnnotationTracker(num_annotations, num_classes)
     num_bytes = sum(buffer.nbytes for buffer in tracker.buffers())
     if num_bytes > MAX_BYTES:
         logger.warning(
@@ -76,9 +78,20 @@ def build_annotation_tracker(
         )
         return None
     tracker.to(cfg.MODEL.DEVICE)
-    for term in terms:
+    for term in observed:
         term.observers.append(tracker)
     return tracker
+
+
+def _classification_terms(model: nn.Module) -> dict[SuperLossTerm, int]:
+    """{term: number of classes K of the module that has it}."""
+    terms = {}
+    for module in model.modules():
+        num_classes: Any = getattr(module, "num_classes", 0)
+        for child in module.children():
+            if isinstance(child, SuperLossTerm) and child.name == "cls":
+                terms[child] = int(num_classes)
+    return terms
 
 
 def num_classes_of(cfg: CfgNode) -> int:

@@ -3,16 +3,22 @@
 import json
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import REPO
+from conftest import NUM_CLASSES, REPO, build, make_batch, run_losses, small_config
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from sl_detectron.audit import read_audit
 from sl_detectron.data import noisy_dataset_dicts, register_toy_datasets
 from sl_detectron.engine import SuperLossTrainer, setup_cfg
-from sl_detectron.engine.label_audit import audit_checkpoint, audit_run, evaluate_run
+from sl_detectron.engine.label_audit import (
+    audit_checkpoint,
+    audit_run,
+    build_annotation_tracker,
+    evaluate_run,
+)
 
 CONFIGS = REPO / "configs" / "Toy"
 DETECTORS = ["faster_rcnn_superloss", "retinanet_superloss"]
@@ -110,6 +116,31 @@ def test_off_by_a_key(tmp_path):
     # A run that tracks goes on from it.
     cfg = config(tmp_path, iters=2)
     assert int(train(cfg, resume=True).annotation_tracker.step) == 1
+
+
+def test_one_class_is_not_tracked():
+    cfg = small_config("standard", superloss=True)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
+    loader = SimpleNamespace(num_annotations=9)
+    assert build_annotation_tracker(cfg, build(cfg), loader) is None
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
+    assert build_annotation_tracker(cfg, build(cfg), loader) is not None
+    assert build_annotation_tracker(cfg, build(cfg), []) is None
+
+
+@pytest.mark.parametrize("detector", ["cascade", "c4_masks", "retinanet"])
+def test_every_detector_tells_of_its_foreground(detector):
+    cfg = small_config(detector, superloss=True)
+    model = build(cfg)
+    tracker = build_annotation_tracker(cfg, model, SimpleNamespace(num_annotations=4))
+    batch = make_batch((3, 1))
+    for image, ids in zip(batch, ([0, 1, 2], [3])):
+        image["instances"].gt_annotation_ids = torch.tensor(ids)
+    run_losses(model, batch)
+    statistics = tracker.statistics()
+    assert (statistics.num_samples > 0).all()
+    assert all(values.isfinite().all() for values in statistics)
+    assert statistics.probabilities.shape == (4, NUM_CLASSES)
 
 
 def test_a_stock_model_is_not_tracked(tmp_path):

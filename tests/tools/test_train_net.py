@@ -12,6 +12,7 @@ import torch
 from conftest import REPO
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from sl_detectron.audit import read_audit
 from sl_detectron.data import TOY_CLASS_NAMES, register_toy_datasets
 from sl_detectron.engine import SuperLossTrainer, setup_cfg
 
@@ -102,6 +103,9 @@ def test_two_ranks_on_cpu_share_tau(trained, train_net, toy_root, tmp_path):
     lines = re.findall(r"tau by rank of (\S+): \[(.+), (.+)\]", done.stdout)
     assert len(lines) == 2
     assert all(first == second != "nan" for _, first, second in lines)
+    # Three steps of an image a rank: the audit has what both ranks have seen.
+    audit = read_audit(tmp_path / "label_audit.json")
+    assert len({a.image_id for a in audit.annotations}) == 6
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ function drawTiles() {
   const tiles = [
     [all.toLocaleString("en"), "annotations ranked"],
     [AUDIT.summary.num_images.toLocaleString("en"), "images"],
-    [suspects.toLocaleString("en"), `suspects (${share} %): another class is more probable`, "alarm"],
-    [AUDIT.summary.mean_confidence.toFixed(2), "mean confidence σ, of at most e = 2.72"],
+    [suspects.toLocaleString("en"), `suspects (${share} %): another class is likelier`, "alarm"],
+    [AUDIT.summary.mean_confidence.toFixed(2), "mean confidence σ, at most e"],
   ];
   if (AUDIT.summary.num_unseen) {
     tiles.push([AUDIT.summary.num_unseen.toLocaleString("en"), "never sampled, not ranked"]);
