@@ -126,12 +126,15 @@ def audit_annotations(
     """
     entries = list(_entries(sets))
     num_rows, num_classes = statistics.probabilities.shape
-    last = max((a["annotation_id"] for *_, a in entries), default=-1)
-    if last >= num_rows or num_classes != len(classes) or num_classes < 2:
+    # Crowds have an id too, but nothing is said of them. One annotation less, and all ids after it
+    # would be those of their neighbours.
+    ids = [a["annotation_id"] for rs in sets.values() for r in rs for a in r.get("annotations", ())]
+    last = max(ids, default=-1)
+    if last + 1 != num_rows or num_classes != len(classes) or num_classes < 2:
         raise ValueError(
             f"the statistics are of {num_rows} annotations and {num_classes} classes, the "
             f"training sets have ids up to {last} and {len(classes)} classes (at least 2 are "
-            "needed): they are not of one run"
+            "needed): they are not of one run, or the data set has changed since"
         )
     statistics = AnnotationStatistics(*(values.cpu() for values in statistics))
     seen = [e for e in entries if statistics.num_samples[e[3]["annotation_id"]] > 0]

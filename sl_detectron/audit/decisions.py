@@ -13,7 +13,7 @@ import json
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .audit import LabelAudit
@@ -110,7 +110,9 @@ def read_decisions(path: str | os.PathLike) -> Decisions:
             raise ValueError(f"version {data['version']!r} is not {VERSION}")
         classes, sources = tuple(map(str, data["classes"])), dict(data["sources"])
         rows = list(data["decisions"])
-    except (KeyError, TypeError, ValueError) as error:
+        for name, source in sources.items():
+            _check_source(name, source)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a file of decisions: {error!r}") from error
     decisions = tuple(
         _decision(row, f"{path}: decisions[{i}]", classes, sources) for i, row in enumerate(rows)
@@ -129,11 +131,14 @@ def _decision(
     if not isinstance(row, dict) or not set(keys) <= row.keys():
         raise ValueError(f"{where} needs the keys {keys}; got {row!r}")
     box = row["bbox"]
-    is_box = isinstance(box, list) and [type(x) in (int, float) for x in box] == [True] * 4
+    is_box = isinstance(box, list) and [_is_coordinate(x) for x in box] == [True] * 4
     decision = Decision(**{key: row[key] for key in keys} | {"bbox": tuple(box) if is_box else ()})
     allowed: dict[str, tuple[bool, str]] = {
-        "dataset": (decision.dataset in sources, f"one of {list(sources)}"),
-        "image_id": (type(decision.image_id) in (str, int), "a string or an integer"),
+        "dataset": (
+            isinstance(decision.dataset, str) and decision.dataset in sources,
+            f"one of {list(sources)}",
+        ),
+        "image_id": (_is_image_id(decision.image_id), "an integer or a plain relative name"),
         "index": (type(decision.index) is int and decision.index >= 0, "an integer from 0"),
         "bbox": (is_box, "four numbers"),
         "given": (decision.given in classes, f"one of {list(classes)}"),
@@ -144,3 +149,29 @@ def _decision(
         if not fits:
             raise ValueError(f"{where}: {key} must be {accepted}; got {row[key]!r}")
     return decision
+
+
+def _check_source(name: str, source: Any) -> None:
+    """Where the files of a data set are; the form of one decides which correction reads it."""
+    where = {"voc": "root", "coco": "json_file"}
+    if not isinstance(source, dict) or not isinstance(source.get("format"), str):
+        raise ValueError(f"source {name!r} needs a format")
+    key = where.get(source["format"])
+    if key is not None and not (isinstance(source.get(key), str) and source[key]):
+        raise ValueError(
+            f"source {name!r} of format {source['format']!r} needs a path as its {key}"
+        )
+
+
+def _is_coordinate(value: Any) -> bool:
+    return type(value) in (int, float) and -1e9 < value < 1e9
+
+
+def _is_image_id(value: Any) -> bool:
+    """Image ids name files: none may lead out of its folder."""
+    if type(value) is int:
+        return True
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    path = PurePosixPath(value)
+    return not path.is_absolute() and ".." not in path.parts and str(path) == value

@@ -94,7 +94,10 @@ def probe_annotations(
 
 def _load(record: Record, augmentations: T.Augmentation, image_format: str) -> Any:
     """A detector's input, and its annotations in the coordinates of that input."""
-    image = detection_utils.read_image(record["file_name"], image_format)
+    try:
+        image = detection_utils.read_image(record["file_name"], image_format)
+    except OSError as error:
+        raise OSError(f"{record['file_name']}: {error}") from error
     detection_utils.check_image_size(record, image)
     height, width = image.shape[:2]
     augmented = T.AugInput(image)

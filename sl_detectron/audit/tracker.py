@@ -120,13 +120,18 @@ class AnnotationTracker(nn.Module):
         """Add the samples of one step.
 
         Args:
-            annotation_ids: (S,) int64; samples with an id outside of 0..A-1 have no annotation
+            annotation_ids: (S,) int64; samples with an id outside of 0..A-1 have no annotation,
+                and those with a value that is not finite are left out
             losses: (S,) nats
             sigma: (S,) confidence
             probabilities: (S, K) of the foreground classes
         """
         num_annotations = len(self.sums) - 1
         known = (annotation_ids >= 0) & (annotation_ids < num_annotations)
+        # A sum never gets rid of a nan again.
+        known &= losses.isfinite() & sigma.isfinite() & probabilities.isfinite().all(dim=1)
+        losses, sigma = torch.where(known, losses, 0), torch.where(known, sigma, 0)
+        probabilities = torch.where(known[:, None], probabilities, 0)
         rows = torch.where(known, annotation_ids, num_annotations)
         values = torch.stack([torch.ones_like(losses), losses, sigma], dim=1).to(self.sums)
         probabilities = probabilities.to(values)

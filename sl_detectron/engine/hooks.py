@@ -65,6 +65,14 @@ class TrackAnnotations(HookBase):
                 "it with sl_detectron.data.build_noisy_train_loader(cfg, mapper)"
             )
             return
-        audit = audit_tracked(self.cfg, self.tracker)
-        write_audit(audit, self.cfg.OUTPUT_DIR)
+        try:
+            audit = audit_tracked(self.cfg, self.tracker)
+            write_audit(audit, self.cfg.OUTPUT_DIR)
+        except Exception as error:
+            # The checkpoint holds the statistics; the evaluation that follows must not be lost.
+            logger.error(
+                "No label audit (%s: %s). Mend that and run tools/audit_labels.py --from-run %s",
+                *(type(error).__name__, error, self.cfg.OUTPUT_DIR),
+            )
+            return
         logger.info("Ranked %d annotations: %s", len(audit.annotations), AUDIT_JSON)

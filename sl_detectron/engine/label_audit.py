@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -119,7 +120,7 @@ def audit_run(cfg: CfgNode, checkpoint: str | os.PathLike | None = None) -> Labe
     path = Path(checkpoint or last_checkpoint(cfg.OUTPUT_DIR))
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    state = torch.load(path, map_location="cpu", weights_only=True).get("annotation_tracker")
+    state = _load_checkpoint(path).get("annotation_tracker")
     if state is None:
         raise ValueError(
             f"{path} holds no annotation statistics: the model had no SuperLoss, or "
@@ -195,12 +196,44 @@ def probe_checkpoint(
 
     Raises:
         FileNotFoundError: there is no checkpoint
+        ValueError: it is not a checkpoint, or not one of this detector
     """
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"there is no checkpoint {checkpoint}")
+    _load_checkpoint(Path(checkpoint))
     model = build_model(cfg)
-    DetectionCheckpointer(model).load(str(checkpoint))
+    _StrictCheckpointer(model).load(str(checkpoint))
     return probe_annotations(model, list(chain(*sets.values())), cfg, detect, progress=True)
+
+
+class _StrictCheckpointer(DetectionCheckpointer):
+    """Refuses what does not fill the detector: a random one would rank labels at random."""
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        super()._log_incompatible_keys(incompatible)
+        parameters = dict(self.model.named_parameters())
+        missing = [key for key in incompatible.missing_keys if key in parameters]
+        missing += [key for key, *_ in incompatible.incorrect_shapes]
+        # DataParams' temperatures are of the training alone.
+        missing = [key for key in missing if "log_sample_temperature" not in key]
+        if missing:
+            raise ValueError(
+                f"the checkpoint is not of the config's detector: for {missing[0]} and "
+                f"{len(missing) - 1} more it has no weights, or of another shape"
+            )
+
+
+def _load_checkpoint(path: Path) -> dict[str, Any]:
+    if path.suffix != ".pth":  # .pkl files of the model zoo: detectron2 reads them
+        return {}
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{path} is not a checkpoint: it holds a {type(checkpoint).__name__}")
+    return checkpoint
 
 
 def last_checkpoint(folder: str) -> Path:

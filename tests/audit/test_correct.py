@@ -20,7 +20,7 @@ from sl_detectron.data import load_voc_dataset
 from sl_detectron.data.label_noise import SymmetricNoise
 from sl_detectron.data.label_noise.export import export_noisy_voc
 
-SOURCES = {"set": {"format": "voc", "root": "", "split": "train"}}
+SOURCES = {"set": {"format": "voc", "root": "devkit", "split": "train"}}
 DOG_A = Decision("set", "a", 1, (39, 9, 70, 50), "dog", "wrong", "cat")
 
 
@@ -174,7 +174,12 @@ def test_decisions_round_trip(tmp_path):
     ("key", "value", "message"),
     [
         ("dataset", "other", "dataset must be one of"),
+        ("dataset", ["set"], "dataset must be one of"),
         ("image_id", None, "image_id must be"),
+        ("image_id", "../../secret", "image_id must be an integer or a plain relative name"),
+        ("image_id", "./a", "image_id must be"),
+        ("image_id", "/etc/passwd", "image_id must be"),
+        ("bbox", [10**400, 1, 2, 3], "bbox must be four numbers"),
         ("index", -1, "index must be"),
         ("bbox", [1, 2, 3], "bbox must be four numbers"),
         ("bbox", "1234", "bbox must be four numbers"),
@@ -202,9 +207,27 @@ def test_other_files_and_double_entries_are_named(tmp_path):
     write_decisions(Decisions(CLASSES, SOURCES, (DOG_A, DOG_A)), path)
     with pytest.raises(ValueError, match="decides twice"):
         read_decisions(path)
-    for text in ("", "[]", "{}", '{"version": 2}'):
+    deep = "[" * 100_000
+    for text in ("", "[]", "{}", '{"version": 2}', deep):
         path.write_text(text)
         with pytest.raises(ValueError, match="is not a file of decisions"):
             read_decisions(path)
     with pytest.raises(FileNotFoundError, match="no file of decisions"):
         read_decisions(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        None,
+        {"format": ["voc"]},
+        {"format": "voc"},
+        {"format": "coco"},
+        {"format": "voc", "root": 5},
+    ],
+)
+def test_sources_are_checked(tmp_path, source):
+    path = tmp_path / "decisions.json"
+    write_decisions(Decisions(CLASSES, {"set": source}, ()), path)
+    with pytest.raises(ValueError, match=r"is not a file of decisions: .*source 'set'"):
+        read_decisions(path)

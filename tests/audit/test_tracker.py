@@ -110,6 +110,19 @@ def test_samples_that_know_nothing_count_among_themselves_only():
     torch.testing.assert_close(tracker.statistics().probabilities[1], sure, atol=1e-5, rtol=0)
 
 
+def test_a_diverged_sample_is_left_out():
+    steps = random_steps(12, seed=4)
+    tracker = AnnotationTracker(NUM_ANNOTATIONS, NUM_CLASSES)
+    for step in steps:
+        tracker(*step)
+    wrong = torch.tensor([math.inf, math.nan, 1.0, 1.0])
+    sigma = torch.tensor([1.0, 1.0, math.nan, 1.0])
+    probabilities = torch.full((4, NUM_CLASSES), 1 / NUM_CLASSES)
+    probabilities[3] = math.nan
+    tracker(torch.tensor([0, 1, 2, 3]), wrong, sigma, probabilities)
+    check(tracker, steps)
+
+
 def test_one_class_has_no_other():
     with pytest.raises(ValueError, match="at least 2 classes; got 1"):
         AnnotationTracker(3, 1)

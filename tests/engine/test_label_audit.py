@@ -10,8 +10,13 @@ import torch
 from conftest import NUM_CLASSES, REPO, build, make_batch, run_losses, small_config
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from sl_detectron.audit import read_audit
-from sl_detectron.data import noisy_dataset_dicts, register_toy_datasets
+from sl_detectron.audit import AnnotationTracker, audit_annotations, read_audit
+from sl_detectron.data import (
+    TOY_CLASS_NAMES,
+    noisy_dataset_dicts,
+    number_annotations,
+    register_toy_datasets,
+)
 from sl_detectron.engine import SuperLossTrainer, setup_cfg
 from sl_detectron.engine.label_audit import (
     audit_checkpoint,
@@ -182,6 +187,54 @@ def test_missing_files_are_named(tmp_path):
         audit_run(cfg)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint .*gone\.pth"):
         audit_checkpoint(cfg, tmp_path / "gone.pth")
+
+
+def test_statistics_of_a_set_that_has_changed_are_refused(run):
+    """One annotation less, and every later one would get what was said of its neighbour."""
+    cfg, output = run[0], run[1]
+    sets = noisy_dataset_dicts(cfg)
+    state = checkpoint(output)["annotation_tracker"]
+    rows, columns = state["sums"].shape
+    tracker = AnnotationTracker(rows - 1, columns - AnnotationTracker.NUM_VALUES)
+    tracker.load_state_dict(state)
+    audit_annotations(sets, TOY_CLASS_NAMES, tracker.statistics())
+    ((name, records),) = sets.items()
+    fewer = [{**records[0], "annotations": records[0]["annotations"][1:]}, *records[1:]]
+    (renumbered,) = number_annotations({name: fewer}).values()
+    with pytest.raises(ValueError, match="the data set has changed since"):
+        audit_annotations({name: renumbered}, TOY_CLASS_NAMES, tracker.statistics())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"model": {"foo": torch.zeros(1)}}, "is not of the config's detector: for .* no weights"),
+        ([1, 2], "is not a checkpoint: it holds a list"),
+        (None, "cannot be read as a checkpoint"),
+    ],
+)
+def test_checkpoints_that_do_not_fit_are_refused(tmp_path, content, message):
+    """A detector with random weights would rank labels at random."""
+    path = tmp_path / "model.pth"
+    if content is None:
+        path.write_text("no checkpoint")
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=message):
+        audit_checkpoint(config(tmp_path), path)
+
+
+def test_an_audit_that_fails_does_not_take_the_evaluation_along(tmp_path, caplog, monkeypatch):
+    cfg = config(tmp_path, iters=1)
+
+    def fail(*_):
+        raise KeyError("image_id")
+
+    monkeypatch.setattr("sl_detectron.engine.hooks.audit_tracked", fail)
+    with caplog.at_level(logging.ERROR):
+        train(cfg)
+    assert "No label audit (KeyError: 'image_id')" in caplog.text
+    assert "--from-run" in caplog.text
 
 
 def test_loader_without_ids_is_named(tmp_path, caplog, monkeypatch):

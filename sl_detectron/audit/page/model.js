@@ -71,14 +71,16 @@ function restore(data) {
   const places = new Map(rows.map((row) => [
     key(AUDIT.datasets[row.dataset], row.image_id, row.index), row.place,
   ]));
+  const given = new Map(rows.map((row) => [row.place, AUDIT.classes[row.label]]));
   let unknown = 0;
   for (const entry of data.decisions) {
     const place = places.get(key(entry.dataset, entry.image_id, entry.index));
-    if (place === undefined || !VERDICTS.includes(entry.verdict)) unknown += 1;
-    else {
-      const id = AUDIT.classes.indexOf(entry.label);
-      decisions.set(place, { verdict: entry.verdict, label: id < 0 ? null : id });
-    }
+    const id = AUDIT.classes.indexOf(entry.label);
+    // A class that is unknown here must not become null, which takes the box away, and a verdict
+    // on another label than the one that is shown says nothing about this one.
+    if (place === undefined || !VERDICTS.includes(entry.verdict) || entry.given !== given.get(place)
+      || (entry.label !== null && id < 0)) unknown += 1;
+    else decisions.set(place, { verdict: entry.verdict, label: id < 0 ? null : id });
   }
   remember();
   return unknown;
