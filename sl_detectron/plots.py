@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -125,11 +126,15 @@ def plot_confidence_losses(
         lambdas: for the third row, each above 0
 
     Raises:
-        ValueError: ``num`` or a lambda out of range, or a suffix that matplotlib does not know
+        ValueError: ``num`` or a lambda out of range, or a path without a suffix that
+            matplotlib knows
         ImportError: matplotlib is not installed
     """
     if num < 2:
         raise ValueError(f"num must be at least 2; got {num}")
+    if Path(path).is_dir() or not Path(path).suffix:
+        # matplotlib would write to another name beside it.
+        raise ValueError(f"the picture needs a file name with a suffix such as .png; got {path!r}")
     # Figure, unlike pyplot, leaves the user's backend alone.
     from matplotlib.figure import Figure
 

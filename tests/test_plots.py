@@ -86,6 +86,8 @@ def test_tool(tmp_path):
         (["--output", path, "--lambdas", "0"], "lam must be above 0"),
         (["--output", tmp_path / "figure.abc"], "Format 'abc' is not supported"),
         (["--output", tmp_path / "no" / "figure.png"], "No such file or directory"),
+        (["--output", tmp_path], "needs a file name with a suffix"),
+        (["--output", ""], "needs a file name with a suffix"),
     ):
         done = subprocess.run([*tool, *options], capture_output=True, text=True)
         assert done.returncode == 2

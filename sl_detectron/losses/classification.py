@@ -148,7 +148,9 @@ def soft_bootstrapping(logits: Tensor, labels: Tensor, beta: float = 0.95) -> Te
     """
     check_domain("beta", beta, not 0 <= beta <= 1, "in [0, 1]")
     log_p, log_all = _log_probability(logits, labels)
-    return -beta * log_p - (1 - beta) * (log_all.exp() * log_all).sum(dim=1)
+    # A logit of -inf, as 16 bits make of a large one, adds 0 to the entropy and not 0 * inf.
+    finite = log_all.clamp(min=torch.finfo(log_all.dtype).min)
+    return -beta * log_p - (1 - beta) * (log_all.exp() * finite).sum(dim=1)
 
 
 def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:

@@ -45,6 +45,7 @@ def data_params(logits: Tensor, labels: Tensor, sigma: Tensor | float, lam: floa
     """
     check_logits(logits, labels)
     check_domain("lam", lam, not 0 <= lam < math.inf, "finite and at least 0")
+    check_domain("labels", labels, labels < 0, "at least 0")  # -100 would be left out silently
     check_domain("sigma", sigma, sigma <= 0, "above 0")
     wide = logits if logits.dtype == torch.float64 else logits.float()
     sigma = torch.as_tensor(sigma, dtype=wide.dtype, device=wide.device)
@@ -158,7 +159,10 @@ class DataParams(nn.Module):
     def sigma(self, labels: Tensor, ids: Tensor | None = None) -> Tensor:
         """(R,) confidences of samples, without gradient; arguments as in a call."""
         with torch.no_grad():
-            return self._confidence(self._log_temperatures(labels, ids), ids)
+            logs = self._log_temperatures(labels, ids)
+            # As the next step in training will bring them back.
+            limit = LARGEST_LOG_TEMPERATURE
+            return self._confidence([log.clamp(-limit, limit) for log in logs], ids)
 
     def extra_repr(self) -> str:
         sizes = {name: len(value) for name, value in self.named_parameters()}

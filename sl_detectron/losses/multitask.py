@@ -71,7 +71,8 @@ class MultitaskLoss(nn.Module):
         _check_losses(losses, len(self.log_variance))
         losses, s = widen(losses, self.log_variance)
         # As multitask(losses, exp(s / 2)), which would overflow long before exp(-s) does.
-        return 0.5 * (losses * (-s).exp() + s).sum(dim=-1)
+        # A loss that stays 0 drives s down without end: 0 * inf would be nan.
+        return 0.5 * (losses * (-s.clamp(min=-80)).exp() + s).sum(dim=-1)
 
     def sigma(self) -> Tensor:
         """(N,) uncertainties, without gradient."""

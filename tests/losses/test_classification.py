@@ -148,3 +148,12 @@ def test_wrong_shapes_and_dtypes(name):
     for bad in (labels[:-1], labels[:, None], labels.double()):
         with pytest.raises(ValueError, match=r"labels must be int64 of shape \(40,\)"):
             loss(logits, bad)
+
+
+def test_a_logit_of_minus_infinity_on_another_class():
+    """As 16 bits make of -7e4: it says nothing about this label."""
+    logits = torch.tensor([[4.0, 2.0, -torch.inf]], requires_grad=True)
+    for loss in CLASSIFICATION_LOSSES.values():
+        (gradient,) = torch.autograd.grad(loss(logits, torch.tensor([0])).sum(), logits)
+        assert loss(logits, torch.tensor([0])).isfinite().all()
+        assert gradient.isfinite().all()

@@ -348,3 +348,13 @@ class TestDataParamsModule:
         none = torch.zeros(0, dtype=torch.int64)
         module(torch.zeros(0, 2, requires_grad=True), none, none).sum().backward()
         assert (module.log_sample_temperature.grad == 0).all()
+
+
+def test_a_task_without_loss_does_not_make_nan():
+    criterion = MultitaskLoss(num_tasks=2)
+    with torch.no_grad():
+        criterion.log_variance[0] = -200.0
+    value = criterion(torch.tensor([0.0, 1.0]))
+    value.backward()
+    assert value.isfinite()
+    assert criterion.log_variance.grad.isfinite().all()
