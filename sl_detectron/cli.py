@@ -5,7 +5,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["describe", "run_tool", "tool_parser"]
+__all__ = ["USER_ERRORS", "describe", "run_tool", "tool_parser"]
+
+# What a user can mend; FloatingPointError: a training that diverged.
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
 
 def tool_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -30,7 +33,7 @@ def run_tool(job: Callable[[argparse.Namespace], None], args: argparse.Namespace
     """Run a tool and turn what a user can mend into one line on stderr.
 
     Args:
-        job: the tool's work; raises ValueError, OSError or ImportError for a user to mend
+        job: the tool's work; raises one of ``USER_ERRORS`` for a user to mend
         args: of :func:`tool_parser`, passed on
 
     Returns:
@@ -38,7 +41,7 @@ def run_tool(job: Callable[[argparse.Namespace], None], args: argparse.Namespace
     """
     try:
         job(args)
-    except (ValueError, OSError, ImportError) as error:
+    except USER_ERRORS as error:
         if args.debug:
             raise
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)

@@ -9,6 +9,7 @@ from detectron2.utils import comm
 from ..audit import AUDIT_JSON, AnnotationTracker, write_audit
 from ..losses import SuperLoss
 from .label_audit import audit_tracked
+from .resume import StopOnSignal
 
 __all__ = ["LogTau", "TrackAnnotations"]
 
@@ -44,15 +45,16 @@ class TrackAnnotations(HookBase):
     Args:
         tracker: what the loss terms tell about every annotation
         cfg: of the run; the audit goes into its ``OUTPUT_DIR``
+        stop: says when a checkpoint is due
     """
 
-    def __init__(self, tracker: AnnotationTracker, cfg: CfgNode):
+    def __init__(self, tracker: AnnotationTracker, cfg: CfgNode, stop: StopOnSignal):
         self.tracker = tracker
         self.cfg = cfg
+        self.stop = stop
 
     def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 or done >= self.trainer.max_iter:
+        if self.stop.checkpoint_is_due():
             self.tracker.synchronize()
 
     def after_train(self) -> None:
