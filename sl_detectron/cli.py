@@ -1,6 +1,7 @@
 """What the command line tools share: help made of their docstring, and one-line errors."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,7 @@ def run_tool(job: Callable[[argparse.Namespace], None], args: argparse.Namespace
     except USER_ERRORS as error:
         if args.debug:
             raise
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        message = re.sub(r"\s*\n\s*", " ", str(error).strip())
+        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
         return 2
     return 0

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import logging
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +18,15 @@ from detectron2.utils.logger import setup_logger
 
 from ..cli import USER_ERRORS
 from ..config import add_superloss_config
-from ..data import check_datasets, check_label_noise, register_voc_datasets
+from ..data import (
+    check_datasets,
+    check_label_noise,
+    check_train_loader,
+    register_voc_datasets,
+)
 from ..evaluation import check_evaluator
 from .checkpoint import SafeCheckpointer
+from .config_files import merge_config_file
 from .trainer import SuperLossTrainer
 
 __all__ = ["setup_cfg", "setup_job", "train_net"]
@@ -44,8 +51,7 @@ def setup_cfg(config_file: str, opts: list[str], eval_only: bool = False) -> Cfg
     add_superloss_config(cfg)
     try:
         if config_file:
-            # detectron2 would run the code of !!python/ tags.
-            cfg.merge_from_file(config_file, allow_unsafe=False)
+            merge_config_file(cfg, config_file)
         cfg.merge_from_list(opts)
     except (KeyError, AssertionError, ValueError) as error:
         raise ValueError(_explain(error, cfg)) from error
@@ -55,6 +61,8 @@ def setup_cfg(config_file: str, opts: list[str], eval_only: bool = False) -> Cfg
     register_voc_datasets(cfg.DATASETS.CUSTOM_VOC)
     if not eval_only:
         check_label_noise(cfg)
+        check_train_loader(cfg)
+    _check_paths(cfg)
     datasets = [*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
     check_datasets(datasets)
     _check_classes(cfg, datasets)
@@ -112,6 +120,10 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 
 
 def _check_device(cfg: CfgNode) -> None:
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise ValueError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; cpu or cuda?") from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} but torch sees no GPU here; "
@@ -121,6 +133,16 @@ def _check_device(cfg: CfgNode) -> None:
         raise ValueError(
             "SOLVER.AMP.ENABLED needs MODEL.DEVICE cuda: detectron2's AMPTrainer runs there only"
         )
+
+
+def _check_paths(cfg: CfgNode) -> None:
+    path = cfg.MODEL.WEIGHTS
+    if path and "://" not in path and not Path(path.partition("?")[0]).is_file():
+        raise FileNotFoundError(f"MODEL.WEIGHTS: there is no checkpoint {path}")
+    output = Path(cfg.OUTPUT_DIR).absolute()
+    parent = next(p for p in (output, *output.parents) if p.exists())
+    if not parent.is_dir():
+        raise NotADirectoryError(f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {parent} is not a folder")
 
 
 def _check_classes(cfg: CfgNode, datasets: list[str]) -> None:
