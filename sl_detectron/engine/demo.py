@@ -37,7 +37,6 @@ def run_demo(output: str | os.PathLike, seeds: list[int], opts: list[str]) -> st
         a table of AP, AP50 and AP75 in percent; mean and standard deviation over seeds
     """
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)  # to fail before the training
     runs = {
         (method, seed): _config(config, output / f"{method}_seed{seed}".lower(), seed, opts)
         for seed in seeds
