@@ -12,6 +12,7 @@ VERSION = re.search(
 
 DEMO = ["scikit-learn", "matplotlib"]
 AUDIT = ["cleanlab", "scikit-learn", "matplotlib"]
+VISUALIZE = ["matplotlib", "opencv-python-headless"]
 TEST = [*DEMO, *AUDIT, "pytest", "pytest-xdist", "hypothesis", "mpmath"]
 # What single tests drive, and skip without: a browser, and PointRend, which imports OpenCV.
 TEST += ["selenium", "opencv-python-headless"]
@@ -23,6 +24,7 @@ SCRIPTS = {
     "sl-inject-noise": "inject_noise",
     "sl-evaluate-voc": "evaluate_voc",
     "sl-audit": "audit_labels",
+    "sl-visualize": "visualize",
 }
 
 setup(
@@ -57,5 +59,5 @@ setup(
         "tabulate",
         "tqdm",
     ],
-    extras_require={"demo": DEMO, "audit": AUDIT, "test": TEST, "dev": DEV},
+    extras_require={"demo": DEMO, "audit": AUDIT, "visualize": VISUALIZE, "test": TEST, "dev": DEV},
 )
