@@ -86,6 +86,7 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.DATASETS.LABEL_NOISE.TYPE = "symmetric"
     # Fraction of annotations, in [0, 1]; 0.0 is off.
     cfg.DATASETS.LABEL_NOISE.RATE = 0.0
+    # Another seed hits other annotations.
     cfg.DATASETS.LABEL_NOISE.SEED = 0
     # "bernoulli": every annotation by itself; "exact": round(RATE * number) annotations of a set.
     cfg.DATASETS.LABEL_NOISE.MODE = "bernoulli"
