@@ -67,7 +67,9 @@ class MobileNetV2(Backbone):
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return {
-            n: ShapeSpec(channels=self._out_feature_channels[n], stride=self._out_feature_strides[n])
+            n: ShapeSpec(
+                channels=self._out_feature_channels[n], stride=self._out_feature_strides[n]
+            )
             for n in self._out_features
         }
 
@@ -87,16 +89,7 @@ class MobileNetV2(Backbone):
         Raises:
             ValueError: neither a file nor a name, or a file that is no such state dict
         """
-        names = [*MobileNet_V2_Weights.__members__]
-        if weights in names:
-            state = MobileNet_V2_Weights[weights].get_state_dict(progress=False, check_hash=True)
-        elif Path(weights).is_file():
-            state = _read_state_dict(weights)
-        else:
-            raise ValueError(
-                f"MODEL.MOBILENET_V2.WEIGHTS must be a file or one of {names}; got {weights!r}"
-            )
-        prefix = "features."
+        prefix, state = "features.", _read_state_dict(weights)
         state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         missing = set(self.features.state_dict()) - set(state)
         if missing:
@@ -104,7 +97,13 @@ class MobileNetV2(Backbone):
                 f"MODEL.MOBILENET_V2.WEIGHTS: {weights} has no {prefix}{min(missing)}; it must be "
                 "a state dict of torchvision's mobilenet_v2"
             )
-        self.features.load_state_dict(state, strict=False)
+        try:
+            self.features.load_state_dict(state, strict=False)
+        except RuntimeError as error:  # a shape that does not fit
+            reason = str(error).splitlines()[-1].strip()
+            raise ValueError(
+                f"MODEL.MOBILENET_V2.WEIGHTS: {weights} does not fit its features: {reason}"
+            ) from error
 
     def _compute(self, images: Tensor) -> dict[str, Tensor]:
         taps = {}
@@ -163,12 +162,20 @@ def build_mobilenet_v2_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN
     )
 
 
-def _read_state_dict(path: str) -> dict[str, Tensor]:
+def _read_state_dict(weights: str) -> dict[str, Tensor]:
+    """Of a file, or of torchvision's weights of that name."""
+    names = [*MobileNet_V2_Weights.__members__]
+    if weights in names:
+        return MobileNet_V2_Weights[weights].get_state_dict(progress=False, check_hash=True)
+    if not Path(weights).is_file():
+        raise ValueError(
+            f"MODEL.MOBILENET_V2.WEIGHTS must be a file or one of {names}; got {weights!r}"
+        )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(weights, map_location="cpu", weights_only=True)
     except Exception as error:  # torch names many for a file that is none of its own
         reason = str(error).splitlines()[0]
-        raise ValueError(f"MODEL.MOBILENET_V2.WEIGHTS: cannot read {path}: {reason}") from error
+        raise ValueError(f"MODEL.MOBILENET_V2.WEIGHTS: cannot read {weights}: {reason}") from error
     if not isinstance(state, dict):
-        raise ValueError(f"MODEL.MOBILENET_V2.WEIGHTS: {path} holds no state dict")
+        raise ValueError(f"MODEL.MOBILENET_V2.WEIGHTS: {weights} holds no state dict")
     return state
