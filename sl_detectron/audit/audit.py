@@ -3,6 +3,7 @@
 Shape legend: A annotations of the training sets, K classes.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
+from ..data import annotation_fingerprint
 from .tracker import AnnotationStatistics
 
 __all__ = [
@@ -25,6 +27,8 @@ __all__ = [
 
 # How many of an annotation's most probable classes are kept.
 NUM_TOP = 3
+
+logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
@@ -82,12 +86,15 @@ class LabelAudit:
         sources: {data set name: where its files are}, see :func:`dataset_source`
         annotations: most suspect first
         num_unseen: annotations that no sample was ever matched to; they are not ranked
+        fingerprint: of all annotations of the training sets, from
+            :func:`~sl_detectron.data.annotation_fingerprint`; empty where it is not known
     """
 
     classes: tuple[str, ...]
     sources: dict[str, dict[str, Any]]
     annotations: tuple[AuditedAnnotation, ...]
     num_unseen: int = field(default=0)
+    fingerprint: str = field(default="")
 
 
 def suspicion(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -111,7 +118,10 @@ def suspicion(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 
 
 def audit_annotations(
-    sets: Mapping[str, Sequence[Record]], classes: Sequence[str], statistics: AnnotationStatistics
+    sets: Mapping[str, Sequence[Record]],
+    classes: Sequence[str],
+    statistics: AnnotationStatistics,
+    fingerprint: str | None = None,
 ) -> LabelAudit:
     """Rank the annotations of training sets by :func:`suspicion`.
 
@@ -120,11 +130,42 @@ def audit_annotations(
             :func:`~sl_detectron.data.noisy_dataset_dicts` returns them
         classes: K names, at least two
         statistics: from the tracker of a training on these sets, or of one pass over them
+        fingerprint: the tracker's; an empty one, of an older version, is only warned of; None
+            where the statistics were made of ``sets`` themselves
 
     Raises:
         ValueError: the statistics are of other sets or classes
     """
+    _check_size(sets, classes, statistics)
+    found = annotation_fingerprint(sets)
+    if fingerprint and fingerprint != found:
+        raise ValueError(
+            f"the statistics are of other annotations than {', '.join(sets)} at hand, though of as "
+            "many: the files, the sets' names or DATASETS.LABEL_NOISE have changed since the "
+            "training; bring those of the training back, or audit by --checkpoint"
+        )
+    if fingerprint == "":
+        logger.warning(
+            "The statistics do not say which annotations they are of (an older version wrote "
+            "them); if the sets or their noise have changed since, this audit is wrong"
+        )
     entries = list(_entries(sets))
+    statistics = AnnotationStatistics(*(values.cpu() for values in statistics))
+    seen = [e for e in entries if statistics.num_samples[e[3]["annotation_id"]] > 0]
+    annotations = _audited(seen, classes, statistics) if seen else []
+    annotations.sort(key=lambda a: (-a.suspicion, a.annotation_id))
+    return LabelAudit(
+        classes=tuple(classes),
+        sources={name: dataset_source(name) for name in sets},
+        annotations=tuple(annotations),
+        num_unseen=len(entries) - len(seen),
+        fingerprint=found,
+    )
+
+
+def _check_size(
+    sets: Mapping[str, Sequence[Record]], classes: Sequence[str], statistics: AnnotationStatistics
+) -> None:
     num_rows, num_classes = statistics.probabilities.shape
     # Crowds have an id too, but nothing is said of them. One annotation less, and all ids after it
     # would be those of their neighbours.
@@ -136,16 +177,6 @@ def audit_annotations(
             f"training sets have ids up to {last} and {len(classes)} classes (at least 2 are "
             "needed): they are not of one run, or the data set has changed since"
         )
-    statistics = AnnotationStatistics(*(values.cpu() for values in statistics))
-    seen = [e for e in entries if statistics.num_samples[e[3]["annotation_id"]] > 0]
-    annotations = _audited(seen, classes, statistics) if seen else []
-    annotations.sort(key=lambda a: (-a.suspicion, a.annotation_id))
-    return LabelAudit(
-        classes=tuple(classes),
-        sources={name: dataset_source(name) for name in sets},
-        annotations=tuple(annotations),
-        num_unseen=len(entries) - len(seen),
-    )
 
 
 def top_suspects(
