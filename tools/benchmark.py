@@ -10,6 +10,11 @@ Examples:
     tools/benchmark.py --config configs/Benchmark/table5.yaml --output output/table5 --jobs 8
   Its 72 commands, one a line:
     tools/benchmark.py --config configs/Benchmark/table5.yaml --output output/table5 --dry-run
+  On Slurm, each cell on one GPU, or each on two nodes of 8:
+    tools/benchmark.py --config configs/Benchmark/table5.yaml --output output/table5 \\
+        --executor slurm --slurm partition=gpu cpus_per_task=8 timeout_min=1440
+    tools/benchmark.py --config configs/Benchmark/table5.yaml --output output/table5 --num-gpus 8 \\
+        --executor slurm --slurm partition=gpu nodes=2 cpus_per_task=64
   The toy set on two CPU cores:
     tools/benchmark.py --config configs/Benchmark/toy.yaml --output output/toy --jobs 2
 """
@@ -46,6 +51,8 @@ def main(args: argparse.Namespace) -> None:
         retry_failed=args.retry_failed,
         rerun_changed=args.rerun_changed,
         keep=args.keep,
+        executor=args.executor,
+        cluster=tuple(args.slurm),
     )
     failed = run_grid(grid, args.output, settings)
     if failed:
@@ -61,10 +68,24 @@ def cli() -> int:
     parser.add_argument("--config", required=True, metavar="GRID.yaml", help="the grid")
     parser.add_argument("--output", required=True, help="folder for everything it writes")
     parser.add_argument("--dry-run", action="store_true", help="print the commands of all cells")
-    parser.add_argument("--jobs", type=_count, default=1, help="cells at once on this machine")
+    parser.add_argument(
+        "--jobs", type=_count, help="cells at once; default: one here, no limit on Slurm"
+    )
     parser.add_argument("--num-gpus", type=_count, default=1, help="of each cell (CPU: processes)")
     parser.add_argument("--threads", type=_count, help="of each process; default on a CPU: 1")
     parser.add_argument("--keep", choices=KEEP, default="final", help="checkpoints that stay")
+    parser.add_argument(
+        "--executor",
+        choices=("slurm", "local"),
+        help="run cells through submitit; local starts all at once on this machine, to try it",
+    )
+    parser.add_argument(
+        "--slurm",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="submitit's parameters: partition, nodes, gpus_per_node, timeout_min, ...",
+    )
     parser.add_argument("--retry-failed", action="store_true", help="train failed cells again")
     parser.add_argument(
         "--rerun-changed", action="store_true", help="train cells again whose config has changed"

@@ -25,9 +25,10 @@ from typing import Any, NoReturn
 
 import yaml
 
+from ...model_zoo import get_config_file
 from .grid import METRICS, Cell, Grid, Method, PaperValue, slug
 
-__all__ = ["read_grid"]
+__all__ = ["find_config", "read_grid"]
 
 GRID_KEYS = ("noise", "seeds", "opts", "source", "baseline", "controls", "detectors")
 METHOD_KEYS = ("config", "opts", "clean_opts", "paper")
@@ -35,24 +36,31 @@ METHOD_KEYS = ("config", "opts", "clean_opts", "paper")
 CELL_KEYS = ("SEED", "DATASETS.LABEL_NOISE.SEED", "DATASETS.LABEL_NOISE.RATE", "OUTPUT_DIR")
 
 
+def find_config(name: str) -> str:
+    """Path of a config or grid: a file, or a shipped one by its name.
+
+    Raises:
+        ValueError: it is neither
+    """
+    return name if Path(name).is_file() else get_config_file(name)
+
+
 def read_grid(path: str | os.PathLike, opts: list[str] | None = None) -> Grid:
     """Read a grid file.
 
     Args:
-        path: of the YAML file; its keys are described at the top of this module
+        path: of the YAML file, or the name of a shipped one, ``Benchmark/toy.yaml``; its keys are
+            described at the top of this module
         opts: more options of all cells ``[KEY, VALUE, ...]``, after those of the file
 
     Returns:
         the grid; whether its configs exist is not looked at
 
     Raises:
-        FileNotFoundError: there is no such file
-        ValueError: a key is missing, unknown or has a bad value; the message names it
+        ValueError: there is no such file, or a key is missing, unknown or has a bad value; the
+            message names it
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise FileNotFoundError(f"there is no grid file {path}") from error
+    text = Path(find_config(str(path))).read_text(encoding="utf-8")
     try:
         data = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:

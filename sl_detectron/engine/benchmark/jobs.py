@@ -1,7 +1,6 @@
-"""Trainings as processes: on this machine, or through submitit.
+"""Trainings as processes, on this machine; :mod:`.cluster` has the same through submitit.
 
-Both executors have ``submit(job)``, which gives something with ``done()`` and ``result()``, as
-those of :mod:`concurrent.futures` do. A job's result is the exit code of its process.
+Both pools have ``submit(jobs)``, whose handles have ``done()``, and ``exit_code(handle)``.
 """
 
 import os
@@ -9,7 +8,7 @@ import queue
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,22 @@ import torch
 
 from .state import CELL_LOG
 
-__all__ = ["CellJob", "ProcessPool"]
+__all__ = ["CellJob", "ProcessPool", "rank_args"]
 
 CELL = ("-m", f"{__package__}.cell")
+
+
+def rank_args(num_gpus: int, machines: Sequence[str] = ()) -> list[str]:
+    """The arguments of ``tools/train_net.py`` that say how many processes train.
+
+    Args:
+        num_gpus: on each machine
+        machines: those that say which of several machines this is
+    """
+    if not machines and num_gpus > 1:
+        # detectron2's default address is one for all trainings of a user.
+        machines = ["--dist-url", "auto"]
+    return ["--num-gpus", str(num_gpus), *machines]
 
 
 @dataclass(frozen=True)
@@ -31,29 +43,33 @@ class CellJob:
 
     Attributes:
         folder: of the cell; what it prints is added to ``cell.log`` there
-        argv: its command line, as for ``tools/train_net.py``
+        args: config file and options, as for ``tools/train_net.py``
+        num_gpus: on each machine
         threads: of one process on a CPU; None leaves that to the environment
     """
 
     folder: Path
-    argv: tuple[str, ...]
+    args: tuple[str, ...]
+    num_gpus: int = 1
     threads: int | None = None
 
     def __call__(
         self,
         env: dict[str, str] | None = None,
+        machines: Sequence[str] = (),
         on_start: Callable[[subprocess.Popen], Any] = lambda process: None,
     ) -> int:
         """Run it to its end.
 
         Args:
             env: additions to the environment
+            machines: arguments that say which of several machines this is
             on_start: is given the process
 
         Returns:
             its exit code, negative after a signal
         """
-        command = [sys.executable, *CELL, *self.argv]
+        command = [sys.executable, *CELL, *rank_args(self.num_gpus, machines), *self.args]
         threads = {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / CELL_LOG, "a") as log:
@@ -90,14 +106,18 @@ class ProcessPool:
         self._running: list[subprocess.Popen] = []
         self._threads = ThreadPoolExecutor(num_jobs)
 
-    def submit(self, job: CellJob) -> "Future[int]":
-        """Queue a job."""
-        return self._threads.submit(self._run, job)
+    def submit(self, jobs: Sequence[CellJob]) -> "list[Future[int]]":
+        """Queue jobs."""
+        return [self._threads.submit(self._run, job) for job in jobs]
+
+    def exit_code(self, handle: "Future[int]") -> int:
+        """Of a job that is done; raises what kept it from starting."""
+        return handle.result()
 
     def _run(self, job: CellJob) -> int:
         slot = self._slots.get()
         try:
-            return job(slot, self._running.append)
+            return job(slot, on_start=self._running.append)
         finally:
             self._slots.put(slot)
 
