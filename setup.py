@@ -19,6 +19,14 @@ TEST = [*DEMO, *AUDIT, *BENCHMARK, *SLURM, "pytest", "pytest-xdist", "hypothesis
 # What single tests drive, and skip without: a browser, and PointRend, which imports OpenCV.
 TEST += ["selenium", "opencv-python-headless"]
 DEV = [*TEST, "ruff", "mypy", "types-tabulate", "types-PyYAML", "types-tqdm"]
+# Modules of tools/, which become the package sl_detectron.tools.
+SCRIPTS = {
+    "sl-train": "train_net",
+    "sl-demo": "demo",
+    "sl-inject-noise": "inject_noise",
+    "sl-evaluate-voc": "evaluate_voc",
+    "sl-audit": "audit_labels",
+}
 
 setup(
     name="sl_detectron",
@@ -28,9 +36,15 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    # The shipped configs become the package sl_detectron.configs.
-    packages=[*find_packages(include=["sl_detectron*"]), "sl_detectron.configs"],
-    package_dir={"sl_detectron.configs": "configs"},
+    # The shipped configs and the tools become packages of sl_detectron.
+    packages=[
+        *find_packages(include=["sl_detectron*"]),
+        *("sl_detectron.configs", "sl_detectron.tools"),
+    ],
+    package_dir={"sl_detectron.configs": "configs", "sl_detectron.tools": "tools"},
+    entry_points={
+        "console_scripts": [f"{k} = sl_detectron.tools.{v}:cli" for k, v in SCRIPTS.items()]
+    },
     package_data={
         "sl_detectron.configs": ["**/*.yaml", "LazyConfig/*.py"],
         "sl_detectron.audit": ["page/*"],

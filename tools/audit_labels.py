@@ -43,21 +43,25 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument("--apply", metavar="FILE", help="decisions.json that the report saved")
     parser.add_argument("--config-file", default="", help="of --checkpoint")
     parser.add_argument("--output", required=True, help="folder for what it writes")
-    parser.add_argument("--top", type=int, help="how many annotations to write; default all")
+    parser.add_argument(
+        "--top", type=int, help="how many annotations to list and to show; default all"
+    )
     parser.add_argument("--per-class", action="store_true", help="--top of every given class")
-    parser.add_argument("--classes", default="", help="a,b,c: given classes to write; default all")
+    parser.add_argument("--classes", default="", help="a,b,c: given classes to list; default all")
     parser.add_argument(
         "--crops", type=int, default=10_000, help="annotations in the report; default 10000"
     )
     parser.add_argument(
         "--crop-size", type=int, default=128, help="pixels of their longer side; default 128"
     )
-    parser.add_argument("--formats", nargs="+", default=[], choices=FORMATS, help="write also")
+    parser.add_argument(
+        "--formats", nargs="+", default=[], choices=FORMATS, help="write all annotations also as"
+    )
     parser.add_argument(
         "--correct-above",
         type=float,
         metavar="SUSPICION",
-        help="write OUTPUT/corrected, where the suggestion replaces labels of at least that",
+        help="write OUTPUT/corrected, where the suggestion replaces all labels of at least that",
     )
     parser.add_argument(
         "--evaluate", action="store_true", help="compare with known noise: the run's own, or ..."
@@ -70,5 +74,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def cli() -> int:
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli())

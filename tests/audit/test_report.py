@@ -105,6 +105,31 @@ def test_one_file_that_asks_for_nothing(audit, tmp_path):
     assert "<img" not in page
 
 
+def test_a_report_that_fails_leaves_the_older_one(audit, tmp_path, monkeypatch):
+    path = write_report(audit, tmp_path / "report")
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sl_detectron.audit.report._page", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(audit, tmp_path / "report")
+    monkeypatch.setattr("sl_detectron.audit.report._page", lambda *_: "\ud800 is not UTF-8")
+    with pytest.raises(UnicodeEncodeError):
+        write_report(audit, tmp_path / "report")
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["index.html"]
+
+
+def test_numbers_out_of_range_are_named(audit, tmp_path):
+    with pytest.raises(ValueError, match="number of crops must be at least 0; got -1"):
+        write_report(audit, tmp_path / "report", num_crops=-1)
+    with pytest.raises(ValueError, match="size of a crop must be at least 1 pixel; got 0"):
+        write_report(audit, tmp_path / "report", crop_size=0)
+    assert not (tmp_path / "report").exists()
+
+
 def test_markers_in_names_are_not_filled_in(audit, tmp_path):
     odd = dataclasses.replace(audit, classes=("@CROPS@", *CLASSES[1:]), annotations=())
     page = write_report(odd, tmp_path / "report").read_text(encoding="utf-8")
