@@ -21,6 +21,7 @@ Examples:
 
 import argparse
 import sys
+from pathlib import Path
 
 from tabulate import tabulate
 
@@ -28,21 +29,21 @@ from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.engine.benchmark import (
     KEEP,
     RunSettings,
-    last_log_line,
+    explain_failure,
     plan,
     read_grid,
     run_grid,
     train_net_command,
 )
 
-TRAIN_NET = ("python", "tools/train_net.py")
-
 
 def main(args: argparse.Namespace) -> None:
     grid = read_grid(args.config, args.opts)
     if args.dry_run:
+        script = Path(sys.argv[0]).name.startswith("sl-")  # installed, without a checkout
+        tool = ["sl-train"] if script else ["python", "tools/train_net.py"]
         for cell in plan(grid, args.output):
-            print(train_net_command(cell, args.num_gpus, TRAIN_NET))
+            print(train_net_command(cell, args.num_gpus, tool))
         return
     settings = RunSettings(
         num_jobs=args.jobs,
@@ -56,8 +57,8 @@ def main(args: argparse.Namespace) -> None:
     )
     failed = run_grid(grid, args.output, settings)
     if failed:
-        rows = [[str(c.cell), last_log_line(c.folder), c.folder / "cell.log"] for c in failed]
-        print(tabulate(rows, headers=["failed", "its last line", "log"]))
+        rows = [[str(c.cell), explain_failure(c.folder), c.folder / "cell.log"] for c in failed]
+        print(tabulate(rows, headers=["failed", "why", "log"]))
         print("Run them again with --retry-failed.")
         sys.exit(1)
     print(f"All {len(grid.cells)} cells are finished: tools/make_table.py {args.output}")

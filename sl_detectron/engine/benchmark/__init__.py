@@ -5,7 +5,7 @@ from .grid_file import read_grid
 from .make_tables import make_tables
 from .plan import PlannedCell, plan, train_net_command
 from .results import Results, read_results
-from .runner import KEEP, RunSettings, last_log_line, run_grid
+from .runner import KEEP, RunSettings, explain_failure, run_grid
 
 __all__ = [
     "KEEP",
@@ -15,7 +15,7 @@ __all__ = [
     "PlannedCell",
     "Results",
     "RunSettings",
-    "last_log_line",
+    "explain_failure",
     "make_tables",
     "plan",
     "read_grid",

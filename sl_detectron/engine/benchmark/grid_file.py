@@ -25,24 +25,15 @@ from typing import Any, NoReturn
 
 import yaml
 
-from ...model_zoo import get_config_file
+from ...model_zoo import find_config
 from .grid import METRICS, Cell, Grid, Method, PaperValue, slug
 
-__all__ = ["find_config", "read_grid"]
+__all__ = ["read_grid"]
 
 GRID_KEYS = ("noise", "seeds", "opts", "source", "baseline", "controls", "detectors")
 METHOD_KEYS = ("config", "opts", "clean_opts", "paper")
 # A cell sets these itself, so that a value in the file would have no effect.
 CELL_KEYS = ("SEED", "DATASETS.LABEL_NOISE.SEED", "DATASETS.LABEL_NOISE.RATE", "OUTPUT_DIR")
-
-
-def find_config(name: str) -> str:
-    """Path of a config or grid: a file, or a shipped one by its name.
-
-    Raises:
-        ValueError: it is neither
-    """
-    return name if Path(name).is_file() else get_config_file(name)
 
 
 def read_grid(path: str | os.PathLike, opts: list[str] | None = None) -> Grid:
@@ -121,7 +112,7 @@ class _Parser:
     ) -> Method:
         where = f"{detector}, {name}"
         self._keys(where, row, METHOD_KEYS, ("config",))
-        if not isinstance(row["config"], str):
+        if not isinstance(row["config"], str) or not row["config"]:
             self._fail(f"{where}, config", f"must be a name or path; got {row['config']!r}")
         before, after = shared
         own = self._opts(where, row, "opts")

@@ -70,7 +70,10 @@ class CellJob:
             its exit code, negative after a signal
         """
         command = [sys.executable, *CELL, *rank_args(self.num_gpus, machines), *self.args]
-        threads = {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
+        # Unbuffered: what a killed cell said last is in its log.
+        own = {"PYTHONUNBUFFERED": "1"}
+        if self.threads is not None:
+            own["OMP_NUM_THREADS"] = str(self.threads)
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / CELL_LOG, "a") as log:
             print(f"$ {shlex.join(command)}", file=log, flush=True)
@@ -80,7 +83,7 @@ class CellJob:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **threads, **(env or {})},
+                env={**os.environ, **own, **(env or {})},
                 # Ctrl-C is for the grid; its cells end with it and do not count as failed.
                 start_new_session=True,
             )
@@ -104,6 +107,7 @@ class ProcessPool:
         for slot in _gpu_slots(num_jobs, num_gpus):
             self._slots.put(slot)
         self._running: list[subprocess.Popen] = []
+        self._closed = False
         self._threads = ThreadPoolExecutor(num_jobs)
 
     def submit(self, jobs: Sequence[CellJob]) -> "list[Future[int]]":
@@ -117,9 +121,14 @@ class ProcessPool:
     def _run(self, job: CellJob) -> int:
         slot = self._slots.get()
         try:
-            return job(slot, on_start=self._running.append)
+            return job(slot, on_start=self._started)
         finally:
             self._slots.put(slot)
+
+    def _started(self, process: subprocess.Popen) -> None:
+        self._running.append(process)
+        if self._closed:  # between the two, by another thread
+            process.kill()
 
     def __enter__(self) -> "ProcessPool":
         return self
@@ -130,6 +139,7 @@ class ProcessPool:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         for process in self._running:
             process.kill()  # does nothing where it has ended

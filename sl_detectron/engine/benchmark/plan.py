@@ -8,9 +8,9 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
+from ...model_zoo import find_config
 from ..setup import merge_cfg
 from .grid import Cell, Grid
-from .grid_file import find_config
 from .jobs import rank_args
 from .state import FAILED, differences, fingerprint, read_result
 

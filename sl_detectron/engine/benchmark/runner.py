@@ -1,6 +1,6 @@
 """Train the cells of a grid that are not trained yet, and say how far it is."""
 
-import contextlib
+import json
 import logging
 import os
 import sys
@@ -20,7 +20,7 @@ from .jobs import CellJob, ProcessPool
 from .plan import PlannedCell, explain_change, plan
 from .state import CELL_LOG, FAILED, GRID_FILE, RESULT, read_result, write_json, write_text
 
-__all__ = ["KEEP", "RunSettings", "last_log_line", "run_grid"]
+__all__ = ["KEEP", "RunSettings", "explain_failure", "run_grid"]
 
 KEEP = ("all", "final", "none")
 
@@ -80,14 +80,14 @@ def run_grid(
         )
     failed = [cell for cell in cells if cell.state == "failed" and not settings.retry_failed]
     waiting = [cell for cell in cells if cell.state != "finished" and cell not in failed]
+    if settings.executor != "slurm":  # there the data may be on the nodes only
+        _check_rows(waiting)
     for cell in changed:
         # Now, so that no table shows old results as those of the new config.
         (cell.folder / RESULT).unlink()
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / GRID_FILE, grid.text)
     if waiting:
-        if settings.executor != "slurm":  # there the data may be on the nodes only
-            _check_rows(waiting)
         finished = [cell for cell in cells if cell.state == "finished"]
         with _pool(waiting, output, settings) as pool, _Progress(waiting, finished) as progress:
             failed += _run(waiting, settings, pool, progress)
@@ -171,12 +171,15 @@ def _discard_checkpoints(folder: Path, keep: str) -> None:
             path.unlink()
 
 
-def last_log_line(folder: Path) -> str:
-    """What a cell said last: of a failed one, its error."""
-    with contextlib.suppress(OSError, IndexError):
-        lines = (folder / CELL_LOG).read_text(errors="replace").strip().splitlines()
-        return lines[-1].strip()
-    return ""
+def explain_failure(folder: Path) -> str:
+    """Why a cell failed, in one line: the last that it said, or what ended it."""
+    code = json.loads((folder / FAILED).read_text())["exit_code"]
+    if isinstance(code, str):
+        return code
+    if code < 0:
+        return f"killed by signal {-code}"
+    lines = (folder / CELL_LOG).read_text(errors="replace").strip().splitlines()
+    return lines[-1].strip()
 
 
 class _Progress:
@@ -203,7 +206,7 @@ class _Progress:
         self._settled += 1
         result = None if (cell.folder / FAILED).exists() else read_result(cell.folder)
         if result is None:
-            said = f"FAILED, see {cell.folder / CELL_LOG}: {last_log_line(cell.folder)}"
+            said = f"FAILED, see {cell.folder / CELL_LOG}: {explain_failure(cell.folder)}"
         else:
             said = f"AP50 {result['metrics']['AP50']:.1f}, {result['seconds']:.0f} s"
         with tqdm.external_write_mode(file=sys.stderr):
