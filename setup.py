@@ -12,10 +12,13 @@ VERSION = re.search(
 
 DEMO = ["scikit-learn", "matplotlib"]
 AUDIT = ["cleanlab", "scikit-learn", "matplotlib"]
-TEST = [*DEMO, *AUDIT, "pytest", "pytest-xdist", "hypothesis", "mpmath"]
+# tools/make_table.py; tools/benchmark.py --executor.
+BENCHMARK = ["scipy", "matplotlib"]
+SLURM = ["submitit"]
+TEST = [*DEMO, *AUDIT, *BENCHMARK, *SLURM, "pytest", "pytest-xdist", "hypothesis", "mpmath"]
 # What single tests drive, and skip without: a browser, and PointRend, which imports OpenCV.
 TEST += ["selenium", "opencv-python-headless"]
-DEV = [*TEST, "scipy", "ruff", "mypy", "types-tabulate", "types-PyYAML", "types-tqdm"]
+DEV = [*TEST, "ruff", "mypy", "types-tabulate", "types-PyYAML", "types-tqdm"]
 # Modules of tools/, which become the package sl_detectron.tools.
 SCRIPTS = {
     "sl-train": "train_net",
@@ -57,5 +60,12 @@ setup(
         "tabulate",
         "tqdm",
     ],
-    extras_require={"demo": DEMO, "audit": AUDIT, "test": TEST, "dev": DEV},
+    extras_require={
+        "demo": DEMO,
+        "audit": AUDIT,
+        "benchmark": BENCHMARK,
+        "slurm": SLURM,
+        "test": TEST,
+        "dev": DEV,
+    },
 )

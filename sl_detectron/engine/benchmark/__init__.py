@@ -2,8 +2,10 @@
 
 from .grid import Cell, Grid, Method
 from .grid_file import read_grid
+from .make_tables import make_tables
 from .plan import PlannedCell, plan, train_net_command
-from .runner import KEEP, RunSettings, last_log_line, run_grid
+from .results import Results, read_results
+from .runner import KEEP, RunSettings, explain_failure, run_grid
 
 __all__ = [
     "KEEP",
@@ -11,10 +13,13 @@ __all__ = [
     "Grid",
     "Method",
     "PlannedCell",
+    "Results",
     "RunSettings",
-    "last_log_line",
+    "explain_failure",
+    "make_tables",
     "plan",
     "read_grid",
+    "read_results",
     "run_grid",
     "train_net_command",
 ]

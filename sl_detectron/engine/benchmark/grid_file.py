@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from ...model_zoo import find_config
 from .grid import METRICS, Cell, Grid, Method, PaperValue, slug
 
 __all__ = ["read_grid"]
@@ -39,20 +40,18 @@ def read_grid(path: str | os.PathLike, opts: list[str] | None = None) -> Grid:
     """Read a grid file.
 
     Args:
-        path: of the YAML file; its keys are described at the top of this module
+        path: of the YAML file, or the name of a shipped one, ``Benchmark/toy.yaml``; its keys are
+            described at the top of this module
         opts: more options of all cells ``[KEY, VALUE, ...]``, after those of the file
 
     Returns:
         the grid; whether its configs exist is not looked at
 
     Raises:
-        FileNotFoundError: there is no such file
-        ValueError: a key is missing, unknown or has a bad value; the message names it
+        ValueError: there is no such file, or a key is missing, unknown or has a bad value; the
+            message names it
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise FileNotFoundError(f"there is no grid file {path}") from error
+    text = Path(find_config(str(path))).read_text(encoding="utf-8")
     try:
         data = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
@@ -113,7 +112,7 @@ class _Parser:
     ) -> Method:
         where = f"{detector}, {name}"
         self._keys(where, row, METHOD_KEYS, ("config",))
-        if not isinstance(row["config"], str):
+        if not isinstance(row["config"], str) or not row["config"]:
             self._fail(f"{where}, config", f"must be a name or path; got {row['config']!r}")
         before, after = shared
         own = self._opts(where, row, "opts")

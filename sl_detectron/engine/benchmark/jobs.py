@@ -1,7 +1,6 @@
-"""Trainings as processes: on this machine, or through submitit.
+"""Trainings as processes, on this machine; :mod:`.cluster` has the same through submitit.
 
-Both executors have ``submit(job)``, which gives something with ``done()`` and ``result()``, as
-those of :mod:`concurrent.futures` do. A job's result is the exit code of its process.
+Both pools have ``submit(jobs)``, whose handles have ``done()``, and ``exit_code(handle)``.
 """
 
 import os
@@ -9,7 +8,7 @@ import queue
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,22 @@ import torch
 
 from .state import CELL_LOG
 
-__all__ = ["CellJob", "ProcessPool"]
+__all__ = ["CellJob", "ProcessPool", "rank_args"]
 
 CELL = ("-m", f"{__package__}.cell")
+
+
+def rank_args(num_gpus: int, machines: Sequence[str] = ()) -> list[str]:
+    """The arguments of ``tools/train_net.py`` that say how many processes train.
+
+    Args:
+        num_gpus: on each machine
+        machines: those that say which of several machines this is
+    """
+    if not machines and num_gpus > 1:
+        # detectron2's default address is one for all trainings of a user.
+        machines = ["--dist-url", "auto"]
+    return ["--num-gpus", str(num_gpus), *machines]
 
 
 @dataclass(frozen=True)
@@ -31,30 +43,37 @@ class CellJob:
 
     Attributes:
         folder: of the cell; what it prints is added to ``cell.log`` there
-        argv: its command line, as for ``tools/train_net.py``
+        args: config file and options, as for ``tools/train_net.py``
+        num_gpus: on each machine
         threads: of one process on a CPU; None leaves that to the environment
     """
 
     folder: Path
-    argv: tuple[str, ...]
+    args: tuple[str, ...]
+    num_gpus: int = 1
     threads: int | None = None
 
     def __call__(
         self,
         env: dict[str, str] | None = None,
+        machines: Sequence[str] = (),
         on_start: Callable[[subprocess.Popen], Any] = lambda process: None,
     ) -> int:
         """Run it to its end.
 
         Args:
             env: additions to the environment
+            machines: arguments that say which of several machines this is
             on_start: is given the process
 
         Returns:
             its exit code, negative after a signal
         """
-        command = [sys.executable, *CELL, *self.argv]
-        threads = {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
+        command = [sys.executable, *CELL, *rank_args(self.num_gpus, machines), *self.args]
+        # Unbuffered: what a killed cell said last is in its log.
+        own = {"PYTHONUNBUFFERED": "1"}
+        if self.threads is not None:
+            own["OMP_NUM_THREADS"] = str(self.threads)
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / CELL_LOG, "a") as log:
             print(f"$ {shlex.join(command)}", file=log, flush=True)
@@ -64,7 +83,7 @@ class CellJob:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **threads, **(env or {})},
+                env={**os.environ, **own, **(env or {})},
                 # Ctrl-C is for the grid; its cells end with it and do not count as failed.
                 start_new_session=True,
             )
@@ -88,18 +107,28 @@ class ProcessPool:
         for slot in _gpu_slots(num_jobs, num_gpus):
             self._slots.put(slot)
         self._running: list[subprocess.Popen] = []
+        self._closed = False
         self._threads = ThreadPoolExecutor(num_jobs)
 
-    def submit(self, job: CellJob) -> "Future[int]":
-        """Queue a job."""
-        return self._threads.submit(self._run, job)
+    def submit(self, jobs: Sequence[CellJob]) -> "list[Future[int]]":
+        """Queue jobs."""
+        return [self._threads.submit(self._run, job) for job in jobs]
+
+    def exit_code(self, handle: "Future[int]") -> int:
+        """Of a job that is done; raises what kept it from starting."""
+        return handle.result()
 
     def _run(self, job: CellJob) -> int:
         slot = self._slots.get()
         try:
-            return job(slot, self._running.append)
+            return job(slot, on_start=self._started)
         finally:
             self._slots.put(slot)
+
+    def _started(self, process: subprocess.Popen) -> None:
+        self._running.append(process)
+        if self._closed:  # between the two, by another thread
+            process.kill()
 
     def __enter__(self) -> "ProcessPool":
         return self
@@ -110,6 +139,7 @@ class ProcessPool:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         for process in self._running:
             process.kill()  # does nothing where it has ended

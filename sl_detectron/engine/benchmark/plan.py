@@ -8,9 +8,10 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from ...model_zoo import get_config_file
+from ...model_zoo import find_config
 from ..setup import merge_cfg
 from .grid import Cell, Grid
+from .jobs import rank_args
 from .state import FAILED, differences, fingerprint, read_result
 
 __all__ = ["PlannedCell", "explain_change", "plan", "train_net_command"]
@@ -36,12 +37,11 @@ class PlannedCell:
     cfg: CfgNode
     state: str
 
-    def argv(self, num_gpus: int) -> list[str]:
-        """Its command line for ``tools/train_net.py``."""
-        # detectron2's default address is one for all trainings of a user.
-        ranks = ["--num-gpus", str(num_gpus), *(["--dist-url", "auto"] if num_gpus > 1 else [])]
+    @property
+    def args(self) -> list[str]:
+        """Its config file and options, as arguments of ``tools/train_net.py``."""
         opts = [*self.cell.opts, "OUTPUT_DIR", str(self.folder)]
-        return [*ranks, "--config-file", self.config_file, *opts]
+        return ["--config-file", self.config_file, *opts]
 
 
 def plan(grid: Grid, output: str | os.PathLike) -> list[PlannedCell]:
@@ -85,7 +85,7 @@ def train_net_command(planned: PlannedCell, num_gpus: int, tool: Sequence[str]) 
         num_gpus: processes on this machine
         tool: how ``train_net`` is called
     """
-    return shlex.join([*tool, *planned.argv(num_gpus)])
+    return shlex.join([*tool, *rank_args(num_gpus), *planned.args])
 
 
 def _state(cfg: CfgNode, folder: Path) -> str:
@@ -97,7 +97,7 @@ def _state(cfg: CfgNode, folder: Path) -> str:
 
 
 def _config_file(name: str) -> str:
-    """A shipped config by its name, or a path; as short as it can be written here."""
-    path = name if Path(name).is_file() else get_config_file(name)
+    """As short as it can be written here."""
+    path = find_config(name)
     relative = os.path.relpath(path)
     return path if relative.startswith("..") else relative

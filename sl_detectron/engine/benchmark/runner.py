@@ -1,6 +1,6 @@
 """Train the cells of a grid that are not trained yet, and say how far it is."""
 
-import contextlib
+import json
 import logging
 import os
 import sys
@@ -14,14 +14,14 @@ from tqdm import tqdm
 
 from ..progress import iterations_done
 from ..setup import setup_cfg
+from .cluster import SubmititPool
 from .grid import Grid
 from .jobs import CellJob, ProcessPool
 from .plan import PlannedCell, explain_change, plan
-from .state import CELL_LOG, FAILED, RESULT, read_result, write_json
+from .state import CELL_LOG, FAILED, GRID_FILE, RESULT, read_result, write_json, write_text
 
-__all__ = ["GRID_FILE", "KEEP", "RunSettings", "last_log_line", "run_grid"]
+__all__ = ["KEEP", "RunSettings", "explain_failure", "run_grid"]
 
-GRID_FILE = "grid.yaml"
 KEEP = ("all", "final", "none")
 
 logger = logging.getLogger(__name__)
@@ -32,20 +32,24 @@ class RunSettings:
     """How cells are run.
 
     Attributes:
-        num_jobs: cells at once on this machine
+        num_jobs: cells at once; None: one on this machine, all on Slurm
         num_gpus: of each cell on each machine, as in ``tools/train_net.py``
         threads: of each process; None: one on a CPU, the environment's choice on a GPU
         retry_failed: whether cells that failed earlier are run again
         rerun_changed: whether cells that finished with another config are run again
         keep: which checkpoints stay when a cell is finished: "all", "final" or "none"
+        executor: None for processes of this one; "slurm" or "local" for submitit
+        cluster: submitit's parameters, each KEY=VALUE
     """
 
-    num_jobs: int = 1
+    num_jobs: int | None = None
     num_gpus: int = 1
     threads: int | None = None
     retry_failed: bool = False
     rerun_changed: bool = False
     keep: str = "final"
+    executor: str | None = None
+    cluster: tuple[str, ...] = ()
 
 
 def run_grid(
@@ -76,12 +80,17 @@ def run_grid(
         )
     failed = [cell for cell in cells if cell.state == "failed" and not settings.retry_failed]
     waiting = [cell for cell in cells if cell.state != "finished" and cell not in failed]
-    output.mkdir(parents=True, exist_ok=True)
-    _write_text(output / GRID_FILE, grid.text)
-    if waiting:
+    if settings.executor != "slurm":  # there the data may be on the nodes only
         _check_rows(waiting)
+    for cell in changed:
+        # Now, so that no table shows old results as those of the new config.
+        (cell.folder / RESULT).unlink()
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / GRID_FILE, grid.text)
+    if waiting:
         finished = [cell for cell in cells if cell.state == "finished"]
-        failed += _run(waiting, finished, settings)
+        with _pool(waiting, output, settings) as pool, _Progress(waiting, finished) as progress:
+            failed += _run(waiting, settings, pool, progress)
     return failed
 
 
@@ -95,36 +104,56 @@ def _check_rows(cells: Iterable[PlannedCell]) -> None:
             raise ValueError(f"{method}: {error}") from error
 
 
+def _pool(
+    cells: list[PlannedCell], output: Path, settings: RunSettings
+) -> ProcessPool | SubmititPool:
+    if settings.executor is None:
+        return ProcessPool(settings.num_jobs or 1, settings.num_gpus)
+    on_gpu = any(_on_gpu(cell) for cell in cells)
+    gpus = settings.num_gpus if on_gpu else 0
+    folder = output / "submitit"
+    return SubmititPool(settings.executor, folder, settings.num_jobs, gpus, settings.cluster)
+
+
 def _run(
-    waiting: list[PlannedCell], finished: list[PlannedCell], settings: RunSettings
+    waiting: list[PlannedCell],
+    settings: RunSettings,
+    pool: ProcessPool | SubmititPool,
+    progress: "_Progress",
 ) -> list[PlannedCell]:
     failed = []
-    progress = _Progress(waiting, finished)
-    with progress, ProcessPool(settings.num_jobs, settings.num_gpus) as pool:
-        jobs: dict[Any, PlannedCell] = {pool.submit(_job(c, settings)): c for c in waiting}
-        while jobs:
-            time.sleep(1)
-            for job in [job for job in jobs if job.done()]:
-                cell = jobs.pop(job)
-                if not _settle(cell, job, settings.keep):
-                    failed.append(cell)
-                progress.settled(cell)
-            progress.update()
+    for cell in waiting:
+        (cell.folder / FAILED).unlink(missing_ok=True)
+    running: dict[Any, PlannedCell] = dict(
+        zip(pool.submit([_job(cell, settings) for cell in waiting]), waiting)
+    )
+    while running:
+        time.sleep(1)
+        for handle in [handle for handle in running if handle.done()]:
+            cell = running.pop(handle)
+            if not _settle(cell, pool, handle, settings.keep):
+                failed.append(cell)
+            progress.settled(cell)
+        progress.update()
     return failed
 
 
 def _job(cell: PlannedCell, settings: RunSettings) -> CellJob:
     threads = settings.threads
-    if threads is None and not cell.cfg.MODEL.DEVICE.startswith("cuda"):
+    if threads is None and not _on_gpu(cell):
         threads = 1
-    (cell.folder / FAILED).unlink(missing_ok=True)
-    return CellJob(cell.folder, tuple(cell.argv(settings.num_gpus)), threads)
+    return CellJob(cell.folder, tuple(cell.args), settings.num_gpus, threads)
 
 
-def _settle(cell: PlannedCell, job: Any, keep: str) -> bool:
+def _on_gpu(cell: PlannedCell) -> bool:
+    return cell.cfg.MODEL.DEVICE.startswith("cuda")
+
+
+def _settle(cell: PlannedCell, pool: ProcessPool | SubmititPool, handle: Any, keep: str) -> bool:
     """Note how a cell ended; whether it ended well."""
+    code: int | str
     try:
-        code = job.result()
+        code = pool.exit_code(handle)
     except Exception as error:  # the executor lost it
         code = f"{type(error).__name__}: {error}"
     if code == 0 and (cell.folder / RESULT).is_file():
@@ -142,12 +171,15 @@ def _discard_checkpoints(folder: Path, keep: str) -> None:
             path.unlink()
 
 
-def last_log_line(folder: Path) -> str:
-    """What a cell said last: of a failed one, its error."""
-    with contextlib.suppress(OSError, IndexError):
-        lines = (folder / CELL_LOG).read_text(errors="replace").strip().splitlines()
-        return lines[-1].strip()
-    return ""
+def explain_failure(folder: Path) -> str:
+    """Why a cell failed, in one line: the last that it said, or what ended it."""
+    code = json.loads((folder / FAILED).read_text())["exit_code"]
+    if isinstance(code, str):
+        return code
+    if code < 0:
+        return f"killed by signal {-code}"
+    lines = (folder / CELL_LOG).read_text(errors="replace").strip().splitlines()
+    return lines[-1].strip()
 
 
 class _Progress:
@@ -174,7 +206,7 @@ class _Progress:
         self._settled += 1
         result = None if (cell.folder / FAILED).exists() else read_result(cell.folder)
         if result is None:
-            said = f"FAILED, see {cell.folder / CELL_LOG}: {last_log_line(cell.folder)}"
+            said = f"FAILED, see {cell.folder / CELL_LOG}: {explain_failure(cell.folder)}"
         else:
             said = f"AP50 {result['metrics']['AP50']:.1f}, {result['seconds']:.0f} s"
         with tqdm.external_write_mode(file=sys.stderr):
@@ -205,9 +237,3 @@ class _Lines:
 
     def flush(self) -> None:
         self._file.flush()
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -1,6 +1,6 @@
 """What is on disk of a cell: its result, its failure, the config that it ran with.
 
-All files are in the cell's folder beside those of the training, of which ``config.yaml`` counts
+A cell's files are in its folder beside those of the training, of which ``config.yaml`` counts
 here. A result or failure appears whole or not at all.
 """
 
@@ -18,14 +18,17 @@ from ...config import add_superloss_config
 __all__ = [
     "CELL_LOG",
     "FAILED",
+    "GRID_FILE",
     "LOCK",
     "RESULT",
     "differences",
     "fingerprint",
     "read_result",
     "write_json",
+    "write_text",
 ]
 
+GRID_FILE = "grid.yaml"
 RESULT = "result.json"
 FAILED = "failed.json"
 LOCK = ".lock"
@@ -95,9 +98,14 @@ def differences(cfg: CfgNode, folder: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
+    """As :func:`write_text`."""
+    write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Write a file that is there as a whole or not at all, whenever this process is killed."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(data, indent=1) + "\n")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 
