@@ -7,7 +7,7 @@ higher suspicion is more suspect.
 Examples:
   A training with the SuperLoss has the statistics in its checkpoints:
     tools/audit_labels.py --from-run output --output audit
-  Any detector, also a stock one, by one pass over its DATASETS.TRAIN:
+  Any detector, also a stock one or one of a LazyConfig, by one pass over its DATASETS.TRAIN:
     tools/audit_labels.py --config-file my.yaml --checkpoint model_final.pth --output audit
   The 50 most suspect cats and dogs each, and what cleanlab and FiftyOne read:
     tools/audit_labels.py --from-run output --output audit --classes cat,dog --top 50 --per-class \\

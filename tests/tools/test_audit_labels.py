@@ -184,6 +184,18 @@ def test_output_is_checked_before_any_work(main, run, noisy_set, tmp_path, capsy
         assert message in capsys.readouterr().err
 
 
+def test_a_lazy_config_is_named(main, tmp_path, capsys):
+    lazy = REPO / "configs/LazyConfig/toy_faster_rcnn_superloss.py"
+    (tmp_path / "run").mkdir()
+    # What its training leaves as config.yaml.
+    (tmp_path / "run" / "config.yaml").write_text("model: {_target_: sl_detectron.NoSuchThing}\n")
+    (tmp_path / "model.pth").write_text("")
+    by_checkpoint = ("--checkpoint", tmp_path / "model.pth", "--config-file", lazy)
+    for args in (by_checkpoint, ("--from-run", tmp_path / "run")):
+        assert main(*args, "--output", tmp_path / "out") == 2
+        assert "is a LazyConfig, whose training keeps no annotation" in capsys.readouterr().err
+
+
 def test_a_missing_extra_is_named_before_any_work(main, run, tmp_path, capsys, monkeypatch):
     job = "sl_detectron.engine.audit_job"
     monkeypatch.setattr(f"{job}.audit_run", expensive)
