@@ -71,6 +71,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if bool(args.config_file) != bool(args.checkpoint):
         parser.error("--checkpoint and --config-file go together")
+    if args.per_class and args.top is None:
+        parser.error("--per-class needs --top")
+    given = {key for key, value in vars(args).items() if value != parser.get_default(key)}
+    if args.apply and not given <= {"apply", "output", "debug"}:
+        parser.error("--apply takes --output and nothing else")
     return args
 
 

@@ -204,6 +204,15 @@ def test_a_missing_extra_is_named_before_any_work(main, run, tmp_path, capsys, m
     assert "pip install 'sl_detectron[audit]'" in capsys.readouterr().err
 
 
-def test_checkpoint_needs_a_config(main, tmp_path):
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--checkpoint", "x.pth"), "--checkpoint and --config-file go together"),
+        (("--from-run", "x", "--per-class"), "--per-class needs --top"),
+        (("--apply", "x.json", "--top", "5"), "--apply takes --output and nothing else"),
+    ],
+)
+def test_options_that_do_not_go_together(main, tmp_path, capsys, args, message):
     with pytest.raises(SystemExit):
-        main("--checkpoint", "x.pth", "--output", tmp_path)
+        main(*args, "--output", tmp_path)
+    assert message in capsys.readouterr().err
