@@ -7,7 +7,7 @@ higher suspicion is more suspect.
 Examples:
   A training with the SuperLoss has the statistics in its checkpoints:
     tools/audit_labels.py --from-run output --output audit
-  Any detector, also a stock one, by one pass over its DATASETS.TRAIN:
+  Any detector, also a stock one or one of a LazyConfig, by one pass over its DATASETS.TRAIN:
     tools/audit_labels.py --config-file my.yaml --checkpoint model_final.pth --output audit
   The 50 most suspect cats and dogs each, and what cleanlab and FiftyOne read:
     tools/audit_labels.py --from-run output --output audit --classes cat,dog --top 50 --per-class \\
@@ -71,6 +71,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if bool(args.config_file) != bool(args.checkpoint):
         parser.error("--checkpoint and --config-file go together")
+    if args.per_class and args.top is None:
+        parser.error("--per-class needs --top")
+    given = {key for key, value in vars(args).items() if value != parser.get_default(key)}
+    if args.apply and not given <= {"apply", "output", "debug"}:
+        parser.error("--apply takes --output and nothing else")
     return args
 
 
