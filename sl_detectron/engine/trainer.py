@@ -20,7 +20,7 @@ from ..data import build_noisy_train_loader, noisy_dataset_dicts
 from ..evaluation import build_evaluator
 from ..losses import DataParams
 from ..modeling import SuperLossTerm
-from .hooks import LogTau, TrackAnnotations
+from .hooks import DrawTrainingImages, LogTau, TrackAnnotations
 from .label_audit import build_annotation_tracker
 
 __all__ = ["SuperLossTrainer", "distribute"]
@@ -85,7 +85,10 @@ class SuperLossTrainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase | None]:
         """The stock hooks with those of :mod:`~sl_detectron.engine.hooks` around them."""
         tracker = self.annotation_tracker
-        first = [] if tracker is None else [TrackAnnotations(tracker, self.cfg)]
+        first: list[HookBase] = [] if tracker is None else [TrackAnnotations(tracker, self.cfg)]
+        if self.cfg.VIS_PERIOD > 0 and comm.is_main_process():
+            true_classes = getattr(self._trainer.data_loader, "true_classes", {})
+            first.append(DrawTrainingImages(self.cfg, true_classes))
         return [*first, *super().build_hooks(), LogTau()]
 
     @classmethod

@@ -52,7 +52,8 @@ def build_noisy_train_loader(
     Returns:
         what :func:`detectron2.data.build_detection_train_loader` returns; its ``num_annotations``
         is one more than the largest ``annotation_id``, its ``fingerprint`` the
-        :func:`~sl_detectron.data.annotation_fingerprint` of all
+        :func:`~sl_detectron.data.annotation_fingerprint` of all, its ``true_classes`` the true
+        class by ``annotation_id`` where noise changed it
 
     Raises:
         ValueError: if the noise is set wrongly or does not fit the data sets
@@ -68,9 +69,12 @@ def build_noisy_train_loader(
         sampler=_weighted_sampler(cfg, sets),
     )
     # For those who keep a row per annotation; the records themselves would stay in memory.
-    ids = (a["annotation_id"] for r in records for a in r.get("annotations", ()))
-    loader.num_annotations = max(ids, default=-1) + 1
+    annotations = [a for r in records for a in r.get("annotations", ())]
+    loader.num_annotations = max((a["annotation_id"] for a in annotations), default=-1) + 1
     loader.fingerprint = annotation_fingerprint(sets)
+    loader.true_classes = {
+        a["annotation_id"]: a["true_category_id"] for a in annotations if "true_category_id" in a
+    }
     return loader
 
 
