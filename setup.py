@@ -12,11 +12,14 @@ VERSION = re.search(
 
 DEMO = ["scikit-learn", "matplotlib"]
 AUDIT = ["cleanlab", "scikit-learn", "matplotlib"]
+# tools/make_table.py; tools/benchmark.py --executor.
+BENCHMARK = ["scipy", "matplotlib"]
+SLURM = ["submitit"]
 VISUALIZE = ["matplotlib", "opencv-python-headless"]
-TEST = [*DEMO, *AUDIT, "pytest", "pytest-xdist", "hypothesis", "mpmath"]
+TEST = [*DEMO, *AUDIT, *BENCHMARK, *SLURM, "pytest", "pytest-xdist", "hypothesis", "mpmath"]
 # What single tests drive, and skip without: a browser, and PointRend, which imports OpenCV.
 TEST += ["selenium", "opencv-python-headless"]
-DEV = [*TEST, "scipy", "ruff", "mypy", "types-tabulate", "types-PyYAML", "types-tqdm"]
+DEV = [*TEST, "ruff", "mypy", "types-tabulate", "types-PyYAML", "types-tqdm"]
 # Modules of tools/, which become the package sl_detectron.tools.
 SCRIPTS = {
     "sl-train": "train_net",
@@ -59,5 +62,13 @@ setup(
         "tabulate",
         "tqdm",
     ],
-    extras_require={"demo": DEMO, "audit": AUDIT, "visualize": VISUALIZE, "test": TEST, "dev": DEV},
+    extras_require={
+        "demo": DEMO,
+        "audit": AUDIT,
+        "benchmark": BENCHMARK,
+        "slurm": SLURM,
+        "visualize": VISUALIZE,
+        "test": TEST,
+        "dev": DEV,
+    },
 )

@@ -20,7 +20,7 @@ from ..data import check_datasets, check_label_noise, register_voc_datasets
 from ..evaluation import check_evaluator
 from .trainer import SuperLossTrainer
 
-__all__ = ["setup_cfg", "setup_job", "train_net"]
+__all__ = ["merge_cfg", "setup_cfg", "setup_job", "train_net"]
 
 
 def setup_cfg(config_file: str, opts: list[str], eval_only: bool = False) -> CfgNode:
@@ -38,16 +38,7 @@ def setup_cfg(config_file: str, opts: list[str], eval_only: bool = False) -> Cfg
         ValueError: a bad key or value, by name
         FileNotFoundError: a data set lacks a file
     """
-    cfg = get_cfg()
-    add_superloss_config(cfg)
-    try:
-        if config_file:
-            cfg.merge_from_file(config_file)
-        cfg.merge_from_list(opts)
-    except (KeyError, AssertionError, ValueError) as error:
-        raise ValueError(_explain(error, cfg)) from error
-    except (TypeError, AttributeError, yaml.YAMLError) as error:
-        raise ValueError(f"{config_file or 'options'}: not a config: {error}") from error
+    cfg = merge_cfg(config_file, opts)
     _check_device(cfg)
     register_voc_datasets(cfg.DATASETS.CUSTOM_VOC)
     if not eval_only:
@@ -58,6 +49,32 @@ def setup_cfg(config_file: str, opts: list[str], eval_only: bool = False) -> Cfg
     for name in cfg.DATASETS.TEST:
         check_evaluator(name, cfg.TEST.EVALUATOR, cfg.TEST.ABSENT_CLASSES)
     cfg.freeze()
+    return cfg
+
+
+def merge_cfg(config_file: str, opts: list[str]) -> CfgNode:
+    """Merge a config file and options over all defaults, without a look at data or device.
+
+    Args:
+        config_file: path of a YAML file; empty for detectron2's defaults
+        opts: ``[KEY, VALUE, ...]``
+
+    Returns:
+        a config that can still be changed
+
+    Raises:
+        ValueError: a bad key or value, by name
+    """
+    cfg = get_cfg()
+    add_superloss_config(cfg)
+    try:
+        if config_file:
+            cfg.merge_from_file(config_file)
+        cfg.merge_from_list(opts)
+    except (KeyError, AssertionError, ValueError) as error:
+        raise ValueError(_explain(error, cfg)) from error
+    except (TypeError, AttributeError, yaml.YAMLError) as error:
+        raise ValueError(f"{config_file or 'options'}: not a config: {error}") from error
     return cfg
 
 

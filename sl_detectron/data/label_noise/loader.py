@@ -21,7 +21,7 @@ from detectron2.data.build import (
 )
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 
-from ..annotation_ids import AnnotationIdMapper, number_annotations
+from ..annotation_ids import AnnotationIdMapper, annotation_fingerprint, number_annotations
 from ..voc import load_dataset
 from .changes import Change, Record
 from .config import noises_from_config, train_classes
@@ -51,8 +51,9 @@ def build_noisy_train_loader(
 
     Returns:
         what :func:`detectron2.data.build_detection_train_loader` returns; its ``num_annotations``
-        is one more than the largest ``annotation_id``, and its ``true_classes`` the true class by
-        ``annotation_id`` where noise changed it
+        is one more than the largest ``annotation_id``, its ``fingerprint`` the
+        :func:`~sl_detectron.data.annotation_fingerprint` of all, its ``true_classes`` the true
+        class by ``annotation_id`` where noise changed it
 
     Raises:
         ValueError: if the noise is set wrongly or does not fit the data sets
@@ -70,6 +71,7 @@ def build_noisy_train_loader(
     # For those who keep a row per annotation; the records themselves would stay in memory.
     annotations = [a for r in records for a in r.get("annotations", ())]
     loader.num_annotations = max((a["annotation_id"] for a in annotations), default=-1) + 1
+    loader.fingerprint = annotation_fingerprint(sets)
     loader.true_classes = {
         a["annotation_id"]: a["true_category_id"] for a in annotations if "true_category_id" in a
     }
