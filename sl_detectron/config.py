@@ -111,6 +111,10 @@ def add_superloss_config(cfg: CN) -> None:
     # Boxes without an object, as a fraction of the number of annotations.
     cfg.DATASETS.LABEL_NOISE.SPURIOUS = CN({"RATE": 0.0, "SEED": 0})
 
+    # A training image that is missing, cut off or of another size than its annotation says: "error"
+    # stops and names it; "skip" warns and takes another image in its place.
+    cfg.DATALOADER.BROKEN_IMAGES = "error"
+
     # VOC-style sets of your own: [{"NAME": ..., "ROOT": ..., "SPLIT": ..., "CLASSES": [...]}, ...];
     # ROOT holds Annotations/, ImageSets/Main/SPLIT.txt and JPEGImages/. Optional: CLASSES, without
     # it VOC's 20; YEAR, 2007 for VOC07's 11-point AP; OTHER_CLASSES, "error" or "ignore" objects

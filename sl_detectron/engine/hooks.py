@@ -16,6 +16,7 @@ from ..losses import SuperLoss
 from ..modeling import SuperLossTerm
 from .drawing import LabelledBox, draw_boxes, labelled_box
 from .label_audit import audit_tracked, class_names_of
+from .resume import StopOnSignal
 
 __all__ = ["DrawTrainingImages", "LogTau", "TrackAnnotations"]
 
@@ -51,15 +52,16 @@ class TrackAnnotations(HookBase):
     Args:
         tracker: what the loss terms tell about every annotation
         cfg: of the run; the audit goes into its ``OUTPUT_DIR``
+        stop: says when a checkpoint is due
     """
 
-    def __init__(self, tracker: AnnotationTracker, cfg: CfgNode):
+    def __init__(self, tracker: AnnotationTracker, cfg: CfgNode, stop: StopOnSignal):
         self.tracker = tracker
         self.cfg = cfg
+        self.stop = stop
 
     def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 or done >= self.trainer.max_iter:
+        if self.stop.checkpoint_is_due():
             self.tracker.synchronize()
 
     def after_train(self) -> None:
