@@ -28,6 +28,8 @@ SCRIPTS = {
     "sl-evaluate-voc": "evaluate_voc",
     "sl-audit": "audit_labels",
     "sl-visualize": "visualize",
+    "sl-benchmark": "benchmark",
+    "sl-make-table": "make_table",
 }
 
 setup(

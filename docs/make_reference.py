@@ -92,7 +92,7 @@ def api_reference() -> str:
 
 
 def _entry(module: ModuleType, name: str) -> str:
-    value = getattr(module, name)
+    value = inspect.unwrap(getattr(module, name))
     if not (inspect.isclass(value) or inspect.isfunction(value)):
         # A constant or a type alias, whose comment stands in the source.
         return f"### {name}\n\n{_constant(value)}\n"

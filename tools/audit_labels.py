@@ -25,6 +25,7 @@ from collections.abc import Sequence
 
 from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.engine.audit_job import FORMATS, apply_file, run_audit
+from sl_detectron.model_zoo import find_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def audit_or_apply(args: argparse.Namespace) -> None:
+    args.config_file = find_config(args.config_file)
     print(apply_file(args.apply, args.output) if args.apply else run_audit(args))
 
 
