@@ -12,10 +12,25 @@ VERSION = re.search(
 
 DEMO = ["scikit-learn", "matplotlib"]
 AUDIT = ["cleanlab", "scikit-learn", "matplotlib"]
-TEST = [*DEMO, *AUDIT, "pytest", "pytest-xdist", "hypothesis", "mpmath"]
+# tools/make_table.py; tools/benchmark.py --executor.
+BENCHMARK = ["scipy", "matplotlib"]
+SLURM = ["submitit"]
+VISUALIZE = ["matplotlib", "opencv-python-headless"]
+TEST = [*DEMO, *AUDIT, *BENCHMARK, *SLURM, "pytest", "pytest-xdist", "hypothesis", "mpmath"]
 # What single tests drive, and skip without: a browser, and PointRend, which imports OpenCV.
 TEST += ["selenium", "opencv-python-headless"]
-DEV = [*TEST, "scipy", "ruff", "mypy", "types-tabulate", "types-PyYAML", "types-tqdm"]
+DEV = [*TEST, "ruff", "mypy", "types-tabulate", "types-PyYAML", "types-tqdm"]
+# Modules of tools/, which become the package sl_detectron.tools.
+SCRIPTS = {
+    "sl-train": "train_net",
+    "sl-demo": "demo",
+    "sl-inject-noise": "inject_noise",
+    "sl-evaluate-voc": "evaluate_voc",
+    "sl-audit": "audit_labels",
+    "sl-visualize": "visualize",
+    "sl-benchmark": "benchmark",
+    "sl-make-table": "make_table",
+}
 
 setup(
     name="sl_detectron",
@@ -25,9 +40,15 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    # The shipped configs become the package sl_detectron.configs.
-    packages=[*find_packages(include=["sl_detectron*"]), "sl_detectron.configs"],
-    package_dir={"sl_detectron.configs": "configs"},
+    # The shipped configs and the tools become packages of sl_detectron.
+    packages=[
+        *find_packages(include=["sl_detectron*"]),
+        *("sl_detectron.configs", "sl_detectron.tools"),
+    ],
+    package_dir={"sl_detectron.configs": "configs", "sl_detectron.tools": "tools"},
+    entry_points={
+        "console_scripts": [f"{k} = sl_detectron.tools.{v}:cli" for k, v in SCRIPTS.items()]
+    },
     package_data={
         "sl_detectron.configs": ["**/*.yaml", "LazyConfig/*.py"],
         "sl_detectron.audit": ["page/*"],
@@ -43,5 +64,13 @@ setup(
         "tabulate",
         "tqdm",
     ],
-    extras_require={"demo": DEMO, "audit": AUDIT, "test": TEST, "dev": DEV},
+    extras_require={
+        "demo": DEMO,
+        "audit": AUDIT,
+        "benchmark": BENCHMARK,
+        "slurm": SLURM,
+        "visualize": VISUALIZE,
+        "test": TEST,
+        "dev": DEV,
+    },
 )

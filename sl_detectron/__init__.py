@@ -6,6 +6,8 @@ changes none of detectron2's defaults. ``sl_detectron.losses`` needs torch only.
 
 import importlib.util
 
+from .cli import silence_in_tools
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -19,6 +21,8 @@ __all__ = [
     "VOCEvaluator",
     "register_voc_dataset",
 ]
+
+silence_in_tools()
 
 if importlib.util.find_spec("detectron2") is None:
 

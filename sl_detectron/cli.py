@@ -1,15 +1,51 @@
-"""What the command line tools share: help made of their docstring, and one-line errors."""
+"""What the command line tools share: help made of their docstring, one-line errors, quiet."""
 
 import argparse
+import logging
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["USER_ERRORS", "describe", "run_tool", "tool_parser"]
+__all__ = ["USER_ERRORS", "describe", "run_tool", "silence_in_tools", "tool_parser"]
 
 # What a user can mend; FloatingPointError: a training that diverged.
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
+
+# Beginnings of what detectron2 and torch say about detectron2's own code: a user of a tool cannot
+# act on it. Everything else is shown.
+KNOWN_WARNINGS = (
+    "`torch.jit.script` is deprecated",
+    "torch.meshgrid: in an upcoming release",
+    "pkg_resources is deprecated",
+)
+KNOWN_LOG_LINES = {
+    "torch.fx._symbolic_trace": "is_fx_tracing will return true",
+    "torch.utils.cpp_extension": "No CUDA runtime is found",
+}
+CONSOLE_SCRIPT = "sl-"
+EXIT_CODES = "Exit code: 0, 1 after an error of the program's own, 2 after one that you can mend."
+
+
+def silence_in_tools() -> None:
+    """Where the program is one of the tools, hide warnings by name that its user cannot act on.
+
+    Called before detectron2 is imported, which warns right then. A program that imports
+    sl_detectron as a library keeps all its warnings.
+    """
+    program, package = Path(sys.argv[0] if sys.argv else ""), Path(__file__).parent
+    own = (package / "tools", package.parent / "tools")
+    if not (program.name.startswith(CONSOLE_SCRIPT) or program.resolve().parent in own):
+        return
+    for beginning in KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=re.escape(beginning))
+    for name, beginning in KNOWN_LOG_LINES.items():
+        logging.getLogger(name).addFilter(_hides(beginning))
+
+
+def _hides(beginning: str) -> Callable[[logging.LogRecord], bool]:
+    return lambda record: not record.getMessage().startswith(beginning)
 
 
 def tool_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -26,7 +62,10 @@ def tool_parser(doc: str | None) -> argparse.ArgumentParser:
 def describe(parser: argparse.ArgumentParser, doc: str | None) -> None:
     """Give any parser the help of a tool's docstring and the option ``--debug``."""
     parser.description, _, examples = (doc or "").partition("\nExamples:\n")
-    parser.epilog = f"Examples:\n{examples}"
+    if parser.prog.startswith(CONSOLE_SCRIPT):
+        # A console script: its user has no checkout with tools/ and configs/.
+        examples = re.sub(r"tools/\w+\.py", parser.prog, examples).replace("configs/", "")
+    parser.epilog = f"Examples:\n{examples}\n{EXIT_CODES}"
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 

@@ -79,6 +79,15 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.MODEL.SUPERLOSS.BOX_REG.GRANULARITY = "sample"
     cfg.MODEL.SUPERLOSS.BOX_REG.FIXED_SIGMA = 0.0
 
+    # The backbone "build_mobilenet_v2_fpn_backbone".
+    cfg.MODEL.MOBILENET_V2 = CN()
+    # ImageNet weights: a file of torchvision's mobilenet_v2, or a name of its MobileNet_V2_Weights
+    # such as "IMAGENET1K_V1", which is downloaded. Empty: random, or all from MODEL.WEIGHTS.
+    cfg.MODEL.MOBILENET_V2.WEIGHTS = ""
+    # Training images of which a frozen trunk keeps the features, on a CPU; 0 for none. A mirrored
+    # image is another one.
+    cfg.MODEL.MOBILENET_V2.CACHE_IMAGES = 0
+
     # Wrong labels put into the training sets; test sets are never touched.
     cfg.DATASETS.LABEL_NOISE = CN()
     # "symmetric": any other class; "symmetric_inclusive": any class, the true one too;
@@ -86,6 +95,7 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.DATASETS.LABEL_NOISE.TYPE = "symmetric"
     # Fraction of annotations, in [0, 1]; 0.0 is off.
     cfg.DATASETS.LABEL_NOISE.RATE = 0.0
+    # Another seed hits other annotations.
     cfg.DATASETS.LABEL_NOISE.SEED = 0
     # "bernoulli": every annotation by itself; "exact": round(RATE * number) annotations of a set.
     cfg.DATASETS.LABEL_NOISE.MODE = "bernoulli"

@@ -1,12 +1,34 @@
 """The shipped configs by name, as detectron2's model zoo does for its own."""
 
+import difflib
 from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
 
 from .config import add_superloss_config
 
-__all__ = ["get_config", "get_config_file"]
+__all__ = ["find_config", "get_config", "get_config_file"]
+
+
+def find_config(path: str) -> str:
+    """What a command line names as its config: a file, or a shipped config.
+
+    Args:
+        path: of a file; or the name of a shipped config, with or without ``configs/`` before it
+
+    Returns:
+        a path; "" stays ""
+
+    Raises:
+        ValueError: there is neither; the message names the nearest
+
+    Example:
+        >>> Path(find_config("Toy/faster_rcnn.yaml")).is_file()
+        True
+    """
+    if not path or Path(path).is_file():
+        return path
+    return get_config_file(path.removeprefix("configs/"))
 
 
 def get_config_file(name: str) -> str:
@@ -19,7 +41,7 @@ def get_config_file(name: str) -> str:
         the file's path
 
     Raises:
-        ValueError: there is no such config; the message lists those that are
+        ValueError: there is no such config; the message names the nearest
 
     Example:
         >>> Path(get_config_file("Toy/faster_rcnn.yaml")).name
@@ -30,9 +52,15 @@ def get_config_file(name: str) -> str:
     root = next(p for p in (package / "configs", package.parent / "configs") if p.is_dir())
     if not (root / name).is_file():
         known = sorted(
-            str(p.relative_to(root)) for p in root.rglob("*.yaml") if not p.name.startswith("Base-")
+            p.relative_to(root).as_posix()
+            for p in (*root.rglob("*.yaml"), *root.rglob("*.py"))
+            if not p.name.startswith(("Base-", "__"))
         )
-        raise ValueError(f"there is no config {name!r}; choose one of {known}")
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0)
+        raise ValueError(
+            f"there is no file and no shipped config {name!r}; did you mean {', '.join(near)}? "
+            f"All that are shipped are in {root}"
+        )
     return str(root / name)
 
 

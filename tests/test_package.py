@@ -1,10 +1,8 @@
 """The whole package: who imports whom, what importing it does, what it says without detectron2."""
 
 import ast
-import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -97,24 +95,3 @@ def test_import_registers_and_changes_no_default():
     registered = sorted(["SuperLossRetinaNet", *(f"SuperLoss{h}ROIHeads" for h in heads)])
     datasets = ["toy_digits_test", "toy_digits_train"]
     assert done.stdout == f"{registered}\n{datasets}\nTrue\n", done.stderr
-
-
-def test_wheel_carries_configs_and_type_marker(tmp_path):
-    source = tmp_path / "source"
-    source.mkdir()
-    # A copy, because building leaves folders in the source tree.
-    for name in ("sl_detectron", "configs", "setup.py", "README.md", "LICENSE"):
-        path = REPO / name
-        copy = shutil.copytree if path.is_dir() else shutil.copy
-        copy(path, source / name)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
-    command = [*pip, "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("sl_detectron-*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
-    configs = {p.relative_to(REPO).as_posix() for p in (REPO / "configs").rglob("*.yaml")}
-    sources = {p.relative_to(REPO).as_posix() for p in SOURCES}
-    assert {f"sl_detectron/{name}" for name in configs} <= names
-    pages = {p.relative_to(REPO).as_posix() for p in PACKAGE.glob("audit/page/*")}
-    assert sources | pages | {"sl_detectron/py.typed"} <= names

@@ -17,13 +17,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from sl_detectron.cli import run_tool, tool_parser  # first: it quiets detectron2's import
+
+# isort: split
 import numpy as np
 import torch
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, Instances
 
-from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.data import register_voc_dataset
 from sl_detectron.evaluation import GroundTruth, VOCEvaluator, load_ground_truth
 
@@ -114,10 +116,14 @@ def make_predictions(
     return predictions
 
 
-if __name__ == "__main__":
+def cli() -> int:
     parser = tool_parser(__doc__)
     parser.add_argument("--voc-root", type=Path, help="devkit folder; default: a made one")
     parser.add_argument("--split", default="test")
     parser.add_argument("--images", type=int, default=NUM_IMAGES, help="of the made devkit folder")
     parser.add_argument("--detections", type=int, default=500_000)
-    sys.exit(run_tool(main, parser.parse_args()))
+    return run_tool(main, parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -21,6 +21,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from sl_detectron.cli import run_tool, tool_parser  # first: it quiets detectron2's import
+
+# isort: split
 import torch
 import torch.nn.functional as F
 from detectron2 import model_zoo
@@ -30,7 +33,6 @@ from detectron2.utils.events import EventStorage
 from scipy.special import lambertw
 from torch import Tensor
 
-from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.losses import SuperLoss, superloss
 
 LossFunction = Callable[[Tensor], Tensor]
@@ -270,5 +272,9 @@ def main(args: argparse.Namespace) -> None:
         benchmark_function(num_losses, args)
 
 
+def cli() -> int:
+    return run_tool(main, parse_args())
+
+
 if __name__ == "__main__":
-    sys.exit(run_tool(main, parse_args()))
+    sys.exit(cli())

@@ -20,11 +20,15 @@ def main(args: argparse.Namespace) -> None:
     print(f"picture: {args.output}/demo.png")
 
 
-if __name__ == "__main__":
+def cli() -> int:
     parser = tool_parser(__doc__)
     parser.add_argument("--output", default="output/demo", help="folder for everything it writes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one pair of runs each")
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="config options for all runs: KEY VALUE ..."
     )
-    sys.exit(run_tool(main, parser.parse_args()))
+    return run_tool(main, parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

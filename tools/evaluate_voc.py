@@ -15,9 +15,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from sl_detectron.cli import run_tool, tool_parser  # first: it quiets detectron2's import
+
+# isort: split
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
-from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.evaluation import check_report_path, evaluate_files, write_report
 from sl_detectron.evaluation.voc_ap import METRICS
 from sl_detectron.evaluation.voc_result import ABSENT_CLASSES
@@ -82,5 +84,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def cli() -> int:
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli())

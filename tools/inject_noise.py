@@ -17,10 +17,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sl_detectron.cli import run_tool, tool_parser  # first: it quiets detectron2's import
+
+# isort: split
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
-from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.config import add_superloss_config
 from sl_detectron.data.label_noise.coco import CocoFile
 from sl_detectron.data.label_noise.config import TYPES, noises_from_config
@@ -155,5 +157,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def cli() -> int:
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli())

@@ -22,10 +22,14 @@ def main(args: argparse.Namespace) -> None:
     print(f"picture: {args.output}")
 
 
-if __name__ == "__main__":
+def cli() -> int:
     parser = tool_parser(__doc__)
     parser.add_argument("--output", required=True, help="the picture: .png, .pdf or .svg")
     parser.add_argument(
         "--lambdas", type=float, nargs="+", default=LAMBDAS, help="of the third row"
     )
-    sys.exit(run_tool(main, parser.parse_args()))
+    return run_tool(main, parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -21,14 +21,18 @@ import argparse
 import sys
 from typing import Any
 
+from sl_detectron.cli import describe, run_tool  # first: it quiets detectron2's import
+
+# isort: split
 from detectron2.engine import default_argument_parser
 
-from sl_detectron.cli import describe, run_tool
 from sl_detectron.engine import launch_job, setup_cfg, setup_lazy_cfg, train_lazy_net, train_net
+from sl_detectron.model_zoo import find_config
 
 
 def main(args: argparse.Namespace) -> None:
     cfg: Any
+    args.config_file = find_config(args.config_file)
     if args.config_file.endswith(".py"):
         cfg, job = setup_lazy_cfg(args.config_file, args.opts), train_lazy_net
     else:

@@ -1,13 +1,15 @@
 """Which annotations look wrong: tracked in training, ranked, shown, decided on, corrected.
 
-``tracker`` adds up what training says about each annotation, ``audit`` ranks, ``files`` and
-``report`` show, ``decisions`` and ``correct`` turn what a person confirms into a data set.
+``tracker`` adds up what training says about each annotation, ``ranking`` makes a list of it,
+``files`` and ``report`` show it, ``decisions`` and ``correct`` turn what a person confirms into a
+data set.
 """
 
-from .audit import AuditedAnnotation, LabelAudit, audit_annotations, top_suspects
+from .audit import AuditedAnnotation, LabelAudit, top_suspects
 from .correct import apply_decisions
 from .decisions import Decision, Decisions, decisions_above, read_decisions, write_decisions
 from .files import AUDIT_CSV, AUDIT_JSON, read_audit, write_audit
+from .ranking import audit_annotations
 from .report import write_report
 from .tracker import AnnotationStatistics, AnnotationTracker
 

@@ -1,32 +1,13 @@
-"""From what a training or a model says about annotations to a ranked list of suspects.
-
-Shape legend: A annotations of the training sets, K classes.
-"""
+"""The ranked list of suspects, and its head."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from detectron2.data import MetadataCatalog
-from detectron2.structures import BoxMode
 
-from .tracker import AnnotationStatistics
-
-__all__ = [
-    "AuditedAnnotation",
-    "LabelAudit",
-    "audit_annotations",
-    "dataset_source",
-    "suspicion",
-    "top_suspects",
-]
-
-# How many of an annotation's most probable classes are kept.
-NUM_TOP = 3
-
-Record = dict[str, Any]
+__all__ = ["AuditedAnnotation", "LabelAudit", "check_top", "dataset_source", "top_suspects"]
 
 
 @dataclass(frozen=True)
@@ -82,70 +63,15 @@ class LabelAudit:
         sources: {data set name: where its files are}, see :func:`dataset_source`
         annotations: most suspect first
         num_unseen: annotations that no sample was ever matched to; they are not ranked
+        fingerprint: of all annotations of the training sets, from
+            :func:`~sl_detectron.data.annotation_fingerprint`; empty where it is not known
     """
 
     classes: tuple[str, ...]
     sources: dict[str, dict[str, Any]]
     annotations: tuple[AuditedAnnotation, ...]
     num_unseen: int = field(default=0)
-
-
-def suspicion(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Probability of the best other class against the given one: p_other / (p_other + p_given).
-
-    Args:
-        probabilities: (A, K) mean predicted class distributions
-        labels: (A,) int64 given classes
-
-    Returns:
-        (A,) in [0, 1]; higher is more suspect
-
-    Example:
-        >>> suspicion(torch.tensor([[0.6, 0.2, 0.2], [0.1, 0.1, 0.8]]), torch.tensor([0, 0]))
-        tensor([0.2500, 0.8889])
-    """
-    given = probabilities.gather(1, labels[:, None])[:, 0]
-    other = _without_given(probabilities, labels).amax(dim=1)
-    # A sigmoid classifier may find no class probable at all: nothing speaks for another one then.
-    return torch.where(other > 0, other / (other + given).clamp_min(1e-30), 0.0)
-
-
-def audit_annotations(
-    sets: Mapping[str, Sequence[Record]], classes: Sequence[str], statistics: AnnotationStatistics
-) -> LabelAudit:
-    """Rank the annotations of training sets by :func:`suspicion`.
-
-    Args:
-        sets: {data set name: dataset dicts} whose annotations have an ``annotation_id``, as
-            :func:`~sl_detectron.data.noisy_dataset_dicts` returns them
-        classes: K names, at least two
-        statistics: from the tracker of a training on these sets, or of one pass over them
-
-    Raises:
-        ValueError: the statistics are of other sets or classes
-    """
-    entries = list(_entries(sets))
-    num_rows, num_classes = statistics.probabilities.shape
-    # Crowds have an id too, but nothing is said of them. One annotation less, and all ids after it
-    # would be those of their neighbours.
-    ids = [a["annotation_id"] for rs in sets.values() for r in rs for a in r.get("annotations", ())]
-    last = max(ids, default=-1)
-    if last + 1 != num_rows or num_classes != len(classes) or num_classes < 2:
-        raise ValueError(
-            f"the statistics are of {num_rows} annotations and {num_classes} classes, the "
-            f"training sets have ids up to {last} and {len(classes)} classes (at least 2 are "
-            "needed): they are not of one run, or the data set has changed since"
-        )
-    statistics = AnnotationStatistics(*(values.cpu() for values in statistics))
-    seen = [e for e in entries if statistics.num_samples[e[3]["annotation_id"]] > 0]
-    annotations = _audited(seen, classes, statistics) if seen else []
-    annotations.sort(key=lambda a: (-a.suspicion, a.annotation_id))
-    return LabelAudit(
-        classes=tuple(classes),
-        sources={name: dataset_source(name) for name in sets},
-        annotations=tuple(annotations),
-        num_unseen=len(entries) - len(seen),
-    )
+    fingerprint: str = field(default="")
 
 
 def top_suspects(
@@ -162,11 +88,7 @@ def top_suspects(
     Raises:
         ValueError: a class that the audit does not have, or ``num`` below 1
     """
-    unknown = sorted(set(classes) - set(audit.classes))
-    if unknown:
-        raise ValueError(f"the audit has no class {unknown}; it has {list(audit.classes)}")
-    if num is not None and num < 1:
-        raise ValueError(f"the number of suspects must be at least 1; got {num}")
+    check_top(audit.classes, num, classes)
     counts: Counter[str] = Counter()
     kept = []
     for annotation in audit.annotations:
@@ -175,6 +97,24 @@ def top_suspects(
             counts[group] += 1
             kept.append(annotation)
     return replace(audit, annotations=tuple(kept))
+
+
+def check_top(names: Sequence[str], num: int | None, classes: Sequence[str]) -> None:
+    """Refuse what :func:`top_suspects` cannot take.
+
+    Args:
+        names: the K classes of the audit
+        num: how many to keep
+        classes: given classes to keep
+
+    Raises:
+        ValueError: a class that the audit does not have, or ``num`` below 1
+    """
+    unknown = sorted(set(classes) - set(names))
+    if unknown:
+        raise ValueError(f"the audit has no class {unknown}; it has {list(names)}")
+    if num is not None and num < 1:
+        raise ValueError(f"the number of suspects must be at least 1; got {num}")
 
 
 def dataset_source(name: str) -> dict[str, Any]:
@@ -195,79 +135,3 @@ def dataset_source(name: str) -> dict[str, Any]:
     if metadata.get("json_file"):
         return {"format": "coco", "json_file": str(metadata.json_file)}
     return {"format": "other"}
-
-
-def _entries(sets: Mapping[str, Sequence[Record]]) -> Any:
-    """Yield set, record, position and annotation of all that training looks at."""
-    for name, records in sets.items():
-        for record in records:
-            for index, annotation in enumerate(record.get("annotations", ())):
-                if not annotation.get("iscrowd", 0):
-                    yield name, record, index, annotation
-
-
-def _audited(
-    entries: Sequence[tuple[str, Record, int, Record]],
-    classes: Sequence[str],
-    statistics: AnnotationStatistics,
-) -> list[AuditedAnnotation]:
-    ids = torch.tensor([annotation["annotation_id"] for *_, annotation in entries])
-    classes_given = [int(annotation["category_id"]) for *_, annotation in entries]
-    labels = torch.tensor(classes_given)
-    probabilities = statistics.probabilities[ids]
-    suggested = _without_given(probabilities, labels).argmax(dim=1).tolist()
-    rows = torch.arange(len(ids))
-    columns = {
-        "suspicion": suspicion(probabilities, labels),
-        "suggested_probability": probabilities[rows, suggested],
-        "expected_correctness": probabilities[rows, labels],
-        "confidence": statistics.mean_sigma[ids],
-        "last_confidence": statistics.last_sigma[ids],
-        "mean_loss": statistics.mean_loss[ids],
-        "last_loss": statistics.last_loss[ids],
-    }
-    values = {key: _rounded(column) for key, column in columns.items()}
-    best, best_classes = probabilities.topk(min(NUM_TOP, len(classes)), dim=1)
-    tops = [
-        tuple((classes[c], round(p, 4)) for c, p in zip(*row))
-        for row in zip(best_classes.tolist(), best.tolist())
-    ]
-    return [
-        AuditedAnnotation(
-            annotation_id=annotation["annotation_id"],
-            dataset=name,
-            image_id=_image_id(record),
-            index=index,
-            file_name=str(record.get("file_name", "")),
-            bbox=_box(annotation),
-            label=classes[classes_given[i]],
-            suggested_label=classes[suggested[i]],
-            num_samples=int(statistics.num_samples[ids[i]]),
-            top_labels=tops[i],
-            **{key: column[i] for key, column in values.items()},
-        )
-        for i, (name, record, index, annotation) in enumerate(entries)
-    ]
-
-
-def _without_given(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return probabilities.scatter(1, labels[:, None], -1.0)
-
-
-def _rounded(values: torch.Tensor) -> list[float]:
-    """Six significant digits: what a file needs, and the same on every machine."""
-    return [float(f"{value:.6g}") for value in values.tolist()]
-
-
-def _box(annotation: Record) -> tuple[float, float, float, float]:
-    box = BoxMode.convert(
-        [float(x) for x in annotation["bbox"]], annotation["bbox_mode"], BoxMode.XYXY_ABS
-    )
-    x0, y0, x1, y1 = (round(x, 2) for x in box)
-    return x0, y0, x1, y1
-
-
-def _image_id(record: Record) -> str | int:
-    # COCO's ids stay numbers; numpy's strings and numbers would not go into JSON.
-    image_id = record["image_id"]
-    return str(image_id) if isinstance(image_id, str) else int(image_id)

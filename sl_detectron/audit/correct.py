@@ -8,7 +8,8 @@ of a manifest of label noise with the byte edits that undo it. The originals are
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from ..data.label_noise.devkit import FileChanges, link_devkit, write_annotation
 from ..data.label_noise.edits import apply_edits
 from ..data.label_noise.folder import OWN_FILES, complete_or_nothing, refuse_to_overwrite
 from ..data.label_noise.manifest import write_manifest
-from ..data.voc_folder import parse_voc_xml
+from ..data.voc_folder import parse_voc_xml, read_voc_annotations
 from .decisions import Decision, Decisions
 
-__all__ = ["CORRECTIONS", "apply_decisions", "folder_name"]
+__all__ = ["CORRECTIONS", "apply_decisions", "folder_names"]
 
 CORRECTIONS = "corrections.jsonl"
 
@@ -35,7 +36,7 @@ def apply_decisions(decisions: Decisions, out: str | os.PathLike) -> dict[str, i
 
     Args:
         decisions: those with the verdict "wrong" are carried out
-        out: new folder; data set NAME goes to ``out / folder_name(NAME)``
+        out: new folder; each data set goes to the folder in it that :func:`folder_names` says
 
     Returns:
         {data set name: number of corrections}
@@ -44,7 +45,7 @@ def apply_decisions(decisions: Decisions, out: str | os.PathLike) -> dict[str, i
         FileExistsError: ``out`` exists
         FileNotFoundError: a data set is not where it was
         ValueError: there is nothing to correct, a data set is neither VOC nor COCO, or its files
-            do not have the label that a decision is about
+            do not have the label that a decision is about, or other classes
     """
     out = Path(out)
     by_set: dict[str, list[Decision]] = defaultdict(list)
@@ -65,8 +66,9 @@ def apply_decisions(decisions: Decisions, out: str | os.PathLike) -> dict[str, i
             raise FileNotFoundError(f"data set {name!r} is not at {path} any more")
         refuse_to_overwrite(out, path)
     with complete_or_nothing(out) as partial:
+        folders = folder_names(decisions.sources)
         for name, wrong in by_set.items():
-            target = partial / folder_name(name)
+            target = partial / folders[name]
             target.mkdir(parents=True)
             _WRITERS[decisions.sources[name]["format"]](decisions, name, wrong, target)
     return {name: len(wrong) for name, wrong in by_set.items()}
@@ -74,7 +76,13 @@ def apply_decisions(decisions: Decisions, out: str | os.PathLike) -> dict[str, i
 
 def _write_voc(decisions: Decisions, name: str, wrong: list[Decision], target: Path) -> None:
     classes = decisions.classes
-    root = Path(decisions.sources[name]["root"]).resolve()
+    source = decisions.sources[name]
+    root = Path(source["root"]).resolve()
+    try:
+        # By another class list the objects of a file would be counted otherwise than training did.
+        read_voc_annotations(root, source["split"], classes, source.get("other_classes", "error"))
+    except ValueError as error:
+        raise ValueError(f"the decisions do not fit data set {name!r}: {error}") from error
     by_file: dict[str, list[Decision]] = defaultdict(list)
     for decision in wrong:
         by_file[f"{decision.image_id}.xml"].append(decision)
@@ -151,9 +159,22 @@ def _corners(annotation: Record) -> list[float]:
     return BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)
 
 
-def folder_name(dataset: str) -> str:
-    """A name of a data set as one of a folder: "a/b" must not make two, nor ".." leave ours."""
-    return re.sub(r"[^\w.-]|^\.+", "_", dataset)
+def folder_names(datasets: Iterable[str]) -> dict[str, str]:
+    """Names of data sets as those of folders, each another also where case does not count.
+
+    Example:
+        >>> folder_names(["voc_2007", "a/b", "a_b", "..", ""])
+        {'voc_2007': 'voc_2007', 'a/b': 'a_b', 'a_b': 'a_b-2', '..': '_', '': '_-2'}
+    """
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for dataset in datasets:
+        # "a/b" must not make two folders, nor ".." leave ours.
+        plain = re.sub(r"[^\w.-]|^\.+", "_", dataset) or "_"
+        tries = chain([plain], (f"{plain}-{number}" for number in count(2)))
+        names[dataset] = next(name for name in tries if name.casefold() not in taken)
+        taken.add(names[dataset].casefold())
+    return names
 
 
 def _change(decision: Decision, index: int, box: Sequence[float], classes: Sequence[str]) -> Change:

@@ -16,9 +16,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..data.voc_folder import class_ids_of
 from .audit import LabelAudit
+from .files import replacing, strict_json
 
-__all__ = ["Decision", "Decisions", "decisions_above", "read_decisions", "write_decisions"]
+__all__ = [
+    "Decision",
+    "Decisions",
+    "check_threshold",
+    "decisions_above",
+    "read_decisions",
+    "write_decisions",
+]
 
 VERDICTS = ("wrong", "right", "unsure")
 VERSION = 1
@@ -72,8 +81,7 @@ def decisions_above(audit: LabelAudit, threshold: float) -> Decisions:
     Raises:
         ValueError: the threshold is not in (0.5, 1]
     """
-    if not 0.5 < threshold <= 1:
-        raise ValueError(f"the threshold of suspicion must be in (0.5, 1]; got {threshold}")
+    check_threshold(threshold)
     return Decisions(
         audit.classes,
         audit.sources,
@@ -85,10 +93,21 @@ def decisions_above(audit: LabelAudit, threshold: float) -> Decisions:
     )
 
 
+def check_threshold(threshold: float) -> None:
+    """Refuse a threshold that :func:`decisions_above` cannot take.
+
+    Raises:
+        ValueError: it is not in (0.5, 1]
+    """
+    if not 0.5 < threshold <= 1:
+        raise ValueError(f"the threshold of suspicion must be in (0.5, 1]; got {threshold}")
+
+
 def write_decisions(decisions: Decisions, path: str | os.PathLike) -> None:
     """Write a file that :func:`read_decisions` reads."""
     data = {"version": VERSION, **asdict(decisions)}
-    Path(path).write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    with replacing(Path(path)) as partial:
+        partial.write_text(strict_json(data, indent=1) + "\n", encoding="utf-8")
 
 
 def read_decisions(path: str | os.PathLike) -> Decisions:
@@ -109,6 +128,7 @@ def read_decisions(path: str | os.PathLike) -> Decisions:
         if data["version"] != VERSION:
             raise ValueError(f"version {data['version']!r} is not {VERSION}")
         classes, sources = tuple(map(str, data["classes"])), dict(data["sources"])
+        class_ids_of(classes)
         rows = list(data["decisions"])
         for name, source in sources.items():
             _check_source(name, source)
@@ -161,6 +181,8 @@ def _check_source(name: str, source: Any) -> None:
         raise ValueError(
             f"source {name!r} of format {source['format']!r} needs a path as its {key}"
         )
+    if key == "root" and not isinstance(source.get("split"), str):
+        raise ValueError(f"source {name!r} of format 'voc' needs the name of its split")
 
 
 def _is_coordinate(value: Any) -> bool:

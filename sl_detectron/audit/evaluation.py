@@ -4,7 +4,6 @@ An annotation counts as wrong if its label was flipped or its box was added wher
 object. All numbers are of the annotations that the audit ranked.
 """
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ import numpy as np
 from tabulate import tabulate
 
 from .audit import LabelAudit
+from .files import replacing, strict_json
 
 __all__ = [
     "AuditEvaluation",
@@ -77,7 +77,7 @@ def truth_from_records(sets: Mapping[str, Sequence[Record]]) -> dict[int, int]:
         a["annotation_id"]: int(a.get("true_category_id", a["category_id"]))
         for records in sets.values()
         for record in records
-        for a in record["annotations"]
+        for a in record.get("annotations", ())
     }
 
 
@@ -186,7 +186,8 @@ def evaluation_table(evaluation: AuditEvaluation) -> str:
 
 def write_evaluation(evaluation: AuditEvaluation, path: str | os.PathLike) -> None:
     """Write an evaluation as JSON."""
-    Path(path).write_text(json.dumps(asdict(evaluation), indent=1) + "\n", encoding="utf-8")
+    with replacing(Path(path)) as partial:
+        partial.write_text(strict_json(asdict(evaluation), indent=1) + "\n", encoding="utf-8")
 
 
 def plot_evaluation(evaluation: AuditEvaluation, path: str | os.PathLike) -> None:
@@ -217,7 +218,7 @@ def _noisy_annotation(
 ) -> Record:
     """The annotation that a change made, if the set holds it."""
     new = change["new"] if change["what"] == "label" else change["new"]["category"]
-    annotations = record["annotations"]
+    annotations = record.get("annotations", ())
     if index < len(annotations) and new in classes:
         annotation: Record = annotations[index]
         if annotation["category_id"] == classes.index(new):

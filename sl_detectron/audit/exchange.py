@@ -11,11 +11,14 @@ import numpy as np
 from PIL import Image
 
 from .audit import AuditedAnnotation, LabelAudit
+from .files import replacing, strict_json
 
 __all__ = ["CLEANLAB_JSON", "read_cleanlab", "write_cleanlab", "write_fiftyone"]
 
 CLEANLAB_JSON = "cleanlab.json"
 SUSPECT = 0.5
+# EXIF's tag, and those of its values that stand for a picture on its side.
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)
 
 
 def write_cleanlab(audit: LabelAudit, folder: str | os.PathLike) -> Path:
@@ -82,6 +85,9 @@ def write_fiftyone(audit: LabelAudit, folder: str | os.PathLike) -> Path:
             labels_path="fiftyone/labels.json", data_path="fiftyone/data.json",
         )
 
+    Boxes are fractions of the image as its EXIF orientation turns it: as FiftyOne shows it, and as
+    the detector saw it.
+
     Args:
         audit: the ranked list
         folder: it is made where it is missing
@@ -90,7 +96,7 @@ def write_fiftyone(audit: LabelAudit, folder: str | os.PathLike) -> Path:
         the path of ``labels.json``
 
     Raises:
-        OSError: an image cannot be read
+        OSError: an image is missing or cannot be read; names it
     """
     folder = Path(folder)
     files, labels = {}, {}
@@ -98,11 +104,25 @@ def write_fiftyone(audit: LabelAudit, folder: str | os.PathLike) -> Path:
         first = annotations[0]
         key = f"{first.dataset}/{first.image_id}"
         files[key] = os.path.abspath(first.file_name)
-        with Image.open(first.file_name) as image:
-            width, height = image.size
+        width, height = _shown_size(first.file_name)
         labels[key] = [_detection(a, width, height) for a in annotations]
     _write(files, folder / "data.json")
     return _write({"classes": audit.classes, "labels": labels}, folder / "labels.json")
+
+
+def _shown_size(file_name: str) -> tuple[int, int]:
+    """Width and height in pixels once the EXIF orientation is applied."""
+    try:
+        with Image.open(file_name) as image:
+            width, height = image.size
+            on_its_side = image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"FiftyOne's boxes are fractions of the image, and there is no image {file_name!r}"
+        ) from None
+    except (OSError, SyntaxError) as error:
+        raise OSError(f"image {file_name!r} cannot be read: {error}") from error
+    return (height, width) if on_its_side else (width, height)
 
 
 def _detection(annotation: AuditedAnnotation, width: int, height: int) -> dict[str, Any]:
@@ -133,5 +153,6 @@ def _images(audit: LabelAudit) -> Iterable[list[AuditedAnnotation]]:
 
 def _write(data: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, ensure_ascii=False) + "\n", encoding="utf-8")
+    with replacing(path) as partial:
+        partial.write_text(strict_json(data) + "\n", encoding="utf-8")
     return path

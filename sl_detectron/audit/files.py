@@ -1,11 +1,13 @@
 """``label_audit.json`` and ``label_audit.csv``: the ranked list as files.
 
 The json holds everything and is read back; the csv is for spreadsheets. In both, higher
-``suspicion`` is more suspect and the most suspect annotation comes first.
+``suspicion`` is more suspect and the most suspect annotation comes first. A number that is not
+finite is null in the json, which has no word for it, and an empty cell in the csv.
 """
 
 import csv
 import json
+import math
 import os
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 from .audit import AuditedAnnotation, LabelAudit
 
-__all__ = ["AUDIT_JSON", "AUDIT_CSV", "read_audit", "write_audit"]
+__all__ = ["AUDIT_JSON", "AUDIT_CSV", "read_audit", "replacing", "strict_json", "write_audit"]
 
 AUDIT_JSON = "label_audit.json"
 AUDIT_CSV = "label_audit.csv"
@@ -31,21 +33,22 @@ def write_audit(audit: LabelAudit, folder: str | os.PathLike) -> None:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [asdict(annotation) for annotation in audit.annotations]
+    rows = [_finite(asdict(annotation)) for annotation in audit.annotations]
     head: dict[str, Any] = {
         "version": VERSION,
         "score": "suspicion, in [0, 1]; higher is more suspect",
         "classes": audit.classes,
         "sources": audit.sources,
         "num_unseen": audit.num_unseen,
+        "fingerprint": audit.fingerprint,
     }
-    with _replacing(folder / AUDIT_JSON) as path, open(path, "w", encoding="utf-8") as file:
+    with replacing(folder / AUDIT_JSON) as path, open(path, "w", encoding="utf-8") as file:
         # One annotation a line: such a file can be read, compared and cut by line.
-        lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-        body = json.dumps(head, ensure_ascii=False, indent=1)[:-2]
+        lines = ",\n".join(map(strict_json, rows))
+        body = strict_json(head, indent=1)[:-2]
         file.write(f'{body},\n "annotations": [\n{lines}\n]}}\n')
     with (
-        _replacing(folder / AUDIT_CSV) as path,
+        replacing(folder / AUDIT_CSV) as path,
         open(path, "w", encoding="utf-8", newline="") as file,
     ):
         columns = ["rank", *(n for n in _NAMES if n not in ("bbox", "top_labels"))]
@@ -57,7 +60,7 @@ def write_audit(audit: LabelAudit, folder: str | os.PathLike) -> None:
 
 
 def read_audit(path: str | os.PathLike) -> LabelAudit:
-    """Read what :func:`write_audit` wrote.
+    """Read what :func:`write_audit` wrote; null as nan.
 
     Args:
         path: of the json file
@@ -75,19 +78,52 @@ def read_audit(path: str | os.PathLike) -> LabelAudit:
             raise ValueError(f"version {data['version']!r} is not {VERSION}")
         annotations = tuple(_annotation(row) for row in data["annotations"])
         return LabelAudit(
-            tuple(data["classes"]), data["sources"], annotations, int(data["num_unseen"])
+            tuple(data["classes"]),
+            data["sources"],
+            annotations,
+            int(data["num_unseen"]),
+            str(data.get("fingerprint", "")),  # older versions wrote none
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a label audit: {error!r}") from error
 
 
+def strict_json(value: Any, **options: Any) -> str:
+    """JSON that every reader takes: a number that is not finite becomes null.
+
+    Args:
+        value: of dicts with string keys, lists, tuples, strings and numbers
+        options: for ``json.dumps``
+
+    Example:
+        >>> strict_json({"loss": [float("nan"), 1.5], "class": "Säge"})
+        '{"loss": [null, 1.5], "class": "Säge"}'
+    """
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
 def _annotation(row: dict[str, Any]) -> AuditedAnnotation:
-    top_labels = tuple((str(name), float(p)) for name, p in row["top_labels"])
+    row = {key: math.nan if value is None else value for key, value in row.items()}
+    top_labels = tuple((str(n), math.nan if p is None else float(p)) for n, p in row["top_labels"])
     return AuditedAnnotation(**{**row, "bbox": tuple(row["bbox"]), "top_labels": top_labels})
 
 
-class _replacing:
-    """Give a temporary name beside ``path`` that takes its place if all goes well."""
+class replacing:
+    """Give a temporary name beside ``path`` that takes its place if all goes well.
+
+    Args:
+        path: of a file that is there or not; until the end it stays as it is
+    """
 
     def __init__(self, path: Path):
         self._path = path

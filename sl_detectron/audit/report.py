@@ -6,7 +6,6 @@ The page's parts are in ``page/``. Data go in as JSON and reach the document as 
 import hashlib
 import html
 import importlib.resources
-import json
 import math
 import os
 from collections import Counter
@@ -16,8 +15,9 @@ from typing import Any
 
 from .audit import AuditedAnnotation, LabelAudit
 from .crops import Crop, make_crops
+from .files import replacing, strict_json
 
-__all__ = ["REPORT", "write_report"]
+__all__ = ["REPORT", "check_crops", "write_report"]
 
 REPORT = "index.html"
 NUM_BINS = 40
@@ -46,7 +46,7 @@ def write_report(
     crop_size: int = 128,
     progress: bool = False,
 ) -> Path:
-    """Write ``index.html`` into a folder.
+    """Write ``index.html`` into a folder, in the place of an older one once it is complete.
 
     Args:
         audit: the ranked list
@@ -58,13 +58,30 @@ def write_report(
 
     Returns:
         the path of the page
+
+    Raises:
+        ValueError: a number is out of range
     """
+    check_crops(num_crops, crop_size)
     path = Path(folder) / REPORT
     path.parent.mkdir(parents=True, exist_ok=True)
     shown = audit.annotations[:num_crops]
     crops = make_crops(shown, crop_size, progress)
-    path.write_text(_page(audit, shown, crops), encoding="utf-8")
+    with replacing(path) as partial:
+        partial.write_text(_page(audit, shown, crops), encoding="utf-8")
     return path
+
+
+def check_crops(num_crops: int, crop_size: int) -> None:
+    """Refuse numbers that :func:`write_report` cannot take.
+
+    Raises:
+        ValueError: a number is out of range
+    """
+    if num_crops < 0:
+        raise ValueError(f"the number of crops must be at least 0; got {num_crops}")
+    if crop_size < 1:
+        raise ValueError(f"the size of a crop must be at least 1 pixel; got {crop_size}")
 
 
 def _page(
@@ -89,8 +106,7 @@ def _part(name: str) -> str:
 
 def _json(value: Any) -> str:
     """JSON that can stand in a script element: no "<" can end it or begin a comment."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c")
+    return strict_json(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _page_data(audit: LabelAudit, shown: Sequence[AuditedAnnotation]) -> dict[str, Any]:
@@ -108,7 +124,8 @@ def _page_data(audit: LabelAudit, shown: Sequence[AuditedAnnotation]) -> dict[st
     ]
     return {
         "subtitle": ", ".join(datasets),
-        "fingerprint": _fingerprint(audit),
+        # Decisions are about annotations: they outlive a report of more or fewer of them.
+        "fingerprint": audit.fingerprint or _fingerprint(audit),
         "classes": audit.classes,
         "datasets": datasets,
         "sources": audit.sources,
@@ -122,7 +139,10 @@ def _summary(audit: LabelAudit, ids: dict[str, int]) -> dict[str, Any]:
     annotations = audit.annotations
     suspects = [a for a in annotations if a.suspicion > SUSPECT]
     histogram = [[0, 0] for _ in range(NUM_BINS)]
+    confidences = [a.confidence for a in annotations if math.isfinite(a.confidence)]
     for a in annotations:
+        if not math.isfinite(a.confidence):
+            continue
         place = min(NUM_BINS - 1, int(a.confidence / math.e * NUM_BINS))
         histogram[place][a.suspicion > SUSPECT] += 1
     pairs = Counter((ids[a.label], ids[a.suggested_label]) for a in suspects)
@@ -131,14 +151,14 @@ def _summary(audit: LabelAudit, ids: dict[str, int]) -> dict[str, Any]:
         "num_images": len({(a.dataset, a.image_id) for a in annotations}),
         "num_suspects": len(suspects),
         "num_unseen": audit.num_unseen,
-        "mean_confidence": sum(a.confidence for a in annotations) / max(len(annotations), 1),
+        "mean_confidence": sum(confidences) / max(len(confidences), 1),
         "histogram": histogram,
         "pairs": [[*pair, count] for pair, count in pairs.most_common()],
     }
 
 
 def _fingerprint(audit: LabelAudit) -> str:
-    """What tells this audit's decisions from another's in the browser's storage."""
+    """What tells this list's decisions from another's where the audit does not say."""
     digest = hashlib.sha256()
     for a in audit.annotations:
         digest.update(f"{a.dataset}\0{a.image_id}\0{a.index}\0{a.label}\0".encode())

@@ -3,6 +3,7 @@
 Shape legend: A annotations of the training sets, S samples (RoIs or anchors) of a step, K classes.
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,10 +15,14 @@ from torch import nn
 
 __all__ = ["AnnotationStatistics", "AnnotationTracker", "knowledge"]
 
+logger = logging.getLogger(__name__)
+
 # Columns of the sums before the K class probabilities.
 _COUNT, _LOSS, _SIGMA, _KNOWLEDGE, _CLASSES = range(5)
 # Above 0, so that a mean over samples that know nothing is still a mean.
 _LEAST_KNOWLEDGE = 1e-6
+# Of a SHA-256; all zeros where it is not known.
+_FINGERPRINT_BYTES = 32
 
 
 class AnnotationStatistics(NamedTuple):
@@ -27,7 +32,8 @@ class AnnotationStatistics(NamedTuple):
         num_samples: (A,) int64
         mean_loss: (A,) nats
         mean_sigma: (A,) the SuperLoss's confidence, in (0, e]
-        last_loss: (A,) mean over the samples of the last step that had the annotation
+        last_loss: (A,) mean over the samples of the last step that had the annotation; of a
+            cascade, over those of all its stages
         last_sigma: (A,) likewise
         probabilities: (A, K) mean predicted class distribution, every sample weighted by its
             :func:`knowledge`
@@ -76,6 +82,8 @@ class AnnotationTracker(nn.Module):
     Args:
         num_annotations: A; annotation ids are 0..A-1
         num_classes: K, at least 2
+        fingerprint: of the annotations, from
+            :func:`~sl_detectron.data.annotation_fingerprint`; empty where it is not known
 
     Raises:
         ValueError: there are fewer than two classes: no other could be suggested
@@ -95,8 +103,9 @@ class AnnotationTracker(nn.Module):
     last: torch.Tensor
     last_step: torch.Tensor
     step: torch.Tensor
+    fingerprint_bytes: torch.Tensor
 
-    def __init__(self, num_annotations: int, num_classes: int):
+    def __init__(self, num_annotations: int, num_classes: int, fingerprint: str = ""):
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"tracking labels needs at least 2 classes; got {num_classes}")
@@ -107,7 +116,14 @@ class AnnotationTracker(nn.Module):
         self.register_buffer("last", torch.zeros(rows, _KNOWLEDGE))
         self.register_buffer("last_step", torch.full((rows,), -1))
         self.register_buffer("step", torch.tensor(0))
+        digest = bytes.fromhex(fingerprint) or bytes(_FINGERPRINT_BYTES)
+        self.register_buffer("fingerprint_bytes", torch.tensor(list(digest), dtype=torch.uint8))
         self.register_load_state_dict_post_hook(lambda module, _: module._keep_on_main())
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the annotations that the statistics are of; empty where it is not known."""
+        return _hex(self.fingerprint_bytes)
 
     @torch.no_grad()
     def forward(
@@ -116,8 +132,9 @@ class AnnotationTracker(nn.Module):
         losses: torch.Tensor,
         sigma: torch.Tensor,
         probabilities: torch.Tensor,
+        begins_step: bool = True,
     ) -> None:
-        """Add the samples of one step.
+        """Add samples of a step.
 
         Args:
             annotation_ids: (S,) int64; samples with an id outside of 0..A-1 have no annotation,
@@ -125,7 +142,11 @@ class AnnotationTracker(nn.Module):
             losses: (S,) nats
             sigma: (S,) confidence
             probabilities: (S, K) of the foreground classes
+            begins_step: whether they are the first of a step; not so for the later stages of a
+                cascade, whose samples are of the same step as those of the first
         """
+        if begins_step:
+            self.step += 1
         num_annotations = len(self.sums) - 1
         known = (annotation_ids >= 0) & (annotation_ids < num_annotations)
         # A sum never gets rid of a nan again.
@@ -139,10 +160,11 @@ class AnnotationTracker(nn.Module):
         sums = torch.cat([values, weights, weights * probabilities], dim=1)
         self.sums.index_add_(0, rows, sums)
         # A sum of its own rather than an assignment: of two samples of one annotation, which one
-        # an assignment keeps is undefined.
-        self.last.index_fill_(0, rows, 0).index_add_(0, rows, values)
+        # an assignment keeps is undefined. It starts anew with the first samples of a step.
+        same_step = (self.last_step[rows] == self.step)[:, None]
+        self.last.index_copy_(0, rows, torch.where(same_step, self.last[rows], 0))
+        self.last.index_add_(0, rows, values)
         self.last_step.index_copy_(0, rows, self.step.expand_as(rows))
-        self.step += 1
 
     @torch.no_grad()
     def synchronize(self) -> None:
@@ -158,22 +180,39 @@ class AnnotationTracker(nn.Module):
         self._keep_on_main()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As every module's.
+        """As every module's. A state without fingerprint, of an older version, is taken as it is.
 
         Raises:
             ValueError: the state is of other annotations or classes
         """
+        unknown = torch.zeros_like(self.fingerprint_bytes)
+        state_dict = {"fingerprint_bytes": unknown, **state_dict}
+        self._check(state_dict)
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+    def _check(self, state_dict: Mapping[str, Any]) -> None:
+        remedy = (
+            "resume with the same training sets and noise, or set "
+            "MODEL.SUPERLOSS.TRACK_ANNOTATIONS False"
+        )
         sums = state_dict.get("sums")
         if sums is not None and sums.shape != self.sums.shape:
             theirs, ours = (
                 f"{rows - 1} annotations of {columns - _CLASSES} classes"
                 for rows, columns in (sums.shape, self.sums.shape)
             )
+            raise ValueError(f"the checkpoint tracked {theirs}, this run has {ours}: {remedy}")
+        theirs, ours = _hex(state_dict["fingerprint_bytes"]), self.fingerprint
+        if theirs and ours and theirs != ours:
             raise ValueError(
-                f"the checkpoint tracked {theirs}, this run has {ours}: resume with the same "
-                "training sets and noise, or set MODEL.SUPERLOSS.TRACK_ANNOTATIONS False"
+                "the checkpoint tracked as many annotations as this run has, but other ones: "
+                f"{remedy}"
             )
-        return super().load_state_dict(state_dict, *args, **kwargs)
+        if ours and not theirs:
+            logger.warning(
+                "The checkpoint does not say which annotations it tracked; it is taken to be of "
+                "those of this run"
+            )
 
     def statistics(self) -> AnnotationStatistics:
         """Means of all annotations; on the main process, after :meth:`synchronize`."""
@@ -195,3 +234,7 @@ class AnnotationTracker(nn.Module):
             self.sums.zero_()
             self.last.zero_()
             self.last_step.fill_(-1)
+
+
+def _hex(digest: torch.Tensor) -> str:
+    return bytes(digest.tolist()).hex() if digest.any() else ""

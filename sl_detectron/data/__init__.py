@@ -2,7 +2,7 @@
 
 import os
 
-from .annotation_ids import AnnotationIdMapper, number_annotations
+from .annotation_ids import AnnotationIdMapper, annotation_fingerprint, number_annotations
 from .label_noise import (
     NoisyLabelMapper,
     apply_changes,
@@ -27,6 +27,7 @@ __all__ = [
     "NoisyLabelMapper",
     "AnnotationIdMapper",
     "number_annotations",
+    "annotation_fingerprint",
     "noises_from_config",
     "check_label_noise",
     "check_train_loader",

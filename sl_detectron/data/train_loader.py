@@ -57,7 +57,8 @@ class TrainLoader:
 
     ``start_batch`` is the number of batches to leave out, to be set before the first is asked for;
     ``image_ids`` are those of the batch that was given last, ``num_annotations`` is one more than
-    the largest ``annotation_id``, for those who keep a row per annotation.
+    the largest ``annotation_id``, for those who keep a row per annotation; ``fingerprint`` and
+    ``true_classes`` are for :func:`build_noisy_train_loader` to set.
 
     Raises:
         ValueError: a batch size that the ranks cannot share, a record without size, an unknown word
@@ -102,6 +103,8 @@ class TrainLoader:
         self.make_sampler = make_sampler or (lambda seed: TrainingSampler(len(dataset), seed=seed))
         ids = (a.get("annotation_id", -1) for r in dataset for a in r.get("annotations", ()))
         self.num_annotations = max(ids, default=-1) + 1
+        self.fingerprint = ""
+        self.true_classes: dict[int, int] = {}
         self.start_batch = 0
         self.image_ids: list[Any] = []
         self._wide = _wide_images(dataset) if aspect_ratio_grouping else None

@@ -2,9 +2,12 @@
 
 import argparse
 import os
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
 from ..audit import (
     LabelAudit,
@@ -15,43 +18,65 @@ from ..audit import (
     write_audit,
     write_report,
 )
-from ..audit.correct import folder_name
+from ..audit.audit import check_top, dataset_source
+from ..audit.correct import folder_names
+from ..audit.decisions import check_threshold
 from ..audit.evaluation import evaluation_table, plot_evaluation, write_evaluation
 from ..audit.exchange import write_cleanlab, write_fiftyone
-from .label_audit import audit_checkpoint, audit_run, evaluate_run, last_checkpoint
+from ..audit.report import check_crops
+from ..data import noises_from_config
+from ..data.label_noise import read_manifest
+from ..data.label_noise.folder import refuse_to_overwrite
+from .label_audit import (
+    audit_checkpoint,
+    audit_run,
+    evaluate_run,
+    last_checkpoint,
+    num_classes_of,
+)
 from .setup import setup_cfg
 
 __all__ = ["FORMATS", "apply_file", "run_audit"]
 
 FORMATS = ("cleanlab", "fiftyone")
 CORRECTED = "corrected"
+# What an evaluation needs beyond the requirements of the package.
+_EXTRAS = ("cleanlab", "sklearn", "matplotlib")
 
 
 def run_audit(args: argparse.Namespace) -> str:
     """Audit a run or a checkpoint and write everything that was asked for.
+
+    The list and the report hold what ``top``, ``per_class`` and ``classes`` leave; what is made for
+    other tools, and corrections, are of all annotations.
 
     Args:
         args: of the tool
 
     Returns:
         what to print
+
+    Raises:
+        ValueError, OSError, ImportError: something does not fit; as far as it can be known before
+            the annotations are looked at
     """
     out = Path(args.output)
+    classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
+    _check_arguments(args, out)
     cfg = _config(args)
     checkpoint = args.checkpoint or last_checkpoint(cfg.OUTPUT_DIR)
+    _check_run(args, cfg, checkpoint, classes)
     audit = audit_checkpoint(cfg, checkpoint) if args.checkpoint else audit_run(cfg, checkpoint)
-    classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
     kept = top_suspects(audit, args.top, args.per_class, classes)
     write_audit(kept, out)
-    page = write_report(kept, out, args.crops, args.crop_size, progress=True)
     if "cleanlab" in args.formats:
-        write_cleanlab(kept, out)
+        write_cleanlab(audit, out)
     if "fiftyone" in args.formats:
-        write_fiftyone(kept, out / "fiftyone")
-    lines = [_summary(kept), f"report: {page}"]
+        write_fiftyone(audit, out / "fiftyone")
+    page = write_report(kept, out, args.crops, args.crop_size, progress=True)
+    lines = [_summary(audit, len(kept.annotations)), f"report: {page}"]
     if args.correct_above is not None:
-        counts = apply_decisions(decisions_above(kept, args.correct_above), out / CORRECTED)
-        lines += _counts(counts, out / CORRECTED)
+        lines += _correct_above(audit, args.correct_above, out / CORRECTED)
     if args.evaluate or args.manifest:
         evaluation = evaluate_run(cfg, audit, args.manifest, checkpoint)
         write_evaluation(evaluation, out / "evaluation.json")
@@ -70,31 +95,105 @@ def apply_file(decisions: str | os.PathLike, out: str | os.PathLike) -> str:
     Returns:
         what to print
     """
-    return "\n".join(_counts(apply_decisions(read_decisions(decisions), out), Path(out)))
+    read = read_decisions(decisions)
+    return "\n".join(_counts(apply_decisions(read, out), Path(out), read.sources))
+
+
+def _check_arguments(args: argparse.Namespace, out: Path) -> None:
+    """What can be said without a config."""
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"--output {out} is a file; give a folder")
+    check_crops(args.crops, args.crop_size)
+    if args.correct_above is not None:
+        check_threshold(args.correct_above)
+        if os.path.lexists(out / CORRECTED):
+            raise FileExistsError(f"{out / CORRECTED} exists; remove it or give another --output")
+    if args.manifest:
+        read_manifest(args.manifest)
+    if (args.evaluate or args.manifest) and not all(map(find_spec, _EXTRAS)):
+        raise ImportError(
+            "an evaluation needs cleanlab, scikit-learn and matplotlib: "
+            "pip install 'sl_detectron[audit]'"
+        )
+
+
+def _check_run(
+    args: argparse.Namespace, cfg: CfgNode, checkpoint: str | Path, classes: list[str]
+) -> None:
+    """What can be said before the annotations are looked at."""
+    if not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"there is no checkpoint {checkpoint}")
+    if num_classes_of(cfg) < 2:
+        raise ValueError(
+            "an audit suggests another class, and this detector has one only: it cannot be audited"
+        )
+    # A COCO set's classes are not known before it is read.
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+    check_top(names or classes, args.top, classes)
+    has_noise = bool(noises_from_config(cfg) or cfg.DATASETS.LABEL_NOISE.MANIFEST)
+    if args.evaluate and not args.manifest and not has_noise:
+        raise ValueError(
+            "--evaluate compares with known noise, and DATASETS.LABEL_NOISE of this run is off; "
+            "give the --manifest of noise that is in the files"
+        )
+    if args.correct_above is None:
+        return
+    if has_noise:
+        raise ValueError(
+            "--correct-above corrects files, and the labels of this run have "
+            "DATASETS.LABEL_NOISE, which is in no file (tools/inject_noise.py writes it to disk)"
+        )
+    for name in cfg.DATASETS.TRAIN:
+        source = dataset_source(name)
+        path = source.get("root") or source.get("json_file")
+        if path:
+            refuse_to_overwrite(Path(args.output, CORRECTED), Path(path))
+
+
+def _correct_above(audit: LabelAudit, threshold: float, out: Path) -> list[str]:
+    decisions = decisions_above(audit, threshold)
+    if not decisions.decisions:
+        return [f"no suspicion reaches {threshold}: nothing is corrected"]
+    return _counts(apply_decisions(decisions, out), out, decisions.sources)
 
 
 def _config(args: argparse.Namespace) -> CfgNode:
     # Test sets need not be there to audit a training set.
     opts = [*args.opts, "DATASETS.TEST", "()"]
     if args.checkpoint:
+        _refuse_lazy(Path(args.config_file))
         return setup_cfg(args.config_file, opts)
     file = Path(args.from_run, "config.yaml")
     if not file.is_file():
         raise FileNotFoundError(f"{args.from_run} is not the output of a training: no {file.name}")
+    _refuse_lazy(file)
     return setup_cfg(str(file), [*opts, "OUTPUT_DIR", args.from_run])
 
 
-def _summary(audit: LabelAudit) -> str:
+def _refuse_lazy(file: Path) -> None:
+    """Name a LazyConfig, or what its training left as config.yaml, before yacs stumbles."""
+    if file.suffix == ".py" or (
+        file.is_file() and "_target_:" in file.read_text("utf-8", "replace")
+    ):
+        raise ValueError(
+            f"{file} is a LazyConfig, whose training keeps no annotation statistics: audit its "
+            "checkpoint by --checkpoint and, as --config-file, a YAML config of the same detector "
+            "and training sets"
+        )
+
+
+def _summary(audit: LabelAudit, num_listed: int) -> str:
+    listed = f"; {num_listed} are listed" if num_listed < len(audit.annotations) else ""
     suspects = sum(a.suspicion > 0.5 for a in audit.annotations)
     unseen = f"; {audit.num_unseen} more were never sampled" if audit.num_unseen else ""
     return (
         f"{len(audit.annotations)} annotations ranked, for {suspects} another class is more "
-        f"probable{unseen}"
+        f"probable{unseen}{listed}"
     )
 
 
-def _counts(counts: dict[str, int], out: Path) -> list[str]:
+def _counts(counts: dict[str, int], out: Path, datasets: Iterable[str]) -> list[str]:
+    folders = folder_names(datasets)
     return [
-        f"{count} corrections of {name}: {out / folder_name(name)}"
-        for name, count in counts.items()
+        f"{count} corrections of {name}: {out / folders[name]}" for name, count in counts.items()
     ]

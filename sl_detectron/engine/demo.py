@@ -1,6 +1,5 @@
 """Baseline and SuperLoss side by side on the toy set with wrong labels."""
 
-import json
 import multiprocessing
 import os
 import sys
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from ..model_zoo import get_config_file
 from .comparison import draw_comparison
+from .progress import iterations_done
 from .setup import setup_cfg, setup_job
 from .trainer import SuperLossTrainer
 
@@ -71,7 +71,7 @@ def _train_pair(
         futures = {method: pool.submit(_train, cfg) for method, cfg in pair.items()}
         while not all(future.done() for future in futures.values()):
             time.sleep(1)
-            done = sum(_iteration(cfg, started) for cfg in pair.values())
+            done = sum(iterations_done(cfg.OUTPUT_DIR, started) for cfg in pair.values())
             bar.update(done_before + done - bar.n)
         results = {(method, seed): future.result() for method, future in futures.items()}
     bar.update(done_before + sum(cfg.SOLVER.MAX_ITER for cfg in pair.values()) - bar.n)
@@ -87,17 +87,6 @@ def _train(cfg: CfgNode) -> dict[str, float]:
     trainer = SuperLossTrainer(cfg)
     trainer.resume_or_load(resume=False)
     return trainer.train()["bbox"]
-
-
-def _iteration(cfg: CfgNode, started: float) -> int:
-    """The last iteration that a run has written to its metrics file since ``started``."""
-    path = Path(cfg.OUTPUT_DIR) / "metrics.json"
-    if not path.exists() or path.stat().st_mtime < started:
-        return 0
-    try:
-        return int(json.loads(path.read_text().splitlines()[-1])["iteration"]) + 1
-    except (ValueError, IndexError):  # caught in the middle of a write
-        return 0
 
 
 def _table(results: dict[tuple[str, int], dict[str, float]], seeds: list[int]) -> str:

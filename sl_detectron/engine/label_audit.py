@@ -4,6 +4,7 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ def build_annotation_tracker(
     # With one class no other one can be suggested.
     if not (cfg.MODEL.SUPERLOSS.TRACK_ANNOTATIONS and num_annotations and num_classes > 1):
         return None
-    tracker = AnnotationTracker(num_annotations, num_classes)
+    fingerprint = getattr(data_loader, "fingerprint", "")
+    tracker = AnnotationTracker(num_annotations, num_classes, fingerprint)
     num_bytes = sum(buffer.nbytes for buffer in tracker.buffers())
     if num_bytes > MAX_BYTES:
         logger.warning(
@@ -78,8 +80,9 @@ def build_annotation_tracker(
         )
         return None
     tracker.to(cfg.MODEL.DEVICE)
-    for term in observed:
-        term.observers.append(tracker)
+    for i, term in enumerate(observed):
+        # The stages of a cascade, which come in this order, make one step.
+        term.observers.append(tracker if i == 0 else partial(tracker, begins_step=False))
     return tracker
 
 
@@ -101,8 +104,13 @@ def num_classes_of(cfg: CfgNode) -> int:
 
 
 def audit_tracked(cfg: CfgNode, tracker: AnnotationTracker) -> LabelAudit:
-    """Rank the training annotations of a config by what a tracker holds."""
-    return audit_annotations(noisy_dataset_dicts(cfg), class_names_of(cfg), tracker.statistics())
+    """Rank the training annotations of a config by what a tracker holds.
+
+    Raises:
+        ValueError: the tracker's annotations are not those of the config
+    """
+    sets, classes = noisy_dataset_dicts(cfg), class_names_of(cfg)
+    return audit_annotations(sets, classes, tracker.statistics(), tracker.fingerprint)
 
 
 def audit_run(cfg: CfgNode, checkpoint: str | os.PathLike | None = None) -> LabelAudit:
@@ -114,7 +122,7 @@ def audit_run(cfg: CfgNode, checkpoint: str | os.PathLike | None = None) -> Labe
 
     Raises:
         FileNotFoundError: there is no checkpoint
-        ValueError: the run did not track annotations, or was of other data sets
+        ValueError: the run did not track annotations, or other ones than those of the config
     """
     path = Path(checkpoint or last_checkpoint(cfg.OUTPUT_DIR))
     state = read_checkpoint(path).get("annotation_tracker")
@@ -145,7 +153,8 @@ def audit_checkpoint(cfg: CfgNode, checkpoint: str | os.PathLike) -> LabelAudit:
     sets = noisy_dataset_dicts(cfg)
     probe = probe_checkpoint(cfg, checkpoint, sets)
     sigma = confidence(probe.losses, probe.losses.mean(), cfg.MODEL.SUPERLOSS.CLS.LAMBDA)
-    last = max(a["annotation_id"] for r in chain(*sets.values()) for a in r["annotations"])
+    records = chain(*sets.values())
+    last = max((a["annotation_id"] for r in records for a in r.get("annotations", ())), default=-1)
     tracker = AnnotationTracker(last + 1, num_classes_of(cfg))
     tracker(probe.ids, probe.losses, sigma, probe.probabilities)
     return audit_annotations(sets, class_names_of(cfg), tracker.statistics())
@@ -239,7 +248,7 @@ def class_names_of(cfg: CfgNode) -> list[str]:
 
 def _mean_losses(probe: Probe) -> dict[int, float]:
     """Mean over the samples of each annotation, 0 for one that no anchor matched."""
-    size = int(probe.ids.max()) + 1
+    size = max(probe.ids.tolist(), default=-1) + 1
     sums = torch.zeros(size, dtype=torch.float64).index_add_(0, probe.ids, probe.losses.double())
     means = sums / torch.bincount(probe.ids, minlength=size)
     return defaultdict(float, enumerate(means.nan_to_num(0.0).tolist()))

@@ -29,7 +29,7 @@ from .checkpoint import SafeCheckpointer
 from .config_files import merge_config_file
 from .trainer import SuperLossTrainer
 
-__all__ = ["setup_cfg", "setup_job", "train_net"]
+__all__ = ["merge_cfg", "setup_cfg", "setup_job", "train_net"]
 
 
 def setup_cfg(config_file: str, opts: list[str], eval_only: bool = False) -> CfgNode:
@@ -47,6 +47,35 @@ def setup_cfg(config_file: str, opts: list[str], eval_only: bool = False) -> Cfg
         ValueError: a bad key or value, by name
         FileNotFoundError: a data set lacks a file
     """
+    cfg = merge_cfg(config_file, opts)
+    _check_device(cfg)
+    register_voc_datasets(cfg.DATASETS.CUSTOM_VOC)
+    if not eval_only:
+        check_label_noise(cfg)
+        check_train_loader(cfg)
+    _check_output(cfg)
+    datasets = [*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
+    check_datasets(datasets)
+    _check_classes(cfg, datasets)
+    for name in cfg.DATASETS.TEST:
+        check_evaluator(name, cfg.TEST.EVALUATOR, cfg.TEST.ABSENT_CLASSES)
+    cfg.freeze()
+    return cfg
+
+
+def merge_cfg(config_file: str, opts: list[str]) -> CfgNode:
+    """Merge a config file and options over all defaults, without a look at data or device.
+
+    Args:
+        config_file: path of a YAML file; empty for detectron2's defaults
+        opts: ``[KEY, VALUE, ...]``
+
+    Returns:
+        a config that can still be changed
+
+    Raises:
+        ValueError: a bad key or value, by name
+    """
     cfg = get_cfg()
     add_superloss_config(cfg)
     try:
@@ -57,18 +86,6 @@ def setup_cfg(config_file: str, opts: list[str], eval_only: bool = False) -> Cfg
         raise ValueError(_explain(error, cfg)) from error
     except (TypeError, AttributeError, yaml.YAMLError) as error:
         raise ValueError(f"{config_file or 'options'}: not a config: {error}") from error
-    _check_device(cfg)
-    register_voc_datasets(cfg.DATASETS.CUSTOM_VOC)
-    if not eval_only:
-        check_label_noise(cfg)
-        check_train_loader(cfg)
-    _check_paths(cfg)
-    datasets = [*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
-    check_datasets(datasets)
-    _check_classes(cfg, datasets)
-    for name in cfg.DATASETS.TEST:
-        check_evaluator(name, cfg.TEST.EVALUATOR, cfg.TEST.ABSENT_CLASSES)
-    cfg.freeze()
     return cfg
 
 
@@ -97,6 +114,8 @@ def train_net(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     Returns:
         the metrics of the last evaluation; empty on other ranks than the main one
     """
+    if not args.resume:  # to resume needs none
+        _check_weights(cfg)
     setup_job(cfg, args)
     if args.eval_only:
         model = SuperLossTrainer.build_model(cfg)
@@ -135,10 +154,13 @@ def _check_device(cfg: CfgNode) -> None:
         )
 
 
-def _check_paths(cfg: CfgNode) -> None:
+def _check_weights(cfg: CfgNode) -> None:
     path = cfg.MODEL.WEIGHTS
     if path and "://" not in path and not Path(path.partition("?")[0]).is_file():
         raise FileNotFoundError(f"MODEL.WEIGHTS: there is no checkpoint {path}")
+
+
+def _check_output(cfg: CfgNode) -> None:
     output = Path(cfg.OUTPUT_DIR).absolute()
     parent = next(p for p in (output, *output.parents) if p.exists())
     if not parent.is_dir():

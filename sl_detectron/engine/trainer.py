@@ -22,7 +22,7 @@ from ..losses import DataParams
 from ..modeling import SuperLossTerm
 from .checkpoint import SafeCheckpointer
 from .finite import trainer_class
-from .hooks import LogTau, TrackAnnotations
+from .hooks import DrawTrainingImages, LogTau, TrackAnnotations
 from .label_audit import build_annotation_tracker
 from .resume import ResumeState, SaveAndStop, StopOnSignal, get_rng_state, set_rng_state
 
@@ -90,6 +90,9 @@ class SuperLossTrainer(DefaultTrainer):
         first: list[HookBase | None] = [stop, ResumeState(self.model, self.data_loader, stop)]
         if self.annotation_tracker is not None:
             first.append(TrackAnnotations(self.annotation_tracker, self.cfg, stop))
+        if self.cfg.VIS_PERIOD > 0 and comm.is_main_process():
+            true_classes = getattr(self.data_loader, "true_classes", {})
+            first.append(DrawTrainingImages(self.cfg, true_classes))
         stock = super().build_hooks()
         # A scheduler does not wait for an evaluation.
         at = next(i for i, hook in enumerate(stock) if isinstance(hook, EvalHook))

@@ -5,6 +5,7 @@ from .fast_rcnn import (
     SuperLossFastRCNNOutputLayers,
     to_superloss_output_layers,
 )
+from .mobilenet import MobileNetV2, build_mobilenet_v2_fpn_backbone
 from .retinanet import SuperLossRetinaNet
 from .roi_heads import (
     SuperLossCascadeROIHeads,
@@ -25,6 +26,8 @@ __all__ = [
     "SuperLossROIHeadsMixin",
     "SuperLossFastRCNNOutputLayers",
     "SuperLossTerm",
+    "MobileNetV2",
+    "build_mobilenet_v2_fpn_backbone",
     "superloss_roi_heads",
     "superloss_terms_from_config",
     "to_superloss_output_layers",

@@ -1,12 +1,16 @@
 """Ranking, its files, and what other tools read."""
 
 import csv
+import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 from audit_cases import CLASSES, EVIL, HEIGHT, IMAGES, PROBABILITIES, WIDTH, make_audit
+from detectron2.data import detection_utils
+from PIL import Image
 
 from sl_detectron.audit import (
     AnnotationTracker,
@@ -15,8 +19,8 @@ from sl_detectron.audit import (
     top_suspects,
     write_audit,
 )
-from sl_detectron.audit.audit import suspicion
 from sl_detectron.audit.exchange import read_cleanlab, write_cleanlab, write_fiftyone
+from sl_detectron.audit.ranking import suspicion
 
 
 @pytest.fixture
@@ -139,3 +143,64 @@ def test_fiftyone_layout(audit, tmp_path):
     assert second["bounding_box"] == pytest.approx(wanted)
     assert second["attributes"]["mistakenness"] == pytest.approx(0.9 / 0.95, rel=1e-5)
     assert second["attributes"]["suggested_label"] == "cat"
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_fiftyone_boxes_fit_the_image_as_its_exif_turns_it(audit, tmp_path, orientation):
+    """The detector saw the turned image, FiftyOne shows the turned image."""
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (WIDTH, HEIGHT)).save(path, exif=exif)
+    height, width = detection_utils.read_image(str(path)).shape[:2]
+    worst = dataclasses.replace(
+        audit.annotations[0], file_name=str(path), bbox=(6.0, 30.0, 36.0, 60.0)
+    )
+    only = dataclasses.replace(audit, annotations=(worst,))
+    data = json.loads(write_fiftyone(only, tmp_path / "fiftyone").read_text())
+    ((detection,),) = data["labels"].values()
+    wanted = [6 / width, 30 / height, 30 / width, 30 / height]
+    assert detection["bounding_box"] == pytest.approx(wanted)
+
+
+def test_fiftyone_names_an_image_that_is_missing_or_none(audit, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_text("no image")
+    for name, error in (("gone.jpg", FileNotFoundError), (str(broken), OSError), ("", OSError)):
+        worst = dataclasses.replace(audit.annotations[0], file_name=name)
+        with pytest.raises(error, match=f"image '{name}'"):
+            write_fiftyone(dataclasses.replace(audit, annotations=(worst,)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def strict(text):
+    """JSON as every other reader takes it: Python alone reads NaN."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_a_number_that_is_not_finite_is_null(audit, tmp_path):
+    first, *others = audit.annotations
+    odd = dataclasses.replace(
+        first, mean_loss=math.nan, confidence=math.inf, top_labels=(("cat", math.nan),)
+    )
+    odd_audit = dataclasses.replace(audit, annotations=(odd, *others))
+    write_audit(odd_audit, tmp_path)
+    data = strict((tmp_path / "label_audit.json").read_text())
+    row = data["annotations"][0]
+    assert (row["mean_loss"], row["confidence"], row["top_labels"]) == (None, None, [["cat", None]])
+    read = read_audit(tmp_path / "label_audit.json")
+    assert math.isnan(read.annotations[0].mean_loss)
+    assert read.annotations[1:] == tuple(others)
+    with open(tmp_path / "label_audit.csv", encoding="utf-8", newline="") as file:
+        assert next(csv.DictReader(file))["mean_loss"] == ""
+    strict(write_fiftyone(odd_audit, tmp_path / "fiftyone").read_text())
+    strict(write_cleanlab(odd_audit, tmp_path).read_text())
+
+
+def test_an_audit_of_an_older_version_is_read(audit, tmp_path):
+    write_audit(audit, tmp_path)
+    data = json.loads((tmp_path / "label_audit.json").read_text())
+    assert data.pop("fingerprint") == audit.fingerprint != ""
+    (tmp_path / "label_audit.json").write_text(json.dumps(data))
+    read = read_audit(tmp_path / "label_audit.json")
+    assert read == dataclasses.replace(audit, fingerprint="")

@@ -16,6 +16,7 @@ from sl_detectron.audit import (
     read_decisions,
     write_decisions,
 )
+from sl_detectron.audit.correct import folder_names
 from sl_detectron.data import load_voc_dataset
 from sl_detectron.data.label_noise import SymmetricNoise
 from sl_detectron.data.label_noise.export import export_noisy_voc
@@ -24,8 +25,8 @@ SOURCES = {"set": {"format": "voc", "root": "devkit", "split": "train"}}
 DOG_A = Decision("set", "a", 1, (39, 9, 70, 50), "dog", "wrong", "cat")
 
 
-def decided(root, *decisions, classes=CLASSES):
-    sources = {"set": {"format": "voc", "root": str(root), "split": "train"}}
+def decided(root, *decisions, classes=CLASSES, **source):
+    sources = {"set": {"format": "voc", "root": str(root), "split": "train", **source}}
     return Decisions(tuple(classes), sources, decisions)
 
 
@@ -62,7 +63,7 @@ def test_boxes_go_and_markup_in_names_comes(tmp_path):
 def test_an_ignored_object_does_not_shift_the_others(tmp_path):
     objects = [("bird", (1, 1, 9, 9)), *IMAGES["a"]]
     root = write_devkit(tmp_path / "devkit", {"a": objects})
-    apply_decisions(decided(root, DOG_A), tmp_path / "out")
+    apply_decisions(decided(root, DOG_A, other_classes="ignore"), tmp_path / "out")
     classes = ("bird", *CLASSES)
     (record,) = load_voc_dataset(tmp_path / "out" / "set", "train", classes)
     assert [classes[a["category_id"]] for a in record["annotations"]] == ["bird", "cat", "cat"]
@@ -154,6 +155,51 @@ def test_a_name_of_a_set_does_not_leave_the_output(tmp_path):
     assert len(list((tmp_path / "deep" / "er" / "out").iterdir())) == 1
 
 
+@pytest.mark.parametrize("names", [("a/b", "a_b", "A_B"), ("", "."), ("x", "x-2", "x/")])
+def test_names_that_make_one_folder_make_several(tmp_path, names):
+    root = write_devkit(tmp_path / "devkit", IMAGES)
+    source = {"format": "voc", "root": str(root), "split": "train"}
+    decisions = tuple(Decision(**{**vars(DOG_A), "dataset": name}) for name in names)
+    counts = apply_decisions(
+        Decisions(CLASSES, dict.fromkeys(names, source), decisions), tmp_path / "out"
+    )
+    assert counts == dict.fromkeys(names, 1)
+    folders = folder_names(names)
+    assert len({folder.casefold() for folder in folders.values()}) == len(names)
+    for folder in folders.values():
+        assert (tmp_path / "out" / folder / "corrections.jsonl").is_file()
+
+
+def test_files_with_other_classes_are_named(tmp_path):
+    """With another class list than that of the training an index means another object."""
+    root = write_devkit(tmp_path / "devkit", {**IMAGES, "d": [("bird", (1, 1, 9, 9))]})
+    message = r"do not fit data set 'set': .*d\.xml: class 'bird' is not in the class list"
+    with pytest.raises(ValueError, match=message):
+        apply_decisions(decided(root, DOG_A), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    decisions = decided(root, DOG_A, classes=(*CLASSES, "bird"))
+    assert apply_decisions(decisions, tmp_path / "out") == {"set": 1}
+
+
+@pytest.mark.parametrize("link", ["JPEGImages", "JPEGImages/more/even_more"])
+def test_output_inside_of_a_linked_folder_is_refused(tmp_path, link):
+    root = write_devkit(tmp_path / "devkit", IMAGES)
+    images = tmp_path / "store" / "images"
+    (images / "deeper").mkdir(parents=True)
+    if link == "JPEGImages":
+        for file in (root / link).iterdir():
+            file.rename(images / file.name)
+        (root / link).rmdir()
+    (root / link).parent.mkdir(exist_ok=True)
+    (root / link).symlink_to(images)
+    (images / "loop").symlink_to(images)
+    for out in (images / "out", images / "deeper" / "out"):
+        with pytest.raises(ValueError, match=r"is inside .* by a link to .*images, which is only"):
+            apply_decisions(decided(root, DOG_A), out)
+        assert not out.exists()
+    assert apply_decisions(decided(root, DOG_A), tmp_path / "store" / "out") == {"set": 1}
+
+
 def test_threshold(tmp_path):
     audit = make_audit(tmp_path, PROBABILITIES, f"threshold_{tmp_path.name}")
     (decision,) = decisions_above(audit, 0.9).decisions
@@ -208,7 +254,8 @@ def test_other_files_and_double_entries_are_named(tmp_path):
     with pytest.raises(ValueError, match="decides twice"):
         read_decisions(path)
     deep = "[" * 100_000
-    for text in ("", "[]", "{}", '{"version": 2}', deep):
+    twice = '{"version": 1, "classes": ["cat", "cat"], "sources": {}, "decisions": []}'
+    for text in ("", "[]", "{}", '{"version": 2}', deep, twice):
         path.write_text(text)
         with pytest.raises(ValueError, match="is not a file of decisions"):
             read_decisions(path)
@@ -224,6 +271,7 @@ def test_other_files_and_double_entries_are_named(tmp_path):
         {"format": "voc"},
         {"format": "coco"},
         {"format": "voc", "root": 5},
+        {"format": "voc", "root": "devkit"},
     ],
 )
 def test_sources_are_checked(tmp_path, source):

@@ -91,6 +91,54 @@ def test_state_of_another_data_set_is_named():
         AnnotationTracker(NUM_ANNOTATIONS, NUM_CLASSES).load_state_dict(state)
 
 
+FINGERPRINT, OTHER = "ab" * 32, "cd" * 32
+
+
+def test_state_of_other_annotations_is_refused(caplog):
+    """As many annotations of as many classes, but another set or another noise."""
+    state = AnnotationTracker(NUM_ANNOTATIONS, NUM_CLASSES, FINGERPRINT).state_dict()
+    with pytest.raises(ValueError, match="as many annotations as this run has, but other ones"):
+        AnnotationTracker(NUM_ANNOTATIONS, NUM_CLASSES, OTHER).load_state_dict(state)
+    for fingerprint in (FINGERPRINT, ""):
+        tracker = AnnotationTracker(NUM_ANNOTATIONS, NUM_CLASSES, fingerprint)
+        tracker.load_state_dict(state)
+        assert tracker.fingerprint == FINGERPRINT
+    assert caplog.text == ""
+
+
+def test_state_of_an_older_version_loads_with_a_warning(caplog):
+    steps = random_steps(12, seed=3)
+    first = AnnotationTracker(NUM_ANNOTATIONS, NUM_CLASSES)
+    for step in steps:
+        first(*step)
+    state = first.state_dict()
+    del state["fingerprint_bytes"]
+    second = AnnotationTracker(NUM_ANNOTATIONS, NUM_CLASSES, FINGERPRINT)
+    second.load_state_dict(state)
+    assert "does not say which annotations it tracked" in caplog.text
+    # What is not known must not look as if it were.
+    assert second.fingerprint == ""
+    check(second, steps)
+
+
+def test_stages_of_a_cascade_are_one_step():
+    tracker = AnnotationTracker(2, 2)
+
+    def tell(ids, losses, begins_step):
+        values = torch.tensor(losses)
+        tracker(torch.tensor(ids), values, values, torch.full((len(ids), 2), 0.5), begins_step)
+
+    tell([0, 1], [9.0, 5.0], begins_step=True)
+    tell([0], [9.0], begins_step=False)
+    tell([0, 0], [1.0, 2.0], begins_step=True)
+    tell([0], [6.0], begins_step=False)
+    assert int(tracker.step) == 2
+    statistics = tracker.statistics()
+    assert statistics.num_samples.tolist() == [5, 1]
+    assert statistics.last_loss.tolist() == [3, 5]
+    assert statistics.last_sigma.tolist() == [3, 5]
+
+
 def test_needs_no_more_precision_than_it_has():
     """16-bit losses are added up in 32 bits: 4,096 steps of 1/3 would stop growing in 16."""
     tracker = AnnotationTracker(1, 2)

@@ -7,7 +7,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode, Instances
 from PIL import Image
 
-from sl_detectron.data import AnnotationIdMapper, number_annotations
+from sl_detectron.data import AnnotationIdMapper, annotation_fingerprint, number_annotations
 from sl_detectron.data.label_noise import SymmetricNoise, inject
 
 
@@ -125,3 +125,36 @@ def test_a_mapper_with_classes_of_its_own_is_named(mapper):
     annotations = [{"category_id": c, "annotation_id": 3 + c} for c in (0, 1)]
     with pytest.raises(ValueError, match=rf"image 7: .*{mapper.__name__}.*category_id"):
         AnnotationIdMapper(mapper)({"image_id": 7, "annotations": annotations})
+
+
+def test_fingerprint_tells_other_annotations_of_the_same_size(tmp_path):
+    records = [make_record(tmp_path, i, 3) for i in range(2)]
+    numbered = number_annotations({"a": records})
+    fingerprint = annotation_fingerprint(numbered)
+    assert len(bytes.fromhex(fingerprint)) == 32
+    assert annotation_fingerprint(number_annotations({"a": records})) == fingerprint
+    assert annotation_fingerprint({"b": numbered["a"]}) != fingerprint
+    assert annotation_fingerprint({"a": numbered["a"][::-1]}) != fingerprint
+
+    def changed(position=1, **values):
+        annotations = list(numbered["a"][0]["annotations"])
+        annotations[position] = {**annotations[position], **values}
+        record = {**numbered["a"][0], "annotations": annotations}
+        return annotation_fingerprint({"a": [record, numbered["a"][1]]})
+
+    assert changed(category_id=4) != fingerprint
+    assert changed(annotation_id=99) != fingerprint
+    assert changed(bbox=[15.0, 15.0, 25.0, 25.5]) != fingerprint
+    # Not the type of the numbers, nor less than machines may differ by, nor a crowd's class.
+    assert changed(bbox=(15, 15, 25, 25.0001)) == fingerprint
+    assert changed(position=2, category_id=3) == fingerprint
+
+
+def test_fingerprint_does_not_depend_on_images_without_objects(tmp_path):
+    record = make_record(tmp_path)
+    empty = {"image_id": 9}
+    fingerprints = {
+        annotation_fingerprint(number_annotations({"a": records}))
+        for records in ([record], [record, empty], [empty, record])
+    }
+    assert len(fingerprints) == 1

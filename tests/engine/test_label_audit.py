@@ -8,9 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import NUM_CLASSES, REPO, build, make_batch, run_losses, small_config
+from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from sl_detectron.audit import AnnotationTracker, audit_annotations, read_audit
+from sl_detectron.audit.probe import Probe
 from sl_detectron.data import (
     TOY_CLASS_NAMES,
     noisy_dataset_dicts,
@@ -101,10 +103,21 @@ def test_state_is_in_every_checkpoint_and_not_in_the_model(run):
 def test_resumed_training_goes_on_counting(detector, tmp_path):
     cfg = config(tmp_path, detector=detector)
     train(cfg, stop_at=2)
-    first = checkpoint(tmp_path, "model_0000001.pth")["annotation_tracker"]["sums"][:-1, 0].sum()
-    resumed = train(cfg, resume=True).annotation_tracker
-    assert int(resumed.step) == 4
-    assert resumed.sums[:-1, 0].sum() > first > 0
+    before = checkpoint(tmp_path, "model_0000001.pth")["annotation_tracker"]["sums"]
+    trainer = SuperLossTrainer(cfg)
+    trainer.resume_or_load(resume=True)
+    # A second tracker, which starts at nothing, sees what the resumed training adds.
+    added = AnnotationTracker(trainer.data_loader.num_annotations, len(TOY_CLASS_NAMES))
+    for module in trainer.model.modules():
+        if trainer.annotation_tracker in getattr(module, "observers", ()):
+            module.observers.append(added)
+    trainer.train()
+    resumed = trainer.annotation_tracker
+    assert (int(resumed.step), int(added.step)) == (4, 2)
+    assert before[:-1, 0].sum() > 0
+    assert added.sums[:-1, 0].sum() > 0
+    assert torch.equal(resumed.sums[:, 0], before[:, 0] + added.sums[:, 0])
+    torch.testing.assert_close(resumed.sums, before + added.sums)
 
 
 def test_off_by_a_key(tmp_path):
@@ -146,6 +159,10 @@ def test_every_detector_tells_of_its_foreground(detector):
     assert (statistics.num_samples > 0).all()
     assert all(values.isfinite().all() for values in statistics)
     assert statistics.probabilities.shape == (4, NUM_CLASSES)
+    # Three stages of a cascade look at one step.
+    run_losses(model, batch)
+    assert int(tracker.step) == 2
+    assert (tracker.last_step[:4] == 2).all()
 
 
 def test_a_stock_model_is_not_tracked(tmp_path):
@@ -181,6 +198,15 @@ def test_audit_and_evaluation_of_a_stock_checkpoint(detector, tmp_path):
     )
 
 
+def test_checkpoint_of_a_lazy_config_by_a_yaml_of_the_same_detector(tmp_path):
+    lazy = LazyConfig.load(str(REPO / "configs/LazyConfig/toy_faster_rcnn_superloss.py"))
+    torch.manual_seed(0)
+    torch.save({"model": instantiate(lazy.model).state_dict()}, tmp_path / "lazy.pth")
+    audit = audit_checkpoint(config(tmp_path), tmp_path / "lazy.pth")
+    assert audit.annotations
+    assert audit.num_unseen == 0
+
+
 def test_missing_files_are_named(tmp_path):
     cfg = config(tmp_path)
     with pytest.raises(FileNotFoundError, match="not the output of a training"):
@@ -203,6 +229,52 @@ def test_statistics_of_a_set_that_has_changed_are_refused(run):
     (renumbered,) = number_annotations({name: fewer}).values()
     with pytest.raises(ValueError, match="the data set has changed since"):
         audit_annotations({name: renumbered}, TOY_CLASS_NAMES, tracker.statistics())
+
+
+def with_seed(cfg, seed):
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.LABEL_NOISE.SEED = seed
+    return cfg
+
+
+def test_another_noise_of_the_same_size_is_refused(run):
+    """As many annotations and classes: only their fingerprint tells that labels moved."""
+    cfg = run[0]
+    assert audit_run(with_seed(cfg, cfg.DATASETS.LABEL_NOISE.SEED)).annotations
+    with pytest.raises(ValueError, match="of other annotations than toy_digits_train at hand"):
+        audit_run(with_seed(cfg, 77))
+    with pytest.raises(ValueError, match="as many annotations as this run has, but other ones"):
+        train(with_seed(cfg, 77), resume=True)
+
+
+def test_a_checkpoint_of_an_older_version_is_audited_with_a_warning(run, tmp_path, caplog):
+    cfg, output = run[0], run[1]
+    state = checkpoint(output)
+    del state["annotation_tracker"]["fingerprint_bytes"]
+    torch.save(state, tmp_path / "old.pth")
+    with caplog.at_level(logging.WARNING):
+        assert audit_run(cfg, tmp_path / "old.pth") == audit_run(cfg)
+    assert caplog.text.count("do not say which annotations they are of") == 1
+
+
+def test_images_without_annotations_and_nothing_matched(tmp_path, monkeypatch):
+    """A record may lack the key; small objects may be matched by no anchor of a RetinaNet."""
+    cfg = config(tmp_path, detector="retinanet")
+    sets = noisy_dataset_dicts(cfg)
+    (records,) = sets.values()
+    bare = {k: v for k, v in records[0].items() if k != "annotations"}
+    sets = {"toy_digits_train": [bare, *records[1:]]}
+    nothing = torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(0, 10), []
+    module = "sl_detectron.engine.label_audit"
+    monkeypatch.setattr(f"{module}.noisy_dataset_dicts", lambda _: sets)
+    monkeypatch.setattr(f"{module}.probe_checkpoint", lambda *_, **__: Probe(*nothing))
+    monkeypatch.setattr(f"{module}.objectlab_scores", lambda *_: {})
+    audit = audit_checkpoint(cfg, "any.pth")
+    assert audit.annotations == ()
+    assert audit.num_unseen == sum(len(r["annotations"]) for r in records[1:])
+    with pytest.raises(ValueError, match="0 of 0 labels are wrong"):
+        evaluate_run(cfg, audit, checkpoint="any.pth")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 
 import pytest
 from conftest import REPO
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from sl_detectron.audit import Decision, Decisions, read_audit, write_decisions
 from sl_detectron.data import TOY_CLASS_NAMES, make_toy_dataset
@@ -14,6 +15,21 @@ from sl_detectron.engine import SuperLossTrainer, setup_cfg
 
 TOOL = REPO / "tools" / "audit_labels.py"
 FILES = {"label_audit.json", "label_audit.csv", "index.html"}
+ABOVE = ("--correct-above", "0.9")
+NOISE = ("DATASETS.LABEL_NOISE.RATE", "0.4")
+ONE_CLASS = ("MODEL.ROI_HEADS.NUM_CLASSES", "1", "DATASETS.TRAIN", "('one_class',)")
+
+
+def expensive(*_):
+    raise AssertionError("the work began before the arguments were checked")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_class():
+    DatasetCatalog.register("one_class", list)
+    yield
+    DatasetCatalog.remove("one_class")
+    MetadataCatalog.pop("one_class", None)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +77,30 @@ def test_from_run(main, run, tmp_path, capsys):
     audit = read_audit(out / "label_audit.json")
     assert [a.label for a in audit.annotations].count("one") == 3
     assert {a.label for a in audit.annotations} == {"one", "two"}
-    assert f"report: {out / 'index.html'}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"report: {out / 'index.html'}" in printed
+    assert f"{len(audit.annotations)} are listed" in printed
+
+
+def test_exports_and_corrections_are_of_all_annotations(main, run, tmp_path):
+    """A short list is for reading; other tools, and a threshold, judge the whole set."""
+    whole, short = tmp_path / "whole", tmp_path / "short"
+    args = ("--from-run", run, "--crops", 0, "--formats", "cleanlab", "fiftyone")
+    args = (*args, "--correct-above", "0.505", "--output")
+    assert main(*args, whole) == 0
+    assert main(*args, short, "--top", 2, "--classes", "one") == 0
+    assert len(read_audit(short / "label_audit.json").annotations) == 2
+    (name,) = read_audit(whole / "label_audit.json").sources
+    for file in ("cleanlab.json", "fiftyone/labels.json", f"corrected/{name}/corrections.jsonl"):
+        assert (short / file).read_bytes() == (whole / file).read_bytes()
+    assert len((short / "corrected" / name / "corrections.jsonl").read_text().splitlines()) > 2
+
+
+def test_a_threshold_that_nothing_reaches_is_no_error(main, run, tmp_path, capsys):
+    out = tmp_path / "audit"
+    assert main("--from-run", run, "--output", out, "--correct-above", "1.0") == 0
+    assert "no suspicion reaches 1.0: nothing is corrected" in capsys.readouterr().out
+    assert names(out) == FILES
 
 
 def test_threshold_then_apply(main, run, noisy_set, tmp_path, capsys):
@@ -109,17 +148,71 @@ def test_checkpoint_against_a_manifest(main, run, noisy_set, tmp_path, capsys):
         (("--apply", "no.json"), "there is no file of decisions no.json"),
         (("--from-run", "RUN", "--classes", "cow"), "the audit has no class ['cow']"),
         (("--from-run", "RUN", "--correct-above", "0.2"), "must be in (0.5, 1]; got 0.2"),
-        (("--from-run", "RUN", "--evaluate"), "0 of"),
+        (("--from-run", "RUN", "--top", "-1"), "must be at least 1; got -1"),
+        (("--from-run", "RUN", "--crops", "-1"), "must be at least 0; got -1"),
+        (("--from-run", "RUN", "--crop-size", "0"), "must be at least 1 pixel; got 0"),
+        (("--from-run", "RUN", "--manifest", "gone.jsonl"), "no manifest at gone.jsonl"),
+        (("--from-run", "RUN", "--evaluate"), "DATASETS.LABEL_NOISE of this run is off"),
+        (("--from-run", "RUN", "--opts", *ONE_CLASS), "this detector has one only"),
+        (("--from-run", "RUN", *ABOVE, "--opts", *NOISE), "which is in no file"),
+        (("--checkpoint", "gone.pth", "--config-file", "CONFIG"), "no checkpoint gone.pth"),
     ],
 )
-def test_errors_are_one_line(main, run, tmp_path, capsys, args, message):
-    args = [run if arg == "RUN" else arg for arg in args]
-    assert main(*args, "--output", tmp_path / "out") == 2
+def test_errors_are_one_line_before_any_work(
+    main, run, tmp_path, capsys, monkeypatch, args, message
+):
+    for name in ("audit_run", "audit_checkpoint"):
+        monkeypatch.setattr(f"sl_detectron.engine.audit_job.{name}", expensive)
+    places = {"RUN": run, "CONFIG": run / "config.yaml"}
+    assert main(*(places.get(arg, arg) for arg in args), "--output", tmp_path / "out") == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "error: " in error
     assert message in error
+    assert not (tmp_path / "out").exists()
 
 
-def test_checkpoint_needs_a_config(main, tmp_path):
+def test_output_is_checked_before_any_work(main, run, noisy_set, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sl_detectron.engine.audit_job.audit_run", expensive)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "out" / "corrected").mkdir(parents=True)
+    for out, message in (
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "out", "corrected exists"),
+        (noisy_set / "audit", "is inside"),
+    ):
+        assert main("--from-run", run, "--output", out, *ABOVE) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_lazy_config_is_named(main, tmp_path, capsys):
+    lazy = REPO / "configs/LazyConfig/toy_faster_rcnn_superloss.py"
+    (tmp_path / "run").mkdir()
+    # What its training leaves as config.yaml.
+    (tmp_path / "run" / "config.yaml").write_text("model: {_target_: sl_detectron.NoSuchThing}\n")
+    (tmp_path / "model.pth").write_text("")
+    by_checkpoint = ("--checkpoint", tmp_path / "model.pth", "--config-file", lazy)
+    for args in (by_checkpoint, ("--from-run", tmp_path / "run")):
+        assert main(*args, "--output", tmp_path / "out") == 2
+        assert "is a LazyConfig, whose training keeps no annotation" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named_before_any_work(main, run, tmp_path, capsys, monkeypatch):
+    job = "sl_detectron.engine.audit_job"
+    monkeypatch.setattr(f"{job}.audit_run", expensive)
+    monkeypatch.setattr(f"{job}.find_spec", lambda name: None if name == "cleanlab" else name)
+    assert main("--from-run", run, "--output", tmp_path / "out", "--evaluate") == 2
+    assert "pip install 'sl_detectron[audit]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--checkpoint", "x.pth"), "--checkpoint and --config-file go together"),
+        (("--from-run", "x", "--per-class"), "--per-class needs --top"),
+        (("--apply", "x.json", "--top", "5"), "--apply takes --output and nothing else"),
+    ],
+)
+def test_options_that_do_not_go_together(main, tmp_path, capsys, args, message):
     with pytest.raises(SystemExit):
-        main("--checkpoint", "x.pth", "--output", tmp_path)
+        main(*args, "--output", tmp_path)
+    assert message in capsys.readouterr().err

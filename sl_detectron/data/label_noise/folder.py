@@ -70,12 +70,38 @@ def _umask() -> int:
 def refuse_to_overwrite(out: Path, source: Path) -> None:
     """Refuse an output folder that exists or lies inside what it is made from.
 
+    Links are followed: a devkit's JPEGImages/ is often one to a folder elsewhere.
+
+    Args:
+        out: the folder to be
+        source: a file or a folder
+
     Raises:
         FileExistsError: if there is anything at ``out``
-        ValueError: if ``out`` is inside ``source``
+        ValueError: if ``out`` is inside ``source``, or inside of a folder that a link in it leads
+            to
     """
     # An empty folder would be replaced by a rename without a word.
     if os.path.lexists(out):
         raise FileExistsError(f"{out} exists; give the name of a new folder, or remove it")
-    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(source)):
-        raise ValueError(f"{out} is inside {source}, which is only read; give a folder outside")
+    real = Path(os.path.realpath(out))
+    for folder in _real_folders(source):
+        if real.is_relative_to(folder):
+            where = "" if folder == os.path.realpath(source) else f" by a link to {folder}"
+            raise ValueError(
+                f"{out} is inside {source}{where}, which is only read; give a folder outside"
+            )
+
+
+def _real_folders(source: Path) -> Iterator[str]:
+    """Yield the real paths of the source and of all folders that links in it lead to."""
+    linked, seen = [os.path.realpath(source)], set()
+    while linked:
+        root = linked.pop()
+        if root in seen:
+            continue
+        seen.add(root)
+        yield root
+        for parent, folders, _ in os.walk(root):
+            paths = (os.path.join(parent, name) for name in folders)
+            linked += [os.path.realpath(path) for path in paths if os.path.islink(path)]

@@ -22,7 +22,7 @@ from detectron2.data.build import (
 from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler
 from torch.utils.data import Sampler
 
-from ..annotation_ids import AnnotationIdMapper, number_annotations
+from ..annotation_ids import AnnotationIdMapper, annotation_fingerprint, number_annotations
 from ..train_loader import BROKEN_IMAGES, TrainLoader
 from ..voc import load_dataset
 from .changes import Change, Record
@@ -61,7 +61,9 @@ def build_noisy_train_loader(
 
     Returns:
         batches as those of :func:`detectron2.data.build_detection_train_loader`; its
-        ``num_annotations`` is one more than the largest ``annotation_id``
+        ``num_annotations`` is one more than the largest ``annotation_id``, its ``fingerprint`` the
+        :func:`~sl_detectron.data.annotation_fingerprint` of all, its ``true_classes`` the true
+        class by ``annotation_id`` where noise changed it
 
     Raises:
         ValueError: if the noise is set wrongly or does not fit the data sets
@@ -70,7 +72,7 @@ def build_noisy_train_loader(
         mapper = AnnotationIdMapper(mapper or DatasetMapper(cfg, True))
     sets = noisy_dataset_dicts(cfg)
     records = [record for records in sets.values() for record in records]
-    return TrainLoader(
+    loader = TrainLoader(
         records,
         mapper,
         cfg.SOLVER.IMS_PER_BATCH,
@@ -79,6 +81,15 @@ def build_noisy_train_loader(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         broken_images=cfg.DATALOADER.get("BROKEN_IMAGES", "error"),
     )
+    # For those who keep a row per annotation.
+    loader.fingerprint = annotation_fingerprint(sets)
+    loader.true_classes = {
+        a["annotation_id"]: a["true_category_id"]
+        for r in records
+        for a in r.get("annotations", ())
+        if "true_category_id" in a
+    }
+    return loader
 
 
 def check_train_loader(cfg: CfgNode) -> None:

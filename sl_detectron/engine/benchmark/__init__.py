@@ -1,0 +1,25 @@
+"""Grids of trainings: detectors x methods x label noise x seeds, and the tables made of them."""
+
+from .grid import Cell, Grid, Method
+from .grid_file import read_grid
+from .make_tables import make_tables
+from .plan import PlannedCell, plan, train_net_command
+from .results import Results, read_results
+from .runner import KEEP, RunSettings, explain_failure, run_grid
+
+__all__ = [
+    "KEEP",
+    "Cell",
+    "Grid",
+    "Method",
+    "PlannedCell",
+    "Results",
+    "RunSettings",
+    "explain_failure",
+    "make_tables",
+    "plan",
+    "read_grid",
+    "read_results",
+    "run_grid",
+    "train_net_command",
+]

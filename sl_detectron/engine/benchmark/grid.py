@@ -1,0 +1,97 @@
+"""The cells of a benchmark: detectors x methods x label noise x seeds."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["METRICS", "Cell", "Grid", "Method", "PaperValue", "slug"]
+
+METRICS = ("AP", "AP50", "AP75")
+
+PaperValue = tuple[float, float | None]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row: a config with options.
+
+    Attributes:
+        detector: name of the group
+        name: of the row within its group
+        config: a shipped config's name or a path
+        opts: ``(KEY, VALUE, ...)`` at every noise level
+        clean_opts: the same, where noise is 0
+        paper: {metric: one (mean, standard deviation or None) in percent for each noise level}
+    """
+
+    detector: str
+    name: str
+    config: str
+    opts: tuple[str, ...] = ()
+    clean_opts: tuple[str, ...] = ()
+    paper: dict[str, tuple[PaperValue, ...]] = field(default_factory=dict, hash=False)
+
+    def __str__(self) -> str:
+        return f"{self.detector}, {self.name}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: a row at one noise level (a fraction) with one seed."""
+
+    method: Method
+    noise: float
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are, relative to the benchmark's folder."""
+        names = Path(slug(self.method.detector), slug(self.method.name))
+        return names / f"noise_{self.noise:g}" / f"seed_{self.seed}"
+
+    @property
+    def opts(self) -> list[str]:
+        """Its options ``[KEY, VALUE, ...]``, without the output folder."""
+        clean = self.method.clean_opts if self.noise == 0 else ()
+        own = ("SEED", str(self.seed), "DATASETS.LABEL_NOISE.SEED", str(self.seed))
+        rate = ("DATASETS.LABEL_NOISE.RATE", str(self.noise))
+        return [*self.method.opts, *clean, *own, *rate]
+
+    def __str__(self) -> str:
+        return f"{self.method}, {100 * self.noise:g} % noise, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a grid file says.
+
+    Attributes:
+        text: the file as it is
+        noise: fractions, in the order of the file
+        seeds: in the order of the file
+        methods: all rows, in the order of the file
+        references: names of the baseline and the controls, the baseline first
+        source: of the published numbers
+    """
+
+    text: str
+    noise: tuple[float, ...]
+    seeds: tuple[int, ...]
+    methods: tuple[Method, ...]
+    references: tuple[str, ...] = ()
+    source: str = ""
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All cells. The first seed of every row comes first: it gives a whole, if rough, table."""
+        return [
+            Cell(method, noise, seed)
+            for seed in self.seeds
+            for noise in self.noise
+            for method in self.methods
+        ]
+
+
+def slug(name: str) -> str:
+    """A name as a folder: ``"Faster R-CNN"`` is ``"faster_r_cnn"``."""
+    return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_.")

@@ -1,0 +1,43 @@
+"""Tables and a plot of a benchmark as files."""
+
+import os
+from pathlib import Path
+
+from .plot import plot_ap50
+from .results import read_results
+from .state import write_text
+from .table import differences_csv, latex, markdown, means_csv
+
+__all__ = ["make_tables"]
+
+WRITERS = {
+    "table.md": markdown,
+    "table.tex": latex,
+    "table.csv": means_csv,
+    "differences.csv": differences_csv,
+}
+PLOTS = ("ap50.png", "ap50.pdf")
+
+
+def make_tables(folder: str | os.PathLike, output: str | os.PathLike) -> list[Path]:
+    """Write tables and plot of what is finished of a benchmark.
+
+    Args:
+        folder: of the benchmark
+        output: where to write; it is made where it is missing
+
+    Returns:
+        paths of the files
+
+    Raises:
+        FileNotFoundError: ``folder`` is not the folder of a benchmark
+        ValueError: a file in it is damaged
+        ImportError: scipy or matplotlib is not installed
+    """
+    results = read_results(folder)
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    for name, render in WRITERS.items():
+        write_text(output / name, render(results))
+    plot_ap50(results, [output / name for name in PLOTS])
+    return [output / name for name in (*WRITERS, *PLOTS)]

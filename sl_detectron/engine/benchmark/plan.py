@@ -1,0 +1,103 @@
+"""What is to be done for a grid: the config, command and state of every cell."""
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+from ...model_zoo import find_config
+from ..setup import merge_cfg
+from .grid import Cell, Grid
+from .jobs import rank_args
+from .state import FAILED, differences, fingerprint, read_result
+
+__all__ = ["PlannedCell", "explain_change", "plan", "train_net_command"]
+
+SHOWN_KEYS = 5
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell and what is known about it before anything runs.
+
+    Attributes:
+        cell: which
+        folder: where its files are
+        config_file: path of its config
+        cfg: the config that it is trained with
+        state: "finished", "failed", "changed" (finished with another config) or "open"
+    """
+
+    cell: Cell
+    folder: Path
+    config_file: str
+    cfg: CfgNode
+    state: str
+
+    @property
+    def args(self) -> list[str]:
+        """Its config file and options, as arguments of ``tools/train_net.py``."""
+        opts = [*self.cell.opts, "OUTPUT_DIR", str(self.folder)]
+        return ["--config-file", self.config_file, *opts]
+
+
+def plan(grid: Grid, output: str | os.PathLike) -> list[PlannedCell]:
+    """Merge every cell's config and look what there is of it; needs neither data nor GPU.
+
+    Args:
+        grid: from :func:`~sl_detectron.engine.benchmark.read_grid`
+        output: the benchmark's folder; it need not exist
+
+    Raises:
+        ValueError: a row's config or option is bad; the message names the row
+    """
+    planned = []
+    for cell in grid.cells:
+        try:
+            config_file = _config_file(cell.method.config)
+            folder = Path(output) / cell.folder
+            cfg = merge_cfg(config_file, [*cell.opts, "OUTPUT_DIR", str(folder)])
+            if len(cfg.DATASETS.TEST) != 1:
+                raise ValueError(f"DATASETS.TEST must name one set; got {cfg.DATASETS.TEST}")
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{cell.method}: {error}") from error
+        cfg.freeze()
+        planned.append(PlannedCell(cell, folder, config_file, cfg, _state(cfg, folder)))
+    return planned
+
+
+def explain_change(planned: PlannedCell) -> str:
+    """The keys in which a finished cell's config differs from what it would be trained with."""
+    changes = differences(planned.cfg, planned.folder)
+    shown = [f"{k} was {old!r}, is {new!r}" for k, (old, new) in list(changes.items())[:SHOWN_KEYS]]
+    more = f" and {len(changes) - SHOWN_KEYS} more keys" if len(changes) > SHOWN_KEYS else ""
+    return "; ".join(shown) + more
+
+
+def train_net_command(planned: PlannedCell, num_gpus: int, tool: Sequence[str]) -> str:
+    """The shell command that trains a cell without the benchmark.
+
+    Args:
+        planned: the cell
+        num_gpus: processes on this machine
+        tool: how ``train_net`` is called
+    """
+    return shlex.join([*tool, *rank_args(num_gpus), *planned.args])
+
+
+def _state(cfg: CfgNode, folder: Path) -> str:
+    result = read_result(folder)
+    if result is not None:
+        same = result["fingerprint"] == fingerprint(cfg) or not differences(cfg, folder)
+        return "finished" if same else "changed"
+    return "failed" if (folder / FAILED).exists() else "open"
+
+
+def _config_file(name: str) -> str:
+    """As short as it can be written here."""
+    path = find_config(name)
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative

@@ -1,0 +1,87 @@
+"""What a benchmark's folder holds: values by row, noise level and seed."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .grid import METRICS, Cell, Grid, Method
+from .grid_file import read_grid
+from .state import GRID_FILE, read_result
+from .statistics import Difference, Summary, paired_difference, summarise
+
+__all__ = ["Results", "read_results"]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Finished cells of a grid.
+
+    Attributes:
+        grid: all cells
+        metrics: {cell: {metric: percent}} of the finished ones
+    """
+
+    grid: Grid
+    metrics: dict[Cell, dict[str, float]]
+
+    @property
+    def missing(self) -> list[Cell]:
+        """The cells without a result."""
+        return [cell for cell in self.grid.cells if cell not in self.metrics]
+
+    def values(self, method: Method, noise: float, metric: str) -> dict[int, float]:
+        """{seed: percent} of the seeds that are finished."""
+        cells = {seed: Cell(method, noise, seed) for seed in self.grid.seeds}
+        return {
+            seed: self.metrics[cell][metric] for seed, cell in cells.items() if cell in self.metrics
+        }
+
+    def summary(self, method: Method, noise: float, metric: str) -> Summary | None:
+        """Mean and standard deviation over seeds; None without a finished one."""
+        return summarise(list(self.values(method, noise, metric).values()))
+
+    def difference(
+        self, method: Method, reference: Method, noise: float, metric: str
+    ) -> Difference | None:
+        """Row minus reference, paired by seed; None if they share none."""
+        return paired_difference(
+            self.values(method, noise, metric), self.values(reference, noise, metric)
+        )
+
+    def pairs(self) -> Iterator[tuple[Method, Method]]:
+        """(row, reference) of all rows and of the references of the same detector."""
+        for method in self.grid.methods:
+            # A reference is compared with those named before it only: once is enough.
+            names = self.grid.references
+            if method.name in names:
+                names = names[: names.index(method.name)]
+            for name in names:
+                for other in self.grid.methods:
+                    if other.detector == method.detector and other.name == name:
+                        yield method, other
+
+
+def read_results(folder: str | os.PathLike) -> Results:
+    """Read the grid and all results of a benchmark's folder.
+
+    Args:
+        folder: what ``tools/benchmark.py`` had as ``--output``
+
+    Raises:
+        FileNotFoundError: it is not the folder of a benchmark
+        ValueError: a file in it is damaged, or a result lacks AP, AP50 or AP75
+    """
+    folder = Path(folder)
+    if not (folder / GRID_FILE).is_file():
+        raise FileNotFoundError(f"{folder} holds no {GRID_FILE}: it is not a benchmark's folder")
+    grid = read_grid(folder / GRID_FILE)
+    metrics = {}
+    for cell in grid.cells:
+        result = read_result(folder / cell.folder)
+        if result is not None:
+            lacking = [name for name in METRICS if name not in result["metrics"]]
+            if lacking:
+                raise ValueError(f"the result in {folder / cell.folder} has no {lacking}")
+            metrics[cell] = result["metrics"]
+    return Results(grid, metrics)

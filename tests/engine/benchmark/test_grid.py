@@ -1,0 +1,225 @@
+"""Grid files: the shipped ones say what the paper does, bad ones are refused by file and key."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import REPO
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser
+
+from sl_detectron.engine.benchmark import plan, read_grid
+from sl_detectron.engine.benchmark.state import differences, fingerprint, write_json
+from sl_detectron.engine.setup import merge_cfg
+
+GRIDS = sorted((REPO / "configs" / "Benchmark").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def table5(tmp_path_factory):
+    return plan(read_grid("Benchmark/table5.yaml"), tmp_path_factory.mktemp("table5"))
+
+
+def test_dry_run_prints_the_72_commands(tmp_path, table5, monkeypatch):
+    """Without data, and each command builds the very config of its cell."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+    tool = [sys.executable, "tools/benchmark.py", "--config", "configs/Benchmark/table5.yaml"]
+    output = table5[0].folder.parents[3]
+    done = subprocess.run(
+        [*tool, "--output", output, "--dry-run", "--num-gpus", "8"],
+        capture_output=True,
+        text=True,
+        cwd=REPO,
+    )
+    assert done.returncode == 0, done.stderr
+    commands = done.stdout.splitlines()
+    assert len(commands) == len(set(commands)) == 72
+    for command, cell in list(zip(commands, table5))[::7]:
+        program, tool, *argv = shlex.split(command)
+        assert (program, tool) == ("python", "tools/train_net.py")
+        args = default_argument_parser().parse_args(argv)
+        assert (args.num_gpus, args.dist_url) == (8, "auto")
+        cfg = merge_cfg(str(REPO / args.config_file), args.opts)
+        cfg.freeze()
+        assert cfg == cell.cfg
+    assert not list(output.iterdir())
+
+
+def test_table5_is_the_protocol_of_the_paper(table5):
+    tau = {"SuperLoss ExpAvg": "ExpAvg", "SuperLoss Avg": "Avg", "SuperLoss logC": "logC"}
+    seen = set()
+    for planned in table5:
+        cell, cfg = planned.cell, planned.cfg
+        assert cfg.DATASETS.LABEL_NOISE.RATE == cell.noise
+        assert cfg.SEED == cfg.DATASETS.LABEL_NOISE.SEED == cell.seed
+        assert cfg.DATASETS.TRAIN == ("voc_2007_trainval", "voc_2012_trainval")
+        assert cfg.DATASETS.TEST == ("voc_2007_test",)
+        name = f"{cfg.MODEL.META_ARCHITECTURE} {cfg.MODEL.ROI_HEADS.NAME}"
+        assert ("RetinaNet" in name) == (cell.method.detector == "RetinaNet")
+        assert ("SuperLoss" in name) == (cell.method.name != "baseline")
+        if cell.method.name != "baseline":
+            assert tau[cell.method.name] == cfg.MODEL.SUPERLOSS.CLS.TAU
+            assert (cell.noise == 0) == (cfg.MODEL.SUPERLOSS.CLS.LAMBDA == 1.0)
+            assert cfg.MODEL.SUPERLOSS.CLS.LAMBDA in (0.25, 1.0)
+        seen.add((cell.method.detector, cell.method.name, cell.noise, cell.seed))
+    assert len(seen) == len({p.folder for p in table5}) == 72
+    # A number of each corner of the published table.
+    methods = {str(p.cell.method): p.cell.method.paper for p in table5}
+    assert methods["RetinaNet, baseline"]["AP"][0] == (54.9, 0.5)
+    assert methods["RetinaNet, baseline"]["AP50"][3] == (52.0, 3.3)
+    assert methods["Faster R-CNN, SuperLoss ExpAvg"]["AP75"][3] == (50.2, 0.5)
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.name)
+def test_every_shipped_grid_merges(path, tmp_path):
+    grid = read_grid(path)
+    cells = plan(grid, tmp_path)
+    assert len(cells) == len(grid.methods) * len(grid.noise) * len(grid.seeds)
+    # No two rows are one and the same training.
+    rows = {fingerprint(c.cfg) for c in cells if (c.cell.noise, c.cell.seed) == (0.4, 0)}
+    assert len(rows) == len(grid.methods)
+    for name in grid.references:
+        assert name in {method.name for method in grid.methods}
+
+
+GOOD = {
+    "noise": [0.0, 0.4],
+    "seeds": [0],
+    "detectors": {"RetinaNet": {"baseline": {"config": "Toy/retinanet.yaml"}}},
+}
+
+
+def row(**keys):
+    return {"detectors": {"RetinaNet": {"baseline": {"config": "Toy/retinanet.yaml", **keys}}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"nois": [0.1]}, r"unknown key 'nois'; did you mean 'noise'\?"),
+        ({"noise": [1.5]}, r"noise: must be a list of different fractions.*\[1\.5\]"),
+        ({"noise": 0.4}, r"noise: must be a list"),
+        ({"seeds": [0, 0]}, r"seeds: must be a list of different integers"),
+        ({"seeds": [-1]}, r"seeds: "),
+        ({"baseline": "basline"}, r"no row has the name 'basline'; did you mean 'baseline'\?"),
+        ({"detectors": {}}, r"detectors: must be"),
+        ({"detectors": {"RetinaNet": []}}, r"RetinaNet: must be \{method"),
+        (row(confg="x"), r"RetinaNet, baseline: unknown key 'confg'; did you mean 'config'\?"),
+        ({"detectors": {"RetinaNet": {"a": {}}}}, r"RetinaNet, a: has no key 'config'"),
+        (row(opts=["SOLVER.MAX_ITER"]), r"RetinaNet, baseline, opts: must be \[KEY, VALUE"),
+        (row(opts=["SEED", 1]), r"RetinaNet, baseline, opts: SEED is set by the grid itself"),
+        (row(paper={"AP": [1.0]}), r"baseline, paper, AP: must have one value for each of the 2"),
+        (row(paper={"AP": ["1", "x"]}), r"paper, AP: must be a number or 54\.9±0\.5; got 'x'"),
+        (row(paper={"AP5": [1, 2]}), r"unknown key 'AP5'; did you mean"),
+        (
+            {"detectors": {"R": {"a b": {"config": "x"}, "a-b": {"config": "x"}}}},
+            r"R, a-b: needs a name of its own.* R, a b",
+        ),
+    ],
+)
+def test_bad_grids_are_refused_by_row_and_key(changes, message, tmp_path):
+    path = tmp_path / "my_grid.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, **changes}))
+    with pytest.raises(ValueError, match=message) as caught:
+        read_grid(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("noise: [", "not a YAML file"), ("a: 1\na: 2\n", "'a' is there twice")]
+)
+def test_files_that_are_no_grid(text, message, tmp_path):
+    path = tmp_path / "my_grid.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"my_grid\.yaml: .*{message}"):
+        read_grid(path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"config": "Toy/retinanett.yaml"}, r"RetinaNet, baseline: .*Toy/retinanet\.yaml"),
+        ({"opts": ["SOLVER.MAX_ITR", 3]}, r"RetinaNet, baseline: .*SOLVER\.MAX_ITER"),
+        ({"opts": ["DATASETS.TEST", "()"]}, r"RetinaNet, baseline: DATASETS\.TEST must name one"),
+    ],
+)
+def test_bad_configs_are_refused_by_row(keys, message, tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, **row(**keys)}))
+    with pytest.raises(ValueError, match=message):
+        plan(read_grid(path), tmp_path)
+
+
+def test_order_of_options(tmp_path):
+    """The command line wins over the row, the row over the file, clean_opts where noise is 0."""
+    path = tmp_path / "grid.yaml"
+    key = "SOLVER.MAX_ITER"
+    rows = row(opts=[key, 2], clean_opts=[key, 3])
+    path.write_text(yaml.safe_dump({**GOOD, **rows, "opts": [key, 1, "SOLVER.GAMMA", 0.5]}))
+
+    def values(opts):
+        cells = plan(read_grid(path, opts), tmp_path)
+        assert {c.cfg.SOLVER.GAMMA for c in cells} == {0.5}
+        return [(c.cell.noise, c.cfg.SOLVER.MAX_ITER) for c in cells]
+
+    assert values([]) == [(0.0, 3), (0.4, 2)]
+    assert values([key, "4"]) == [(0.0, 4), (0.4, 4)]
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A planned cell with the files of a training that had its config."""
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, "noise": [0.4]}))
+
+    def state(opts=()):
+        (cell,) = plan(read_grid(path, list(opts)), tmp_path / "output")
+        return cell
+
+    cell = state()
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "config.yaml").write_text(cell.cfg.dump())
+    result = {"fingerprint": fingerprint(cell.cfg), "metrics": {}}
+    write_json(cell.folder / "result.json", result)
+    return state
+
+
+def test_a_changed_config_is_noticed_by_key(finished):
+    assert finished().state == "finished"
+    changed = finished(["SOLVER.GAMMA", "0.5", "INPUT.MIN_SIZE_TRAIN", "(64,)"])
+    assert changed.state == "changed"
+    assert differences(changed.cfg, changed.folder) == {
+        "INPUT.MIN_SIZE_TRAIN": ([128], [64]),
+        "SOLVER.GAMMA": (0.1, 0.5),
+    }
+
+
+def test_a_new_key_is_no_change_at_its_default(finished):
+    """What a later version of the software adds must not cost finished cells."""
+    cell = finished()
+    old = cell.cfg.clone()
+    old.defrost()
+    del old.MODEL.SUPERLOSS["WARMUP_ITERS"]
+    (cell.folder / "config.yaml").write_text(old.dump())
+    result = {"fingerprint": fingerprint(old), "metrics": {}}
+    write_json(cell.folder / "result.json", result)
+    assert finished().state == "finished"
+    assert finished(["MODEL.SUPERLOSS.WARMUP_ITERS", "5"]).state == "changed"
+
+
+def test_a_damaged_result_is_named(finished):
+    path = finished().folder / "result.json"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        finished()
+
+
+def test_fingerprint_knows_tuples_and_lists_as_one():
+    """A YAML file has lists only."""
+    assert fingerprint(CfgNode({"A": (1, 2), "OUTPUT_DIR": "x"})) == fingerprint(
+        CfgNode({"A": [1, 2], "OUTPUT_DIR": "y"})
+    )

@@ -1,0 +1,92 @@
+"""What all command line tools share."""
+
+import logging
+import re
+import sys
+import warnings
+
+import pytest
+from conftest import REPO
+
+from sl_detectron import cli
+from sl_detectron.model_zoo import find_config
+
+TOOLS = sorted(p for p in (REPO / "tools").glob("*.py") if p.name != "__init__.py")
+
+
+@pytest.mark.parametrize("path", TOOLS, ids=lambda p: p.stem)
+def test_every_tool_has_examples_that_name_it(path):
+    text = path.read_text()
+    assert "\nExamples:\n" in text
+    assert f"  tools/{path.name} " in text
+    assert "\ndef cli() -> int:\n" in text
+    assert text.endswith('\n\nif __name__ == "__main__":\n    sys.exit(cli())\n')
+
+
+@pytest.mark.parametrize(
+    ("program", "quiet"),
+    [
+        (str(REPO / "tools" / "train_net.py"), True),
+        ("/opt/venv/bin/sl-train", True),
+        ("/home/me/detectron2/tools/train_net.py", False),
+        ("my_training.py", False),
+        ("", False),
+    ],
+)
+def test_known_warnings_are_hidden_in_tools_only(monkeypatch, program, quiet):
+    monkeypatch.setattr(sys, "argv", [program])
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    monkeypatch.setattr(logger, "filters", [])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cli.silence_in_tools()
+        warnings.warn(
+            "`torch.jit.script` is deprecated. Please switch.", FutureWarning, stacklevel=1
+        )
+        warnings.warn("something else is deprecated", FutureWarning, stacklevel=1)
+    assert len(caught) == (1 if quiet else 2)
+    kept = [m for m in ("No CUDA runtime is found, using", "other") if _passes(logger, m)]
+    assert len(kept) == (1 if quiet else 2)
+
+
+def _passes(logger, message):
+    return bool(logger.filter(logging.LogRecord("", logging.WARNING, "", 0, message, (), None)))
+
+
+def test_a_console_script_shows_itself_in_its_examples(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/opt/bin/sl-train"])
+    parser = cli.tool_parser(
+        "What it does.\n\nExamples:\n  tools/train_net.py -c configs/Toy/a.yaml"
+    )
+    assert "  sl-train -c Toy/a.yaml\n" in parser.format_help()
+    assert "Exit code: 0, 1" in parser.format_help()
+
+
+def test_exit_codes(capsys):
+    """2 and one line for what a user can mend; anything else keeps its traceback."""
+
+    def fail(args):
+        raise args.error
+
+    args = cli.tool_parser("").parse_args([])
+    assert cli.run_tool(lambda args: None, args) == 0
+    args.error = ValueError("mend it")
+    assert cli.run_tool(fail, args) == 2
+    assert re.fullmatch(r".+: error: mend it\n", capsys.readouterr().err)
+    args.debug = True
+    with pytest.raises(ValueError, match="mend it"):
+        cli.run_tool(fail, args)
+    args.debug, args.error = False, RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.run_tool(fail, args)
+
+
+def test_a_config_is_a_file_or_a_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").touch()
+    assert find_config("mine.yaml") == "mine.yaml"
+    assert find_config("") == ""
+    shipped = str(REPO / "configs" / "Toy" / "retinanet.yaml")
+    assert find_config("Toy/retinanet.yaml") == find_config("configs/Toy/retinanet.yaml") == shipped
+    with pytest.raises(ValueError, match=r"no file .*'Toy/retinanet.yml'; did you mean Toy/retin"):
+        find_config("Toy/retinanet.yml")

@@ -1,0 +1,1 @@
+"""The command line tools: scripts in a checkout, the package sl_detectron.tools once installed."""

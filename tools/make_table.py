@@ -1,0 +1,32 @@
+#!/usr/bin/env python3
+"""Make tables and a plot of a benchmark: table.md, table.tex, table.csv, differences.csv, ap50.png.
+
+Mean and standard deviation over seeds, published numbers beside them where the grid has any, and
+differences from the baseline and the controls, paired by seed. Cells that are not finished are
+missing visibly. It may run while the benchmark does.
+
+Examples:
+  tools/make_table.py output/table5
+"""
+
+import argparse
+import sys
+
+from sl_detectron.cli import run_tool, tool_parser
+from sl_detectron.engine.benchmark import make_tables
+
+
+def main(args: argparse.Namespace) -> None:
+    for path in make_tables(args.folder, args.output or args.folder):
+        print(path)
+
+
+def cli() -> int:
+    parser = tool_parser(__doc__)
+    parser.add_argument("folder", help="what tools/benchmark.py had as --output")
+    parser.add_argument("--output", help="folder for tables and plot; default: the same")
+    return run_tool(main, parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(cli())
