@@ -12,7 +12,7 @@ import pytest
 from conftest import REPO
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
-from hostile import CASES, Case, make_world
+from hostile import BY_JSON, CASES, INJECT, Case, make_world, obj, xml
 
 # A few of them as a user runs them; the others in this process, which saves 5 s each.
 IN_PROCESSES = ("config code", "xml billion laughs", "checkpoint code", "json not json")
@@ -27,15 +27,14 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture
-def files(world, tmp_path, request, monkeypatch):
+def files(world, tmp_path, monkeypatch):
     folder = tmp_path / "w"
     shutil.copytree(world, folder)
     decisions = folder / "decisions.json"
     decisions.write_text(decisions.read_text().replace(str(world), str(folder)))
     monkeypatch.chdir(folder)
     yield folder
-    name = set_name(request.node.callspec.params["case"])
-    if name in DatasetCatalog:
+    for name in [n for n in DatasetCatalog if n.startswith("hostile_")]:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     # The loggers would go on writing to the captured output of this test, which is closed.
@@ -106,3 +105,27 @@ def test_is_refused_in_a_process_of_its_own(case, files):
 
 def test_there_are_at_least_200_of_them():
     assert len({(c.tool, c.name) for c in CASES}) == len(CASES) >= 200
+
+
+def test_class_names_lead_nowhere(files, capsys, monkeypatch):
+    """Markup and path separators in class names: pictures and copies are where they should be."""
+    classes = ["<script>alert(1)</script>", "../../up", "/etc/passwd"]
+    escaped = ["&lt;script&gt;alert(1)&lt;/script&gt;", *classes[1:]]
+    for image, name in zip("abc", escaped):
+        (files / f"voc/Annotations/{image}.xml").write_text(xml(obj(name)))
+    before = snapshot(files.parent)
+    calls = {"inject_noise.py": INJECT, "evaluate_voc.py": BY_JSON}
+    for tool, args in calls.items():
+        args = [a.replace("{w}", str(files)) for a in args]
+        args[args.index("--classes") + 1] = ",".join(classes)
+        monkeypatch.setattr(sys, "argv", [tool, *args])
+        with pytest.raises(SystemExit) as done:
+            runpy.run_path(str(REPO / "tools" / tool), run_name="__main__")
+        assert done.value.code == 0, capsys.readouterr()
+    after = snapshot(files.parent)
+    assert {k: after[k] for k in before} == before
+    names = {Path(k).relative_to("w").parts[0] for k in after.keys() - before.keys()}
+    assert names == {"out", "out.json", "out_precision_recall.png", "out_ap_by_iou.png"}
+    copied = {p.name for p in (files / "out").iterdir()}
+    assert copied == {"Annotations", "ImageSets", "JPEGImages", "confusion.png", "manifest.jsonl",
+                      "noise.json"}  # fmt: skip
