@@ -88,7 +88,7 @@ def _keys(node: Any, prefix: str = "") -> list[str]:
     """The dotted names of everything in a config."""
     keys = []
     for key in node if isinstance(node, DictConfig) else ():
-        name = f"{prefix}{key}"
+        name = prefix + str(key)
         keys += [name, *_keys(node._get_node(key), f"{name}.")]
     return keys
 
