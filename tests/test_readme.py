@@ -1,4 +1,4 @@
-"""Every command and every Python block of the README and the tutorial runs, at tiny settings.
+"""Every command and every Python block of the README and of docs/ runs, at tiny settings.
 
 The commands run in the order of the page in one folder, in this process; what replaces what is in
 ``REPLACED`` and ``ADDED``, what is not run in ``NOT_RUN``. Blocks of YAML whose first line is a
@@ -201,6 +201,19 @@ def write_coco(voc: Path, path: Path) -> None:
     categories = [{"id": 1, "name": "robin"}, {"id": 2, "name": "wren"}]
     content = {"images": images, "annotations": annotations, "categories": categories}
     path.write_text(json.dumps(content))
+
+
+def test_no_page_has_commands_that_are_not_run():
+    # docs/results/ says how long trainings were made; tools/ tests run what it names.
+    pages = {p.relative_to(REPO).as_posix() for p in (REPO / "docs").glob("*.md")}
+    with_commands = {page for page in pages if blocks(page, "bash")}
+    assert with_commands <= {"docs/tutorial_audit.md", "docs/configs.md"}
+
+
+def test_configs_commands(project, monkeypatch, capsys):
+    for command in commands("docs/configs.md"):
+        run(command, monkeypatch)
+    assert Path(capsys.readouterr().out.strip()).is_file()
 
 
 class MyROIHeads(StandardROIHeads):
