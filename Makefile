@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test lint format docs bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ lint: setup  ## ruff and mypy
 format: setup  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: setup  ## write docs/config.md and docs/api.md anew from comments and docstrings
+	$(BIN)/python -W ignore docs/make_reference.py
 
 bench: setup  ## measure what the SuperLoss costs and how fast evaluation is
 	OMP_NUM_THREADS=1 $(BIN)/python tools/benchmark_superloss.py

@@ -15,6 +15,7 @@ AUDIT = ["cleanlab", "scikit-learn", "matplotlib"]
 # tools/make_table.py; tools/benchmark.py --executor.
 BENCHMARK = ["scipy", "matplotlib"]
 SLURM = ["submitit"]
+VISUALIZE = ["matplotlib", "opencv-python-headless"]
 TEST = [*DEMO, *AUDIT, *BENCHMARK, *SLURM, "pytest", "pytest-xdist", "hypothesis", "mpmath"]
 # What single tests drive, and skip without: a browser, and PointRend, which imports OpenCV.
 TEST += ["selenium", "opencv-python-headless"]
@@ -26,6 +27,9 @@ SCRIPTS = {
     "sl-inject-noise": "inject_noise",
     "sl-evaluate-voc": "evaluate_voc",
     "sl-audit": "audit_labels",
+    "sl-visualize": "visualize",
+    "sl-benchmark": "benchmark",
+    "sl-make-table": "make_table",
 }
 
 setup(
@@ -65,6 +69,7 @@ setup(
         "audit": AUDIT,
         "benchmark": BENCHMARK,
         "slurm": SLURM,
+        "visualize": VISUALIZE,
         "test": TEST,
         "dev": DEV,
     },

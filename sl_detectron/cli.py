@@ -8,7 +8,10 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["describe", "run_tool", "silence_in_tools", "tool_parser"]
+__all__ = ["USER_ERRORS", "describe", "run_tool", "silence_in_tools", "tool_parser"]
+
+# What a user can mend; FloatingPointError: a training that diverged.
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
 # Beginnings of what detectron2 and torch say about detectron2's own code: a user of a tool cannot
 # act on it. Everything else is shown.
@@ -70,7 +73,7 @@ def run_tool(job: Callable[[argparse.Namespace], None], args: argparse.Namespace
     """Run a tool and turn what a user can mend into one line on stderr.
 
     Args:
-        job: the tool's work; raises ValueError, OSError or ImportError for a user to mend
+        job: the tool's work; raises one of ``USER_ERRORS`` for a user to mend
         args: of :func:`tool_parser`, passed on
 
     Returns:
@@ -78,7 +81,7 @@ def run_tool(job: Callable[[argparse.Namespace], None], args: argparse.Namespace
     """
     try:
         job(args)
-    except (ValueError, OSError, ImportError) as error:
+    except USER_ERRORS as error:
         if args.debug:
             raise
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)

@@ -95,6 +95,7 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.DATASETS.LABEL_NOISE.TYPE = "symmetric"
     # Fraction of annotations, in [0, 1]; 0.0 is off.
     cfg.DATASETS.LABEL_NOISE.RATE = 0.0
+    # Another seed hits other annotations.
     cfg.DATASETS.LABEL_NOISE.SEED = 0
     # "bernoulli": every annotation by itself; "exact": round(RATE * number) annotations of a set.
     cfg.DATASETS.LABEL_NOISE.MODE = "bernoulli"
@@ -109,6 +110,10 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.DATASETS.LABEL_NOISE.MISSING = CN({"RATE": 0.0, "SEED": 0})
     # Boxes without an object, as a fraction of the number of annotations.
     cfg.DATASETS.LABEL_NOISE.SPURIOUS = CN({"RATE": 0.0, "SEED": 0})
+
+    # A training image that is missing, cut off or of another size than its annotation says: "error"
+    # stops and names it; "skip" warns and takes another image in its place.
+    cfg.DATALOADER.BROKEN_IMAGES = "error"
 
     # VOC-style sets of your own: [{"NAME": ..., "ROOT": ..., "SPLIT": ..., "CLASSES": [...]}, ...];
     # ROOT holds Annotations/, ImageSets/Main/SPLIT.txt and JPEGImages/. Optional: CLASSES, without

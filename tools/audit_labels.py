@@ -7,7 +7,7 @@ higher suspicion is more suspect.
 Examples:
   A training with the SuperLoss has the statistics in its checkpoints:
     tools/audit_labels.py --from-run output --output audit
-  Any detector, also a stock one, by one pass over its DATASETS.TRAIN:
+  Any detector, also a stock one or one of a LazyConfig, by one pass over its DATASETS.TRAIN:
     tools/audit_labels.py --config-file my.yaml --checkpoint model_final.pth --output audit
   The 50 most suspect cats and dogs each, and what cleanlab and FiftyOne read:
     tools/audit_labels.py --from-run output --output audit --classes cat,dog --top 50 --per-class \\
@@ -25,6 +25,7 @@ from collections.abc import Sequence
 
 from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.engine.audit_job import FORMATS, apply_file, run_audit
+from sl_detectron.model_zoo import find_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def audit_or_apply(args: argparse.Namespace) -> None:
+    args.config_file = find_config(args.config_file)
     print(apply_file(args.apply, args.output) if args.apply else run_audit(args))
 
 
@@ -71,6 +73,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if bool(args.config_file) != bool(args.checkpoint):
         parser.error("--checkpoint and --config-file go together")
+    if args.per_class and args.top is None:
+        parser.error("--per-class needs --top")
+    given = {key for key, value in vars(args).items() if value != parser.get_default(key)}
+    if args.apply and not given <= {"apply", "output", "debug"}:
+        parser.error("--apply takes --output and nothing else")
     return args
 
 

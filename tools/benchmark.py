@@ -35,10 +35,11 @@ from sl_detectron.engine.benchmark import (
     run_grid,
     train_net_command,
 )
+from sl_detectron.model_zoo import find_config
 
 
 def main(args: argparse.Namespace) -> None:
-    grid = read_grid(args.config, args.opts)
+    grid = read_grid(find_config(args.config), args.opts)
     if args.dry_run:
         script = Path(sys.argv[0]).name.startswith("sl-")  # installed, without a checkout
         tool = ["sl-train"] if script else ["python", "tools/train_net.py"]

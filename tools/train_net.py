@@ -8,7 +8,8 @@ Examples:
     tools/train_net.py --num-gpus 8 \\
         --config-file configs/PascalVOC-Detection/faster_rcnn_R_50_FPN_superloss_noisy.yaml \\
         DATASETS.LABEL_NOISE.RATE 0.6
-  Go on after an interruption: the same command with --resume.
+  Go on after an interruption: the same command with --resume. SIGTERM, by which schedulers
+  announce one, ends a training with a checkpoint and exit code 143.
   Train a LazyConfig, a Python file; options are KEY=VALUE:
     tools/train_net.py --config-file configs/LazyConfig/toy_faster_rcnn_superloss.py \\
         train.max_iter=100
@@ -23,9 +24,9 @@ from typing import Any
 from sl_detectron.cli import describe, run_tool  # first: it quiets detectron2's import
 
 # isort: split
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 
-from sl_detectron.engine import setup_cfg, setup_lazy_cfg, train_lazy_net, train_net
+from sl_detectron.engine import launch_job, setup_cfg, setup_lazy_cfg, train_lazy_net, train_net
 from sl_detectron.model_zoo import find_config
 
 
@@ -36,19 +37,19 @@ def main(args: argparse.Namespace) -> None:
         cfg, job = setup_lazy_cfg(args.config_file, args.opts), train_lazy_net
     else:
         cfg, job = setup_cfg(args.config_file, args.opts, args.eval_only), train_net
-    launch(
-        job,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(cfg, args),
-    )
+    launch_job(job, cfg, args)
 
 
 def cli() -> int:
     parser = default_argument_parser()
     describe(parser, __doc__)
+    parser.add_argument(
+        "--dist-timeout",
+        type=float,
+        default=1800,
+        metavar="SECONDS",
+        help="how long a process waits for another one that may be dead",
+    )
     return run_tool(main, parser.parse_args())
 
 

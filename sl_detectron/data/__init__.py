@@ -13,6 +13,7 @@ from .label_noise import (
     noisy_dataset_dicts,
 )
 from .toy import TOY_CLASS_NAMES, make_toy_dataset, register_toy_datasets
+from .train_loader import BROKEN_IMAGES, TrainLoader
 from .voc import check_datasets, load_voc_dataset, register_voc_dataset, register_voc_datasets
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "check_label_noise",
     "noisy_dataset_dicts",
     "build_noisy_train_loader",
+    "TrainLoader",
+    "BROKEN_IMAGES",
     "TOY_CLASS_NAMES",
     "make_toy_dataset",
     "register_toy_datasets",

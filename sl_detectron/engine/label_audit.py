@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pickle
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
@@ -30,6 +28,7 @@ from ..data import noisy_dataset_dicts
 from ..data.label_noise import read_manifest
 from ..losses import confidence
 from ..modeling import SuperLossTerm
+from .checkpoint import SafeCheckpointer, read_checkpoint
 
 __all__ = [
     "audit_checkpoint",
@@ -126,9 +125,7 @@ def audit_run(cfg: CfgNode, checkpoint: str | os.PathLike | None = None) -> Labe
         ValueError: the run did not track annotations, or other ones than those of the config
     """
     path = Path(checkpoint or last_checkpoint(cfg.OUTPUT_DIR))
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
-    state = _load_checkpoint(path).get("annotation_tracker")
+    state = read_checkpoint(path).get("annotation_tracker")
     if state is None:
         raise ValueError(
             f"{path} holds no annotation statistics: the model had no SuperLoss, or "
@@ -209,13 +206,12 @@ def probe_checkpoint(
     """
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"there is no checkpoint {checkpoint}")
-    _load_checkpoint(Path(checkpoint))
     model = build_model(cfg)
     _StrictCheckpointer(model).load(str(checkpoint))
     return probe_annotations(model, list(chain(*sets.values())), cfg, detect, progress=True)
 
 
-class _StrictCheckpointer(DetectionCheckpointer):
+class _StrictCheckpointer(SafeCheckpointer):
     """Refuses what does not fill the detector: a random one would rank labels at random."""
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
@@ -230,19 +226,6 @@ class _StrictCheckpointer(DetectionCheckpointer):
                 f"the checkpoint is not of the config's detector: for {missing[0]} and "
                 f"{len(missing) - 1} more it has no weights, or of another shape"
             )
-
-
-def _load_checkpoint(path: Path) -> dict[str, Any]:
-    if path.suffix != ".pth":  # .pkl files of the model zoo: detectron2 reads them
-        return {}
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"{path} is not a checkpoint: it holds a {type(checkpoint).__name__}")
-    return checkpoint
 
 
 def last_checkpoint(folder: str) -> Path:

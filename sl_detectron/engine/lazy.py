@@ -4,9 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import AMPTrainer, SimpleTrainer, default_setup, default_writers, hooks
+from detectron2.engine import default_setup, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -15,7 +14,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from .checkpoint import SafeCheckpointer
+from .finite import trainer_class
 from .hooks import LogTau
+from .resume import ResumeState, SaveAndStop, StopOnSignal, get_rng_state, set_rng_state
 from .trainer import distribute
 
 __all__ = ["setup_lazy_cfg", "train_lazy_net"]
@@ -80,7 +82,7 @@ def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     setup_logger(cfg.train.output_dir, comm.get_rank(), name="sl_detectron")
     model = instantiate(cfg.model).to(cfg.train.device)
     if args.eval_only:
-        DetectionCheckpointer(model, cfg.train.output_dir).resume_or_load(
+        SafeCheckpointer(model, cfg.train.output_dir).resume_or_load(
             cfg.train.init_checkpoint, resume=args.resume
         )
         return _evaluate(cfg, model)
@@ -88,10 +90,9 @@ def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     optimizer = instantiate(cfg.optimizer)
     train_loader = instantiate(cfg.dataloader.train)
     model = distribute(model, **cfg.train.get("ddp", {}))
-    trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(
-        model, train_loader, optimizer
-    )
-    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    trainer = trainer_class(cfg.train.amp.enabled)(model, train_loader, optimizer)
+    checkpointer = SafeCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    stop = StopOnSignal(cfg.train.checkpointer.period)
     results: dict[str, Any] = {}
 
     def evaluate() -> dict[str, Any]:
@@ -105,11 +106,14 @@ def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
         on_main = [hooks.PeriodicWriter(writers, period=cfg.train.log_period)]
     trainer.register_hooks(
         [
+            stop,
+            ResumeState(model, train_loader, stop),
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
             if comm.is_main_process()
             else None,
+            SaveAndStop(stop, checkpointer),
             hooks.EvalHook(cfg.train.eval_period, evaluate),
             LogTau(),
             *on_main,
@@ -125,7 +129,9 @@ def _evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     if "evaluator" not in cfg.dataloader:
         return {}
     loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    state = get_rng_state()  # evaluation leaves the random numbers of the training alone
     results = inference_on_dataset(model, loader, evaluator)
+    set_rng_state(state)
     if comm.is_main_process():
         print_csv_format(results)
     return results

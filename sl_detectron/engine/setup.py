@@ -2,12 +2,12 @@
 
 import argparse
 import difflib
+import logging
 import re
 from typing import Any
 
 import torch
 import yaml
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.engine import default_setup
@@ -15,9 +15,11 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from ..cli import USER_ERRORS
 from ..config import add_superloss_config
 from ..data import check_datasets, check_label_noise, register_voc_datasets
 from ..evaluation import check_evaluator
+from .checkpoint import SafeCheckpointer
 from .trainer import SuperLossTrainer
 
 __all__ = ["merge_cfg", "setup_cfg", "setup_job", "train_net"]
@@ -69,7 +71,8 @@ def merge_cfg(config_file: str, opts: list[str]) -> CfgNode:
     add_superloss_config(cfg)
     try:
         if config_file:
-            cfg.merge_from_file(config_file)
+            # detectron2 would run the code of !!python/ tags.
+            cfg.merge_from_file(config_file, allow_unsafe=False)
         cfg.merge_from_list(opts)
     except (KeyError, AssertionError, ValueError) as error:
         raise ValueError(_explain(error, cfg)) from error
@@ -89,6 +92,8 @@ def setup_job(cfg: CfgNode, args: argparse.Namespace | None = None) -> None:
     register_voc_datasets(cfg.DATASETS.CUSTOM_VOC)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="sl_detectron", abbrev_name="sl_detectron")
+    if not getattr(args, "debug", False):
+        logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
 
 
 def train_net(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
@@ -104,7 +109,7 @@ def train_net(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     setup_job(cfg, args)
     if args.eval_only:
         model = SuperLossTrainer.build_model(cfg)
-        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = SuperLossTrainer.test(cfg, model)
         if comm.is_main_process():
@@ -113,6 +118,14 @@ def train_net(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     trainer = SuperLossTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Log what a user can mend in one line, as the command line says it."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, USER_ERRORS):
+        record.msg, record.args, record.exc_info = f"{record.msg} {error}", (), None
+    return True
 
 
 def _check_device(cfg: CfgNode) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -20,8 +20,11 @@ from ..data import build_noisy_train_loader, noisy_dataset_dicts
 from ..evaluation import build_evaluator
 from ..losses import DataParams
 from ..modeling import SuperLossTerm
-from .hooks import LogTau, TrackAnnotations
+from .checkpoint import SafeCheckpointer
+from .finite import trainer_class
+from .hooks import DrawTrainingImages, LogTau, TrackAnnotations
 from .label_audit import build_annotation_tracker
+from .resume import ResumeState, SaveAndStop, StopOnSignal, get_rng_state, set_rng_state
 
 __all__ = ["SuperLossTrainer", "distribute"]
 
@@ -31,7 +34,9 @@ logger = logging.getLogger(__name__)
 class SuperLossTrainer(DefaultTrainer):
     """:class:`DefaultTrainer` with label noise in its loader and VOC evaluation.
 
-    Beyond the stock trainer it runs under several processes on a machine without GPU.
+    Beyond the stock trainer it runs under several processes on a machine without GPU, resumes to
+    the same losses as without the interruption, stops with a checkpoint at SIGTERM, and says which
+    term and images made a loss infinite or nan.
 
     Args:
         cfg: a config with the keys of :func:`~sl_detectron.add_superloss_config`
@@ -58,12 +63,9 @@ class SuperLossTrainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         model = distribute(model)
-        trainer_type = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer_type(model, data_loader, optimizer)
+        self._trainer = trainer_class(cfg.SOLVER.AMP.ENABLED)(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DetectionCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
+        self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         # None where nothing is tracked.
         self.annotation_tracker = build_annotation_tracker(cfg, model, data_loader)
         if self.annotation_tracker is not None:
@@ -83,10 +85,28 @@ class SuperLossTrainer(DefaultTrainer):
         return getattr(self, "_last_eval_results", {})
 
     def build_hooks(self) -> list[HookBase | None]:
-        """The stock hooks with those of :mod:`~sl_detectron.engine.hooks` around them."""
-        tracker = self.annotation_tracker
-        first = [] if tracker is None else [TrackAnnotations(tracker, self.cfg)]
-        return [*first, *super().build_hooks(), LogTau()]
+        """The stock hooks with those of this package around them."""
+        stop = StopOnSignal(self.cfg.SOLVER.CHECKPOINT_PERIOD)
+        first: list[HookBase | None] = [stop, ResumeState(self.model, self.data_loader, stop)]
+        if self.annotation_tracker is not None:
+            first.append(TrackAnnotations(self.annotation_tracker, self.cfg, stop))
+        if self.cfg.VIS_PERIOD > 0 and comm.is_main_process():
+            true_classes = getattr(self.data_loader, "true_classes", {})
+            first.append(DrawTrainingImages(self.cfg, true_classes))
+        stock = super().build_hooks()
+        # A scheduler does not wait for an evaluation.
+        at = next(i for i, hook in enumerate(stock) if isinstance(hook, EvalHook))
+        stock.insert(at, SaveAndStop(stop, self.checkpointer))
+        return [*first, *stock, LogTau()]
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        """The stock evaluation; training goes on with the random numbers it would have without."""
+        state = get_rng_state()
+        try:
+            return super().test(cfg, model, evaluators)
+        finally:
+            set_rng_state(state)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

@@ -12,7 +12,7 @@ from audit_cases import CLASSES, EVIL, PROBABILITIES, make_audit
 from browser import downloaded, start
 from PIL import Image
 
-from sl_detectron.audit import apply_decisions, read_decisions, write_report
+from sl_detectron.audit import apply_decisions, read_decisions, top_suspects, write_report
 from sl_detectron.audit.crops import make_crops
 from sl_detectron.data import load_voc_dataset
 
@@ -245,6 +245,94 @@ def test_saved_decisions_load_again(page, tmp_path):
         "return [...document.querySelectorAll('.badge')].map((b) => b.textContent)"
     )
     assert badges == ["wrong", "right"]
+
+
+def load(page, path, begins):
+    """Load a file of decisions; returns what the page says of it."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    page.find_element("id", "load").send_keys(str(path))
+    WebDriverWait(page, 60).until(lambda _: text(page, "progress").startswith(begins))
+    return text(page, "progress")
+
+
+def test_decisions_on_what_a_shorter_report_leaves_out_are_kept(page, audit, tmp_path):
+    """A person judges the whole list, later a short one, and saves: nothing may be lost."""
+    page.execute_script("localStorage.clear()")
+    page.refresh()
+    for key in "wrurw":
+        press(page, key)
+    whole = save(page)["decisions"]
+    assert len(whole) == 5
+    kept = tmp_path / "kept.json"
+    (page.downloads / "decisions.json").rename(kept)
+    for short in (top_suspects(audit, 2), top_suspects(audit, classes=["dog"])):
+        page.get(write_report(short, tmp_path / "short").as_uri())
+        # The same annotations: the browser knows what was decided about them.
+        said = "2 decided: 1 wrong, 1 right, 0 unsure; 3 on annotations that are not in this report"
+        assert text(page, "progress") == said
+        press(page, "u")
+        changed = {**whole[0], "verdict": "unsure", "label": None}
+        assert sorted(map(str, save(page)["decisions"])) == sorted(map(str, [changed, *whole[1:]]))
+        assert len(read_decisions(page.downloads / "decisions.json").decisions) == 5
+        (page.downloads / "decisions.json").unlink()
+        page.execute_script("localStorage.clear()")
+        page.refresh()
+        assert load(page, kept, "2 decided") == said
+    page.get(write_report(audit, tmp_path / "report").as_uri())
+    assert text(page, "progress") == "5 decided: 2 wrong, 2 right, 1 unsure"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": [*CLASSES, "horse"]}, "this audit has no class horse"),
+        ({"classes": [CLASSES[0], CLASSES[2]]}, "it has no class dog"),
+        ({"classes": None}, "it is not a file of decisions"),
+        ({"version": 2}, "it is not a file of decisions"),
+    ],
+)
+def test_a_file_of_other_classes_is_not_loaded(page, tmp_path, change, message):
+    page.execute_script("localStorage.clear()")
+    page.refresh()
+    press(page, "w")
+    data = save(page)
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**data, **change}))
+    page.execute_script("localStorage.clear()")
+    page.refresh()
+    assert load(page, other, "other.json") == f"other.json is not loaded: {message}"
+    # The order of names says nothing.
+    other.write_text(json.dumps({**data, "classes": data["classes"][::-1]}))
+    assert load(page, other, "1 decided").endswith("unsure")
+
+
+def test_entries_of_other_data_are_left_out(page, tmp_path):
+    page.execute_script("localStorage.clear()")
+    page.refresh()
+    press(page, "w")
+    data = save(page)
+    entry = data["decisions"][0]
+    wrong = {"dataset": "other"}, {"given": "cat"}, {"label": "horse"}, {"verdict": "?"}
+    entries = [{**entry, **change} for change in wrong]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**data, "decisions": [*entries, None]}))
+    page.execute_script("localStorage.clear()")
+    page.refresh()
+    said = load(page, other, "nothing decided yet;")
+    assert said == "nothing decided yet; 5 of other annotations left out"
+
+
+def test_numbers_that_are_not_finite_show_as_a_dash(chromium, audit, tmp_path):
+    nan = float("nan")
+    odd = dataclasses.replace(
+        audit.annotations[0], mean_loss=nan, confidence=nan, expected_correctness=nan
+    )
+    report = write_report(dataclasses.replace(audit, annotations=(odd,)), tmp_path / "report")
+    chromium.get(report.as_uri())
+    assert chromium.execute_script("return document.documentElement.dataset.ready") == "true"
+    assert "σ –" in text(chromium, "card-0")
+    assert "– %" in text(chromium, "facts")
 
 
 def test_only_cards_in_view_exist(chromium, tmp_path):

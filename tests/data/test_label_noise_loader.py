@@ -155,7 +155,8 @@ def test_missing_manifest(cfg):
 
 
 def sampler_of(loader):
-    return loader.dataset.dataset.sampler
+    """The sampler of our loader, or of detectron2's under its aspect ratio grouping."""
+    return loader.sampler if hasattr(loader, "sampler") else loader.dataset.dataset.sampler
 
 
 def noisy_records(cfg):

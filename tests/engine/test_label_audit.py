@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import NUM_CLASSES, REPO, build, make_batch, run_losses, small_config
+from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from sl_detectron.audit import AnnotationTracker, audit_annotations, read_audit
@@ -195,6 +196,15 @@ def test_audit_and_evaluation_of_a_stock_checkpoint(detector, tmp_path):
     assert {"suspicion", "plain loss", "loss of the final model", "ObjectLab, swap"} <= (
         evaluation.scores.keys()
     )
+
+
+def test_checkpoint_of_a_lazy_config_by_a_yaml_of_the_same_detector(tmp_path):
+    lazy = LazyConfig.load(str(REPO / "configs/LazyConfig/toy_faster_rcnn_superloss.py"))
+    torch.manual_seed(0)
+    torch.save({"model": instantiate(lazy.model).state_dict()}, tmp_path / "lazy.pth")
+    audit = audit_checkpoint(config(tmp_path), tmp_path / "lazy.pth")
+    assert audit.annotations
+    assert audit.num_unseen == 0
 
 
 def test_missing_files_are_named(tmp_path):

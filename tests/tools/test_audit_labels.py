@@ -184,6 +184,18 @@ def test_output_is_checked_before_any_work(main, run, noisy_set, tmp_path, capsy
         assert message in capsys.readouterr().err
 
 
+def test_a_lazy_config_is_named(main, tmp_path, capsys):
+    lazy = REPO / "configs/LazyConfig/toy_faster_rcnn_superloss.py"
+    (tmp_path / "run").mkdir()
+    # What its training leaves as config.yaml.
+    (tmp_path / "run" / "config.yaml").write_text("model: {_target_: sl_detectron.NoSuchThing}\n")
+    (tmp_path / "model.pth").write_text("")
+    by_checkpoint = ("--checkpoint", tmp_path / "model.pth", "--config-file", lazy)
+    for args in (by_checkpoint, ("--from-run", tmp_path / "run")):
+        assert main(*args, "--output", tmp_path / "out") == 2
+        assert "is a LazyConfig, whose training keeps no annotation" in capsys.readouterr().err
+
+
 def test_a_missing_extra_is_named_before_any_work(main, run, tmp_path, capsys, monkeypatch):
     job = "sl_detectron.engine.audit_job"
     monkeypatch.setattr(f"{job}.audit_run", expensive)
@@ -192,6 +204,15 @@ def test_a_missing_extra_is_named_before_any_work(main, run, tmp_path, capsys, m
     assert "pip install 'sl_detectron[audit]'" in capsys.readouterr().err
 
 
-def test_checkpoint_needs_a_config(main, tmp_path):
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--checkpoint", "x.pth"), "--checkpoint and --config-file go together"),
+        (("--from-run", "x", "--per-class"), "--per-class needs --top"),
+        (("--apply", "x.json", "--top", "5"), "--apply takes --output and nothing else"),
+    ],
+)
+def test_options_that_do_not_go_together(main, tmp_path, capsys, args, message):
     with pytest.raises(SystemExit):
-        main("--checkpoint", "x.pth", "--output", tmp_path)
+        main(*args, "--output", tmp_path)
+    assert message in capsys.readouterr().err

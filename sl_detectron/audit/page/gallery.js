@@ -54,8 +54,8 @@ function makeCard(position) {
   meter.append(element("i"));
   meter.firstChild.style.width = `${row.suspicion * 100}%`;
   const numbers = element("div", "small");
-  numbers.append(element("span", "", `suspicion ${row.suspicion.toFixed(2)}`),
-    element("span", "", `σ ${row.confidence.toFixed(2)}`));
+  numbers.append(element("span", "", `suspicion ${fixed(row.suspicion, 2)}`),
+    element("span", "", `σ ${fixed(row.confidence, 2)}`));
   text.append(names, meter, numbers);
   card.append(crop, text);
   card.addEventListener("click", () => select(position));
@@ -126,17 +126,17 @@ function fillInspector() {
     meter.append(element("i"));
     meter.firstChild.style.width = `${probability * 100}%`;
     bar.append(element("span", "", label(id)), meter,
-      element("span", "value", `${(100 * probability).toFixed(0)} %`));
+      element("span", "value", percent(probability, 0)));
     return bar;
   }));
   const facts = [
     ["image", imageName(row)], ["annotation", `${row.index} (id ${row.annotation_id})`],
     ["box, pixels", row.bbox.map((x) => Math.round(x)).join(", ")],
-    ["suspicion", row.suspicion.toFixed(3)],
-    ["given label correct with", `${(100 * row.expected).toFixed(1)} %`],
+    ["suspicion", fixed(row.suspicion, 3)],
+    ["given label correct with", percent(row.expected, 1)],
     ["confidence σ, mean / last",
-      `${row.confidence.toFixed(3)} / ${row.last_confidence.toFixed(3)}`],
-    ["loss, mean / last", `${row.mean_loss.toFixed(3)} / ${row.last_loss.toFixed(3)}`],
+      `${fixed(row.confidence, 3)} / ${fixed(row.last_confidence, 3)}`],
+    ["loss, mean / last", `${fixed(row.mean_loss, 3)} / ${fixed(row.last_loss, 3)}`],
     ["samples", String(row.num_samples)],
   ];
   byId("facts").replaceChildren(...facts.flatMap(([name, value]) => [
@@ -147,10 +147,12 @@ function fillInspector() {
 function fillProgress() {
   const counts = { wrong: 0, right: 0, unsure: 0 };
   for (const decision of decisions.values()) counts[decision.verdict] += 1;
-  byId("progress").textContent = decisions.size
+  const parts = [decisions.size
     ? `${decisions.size} decided: ${counts.wrong} wrong, ${counts.right} right, `
       + `${counts.unsure} unsure`
-    : "nothing decided yet";
+    : "nothing decided yet"];
+  if (elsewhere.size) parts.push(`${elsewhere.size} on annotations that are not in this report`);
+  byId("progress").textContent = parts.join("; ");
 }
 
 function select(position) {

@@ -47,7 +47,7 @@ async function load(event) {
     if (unknown) byId("progress").textContent += `; ${unknown} of other annotations left out`;
     refresh();
   } catch (error) {
-    byId("progress").textContent = `${file.name} is not a file of decisions (${error.message})`;
+    byId("progress").textContent = `${file.name} is not loaded: ${error.message}`;
   }
 }
 

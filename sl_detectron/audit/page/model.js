@@ -20,6 +20,8 @@ function cropOf(row) {
 }
 
 const label = (id) => AUDIT.classes[id];
+const fixed = (value, digits) => (value === null ? "–" : value.toFixed(digits));
+const percent = (value, digits) => `${value === null ? "–" : (100 * value).toFixed(digits)} %`;
 const imageName = (row) => `${AUDIT.datasets[row.dataset]}/${row.image_id}`;
 
 // All text goes through textContent: names of classes and files are data, never markup.
@@ -32,7 +34,12 @@ function element(tag, className = "", text = "") {
 
 // ---- decisions ---------------------------------------------------------------------------------
 
+const VERSION = 1;
 const decisions = new Map(); // place in rows -> {verdict, label}; label is a class id or null
+// Key -> entry of a file: decisions on annotations of these data sets that this page does not hold,
+// because it is a shorter list than the one they were made in. They are saved with the others.
+const elsewhere = new Map();
+const keyOf = (dataset, image, index) => JSON.stringify([dataset, String(image), index]);
 const history = [];
 const storageKey = `sl_detectron label audit ${AUDIT.fingerprint}`;
 
@@ -63,24 +70,46 @@ function exported() {
       label: wrong && decision.label !== null ? label(decision.label) : null,
     };
   });
-  return { version: 1, classes: AUDIT.classes, sources: AUDIT.sources, decisions: entries };
+  entries.push(...elsewhere.values());
+  return { version: VERSION, classes: AUDIT.classes, sources: AUDIT.sources, decisions: entries };
 }
 
+function checkFile(data) {
+  if (data?.version !== VERSION || !Array.isArray(data.classes) || !Array.isArray(data.decisions)) {
+    throw new Error("it is not a file of decisions");
+  }
+  const missing = data.classes.filter((name) => !AUDIT.classes.includes(name));
+  const lacking = AUDIT.classes.filter((name) => !data.classes.includes(name));
+  if (missing.length || lacking.length) {
+    const parts = [["this audit has no class", missing], ["it has no class", lacking]];
+    throw new Error(parts.filter(([, names]) => names.length)
+      .map(([text, names]) => `${text} ${names.join(", ")}`).join("; "));
+  }
+}
+
+// A class that is unknown here must not become null, which takes the box away.
+const isDecision = (entry) => VERDICTS.includes(entry?.verdict)
+  && AUDIT.datasets.includes(entry.dataset) && AUDIT.classes.includes(entry.given)
+  && (entry.label === null || AUDIT.classes.includes(entry.label))
+  && Number.isInteger(entry.index) && Array.isArray(entry.bbox) && entry.bbox.length === 4;
+
 function restore(data) {
-  const key = (dataset, image, index) => JSON.stringify([dataset, String(image), index]);
+  checkFile(data);
   const places = new Map(rows.map((row) => [
-    key(AUDIT.datasets[row.dataset], row.image_id, row.index), row.place,
+    keyOf(AUDIT.datasets[row.dataset], row.image_id, row.index), row.place,
   ]));
-  const given = new Map(rows.map((row) => [row.place, AUDIT.classes[row.label]]));
   let unknown = 0;
   for (const entry of data.decisions) {
-    const place = places.get(key(entry.dataset, entry.image_id, entry.index));
-    const id = AUDIT.classes.indexOf(entry.label);
-    // A class that is unknown here must not become null, which takes the box away, and a verdict
-    // on another label than the one that is shown says nothing about this one.
-    if (place === undefined || !VERDICTS.includes(entry.verdict) || entry.given !== given.get(place)
-      || (entry.label !== null && id < 0)) unknown += 1;
-    else decisions.set(place, { verdict: entry.verdict, label: id < 0 ? null : id });
+    const key = keyOf(entry?.dataset, entry?.image_id, entry?.index);
+    const place = places.get(key);
+    // A verdict on another label than the one that is shown says nothing about this one.
+    if (!isDecision(entry)
+      || (place !== undefined && entry.given !== label(rows[place].label))) unknown += 1;
+    else if (place === undefined) elsewhere.set(key, entry);
+    else {
+      const id = entry.label === null ? null : AUDIT.classes.indexOf(entry.label);
+      decisions.set(place, { verdict: entry.verdict, label: id });
+    }
   }
   remember();
   return unknown;
@@ -105,7 +134,8 @@ const NO_FILTER = {
 const filter = { ...NO_FILTER };
 
 const NUM_BINS = 40;
-const binOf = (row) => Math.min(NUM_BINS - 1, Math.floor((row.confidence / Math.E) * NUM_BINS));
+const binOf = (row) => (row.confidence === null ? -1
+  : Math.min(NUM_BINS - 1, Math.floor((row.confidence / Math.E) * NUM_BINS)));
 
 function fits(row) {
   if (row.suspicion < filter.suspicion) return false;

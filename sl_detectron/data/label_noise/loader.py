@@ -12,16 +12,18 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader
+from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data.build import (
     filter_images_with_few_keypoints,
     filter_images_with_only_crowd_annotations,
     load_proposals_into_dataset,
     print_instances_class_histogram,
 )
-from detectron2.data.samplers import RepeatFactorTrainingSampler
+from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler
+from torch.utils.data import Sampler
 
 from ..annotation_ids import AnnotationIdMapper, annotation_fingerprint, number_annotations
+from ..train_loader import TrainLoader
 from ..voc import load_dataset
 from .changes import Change, Record
 from .config import noises_from_config, train_classes
@@ -37,8 +39,8 @@ logger = logging.getLogger(__name__)
 
 def build_noisy_train_loader(
     cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any] | None = None
-) -> Any:
-    """Build detectron2's training loader over ``DATASETS.TRAIN`` with ``DATASETS.LABEL_NOISE``.
+) -> TrainLoader:
+    """Build a training loader over ``DATASETS.TRAIN`` with ``DATASETS.LABEL_NOISE``.
 
     Every sampler of ``DATALOADER.SAMPLER_TRAIN`` sees the noisy labels that training sees. Test
     sets are never touched: only this loader injects. The mapped ``instances`` have
@@ -50,9 +52,10 @@ def build_noisy_train_loader(
             in :class:`~sl_detectron.data.AnnotationIdMapper` where it may be.
 
     Returns:
-        what :func:`detectron2.data.build_detection_train_loader` returns; its ``num_annotations``
-        is one more than the largest ``annotation_id``, its ``fingerprint`` the
-        :func:`~sl_detectron.data.annotation_fingerprint` of all
+        batches as those of :func:`detectron2.data.build_detection_train_loader`; its
+        ``num_annotations`` is one more than the largest ``annotation_id``, its ``fingerprint`` the
+        :func:`~sl_detectron.data.annotation_fingerprint` of all, its ``true_classes`` the true
+        class by ``annotation_id`` where noise changed it
 
     Raises:
         ValueError: if the noise is set wrongly or does not fit the data sets
@@ -61,16 +64,23 @@ def build_noisy_train_loader(
         mapper = AnnotationIdMapper(mapper or DatasetMapper(cfg, True))
     sets = noisy_dataset_dicts(cfg)
     records = [record for records in sets.values() for record in records]
-    loader = build_detection_train_loader(
-        cfg,
-        mapper=mapper,
-        dataset=records,
-        sampler=_weighted_sampler(cfg, sets),
+    loader = TrainLoader(
+        records,
+        mapper,
+        cfg.SOLVER.IMS_PER_BATCH,
+        _sampler_factory(cfg, sets, records),
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        broken_images=cfg.DATALOADER.get("BROKEN_IMAGES", "error"),
     )
-    # For those who keep a row per annotation; the records themselves would stay in memory.
-    ids = (a["annotation_id"] for r in records for a in r.get("annotations", ()))
-    loader.num_annotations = max(ids, default=-1) + 1
+    # For those who keep a row per annotation.
     loader.fingerprint = annotation_fingerprint(sets)
+    loader.true_classes = {
+        a["annotation_id"]: a["true_category_id"]
+        for r in records
+        for a in r.get("annotations", ())
+        if "true_category_id" in a
+    }
     return loader
 
 
@@ -185,13 +195,39 @@ def _filter(cfg: CfgNode, sets: Mapping[str, list[Record]]) -> dict[str, list[Re
     return filtered
 
 
-def _weighted_sampler(
-    cfg: CfgNode, sets: Mapping[str, list[Record]]
-) -> RepeatFactorTrainingSampler | None:
-    """Return the samplers that detectron2 would build from the clean sets; None for the others."""
+def _sampler_factory(
+    cfg: CfgNode, sets: Mapping[str, list[Record]], records: Sequence[Record]
+) -> Callable[[int], Sampler] | None:
+    """What makes the sampler of ``DATALOADER.SAMPLER_TRAIN`` from a seed; None for the default."""
     kind = cfg.DATALOADER.SAMPLER_TRAIN
-    if kind not in ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler"):
+    if kind == "TrainingSampler":
         return None
+    if kind == "RandomSubsetTrainingSampler":
+        size, ratio = len(records), cfg.DATALOADER.RANDOM_SUBSET_RATIO
+        # The subset and its order must not be drawn alike.
+        return lambda seed: RandomSubsetTrainingSampler(
+            size, ratio, seed_shuffle=seed, seed_subset=seed + 1
+        )
+    if kind == "RepeatFactorTrainingSampler":
+        factors = _repeat_factors(cfg, records)
+    elif kind in ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler"):
+        factors = _weighted_factors(cfg, sets)
+    else:
+        raise ValueError(f"DATALOADER.SAMPLER_TRAIN {kind!r} is none of detectron2's samplers")
+    return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
+
+
+def _repeat_factors(cfg: CfgNode, records: Sequence[Record]) -> torch.Tensor:
+    threshold = cfg.DATALOADER.REPEAT_THRESHOLD
+    # detectron2 0.6 has no REPEAT_SQRT: it always takes the root.
+    options = {"sqrt": cfg.DATALOADER.REPEAT_SQRT} if "REPEAT_SQRT" in cfg.DATALOADER else {}
+    return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        records, threshold, **options
+    )
+
+
+def _weighted_factors(cfg: CfgNode, sets: Mapping[str, list[Record]]) -> torch.Tensor:
+    """The repeat factors that detectron2 would make of the clean sets, of the noisy ones."""
     weights = dict(cfg.DATASETS.TRAIN_REPEAT_FACTOR)
     unknown = sorted(weights.keys() - sets.keys())
     if unknown:
@@ -199,13 +235,7 @@ def _weighted_sampler(
     factors = torch.cat(
         [torch.full((len(records),), float(weights.get(n, 1))) for n, records in sets.items()]
     )
-    if kind == "WeightedCategoryTrainingSampler":
-        by_class = [
-            RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-                records, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
-            )
-            for records in sets.values()
-        ]
-        factors = factors * torch.cat(by_class)
+    if cfg.DATALOADER.SAMPLER_TRAIN == "WeightedCategoryTrainingSampler":
+        factors = factors * torch.cat([_repeat_factors(cfg, records) for records in sets.values()])
         factors = factors / factors.min()
-    return RepeatFactorTrainingSampler(factors)
+    return factors

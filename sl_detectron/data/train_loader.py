@@ -1,0 +1,278 @@
+"""A training loader that can go on where it stopped: batches are a function of (seed, position).
+
+detectron2's loader starts its sampler anew after an interruption, and what its workers draw for
+crops and flips depends on how many of them there are. Here every place in the endless stream of
+samples has a number; the random draws of a sample are seeded by it, and to skip samples costs no
+image.
+"""
+
+import logging
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetFromList
+from detectron2.data.build import trivial_batch_collator
+from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.data.samplers import TrainingSampler
+from detectron2.utils import comm
+from detectron2.utils.serialize import PicklableWrapper
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+__all__ = ["BROKEN_IMAGES", "TrainLoader"]
+
+BROKEN_IMAGES = ("error", "skip")
+# What reading an image that is missing, cut off or not of its annotations raises; SyntaxError is
+# Pillow's word for a broken PNG.
+_READ_ERRORS = (OSError, SyntaxError, SizeMismatchError, Image.DecompressionBombError)
+_MAX_SKIPPED = 10
+
+# (number in the stream of all ranks, index of the record)
+Ticket = tuple[int, int]
+
+logger = logging.getLogger(__name__)
+
+
+class TrainLoader:
+    """Endless batches of mapped records, the same after a resume, with any number of workers.
+
+    Args:
+        dataset: records
+        mapper: called with a record; what it draws from random, numpy.random and torch is seeded
+        total_batch_size: over all ranks
+        make_sampler: makes the index sampler of this rank from a seed; None for
+            :class:`TrainingSampler`
+        aspect_ratio_grouping: batches of upright or of wide images only, as detectron2 makes them
+        num_workers: processes that load images
+        seed: None draws one, the same on all ranks
+        broken_images: "error" stops at an image that cannot be read; "skip" warns and takes another
+
+    ``start_batch`` is the number of batches to leave out, to be set before the first is asked for;
+    ``image_ids`` are those of the batch that was given last, ``num_annotations`` is one more than
+    the largest ``annotation_id``, for those who keep a row per annotation; ``fingerprint`` and
+    ``true_classes`` are for :func:`build_noisy_train_loader` to set.
+
+    Raises:
+        ValueError: a batch size that the ranks cannot share, a record without size, an unknown word
+
+    Example:
+        >>> records = [{"image_id": i, "width": 2, "height": 1} for i in range(4)]
+        >>> def batches(start):
+        ...     loader = TrainLoader(records, lambda r: r["image_id"] + random.random(), 2, seed=0)
+        ...     loader.start_batch = start
+        ...     return iter(loader)
+        >>> first, second, third = islice(batches(0), 3)
+        >>> third == next(batches(2))
+        True
+    """
+
+    def __init__(
+        self,
+        dataset: Sequence[dict[str, Any]],
+        mapper: Callable[[dict[str, Any]], Any],
+        total_batch_size: int,
+        make_sampler: Callable[[int], Sampler] | None = None,
+        *,
+        aspect_ratio_grouping: bool = True,
+        num_workers: int = 0,
+        seed: int | None = None,
+        broken_images: str = "error",
+    ):
+        world_size = comm.get_world_size()
+        if total_batch_size < 1 or total_batch_size % world_size:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH must be a multiple of the {world_size} processes; got "
+                f"{total_batch_size}"
+            )
+        if broken_images not in BROKEN_IMAGES:
+            raise ValueError(
+                f"DATALOADER.BROKEN_IMAGES must be one of {BROKEN_IMAGES}; got {broken_images!r}"
+            )
+        self.batch_size = total_batch_size // world_size
+        self.num_images = len(dataset)
+        self.num_workers = num_workers
+        self.seed = comm.shared_random_seed() if seed is None else seed
+        self.make_sampler = make_sampler or (lambda seed: TrainingSampler(len(dataset), seed=seed))
+        ids = (a.get("annotation_id", -1) for r in dataset for a in r.get("annotations", ()))
+        self.num_annotations = max(ids, default=-1) + 1
+        self.fingerprint: str | None = None
+        self.true_classes: dict[int, int] = {}
+        self.start_batch = 0
+        self.image_ids: list[Any] = []
+        self._wide = _wide_images(dataset) if aspect_ratio_grouping else None
+        self._records = DatasetFromList(list(dataset), copy=False)
+        self._mapper, self._broken_images = mapper, broken_images
+        self._batches: Any = None
+        self.sampler = self.make_sampler(self.seed)
+
+    def state_dict(self) -> dict[str, int]:
+        """What decides the order of the data, for a checkpoint."""
+        return {
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "world_size": comm.get_world_size(),
+            "num_images": self.num_images,
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take over the seed; warns if what else decides the order has changed."""
+        ours = self.state_dict()
+        changed = [key for key in ours if key != "seed" and ours[key] != state.get(key)]
+        if changed:
+            logger.warning(
+                "The data go on in another order than before the interruption: %s",
+                ", ".join(f"{key} was {state.get(key)} and is {ours[key]}" for key in changed),
+            )
+        self.seed = int(state["seed"])
+        self.sampler = self.make_sampler(self.seed)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        """Batches from ``start_batch`` on.
+
+        Raises:
+            ValueError: an image cannot be read, by id and file
+        """
+        samples = _SeededSamples(self._records, self._mapper, self.seed, self._broken_images)
+        loader: DataLoader = DataLoader(
+            samples,
+            batch_sampler=islice(self._tickets(), self.start_batch, None),
+            num_workers=self.num_workers,
+            collate_fn=trivial_batch_collator,
+            worker_init_fn=_heed_the_parent_only,
+            # Else each iterator would draw from the generator that the model draws from.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+        self._batches = iter(loader)
+        for batch in self._batches:
+            broken = [sample for sample in batch if isinstance(sample, _Broken)]
+            if broken:
+                raise ValueError(broken[0].message)
+            self.image_ids = [_image_id(sample) for sample in batch]
+            yield batch
+
+    def close(self) -> None:
+        """End the worker processes, if there are any."""
+        shutdown = getattr(self._batches, "_shutdown_workers", None)
+        if shutdown is not None:
+            shutdown()
+        self._batches = None
+
+    def _tickets(self) -> Iterator[list[Ticket]]:
+        """The batches of this rank, without their images."""
+        rank, world_size = comm.get_rank(), comm.get_world_size()
+        buckets: dict[bool, list[Ticket]] = {False: [], True: []}
+        for i, index in enumerate(self.sampler):
+            bucket = buckets[self._wide is not None and bool(self._wide[index])]
+            bucket.append((i * world_size + rank, index))
+            if len(bucket) == self.batch_size:
+                yield bucket.copy()
+                bucket.clear()
+
+
+class _Broken:
+    """A sample that could not be made. Raised in the main process: a worker's error has no line."""
+
+    def __init__(self, message: str):
+        self.message = message
+
+
+class _SeededSamples(Dataset):
+    """The mapped record of a ticket; what the mapper draws depends on the ticket alone."""
+
+    def __init__(self, records: Any, mapper: Any, seed: int, broken_images: str):
+        self.records = records
+        self.mapper = PicklableWrapper(mapper)
+        self.seed = seed
+        self.broken_images = broken_images
+        self._warned: set[int] = set()
+
+    def __getitem__(self, ticket: Ticket) -> Any:
+        number, index = ticket
+        for attempt in range(_MAX_SKIPPED):
+            sequence = np.random.SeedSequence([self.seed, number, attempt])
+            if attempt:
+                index = int(np.random.default_rng(sequence).integers(len(self.records)))
+            sample = self._map(index, sequence)
+            if sample is not None and (
+                self.broken_images == "error" or not isinstance(sample, _Broken)
+            ):
+                return sample
+            self._warn(index, sample)
+        reason = sample.message if sample is not None else "the mapper returned None"
+        return _Broken(f"{_MAX_SKIPPED} images in a row could not be used; the last: {reason}")
+
+    def _map(self, index: int, sequence: np.random.SeedSequence) -> Any:
+        record = self.records[index]
+        try:
+            with _seeded(sequence):
+                return self.mapper(record)  # None: a mapper of one's own skips the image
+        except _READ_ERRORS as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            return _Broken(
+                f"image {_image_id(record)!r}, {record.get('file_name')}: {reason}; mend it, or "
+                "set DATALOADER.BROKEN_IMAGES skip to train on the others"
+            )
+
+    def _warn(self, index: int, broken: _Broken | None) -> None:
+        if broken is not None and index not in self._warned:
+            logger.warning("Skipped %s", broken.message.partition("; mend it")[0])
+            self._warned.add(index)
+
+
+@contextmanager
+def _seeded(sequence: np.random.SeedSequence) -> Iterator[None]:
+    """Seed what augmentations draw from, and leave it as it was: the model draws from it too."""
+    words = sequence.generate_state(4)
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    random.seed(int(words[0]))
+    np.random.seed(words[1])  # noqa: NPY002 - detectron2's augmentations draw from it
+    # Not torch.manual_seed, which seeds the GPUs too.
+    torch.default_generator.manual_seed(int(words[2]) << 32 | int(words[3]))
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
+
+
+def _wide_images(records: Sequence[dict[str, Any]]) -> np.ndarray:
+    for record in records:
+        if not record.get("width") or not record.get("height"):
+            raise ValueError(
+                f"image {_image_id(record)!r} has no width and height, by which images are "
+                "grouped; set them, or DATALOADER.ASPECT_RATIO_GROUPING False"
+            )
+    return np.array([record["width"] > record["height"] for record in records])
+
+
+def _image_id(record: Any) -> Any:
+    if not isinstance(record, dict):
+        return None
+    return record.get("image_id", record.get("file_name"))
+
+
+def _heed_the_parent_only(worker_id: int) -> None:
+    """Let SIGTERM end a worker only where its parent sent it.
+
+    A scheduler signals every process of a job. The training has to end the step that it is in and
+    write a checkpoint; a worker that dies raises an error wherever the training happens to be.
+    """
+    parent = os.getppid()
+
+    def wait() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+            pass
+        os._exit(0)
+
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=wait, daemon=True).start()

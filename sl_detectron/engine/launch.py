@@ -1,0 +1,73 @@
+"""Start a job on every rank, and make one clear end of it if a rank fails or is told to stop."""
+
+import argparse
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from types import FrameType
+from typing import Any
+
+from detectron2.engine import launch
+from torch.multiprocessing import ProcessExitedException
+
+from ..cli import run_tool
+
+__all__ = ["launch_job"]
+
+
+def launch_job(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: Any) -> None:
+    """detectron2's ``launch`` with SIGTERM passed on to the ranks and their errors in one line.
+
+    Args:
+        job: called with cfg and args on every rank
+        cfg: a config that can be pickled
+        args: from detectron2's ``default_argument_parser``; ``dist_timeout``, in seconds, is how
+            long a rank waits for another one
+
+    Raises:
+        SystemExit: a rank ended with an exit code of its own, after it said why
+        ChildProcessError: a rank was killed; the others were stopped
+    """
+    if args.num_gpus * args.num_machines == 1:
+        job(cfg, args)
+        return
+    before = signal.signal(signal.SIGTERM, _pass_on)
+    try:
+        launch(
+            _run_rank,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(job, cfg, args),
+            timeout=timedelta(seconds=args.dist_timeout),
+        )
+    except ProcessExitedException as error:
+        if error.exit_code > 0:
+            raise SystemExit(error.exit_code) from error
+        raise ChildProcessError(
+            f"rank {error.error_index} was killed by {error.signal_name}; the others were "
+            "stopped; --resume goes on from the last checkpoint"
+        ) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run_rank(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: Any) -> None:
+    code = run_tool(partial(_call, job, cfg), args)
+    if code:
+        sys.exit(code)
+
+
+def _call(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: Any) -> None:
+    job(cfg, args)
+
+
+def _pass_on(number: int, frame: FrameType | None) -> None:
+    for child in multiprocessing.active_children():
+        if child.pid is not None:
+            os.kill(child.pid, signal.SIGTERM)

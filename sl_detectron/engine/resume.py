@@ -1,0 +1,215 @@
+"""What lets a training go on as if it had never stopped, and stop when a scheduler says so."""
+
+import logging
+import random
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from detectron2.engine import HookBase
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.utils import comm
+from torch import nn
+
+from ..data import TrainLoader
+from .checkpoint import SafeCheckpointer
+
+__all__ = [
+    "STOPPED",
+    "ResumeState",
+    "SaveAndStop",
+    "StopOnSignal",
+    "any_rank",
+    "get_rng_state",
+    "set_rng_state",
+]
+
+# Exit code of a training that SIGTERM stopped after it wrote a checkpoint: 128 + SIGTERM, as a
+# shell says it. Not 0: who runs a training and then an evaluation must see that it is not done.
+STOPPED = 128 + signal.SIGTERM
+# The EMA of the number of foreground anchors, a plain attribute that no state dict has.
+_NORMALIZER = "loss_normalizer"
+
+logger = logging.getLogger(__name__)
+
+
+class StopOnSignal(HookBase):
+    """Note SIGTERM, and let all ranks agree on the step after which they stop.
+
+    Register it first, and :class:`SaveAndStop` after the hooks that a checkpoint needs.
+
+    Args:
+        period: number of iterations from one checkpoint to the next
+    """
+
+    def __init__(self, period: int):
+        self.period = period
+        self.stops = False
+        self._signalled = False
+        self._before: Any = None
+
+    def before_train(self) -> None:
+        # Python lets only the main thread handle signals.
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._note)
+
+    def after_step(self) -> None:
+        self.stops = any_rank(self._signalled)
+
+    def after_train(self) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def checkpoint_is_due(self) -> bool:
+        """Whether this step ends in a checkpoint; the same on every rank."""
+        done = self.trainer.iter + 1
+        return self.stops or done % self.period == 0 or done >= self.trainer.max_iter
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = True
+
+
+class SaveAndStop(HookBase):
+    """End the process with a checkpoint, once :class:`StopOnSignal` says so."""
+
+    def __init__(self, stop: StopOnSignal, checkpointer: SafeCheckpointer):
+        self.stop = stop
+        self.checkpointer = checkpointer
+
+    def after_step(self) -> None:
+        # A training that is complete has its last checkpoint already.
+        if not self.stop.stops or self.trainer.iter + 1 >= self.trainer.max_iter:
+            return
+        self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+        logger.info("Stopped by SIGTERM after iteration %d; --resume goes on", self.trainer.iter)
+        # The first rank to leave makes the launcher end the others.
+        comm.synchronize()
+        raise SystemExit(STOPPED)
+
+
+class ResumeState(HookBase):
+    """Put into checkpoints what every rank has for itself, and bring the data to where they were.
+
+    These are the random states of Python, numpy and torch, the loss normalizer of RetinaNet and
+    the seed of the data. The trainer saves a hook's state with its own.
+
+    Args:
+        model: the detector
+        loader: the training loader; one that is not a :class:`TrainLoader` starts anew
+        stop: says when a checkpoint is due
+    """
+
+    def __init__(self, model: nn.Module, loader: Any, stop: StopOnSignal):
+        self.model = model
+        self.loader = loader if isinstance(loader, TrainLoader) else None
+        self.stop = stop
+        self._ranks: list[dict[str, Any]] = []
+        self._iteration = -1
+        self._loaded: dict[str, Any] = {}
+
+    def before_train(self) -> None:
+        start = self.trainer.start_iter
+        if self.loader is None:
+            if start:
+                logger.warning("The loader is not sl_detectron's: the data start anew")
+        else:
+            self.loader.start_batch = start
+            if start and "data" in self._loaded:
+                self.loader.load_state_dict(self._loaded["data"])
+        if start and self._loaded:
+            self._restore()
+
+    def after_step(self) -> None:
+        if self.stop.checkpoint_is_due():
+            self._ranks = comm.gather(self._own())
+            self._iteration = self.trainer.iter
+
+    def after_train(self) -> None:
+        if self.loader is not None:
+            self.loader.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Random states and normalizers by rank, and what decides the order of the data."""
+        ranks, iteration = self._ranks, self._iteration
+        if comm.get_world_size() == 1:  # nobody else to ask, so right at any time
+            ranks, iteration = [self._own()], self.trainer.iter
+        data = {} if self.loader is None else {"data": self.loader.state_dict()}
+        return {"ranks": ranks, "iteration": iteration, **data}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep the state until training starts: what is built before then draws numbers too."""
+        self._loaded = state
+
+    def _own(self) -> dict[str, Any]:
+        return {"rng": get_rng_state(), "normalizers": _normalizers(self.model)}
+
+    def _restore(self) -> None:
+        ranks = self._loaded["ranks"]
+        if self._loaded["iteration"] != self.trainer.start_iter - 1 or not ranks:
+            logger.warning("The checkpoint was not written at the end of a step of all ranks")
+            return
+        if len(ranks) != comm.get_world_size():
+            logger.warning(
+                "The checkpoint is of %d processes: with %d the random states start anew",
+                *(len(ranks), comm.get_world_size()),
+            )
+            _set_normalizers(self.model, ranks[0]["normalizers"])
+            return
+        own = ranks[comm.get_rank()]
+        _set_normalizers(self.model, own["normalizers"])
+        set_rng_state(own["rng"])
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any rank. All ranks must call it; no GPU waits for it."""
+    if comm.get_world_size() == 1:
+        return flag
+    flags = torch.tensor(int(flag))
+    dist.all_reduce(flags, dist.ReduceOp.MAX, group=comm._get_global_gloo_group())
+    return bool(flags)
+
+
+def get_rng_state() -> dict[str, Any]:
+    """The random states of Python, numpy and torch, as what ``weights_only`` loading accepts."""
+    name, keys, *numpy_rest = np.random.get_state()  # noqa: NPY002
+    state = {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *numpy_rest),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Restore what :func:`get_rng_state` returned."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _normalizers(model: nn.Module) -> dict[str, float]:
+    return {
+        name: float(module.loss_normalizer)
+        for name, module in _unwrap(model).named_modules()
+        if isinstance(module, DenseDetector) and hasattr(module, _NORMALIZER)
+    }
+
+
+def _set_normalizers(model: nn.Module, values: dict[str, float]) -> None:
+    modules = dict(_unwrap(model).named_modules())
+    for name, value in values.items():
+        if name in modules:
+            setattr(modules[name], _NORMALIZER, value)
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

@@ -1,0 +1,66 @@
+"""tools/train_net.py on the toy set with 64-pixel images; writes every loss to curve.jsonl.
+
+driver.py [kill_at=ITERATION] [own_group=1] [num_gpus=N] ARGUMENTS OF train_net.py
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+REPO = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPO / "tools"))
+
+from sl_detectron.engine import finite  # noqa: E402
+from sl_detectron.model_zoo import get_config_file  # noqa: E402
+
+SMALL = ["SOLVER.IMS_PER_BATCH", "2", "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"]
+SMALL += ["MODEL.FPN.OUT_CHANNELS", "16"]
+SMALL += ["MODEL.ROI_BOX_HEAD.FC_DIM", "32", "SOLVER.CHECKPOINT_PERIOD", "100000"]
+SMALL += ["DATASETS.TEST", "()"]
+
+
+def record_losses(kill_at: int) -> None:
+    check = finite.FiniteTrainer._check
+
+    def recorded(self, losses):
+        output = Path(os.environ["DRIVER_OUTPUT"])
+        if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+            with open(output / "curve.jsonl", "a") as file:
+                file.write(json.dumps([self.iter, losses]) + "\n")
+        if self.iter == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        check(self, losses)
+
+    finite.FiniteTrainer._check = recorded
+
+
+def parse():
+    words = sys.argv[1:]
+    options = {"kill_at": -1, "own_group": 0, "num_gpus": 1}
+    while "=" in words[0]:
+        key, _, value = words.pop(0).partition("=")
+        options[key] = int(value)
+    return options, words
+
+
+options, words = parse()
+# Here and not in main(): the processes that a launcher spawns import this file too.
+record_losses(options["kill_at"])
+
+if __name__ == "__main__":
+    import train_net
+
+    if options["own_group"]:
+        os.setpgid(0, 0)
+    torch.set_num_threads(1)
+    at = words.index("--config-file") + 1
+    words[at] = get_config_file(words[at])
+    at = words.index("OUTPUT_DIR")
+    os.environ["DRIVER_OUTPUT"] = words[at + 1]
+    ranks = ["--num-gpus", str(options["num_gpus"]), "--dist-url", "auto"]
+    sys.argv = [sys.argv[0], *ranks, *words[:at], *SMALL, *words[at:]]
+    sys.exit(train_net.cli())

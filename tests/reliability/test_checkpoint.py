@@ -1,0 +1,162 @@
+"""Checkpoints: whole or absent, read without running code, the previous one if one is damaged."""
+
+import os
+import pickle
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sl_detectron.engine.checkpoint import SafeCheckpointer, atomic_write, read_checkpoint
+
+
+class Touch:
+    """A pickle of it makes a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
+
+
+class Shell:
+    def __reduce__(self):
+        return os.system, ("touch code_has_run",)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pyth", ".pkl"])
+@pytest.mark.parametrize("how", ["torch", "pickle", "old_torch"])
+@pytest.mark.parametrize("where", ["top", "deep"])
+def test_code_is_refused_and_does_not_run(tmp_path, monkeypatch, suffix, how, where):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / f"model{suffix}"
+    content = {"model": {"weight": torch.zeros(2)}, "extra": Shell()}
+    content = content if where == "deep" else Shell()
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
+    with pytest.raises(ValueError, match=str(path)) as raised:
+        read_checkpoint(path)
+    assert len(str(raised.value).splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_names_what_was_refused(tmp_path):
+    torch.save({"model": Shell()}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"a\.pth is refused .* a pickle with \w+\.system"):
+        read_checkpoint(tmp_path / "a.pth")
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": Touch("x")}))
+    with pytest.raises(ValueError, match=r"a\.pkl is refused .* a pickle with pathlib"):
+        read_checkpoint(tmp_path / "a.pkl")
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_the_model_zoos_pickles_of_arrays_load(tmp_path, protocol):
+    weight = np.arange(6, dtype=np.float32).reshape(2, 3)
+    path = tmp_path / "zoo.pkl"
+    content = {"model": {"weight": weight, "bias": weight[:, 0]}, "__author__": "a"}
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    model = nn.Linear(3, 2)
+    SafeCheckpointer(model).load(str(path))
+    assert torch.equal(model.weight, torch.from_numpy(weight))
+
+
+def save(folder, *names, value=0.0):
+    model = nn.Linear(3, 2)
+    checkpointer = SafeCheckpointer(model, str(folder))
+    for i, name in enumerate(names):
+        nn.init.constant_(model.weight, value + i)
+        checkpointer.save(name, iteration=i)
+    return checkpointer
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "noise", "absent", "zeros at the end"])
+def test_a_damaged_last_checkpoint_makes_way_for_the_one_before(tmp_path, damage, caplog):
+    save(tmp_path, "model_0000001", "model_0000003", "model_0000005")
+    last = tmp_path / "model_0000005.pth"
+    data = last.read_bytes()
+    damaged = {"cut": data[: len(data) // 2], "empty": b"", "noise": b"no" * 99}
+    damaged["zeros at the end"] = data[:-200] + bytes(200)
+    last.unlink() if damage == "absent" else last.write_bytes(damaged[damage])
+    model = nn.Linear(3, 2)
+    with caplog.at_level("WARNING", logger="sl_detectron"):
+        extra = SafeCheckpointer(model, str(tmp_path)).resume_or_load("", resume=True)
+    assert extra["iteration"] == 1
+    assert model.weight[0, 0].item() == 1.0
+    assert damage == "absent" or "going back to the checkpoint before it" in caplog.text
+
+
+def test_resumes_without_a_pointer(tmp_path):
+    """Killed after the checkpoint was renamed, before the pointer was."""
+    save(tmp_path, "model_0000001", "model_0000003")
+    (tmp_path / "last_checkpoint").unlink()
+    (tmp_path / "model_best.pth").write_bytes(b"another one")
+    checkpointer = SafeCheckpointer(nn.Linear(3, 2), str(tmp_path))
+    assert checkpointer.has_checkpoint()
+    assert checkpointer.resume_or_load("", resume=True)["iteration"] == 1
+
+
+def test_does_not_start_anew_where_no_checkpoint_can_be_read(tmp_path):
+    save(tmp_path, "model_0000001", "model_final")
+    for path in tmp_path.glob("*.pth"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"cannot resume: .*model_final\.pth.*model_0000001\.pth"):
+        SafeCheckpointer(nn.Linear(3, 2), str(tmp_path)).resume_or_load("", resume=True)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    save(tmp_path, "model_0000001")
+    (tmp_path / ".model_0000003.pth.tmp").write_bytes(b"half")
+    SafeCheckpointer(nn.Linear(3, 2), str(tmp_path)).resume_or_load("", resume=True)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.fixture
+def small_files():
+    """No file of this process can grow over 4096 bytes; a write says so, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_fills_up_takes_no_checkpoint_along(tmp_path, small_files):
+    checkpointer = save(tmp_path, "model_0000001")
+    checkpointer.model = nn.Linear(100, 100)
+    with pytest.raises(OSError, match=r"cannot write \S*model_0000003\.pth: \S") as raised:
+        checkpointer.save("model_0000003")
+    assert len(str(raised.value).splitlines()) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_0000001.pth"]
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+    read_checkpoint(tmp_path / "model_0000001.pth")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot write \S*model\.pth: Not a directory"):
+        save(tmp_path / "file", "model")
+
+
+def test_an_interrupted_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+
+    def interrupted():
+        with atomic_write(path) as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_missing_weights_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint \S*nowhere\.pth"):
+        SafeCheckpointer(nn.Linear(3, 2)).load(str(tmp_path / "nowhere.pth"))

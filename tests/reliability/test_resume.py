@@ -1,0 +1,193 @@
+"""A training that is killed or told to stop goes on as if it had never been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPO
+
+from sl_detectron.data import TOY_CLASS_NAMES, make_toy_dataset
+
+DRIVER = Path(__file__).parent / "driver.py"
+RETINANET, FASTER_RCNN = "Toy/retinanet_superloss.yaml", "Toy/faster_rcnn_superloss.yaml"
+NUM_ITERS = 8
+
+
+@pytest.fixture(scope="session")
+def toy_env(tmp_path_factory):
+    root = tmp_path_factory.mktemp("datasets")
+    return {**os.environ, "DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1"}
+
+
+def start(env, config, output, *opts, resume=False, **driver):
+    """A training in a process of its own; ``driver``: what driver.py does to it."""
+    words = [f"{key}={value}" for key, value in driver.items()]
+    command = [sys.executable, str(DRIVER), *words, "--config-file", config]
+    command += ["--resume"] if resume else []
+    return subprocess.Popen(
+        [*command, "OUTPUT_DIR", str(output), *map(str, opts)],
+        env=env,
+        cwd=REPO,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(*args, **kwargs):
+    process = start(*args, **kwargs)
+    printed, _ = process.communicate()
+    return process.returncode, printed
+
+
+def curve(output):
+    """{iteration: losses}; an iteration that was run again must have had the same losses."""
+    losses = {}
+    for line in (output / "curve.jsonl").read_text().splitlines():
+        iteration, values = json.loads(line)
+        assert losses.setdefault(iteration, values) == values
+    return losses
+
+
+def assert_checkpoints_are_whole(output):
+    for path in output.glob("*.pth"):
+        assert "model" in torch.load(path, weights_only=True)
+    assert not list(output.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("config", [RETINANET, FASTER_RCNN])
+def test_resumed_losses_equal_the_uninterrupted_ones(toy_env, tmp_path, config):
+    """Bit for bit, with crops and flips, an evaluation on the way, and other workers after it."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    opts = ["SOLVER.MAX_ITER", NUM_ITERS, "INPUT.CROP.ENABLED", True]
+    opts += ["INPUT.RANDOM_FLIP", "horizontal", "TEST.EVAL_PERIOD", 4]
+    opts += ["SOLVER.CHECKPOINT_PERIOD", 4, *few_test_images(toy_env)]
+    code, printed = run(toy_env, config, whole, *opts)
+    assert code == 0, printed
+    code, printed = run(toy_env, config, parts, *opts, kill_at=5)
+    assert code == -signal.SIGKILL, printed
+    assert max(curve(parts)) == 5
+    code, printed = run(toy_env, config, parts, *opts, "DATALOADER.NUM_WORKERS", 1, resume=True)
+    assert code == 0, printed
+    assert "Starting training from iteration 4" in printed
+    assert curve(parts) == curve(whole)
+    final = [torch.load(p / "model_final.pth", weights_only=True) for p in (whole, parts)]
+    assert_equal(*final)
+
+
+def few_test_images(env):
+    """Options: three images of the toy set as the test set."""
+    root = Path(env["DETECTRON2_DATASETS"], "toy_digits")
+    if not root.exists():
+        make_toy_dataset(root)
+    splits = root / "ImageSets" / "Main"
+    names = (splits / "test.txt").read_text().splitlines()[:3]
+    (splits / "few.txt").write_text("\n".join(names))
+    few = {"NAME": "few", "ROOT": str(root), "SPLIT": "few", "CLASSES": list(TOY_CLASS_NAMES)}
+    return ["DATASETS.CUSTOM_VOC", [few], "DATASETS.TEST", "('few',)"]
+
+
+def assert_equal(a, b):
+    """All of two checkpoints: weights, tau, momentum, tracker, normalizers, random states."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b):
+            assert_equal(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a.nan_to_num(), b.nan_to_num()) if a.is_floating_point() else a.equal(b)
+    else:
+        assert a == b
+
+
+def test_the_checkpoint_has_every_running_state(toy_env, tmp_path):
+    code, printed = run(toy_env, RETINANET, tmp_path, "SOLVER.MAX_ITER", 2)
+    assert code == 0, printed
+    checkpoint = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    state = checkpoint["trainer"]["hooks"]["ResumeState"]
+    (rank,) = state["ranks"]
+    assert {"python", "numpy", "torch"} <= rank["rng"].keys()
+    (normalizer,) = rank["normalizers"].values()
+    assert normalizer != 100  # detectron2's initial value
+    assert any(key.endswith("threshold.mean") for key in checkpoint["model"])
+    assert checkpoint["annotation_tracker"]["sums"].sum() > 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterm_ends_a_training_with_a_checkpoint(toy_env, tmp_path, workers):
+    """Of the step that it was in; the whole process group is told, as schedulers do."""
+    opts = ["SOLVER.MAX_ITER", 10_000, "DATALOADER.NUM_WORKERS", workers]
+    process = start(toy_env, RETINANET, tmp_path, *opts, own_group=1)
+    wait_for_iteration(process, tmp_path, 3)
+    os.killpg(process.pid, signal.SIGTERM)
+    printed, _ = process.communicate()
+    assert process.returncode == 143, printed
+    assert "Traceback" not in printed
+    (path,) = tmp_path.glob("*.pth")
+    last = max(curve(tmp_path))
+    assert path.name == f"model_{last:07d}.pth" == (tmp_path / "last_checkpoint").read_text()
+    assert_checkpoints_are_whole(tmp_path)
+    code, printed = run(toy_env, RETINANET, tmp_path, "SOLVER.MAX_ITER", last + 2, resume=True)
+    assert code == 0, printed
+    assert f"Starting training from iteration {last + 1}" in printed
+
+
+def wait_for_iteration(process, output, iteration):
+    file = output / "curve.jsonl"
+    while not file.exists() or len(file.read_text().splitlines()) <= iteration:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def test_sigterm_to_the_launcher_stops_all_ranks_at_one_step(toy_env, tmp_path):
+    opts = ["SOLVER.MAX_ITER", 10_000, "DATALOADER.NUM_WORKERS", 0]
+    process = start(toy_env, RETINANET, tmp_path, *opts, num_gpus=2)
+    wait_for_iteration(process, tmp_path, 3)
+    process.terminate()
+    printed, _ = process.communicate()
+    assert process.returncode == 143, printed
+    assert "Traceback" not in printed
+    (path,) = tmp_path.glob("*.pth")
+    state = torch.load(path, weights_only=True)["trainer"]
+    ranks = state["hooks"]["ResumeState"]["ranks"]
+    assert len(ranks) == 2
+    assert ranks[0]["normalizers"] != ranks[1]["normalizers"]  # each of its own images
+    assert_checkpoints_are_whole(tmp_path)
+
+
+NUM_KILLS = int(os.environ.get("SL_NUM_KILLS", "3"))
+
+
+def test_killed_at_random_and_resumed(toy_env, tmp_path):
+    """SIGKILL after a random time, again and again: nothing is half-written, nothing is lost."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    num_iters = 6 * NUM_KILLS
+    opts = ["SOLVER.MAX_ITER", num_iters, "SOLVER.CHECKPOINT_PERIOD", 2]
+    code, printed = run(toy_env, RETINANET, whole, *opts)
+    assert code == 0, printed
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(NUM_KILLS):
+        seen = len((parts / "curve.jsonl").read_text().splitlines()) if parts.exists() else 0
+        process = start(toy_env, RETINANET, parts, *opts, resume=True)
+        wait_for_iteration(process, parts, seen + 1)
+        time.sleep(float(torch.rand((), generator=generator)) / 2)
+        process.kill()
+        process.communicate()
+        for path in parts.glob("*.pth"):
+            assert "model" in torch.load(path, weights_only=True)
+        pointer = parts / "last_checkpoint"
+        assert not pointer.exists() or (parts / pointer.read_text()).is_file()
+    code, printed = run(toy_env, RETINANET, parts, *opts, resume=True)
+    assert code == 0, printed
+    assert curve(parts) == curve(whole)
+    assert_checkpoints_are_whole(parts)

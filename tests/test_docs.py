@@ -1,0 +1,71 @@
+"""The reference pages are what config.py and the docstrings say."""
+
+import importlib.util
+
+import pytest
+from conftest import REPO
+from detectron2.config import CfgNode, get_cfg
+
+from sl_detectron import add_superloss_config
+
+SCRIPT = REPO / "docs" / "make_reference.py"
+
+
+@pytest.fixture(scope="module")
+def reference():
+    spec = importlib.util.spec_from_file_location("make_reference", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["config.md", "api.md"])
+def test_page_is_in_step(reference, name):
+    path = REPO / "docs" / name
+    assert path.read_text() == reference.references()[path], "run `make docs`"
+
+
+def leaves(node, prefix=""):
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def test_every_config_key_is_described(reference):
+    cfg, stock = get_cfg(), get_cfg()
+    add_superloss_config(cfg)
+    keys = set(leaves(cfg)) - set(leaves(stock))
+    page = (REPO / "docs" / "config.md").read_text()
+    described = set()
+    for section in page.split("## `")[1:]:
+        parent = section.split("`")[0]
+        rows = [line.split("`")[1] for line in section.splitlines() if line.startswith("| `")]
+        described |= {f"{parent}.{row}" for row in rows}
+    assert described == keys
+
+
+def test_config_reference_of_a_made_up_config(reference):
+    source = (
+        '# Of a.\n    cfg.A = CN()\n    # One |\n    # two.\n    cfg.A.X = "b"\n\n'
+        '    # Lost.\n\n    cfg.B.X = 1\n    # Both.\n    cfg.A.C = CN({"R": 0.5, "S": 1})\n'
+        "    cfg.A.C.T = 2\n"
+    )
+    page = reference.config_reference(source)
+    assert "## `A`\n\nOf a.\n" in page
+    assert '| `X` | `"b"` | One \\| two. |' in page
+    assert "| `X` | `1` | As `A.X` |" in page
+    assert "Lost" not in page
+    assert "| `C.R` | `0.5` | Both. |\n| `C.S` | `1` |  |\n| `C.T` | `2` |  |" in page
+
+
+def test_docstring_to_markdown(reference):
+    doc = (
+        "Sum of :func:`~a.b.x` in ``y``.\n\nArgs:\n    one: first\n        and more\n"
+        "    two: second\n\nReturns:\n    a: b\n\nExample:\n    >>> 1\n    1\n"
+    )
+    assert reference._markdown(doc) == (
+        "Sum of `x` in `y`.\n\nArgs:\n\n- `one`: first and more\n- `two`: second\n\n"
+        "Returns:\n\n- a: b\n\n```pycon\n>>> 1\n1\n```"
+    )
