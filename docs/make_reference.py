@@ -19,11 +19,11 @@ from typing import Any
 DOCS = Path(__file__).resolve().parent
 CONFIG = DOCS.parent / "sl_detectron" / "config.py"
 MODULES = (
-    *("losses", "modeling", "data", "data.label_noise", "evaluation", "audit", "engine"),
+    *("config", "losses", "modeling", "data", "data.label_noise", "evaluation", "audit", "engine"),
     *("engine.hooks", "model_zoo", "plots"),
 )
 HEAD = "<!-- Made by docs/make_reference.py; edit {source} instead. -->\n\n"
-ASSIGNMENT = re.compile(r"cfg\.([A-Z_.]+) = (.+)")
+ASSIGNMENT = re.compile(r"cfg\.([A-Z0-9_.]+) = (.+)")
 SECTIONS = ("Args", "Returns", "Raises", "Example")
 
 

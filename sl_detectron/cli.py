@@ -4,6 +4,7 @@ import argparse
 import logging
 import re
 import sys
+import urllib.error
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,15 @@ def run_tool(job: Callable[[argparse.Namespace], None], args: argparse.Namespace
     except USER_ERRORS as error:
         if args.debug:
             raise
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: error: {_explain(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, urllib.error.URLError):
+        return (
+            f"cannot download the weights that the config names: {error.reason}; set MODEL.WEIGHTS "
+            "(or the key that names them) to a file on this machine, or to '' to start from scratch"
+        )
+    return str(error)

@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+import urllib.error
 import warnings
 
 import pytest
@@ -73,7 +74,10 @@ def test_exit_codes(capsys):
     args.error = ValueError("mend it")
     assert cli.run_tool(fail, args) == 2
     assert re.fullmatch(r".+: error: mend it\n", capsys.readouterr().err)
-    args.debug = True
+    args.error = urllib.error.URLError("no such host")
+    assert cli.run_tool(fail, args) == 2
+    assert "no such host; set MODEL.WEIGHTS" in capsys.readouterr().err
+    args.debug, args.error = True, ValueError("mend it")
     with pytest.raises(ValueError, match="mend it"):
         cli.run_tool(fail, args)
     args.debug, args.error = False, RuntimeError("a bug")

@@ -1,6 +1,7 @@
 """The reference pages are what config.py and the docstrings say."""
 
 import importlib.util
+import re
 
 import pytest
 from conftest import REPO
@@ -69,3 +70,29 @@ def test_docstring_to_markdown(reference):
         "Sum of `x` in `y`.\n\nArgs:\n\n- `one`: first and more\n- `two`: second\n\n"
         "Returns:\n\n- a: b\n\n```pycon\n>>> 1\n1\n```"
     )
+
+
+PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPO)))
+def test_links_and_pictures_exist(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), flags=re.MULTILINE)
+            assert anchor in [_anchor(h) for h in headings], link
+
+
+def _anchor(heading):
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_pictures_of_the_docs_are_small():
+    large = [p for p in (REPO / "docs").glob("*.png") if p.stat().st_size > 150_000]
+    assert not large

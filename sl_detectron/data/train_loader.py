@@ -103,7 +103,7 @@ class TrainLoader:
         self.make_sampler = make_sampler or (lambda seed: TrainingSampler(len(dataset), seed=seed))
         ids = (a.get("annotation_id", -1) for r in dataset for a in r.get("annotations", ()))
         self.num_annotations = max(ids, default=-1) + 1
-        self.fingerprint: str | None = None
+        self.fingerprint = ""
         self.true_classes: dict[int, int] = {}
         self.start_batch = 0
         self.image_ids: list[Any] = []

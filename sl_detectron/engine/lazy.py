@@ -1,6 +1,7 @@
 """Train what a LazyConfig, a Python file of objects, describes."""
 
 import argparse
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
@@ -30,6 +31,7 @@ OVERRIDE_ERRORS = (
     AttributeError,
     NotImplementedError,
 )
+_ABSENT = object()
 NEEDED = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
 
@@ -50,6 +52,8 @@ def setup_lazy_cfg(config_file: str, overrides: list[str]) -> DictConfig:
         FileNotFoundError: there is no such config or checkpoint
     """
     cfg = LazyConfig.load(config_file)
+    for override in overrides:
+        _check_key(cfg, override, config_file)
     try:
         cfg = LazyConfig.apply_overrides(cfg, overrides)
     except OVERRIDE_ERRORS as error:
@@ -66,6 +70,27 @@ def setup_lazy_cfg(config_file: str, overrides: list[str]) -> DictConfig:
     if checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
         raise FileNotFoundError(f"train.init_checkpoint: there is no file {checkpoint!r}")
     return cfg
+
+
+def _check_key(cfg: DictConfig, override: str, config_file: str) -> None:
+    """detectron2 would add a misspelt key and train on as if it had not been given."""
+    key, equals, _ = override.partition("=")
+    if not equals or key.startswith(("+", "~")):
+        return
+    if OmegaConf.select(cfg, key, default=_ABSENT) is not _ABSENT:
+        return
+    near = difflib.get_close_matches(key, _keys(cfg), n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"{config_file} has no {key}{hint} (+{override} adds a key)")
+
+
+def _keys(node: Any, prefix: str = "") -> list[str]:
+    """The dotted names of everything in a config."""
+    keys = []
+    for key in node if isinstance(node, DictConfig) else ():
+        name = prefix + str(key)
+        keys += [name, *_keys(node._get_node(key), f"{name}.")]
+    return keys
 
 
 def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:

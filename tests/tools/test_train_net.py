@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from sl_detectron.audit import read_audit
 from sl_detectron.data import TOY_CLASS_NAMES, register_toy_datasets
-from sl_detectron.engine import SuperLossTrainer, setup_cfg
+from sl_detectron.engine import SuperLossTrainer, setup_cfg, setup_lazy_cfg
 
 RETINANET = str(REPO / "configs" / "Toy" / "retinanet_superloss.yaml")
 FASTER_RCNN = str(REPO / "configs" / "Toy" / "faster_rcnn_superloss.yaml")
@@ -207,6 +207,14 @@ def test_lazy_config_errors_are_one_line(train_net, opts, message):
     line = done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert re.search(rf"train_net\.py: error: .*toy_faster_rcnn_superloss\.py.*({message})", line)
+
+
+def test_a_misspelt_lazy_key_names_the_nearest():
+    with pytest.raises(ValueError, match=r"no train\.max_itr; did you mean train\.max_iter\?"):
+        setup_lazy_cfg(LAZY, ["train.max_itr=3"])
+    cfg = setup_lazy_cfg(LAZY, ["train.max_iter=3", "+train.ddp.fp16_compression=True"])
+    assert cfg.train.max_iter == 3
+    assert cfg.train.ddp.fp16_compression
 
 
 def test_data_params_learn_one_temperature_an_annotation(train_net, tmp_path):

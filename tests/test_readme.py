@@ -1,0 +1,241 @@
+"""Every command and every Python block of the README and of docs/ runs, at tiny settings.
+
+The commands run in the order of the page in one folder, in this process; what replaces what is in
+``REPLACED`` and ``ADDED``, what is not run in ``NOT_RUN``. Blocks of YAML whose first line is a
+comment with a file name become that file.
+"""
+
+import ast
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPO
+from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES
+from detectron2.modeling import StandardROIHeads
+
+from sl_detectron.audit import decisions_above, read_audit
+from sl_detectron.audit.decisions import write_decisions
+from sl_detectron.data import (
+    TOY_CLASS_NAMES,
+    load_voc_dataset,
+    make_toy_dataset,
+    register_toy_datasets,
+    toy,
+)
+
+R50 = "PascalVOC-Detection/faster_rcnn_R_50_FPN_superloss"
+# ImageNet weights and GPUs are not at hand.
+REPLACED = {
+    f"{R50}_noisy.yaml": "Toy/faster_rcnn_superloss.yaml",
+    f"{R50}.yaml": "Toy/faster_rcnn_superloss.yaml",
+    "--num-gpus 8": "--num-gpus 1",
+    # Other than the config that it stands for, the toy one has noise.
+    '  TRAIN: ("birds_train",)': '  TRAIN: ("birds_train",)\n  LABEL_NOISE: {RATE: 0.0}',
+}
+TINY = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.STEPS", "()"]
+ADDED = {
+    "sl-train": [*TINY, "DATASETS.TEST", "()"],
+    "sl-visualize": ["--num", "1"],
+    "sl-benchmark": ["--dry-run"],
+}
+# They need a network or are what runs this test.
+NOT_RUN = ("pip install ", "make ")
+SPLITS = {"train": 12, "test": 6}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (REPO / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(page: str) -> list[str]:
+    joined = "".join(blocks(page, "bash")).replace("\\\n", " ")
+    return [re.sub(r"\s+", " ", line.split("  #")[0]).strip() for line in joined.splitlines()]
+
+
+def scripts() -> dict[str, Path]:
+    """{console script: its tool}, from setup.py."""
+    for node in ast.walk(ast.parse((REPO / "setup.py").read_text())):
+        if isinstance(node, ast.Assign) and node.targets[0].id == "SCRIPTS":
+            return {k: REPO / f"tools/{v}.py" for k, v in ast.literal_eval(node.value).items()}
+    raise AssertionError("setup.py has no SCRIPTS")
+
+
+def replace(text: str) -> str:
+    for old, new in REPLACED.items():
+        text = text.replace(old, new)
+    return text
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty folder of a user's, with the data that the pages speak of."""
+    monkeypatch.setattr(toy, "TOY_SPLITS", SPLITS)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(REPO / "configs")
+    known = {n: (DatasetCatalog[n], MetadataCatalog.get(n)) for n in list(DatasetCatalog)}
+    for split in SPLITS:
+        DatasetCatalog.pop(f"toy_digits_{split}")
+        MetadataCatalog.pop(f"toy_digits_{split}")
+    register_toy_datasets(tmp_path / "datasets" / "toy_digits")
+    yield tmp_path
+    forget_sets_but(())
+    for name, (loader, metadata) in known.items():
+        DatasetCatalog[name], MetadataCatalog[name] = loader, metadata
+
+
+def forget_sets_but(known) -> None:
+    for name in set(DatasetCatalog) - set(known):
+        DatasetCatalog.pop(name)
+        MetadataCatalog.pop(name, None)
+
+
+def voc_folder(root: Path, class_names, splits: dict[str, str]) -> None:
+    """The toy set with classes and splits of other names."""
+    make_toy_dataset(root)
+    for path in (root / "Annotations").glob("*.xml"):
+        text = path.read_text()
+        for i, name in enumerate(TOY_CLASS_NAMES):
+            new = class_names[i % len(class_names)]
+            text = text.replace(f"<name>{name}<", f"<name>{new}<")
+        path.write_text(text)
+    for old, new in splits.items():
+        (root / "ImageSets/Main" / f"{old}.txt").rename(root / "ImageSets/Main" / f"{new}.txt")
+
+
+def write_yaml_blocks(page: str) -> None:
+    for block in blocks(page, "yaml"):
+        name = re.match(r"# (\S+\.yaml)\n", block)
+        assert name, f"{page}: a YAML block does not say which file it is"
+        Path(name[1]).write_text(replace(block))
+
+
+def run(command: str, monkeypatch) -> None:
+    program, *args = shlex.split(replace(command))
+    args += ADDED.get(program, [])
+    if program == "python":
+        assert args[0] == "-c"
+        exec(args[1], {})
+    elif program == "sed":
+        subprocess.run([program, *args], check=True)
+    else:
+        known = set(DatasetCatalog)
+        tool = scripts()[program]
+        monkeypatch.setattr(sys, "argv", [program, *args])
+        spec = importlib.util.spec_from_file_location(tool.stem, tool)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert module.cli() == 0, command
+        forget_sets_but(known)
+
+
+def test_readme_commands(project, monkeypatch, capsys):
+    voc_folder(project / "VOC2007", CLASS_NAMES, {"train": "trainval"})
+    voc_folder(project / "data/birds", ["robin", "wren"], {"test": "val"})
+    (project / "results").mkdir()
+    for name in CLASS_NAMES:
+        (project / "results" / f"comp4_det_test_{name}.txt").touch()
+    write_yaml_blocks("README.md")
+    # A stock detector of the same shape as what has been trained by then.
+    stock = '_BASE_: "birds.yaml"\nMODEL: {ROI_HEADS: {NAME: "StandardROIHeads"}}\n'
+    (project / "my.yaml").write_text(stock)
+    for command in commands("README.md"):
+        if command.startswith(NOT_RUN):
+            continue
+        if "model_final.pth" in command:
+            (project / "model_final.pth").symlink_to(project / "output/model_final.pth")
+        elif "decisions.json" in command:
+            # The report saves it in a browser.
+            audit = read_audit("output/label_audit.json")
+            write_decisions(decisions_above(audit, 0.501), "decisions.json")
+        elif command.startswith("sl-make-table"):
+            grid = REPO / "configs/Benchmark/table5.yaml"
+            (project / "output/table5").mkdir(parents=True)
+            (project / "output/table5/grid.yaml").write_text(grid.read_text())
+        run(command, monkeypatch)
+    assert (project / "audit/index.html").is_file()
+    assert (project / "corrected").is_dir()
+    assert (project / "out.json").is_file()
+    assert (project / "output/table5/table.md").is_file()
+    same = [p.read_bytes() for p in sorted((project / "clean/VOC2007/Annotations").iterdir())]
+    assert same == [p.read_bytes() for p in sorted((project / "VOC2007/Annotations").iterdir())]
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("sl-train ") for line in lines) == 72
+
+
+def test_tutorial_commands(project, monkeypatch):
+    write_yaml_blocks("docs/tutorial_audit.md")
+    # The toy run of two iterations is sure of nothing: half as suspect is enough to correct.
+    monkeypatch.setitem(REPLACED, "--correct-above 0.8", "--correct-above 0.501")
+    for command in commands("docs/tutorial_audit.md"):
+        run(command, monkeypatch)
+    for folder in ("pictures/before", "pictures/after"):
+        assert list((project / folder).glob("*.png"))
+    assert (project / "output/corrected/label_audit.json").is_file()
+    assert (project / "audit/corrected/my_digits/corrections.jsonl").read_text()
+    assert "ROOT: audit/corrected/my_digits" in (project / "my_digits.yaml").read_text()
+
+
+def write_coco(voc: Path, path: Path) -> None:
+    """A VOC folder's training split as COCO json."""
+    records = load_voc_dataset(voc, "train", ["robin", "wren"])
+    images, annotations = [], []
+    for number, record in enumerate(records):
+        file_name = Path(record["file_name"]).name
+        size = {key: record[key] for key in ("width", "height")}
+        images.append({"id": number, "file_name": file_name, **size})
+        for a in record["annotations"]:
+            x0, y0, x1, y1 = a["bbox"]
+            box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
+            more = {"image_id": number, "category_id": a["category_id"] + 1, "iscrowd": 0}
+            annotations.append({"id": len(annotations) + 1, **box, **more})
+    categories = [{"id": 1, "name": "robin"}, {"id": 2, "name": "wren"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    path.write_text(json.dumps(content))
+
+
+def test_no_page_has_commands_that_are_not_run():
+    # docs/results/ says how long trainings were made; tools/ tests run what it names.
+    pages = {p.relative_to(REPO).as_posix() for p in (REPO / "docs").glob("*.md")}
+    with_commands = {page for page in pages if blocks(page, "bash")}
+    assert with_commands <= {"docs/tutorial_audit.md", "docs/configs.md"}
+
+
+def test_configs_commands(project, monkeypatch, capsys):
+    for command in commands("docs/configs.md"):
+        run(command, monkeypatch)
+    assert Path(capsys.readouterr().out.strip()).is_file()
+
+
+class MyROIHeads(StandardROIHeads):
+    """Somebody's own."""
+
+
+def test_readme_python(project):
+    voc_folder(project / "data/birds", ["robin", "wren"], {})
+    write_coco(project / "data/birds", project / "data/birds.json")
+    keys = "SOLVER: {MAX_ITER: 1, IMS_PER_BATCH: 1, STEPS: []}\nDATASETS: {TEST: []}\n"
+    base = '_BASE_: "configs/Toy/faster_rcnn.yaml"\n'
+    (project / "my_config.yaml").write_text(base + keys)
+    names = {"MyROIHeads": MyROIHeads, "logits": torch.zeros(2, 3), "labels": torch.tensor([0, 2])}
+    for block in blocks("README.md", "python"):
+        block = replace(block)
+        if "get_config" in block and "SuperLossTrainer" in block:
+            block = block.replace(
+                "cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2\n",
+                "cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2\ncfg.merge_from_list(TINY)\n",
+            )
+            names["TINY"] = TINY
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["cfg"].MODEL.ROI_HEADS.NUM_CLASSES == 2
+    assert names["loss"].isfinite()
+    assert type(instantiate(names["model"]).roi_heads).__name__ == "SuperLossStandardROIHeads"
