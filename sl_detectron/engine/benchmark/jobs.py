@@ -87,8 +87,9 @@ class CellJob:
                 # Ctrl-C is for the grid; its cells end with it and do not count as failed.
                 start_new_session=True,
             )
-            on_start(process)
-            return process.wait()
+            with process:  # closes the pipe in the end
+                on_start(process)
+                return process.wait()
 
 
 class ProcessPool:
