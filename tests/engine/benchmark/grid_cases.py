@@ -28,8 +28,6 @@ def write_tiny_grid(path: Path, root: Path, iterations: int = 4, **changes: obje
         "DATASETS.TRAIN": f"('{name}',)",
         "DATASETS.TEST": f"('{name}',)",
         "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
-        "MODEL.RESNETS.STEM_OUT_CHANNELS": 16,
         "INPUT.MIN_SIZE_TRAIN": [64],
         "INPUT.MIN_SIZE_TEST": 64,
         "SOLVER.IMS_PER_BATCH": 2,

@@ -1,0 +1,181 @@
+"""Tables of a benchmark: arithmetic by hand, missing cells, one seed, published numbers."""
+
+import csv
+import math
+import re
+
+import pytest
+import yaml
+from grid_cases import write_results
+from PIL import Image
+
+from sl_detectron.engine.benchmark import make_tables, read_results
+from sl_detectron.engine.benchmark.statistics import paired_difference
+from sl_detectron.engine.benchmark.table import latex, markdown
+
+R, F = "RetinaNet", "Faster R-CNN"
+GRID = {
+    "noise": [0.0, 0.4],
+    "seeds": [0, 1, 2],
+    "source": "A. Author, 2020",
+    "baseline": "baseline",
+    "controls": ["equal weight"],
+    "detectors": {
+        R: {
+            "baseline": {"config": "x", "paper": {"AP50": ["80.6±0.2", "74.6±0.6"]}},
+            "equal weight": {"config": "x"},
+            "τ_avg": {"config": "x"},
+        },
+        F: {"baseline": {"config": "x"}, "τ_avg": {"config": "x"}},
+    },
+}
+# {(detector, method, noise): AP50 by seed}; None is missing.
+AP50 = {
+    (R, "baseline", 0.0): (50.0, 52.0, 54.0),
+    (R, "baseline", 0.4): (40.0, 42.0, 47.0),
+    (R, "equal weight", 0.0): (50.0, 50.0, 50.0),
+    (R, "equal weight", 0.4): (41.0, None, 44.0),
+    (R, "τ_avg", 0.0): (51.0, 54.0, 57.0),
+    (R, "τ_avg", 0.4): (None, None, 46.0),
+    (F, "baseline", 0.0): (60.0, 61.0, 62.0),
+    (F, "τ_avg", 0.0): (None, None, None),
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(GRID, sort_keys=False))
+    values = {
+        (*key, seed): value
+        for key, row in AP50.items()
+        for seed, value in enumerate(row)
+        if value is not None
+    }
+    write_results(path, tmp_path / "output", values)
+    return tmp_path / "output"
+
+
+def rows(text, title):
+    """{first column or two: cells} of the Markdown table under a title."""
+    section = text.split(f"## {title}")[1].split("##")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")][2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_means(folder):
+    text = markdown(read_results(folder))
+    assert rows(text, "AP50 by") == [
+        [R, "baseline", "52.0 ± 2.0", "43.0 ± 3.6"],
+        ["", "(published)", "80.6 ± 0.2", "74.6 ± 0.6"],
+        ["", "equal weight", "50.0 ± 0.0", "42.5 ± 2.1 (n = 2)"],
+        ["", "τ_avg", "54.0 ± 3.0", "46.0 (n = 1)"],
+        [F, "baseline", "61.0 ± 1.0", "–"],
+        ["", "τ_avg", "–", "–"],
+    ]
+    assert rows(text, "AP by")[0] == [R, "baseline", "26.0 ± 1.0", "21.5 ± 1.8"]
+    assert "over 3 seeds" in text
+    assert "12 of 30 cells are missing" in text
+    assert "Published: A. Author, 2020." in text
+
+
+def test_differences_are_paired_by_seed(folder):
+    """1, 2, 3 against the baseline: mean 2, error 1/sqrt(3), t(2) = 4.3027; all by hand."""
+    text = markdown(read_results(folder))
+    assert rows(text, "Differences in AP50") == [
+        [
+            R,
+            "equal weight − baseline",
+            "−2.0 ± 1.2 [−7.0, +3.0]",
+            "−1.0 ± 2.0 [−26.4, +24.4] (n = 2)",
+        ],
+        ["", "τ_avg − baseline", "+2.0 ± 0.6 [−0.5, +4.5]", "−1.0 (n = 1)"],
+        ["", "τ_avg − equal weight", "+4.0 ± 1.7 [−3.5, +11.5]", "+2.0 (n = 1)"],
+        [F, "τ_avg − baseline", "–", "–"],
+    ]
+
+
+def test_interval_is_that_of_students_t():
+    """Against its quantile from a table: t(0.975; 4) = 2.776."""
+    values = [1.0, 2.0, 3.0, 4.0, 5.0]
+    done = paired_difference(dict(enumerate(values)), dict.fromkeys(range(5), 0.0))
+    error = math.sqrt(2.5 / 5)
+    assert (done.num, done.mean) == (5, 3.0)
+    assert done.error == pytest.approx(error)
+    assert done.low == pytest.approx(3 - 2.776 * error, abs=1e-3)
+    assert done.high == pytest.approx(3 + 2.776 * error, abs=1e-3)
+    assert paired_difference({0: 1.0}, {1: 1.0}) is None
+
+
+def test_files(folder, tmp_path):
+    paths = make_tables(folder, tmp_path / "tables")
+    names = ["table.md", "table.tex", "table.csv", "differences.csv", "ap50.png", "ap50.pdf"]
+    assert [path.name for path in paths] == names
+    with open(tmp_path / "tables" / "table.csv") as file:
+        lines = {
+            (r["detector"], r["method"], r["noise"], r["metric"]): r for r in csv.DictReader(file)
+        }
+    assert len(lines) == 5 * 2 * 3
+    line = lines[R, "baseline", "0", "AP50"]
+    assert [line[k] for k in ("num_seeds", "mean", "std")] == ["3", "52.0000", "2.0000"]
+    assert (line["paper_mean"], line["paper_std"]) == ("80.6000", "0.2000")
+    line = lines[R, "τ_avg", "0.4", "AP75"]
+    assert [line[k] for k in ("num_seeds", "mean", "std", "paper_mean")] == ["1", "36.8000", "", ""]
+    line = lines[F, "τ_avg", "0", "AP"]
+    assert [line[k] for k in ("num_seeds", "mean", "std")] == ["0", "", ""]
+    with open(tmp_path / "tables" / "differences.csv") as file:
+        (line,) = (
+            r
+            for r in csv.DictReader(file)
+            if (r["detector"], r["method"], r["reference"]) == (R, "τ_avg", "baseline")
+            and (r["noise"], r["metric"]) == ("0", "AP50")
+        )
+    keys = ("num_seeds", "mean", "standard_error", "ci95_low", "ci95_high")
+    assert [line[k] for k in keys] == ["3", "2.0000", "0.5774", "-0.4841", "4.4841"]
+    picture = Image.open(tmp_path / "tables" / "ap50.png")
+    assert picture.size[0] > 800  # two panels
+    assert len(picture.convert("RGB").getcolors(1 << 16)) > 50
+    assert (tmp_path / "tables" / "ap50.png").stat().st_size < 150_000
+
+
+def test_equal_results_give_equal_files(folder, tmp_path):
+    first, second = (make_tables(folder, tmp_path / name) for name in ("first", "second"))
+    for one, other in zip(first, second):
+        assert one.read_bytes() == other.read_bytes(), one.name
+
+
+def test_latex_escapes_and_balances(folder):
+    text = latex(read_results(folder))
+    assert text.isascii()
+    assert r"$\tau$\_avg" in text
+    assert r"52.0 $\pm$ 2.0" in text
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 6
+    body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+    assert not re.search(r"(?<!\\)%", body)
+    for line in body.splitlines():
+        if line.endswith(r"\\"):
+            assert line.count("&") == 3
+
+
+def test_one_seed_has_neither_deviation_nor_interval(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump({**GRID, "seeds": [0]}, sort_keys=False))
+    values = {(R, "baseline", 0.0, 0): 50.0, (R, "τ_avg", 0.0, 0): 53.0}
+    write_results(path, tmp_path / "output", values)
+    text = markdown(read_results(tmp_path / "output"))
+    assert "one seed: no standard deviation and no confidence interval" in text
+    assert rows(text, "AP50 by")[0] == [R, "baseline", "50.0", "–"]
+    assert rows(text, "Differences in AP50")[1] == ["", "τ_avg − baseline", "+3.0", "–"]
+    assert "[" not in text
+
+
+def test_a_folder_that_is_no_benchmark(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no grid\.yaml"):
+        make_tables(tmp_path, tmp_path)
+
+
+def test_a_result_without_ap75(folder):
+    (path,) = folder.glob("retinanet/baseline/noise_0/seed_0/result.json")
+    path.write_text('{"fingerprint": "x", "metrics": {"AP": 1, "AP50": 1}}')
+    with pytest.raises(ValueError, match=r"seed_0 has no \['AP75'\]"):
+        read_results(folder)
