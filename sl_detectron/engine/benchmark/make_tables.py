@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
+from ...files import write_text
 from .plot import plot_ap50
 from .results import read_results
-from .state import write_text
 from .table import differences_csv, latex, markdown, means_csv
 
 __all__ = ["make_tables"]
