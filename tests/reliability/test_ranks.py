@@ -129,7 +129,7 @@ def test_a_nan_on_one_rank_stops_all_with_its_report(tmp_path):
     assert "loss_good" not in reports[0]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_rank_that_dies_stops_the_others(tmp_path, toy_env, victim):
     process = start(toy_env, RETINANET, tmp_path, "SOLVER.MAX_ITER", 10_000, num_gpus=2)
     wait_for_iteration(process, tmp_path, 2)

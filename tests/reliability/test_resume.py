@@ -30,7 +30,9 @@ def assert_checkpoints_are_whole(output):
     assert not list(output.glob(".*.tmp"))
 
 
-@pytest.mark.parametrize("config", [RETINANET, FASTER_RCNN])
+@pytest.mark.parametrize(
+    "config", [FASTER_RCNN, pytest.param(RETINANET, marks=pytest.mark.long)]
+)
 def test_resumed_losses_equal_the_uninterrupted_ones(toy_env, tmp_path, config):
     """Bit for bit, with crops and flips, an evaluation on the way, and other workers after it."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -92,7 +94,7 @@ def test_the_checkpoint_has_every_running_state(toy_env, tmp_path):
     assert checkpoint["annotation_tracker"]["sums"].sum() > 0
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.long), 2])
 def test_sigterm_ends_a_training_with_a_checkpoint(toy_env, tmp_path, workers):
     """Of the step that it was in; the whole process group is told, as schedulers do."""
     opts = ["SOLVER.MAX_ITER", 10_000, "DATALOADER.NUM_WORKERS", workers]
@@ -127,7 +129,7 @@ def test_sigterm_to_the_launcher_stops_all_ranks_at_one_step(toy_env, tmp_path):
     assert_checkpoints_are_whole(tmp_path)
 
 
-@pytest.mark.parametrize("num_kills", [3, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("num_kills", [2, pytest.param(20, marks=pytest.mark.long)])
 def test_killed_at_random_and_resumed(toy_env, tmp_path, num_kills):
     """SIGKILL after a random time, again and again: nothing is half-written, nothing is lost."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
