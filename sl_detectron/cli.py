@@ -101,7 +101,9 @@ def run_tool(job: Callable[[argparse.Namespace], None], args: argparse.Namespace
     except USER_ERRORS as error:
         if args.debug:
             raise
-        print(f"{Path(sys.argv[0]).name}: error: {_explain(error)}", file=sys.stderr)
+        # One line, whatever a library has put into it.
+        message = re.sub(r"\s*\n\s*", " ", _explain(error).strip())
+        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
         return 2
     return 0
 

@@ -19,6 +19,7 @@ __all__ = [
     "CELL_LOG",
     "FAILED",
     "GRID_FILE",
+    "KEEP",
     "LOCK",
     "RESULT",
     "differences",
@@ -33,6 +34,8 @@ RESULT = "result.json"
 FAILED = "failed.json"
 LOCK = ".lock"
 CELL_LOG = "cell.log"
+# Which checkpoints of a finished cell stay.
+KEEP = ("all", "final", "none")
 ABSENT = "(no such key)"
 
 
