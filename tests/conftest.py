@@ -13,6 +13,20 @@ from detectron2.utils.events import EventStorage
 from sl_detectron.model_zoo import get_config
 
 REPO = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="run also what takes minutes each")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--long"):
+        skip = pytest.mark.skip(reason="takes minutes: run with --long")
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(skip)
+
+
 IMAGE_SIZE = (96, 128)
 NUM_CLASSES = 5
 NUM_KEYPOINTS = 3
@@ -25,6 +39,13 @@ def datasets_root() -> Path:
     if not (root / "VOC2007" / "ImageSets" / "Main" / "trainval.txt").is_file():
         pytest.skip(f"no VOC2007 devkit in {root}; set DETECTRON2_DATASETS to run this test")
     return root
+
+
+@pytest.fixture(scope="session")
+def toy_env(tmp_path_factory) -> dict[str, str]:
+    """The environment of a training that makes the toy set for itself, on one thread."""
+    root = tmp_path_factory.mktemp("datasets")
+    return {**os.environ, "DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1"}
 
 
 # Detectors by name: the stock one of detectron2 and what makes it a SuperLoss detector.

@@ -172,6 +172,13 @@ def test_readme_commands(project, monkeypatch, capsys):
     assert sum(line.startswith("sl-train ") for line in lines) == 72
 
 
+def test_readme_make_targets():
+    targets = [c.split()[1] for c in commands("README.md") if c.startswith("make ")]
+    assert targets
+    for target in targets:
+        subprocess.run(["make", "-n", target], cwd=REPO, check=True, stdout=subprocess.DEVNULL)
+
+
 def test_tutorial_commands(project, monkeypatch):
     write_yaml_blocks("docs/tutorial_audit.md")
     # The toy run of two iterations is sure of nothing: half as suspect is enough to correct.

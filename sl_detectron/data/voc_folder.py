@@ -1,10 +1,12 @@
 """The annotations and image sets of a Pascal VOC folder, for training and evaluation alike."""
 
+import codecs
 import difflib
 import logging
 import math
 import operator
 import os
+import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Sequence
@@ -77,8 +79,8 @@ def parse_voc_xml(path: str | os.PathLike, one_pixel_boxes: bool = False) -> VOC
     with open(path, "rb") as file:
         data = file.read()
     # Nested entities expand to gigabytes and external ones read other files; an annotation needs
-    # neither. In UTF-16, seen by its zero bytes, the declaration would not be found.
-    if b"<!ENTITY" in data or b"\0" in data:
+    # neither. Where ASCII letters are other bytes, as in UTF-16, the declaration is not found.
+    if b"<!ENTITY" in data or b"\0" in data or not _extends_ascii(data):
         raise ValueError(f"{path}: entity declarations and UTF-16 are not accepted; save as UTF-8")
     try:
         root = ET.XML(data)
@@ -152,13 +154,16 @@ def read_image_set(root: str | os.PathLike, split: str) -> list[str]:
 
     Raises:
         FileNotFoundError: the folder or the image set is missing
-        ValueError: the set is empty, or an id repeats or is not the path of a file without suffix
+        ValueError: the set is empty or elsewhere, or an id repeats or is not the path of a file
+            without suffix
     """
     if not os.path.isdir(root):
         raise FileNotFoundError(
             f"there is no VOC folder {os.fspath(root)}; for detectron2's own sets, set the "
             "environment variable DETECTRON2_DATASETS to the folder that holds VOC2007 and VOC2012"
         )
+    if os.path.isabs(split) or ".." in PurePath(split).parts:
+        raise ValueError(f"image set {split!r} leads out of {os.fspath(root)}")
     path = Path(root, "ImageSets", "Main", f"{split}.txt")
     if not path.is_file():
         have = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem))
@@ -210,6 +215,18 @@ def class_ids_of(class_names: Sequence[str]) -> dict[str, int]:
     if isinstance(class_names, str) or not class_ids or repeats or "" in class_ids:
         raise ValueError(f"class names must be a list of different names; got {class_names!r}")
     return class_ids
+
+
+def _extends_ascii(data: bytes) -> bool:
+    """Whether an XML file's declared encoding, if any, writes ASCII letters as ASCII does."""
+    head = data.removeprefix(codecs.BOM_UTF8)
+    declared = re.match(rb"""\s*<\?xml[^>]*encoding\s*=\s*["']([^"'>]*)""", head)
+    if declared is None:
+        return True
+    try:
+        return "<!ENTITY".encode(declared[1].decode("latin-1")) == b"<!ENTITY"
+    except (LookupError, UnicodeError, TypeError):
+        return True  # not text, or unknown: the parser will say so
 
 
 def _parse_object(obj: ET.Element, where: str, one_pixel_boxes: bool) -> VOCObject:

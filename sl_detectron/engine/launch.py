@@ -3,6 +3,7 @@
 import argparse
 import multiprocessing
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from detectron2.engine import launch
-from torch.multiprocessing import ProcessExitedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ..cli import run_tool
 
@@ -30,7 +31,7 @@ def launch_job(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: An
 
     Raises:
         SystemExit: a rank ended with an exit code of its own, after it said why
-        ChildProcessError: a rank was killed; the others were stopped
+        ChildProcessError: a rank was killed, or waited too long for another; all are stopped
     """
     if args.num_gpus * args.num_machines == 1:
         job(cfg, args)
@@ -53,6 +54,15 @@ def launch_job(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: An
             f"rank {error.error_index} was killed by {error.signal_name}; the others were "
             "stopped; --resume goes on from the last checkpoint"
         ) from error
+    except ProcessRaisedException as error:
+        # A rank that finds another one gone may be the first to end.
+        lost = re.search(
+            r"[^\n]*(Connection (closed|reset) by peer|[Tt]imed out)[^\n]*", str(error)
+        )
+        if lost is None:
+            raise
+        reason = lost[0].strip()
+        raise ChildProcessError(f"rank {error.error_index} lost another one: {reason}") from error
     finally:
         signal.signal(signal.SIGTERM, before)
 

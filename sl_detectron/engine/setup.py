@@ -4,6 +4,7 @@ import argparse
 import difflib
 import logging
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +18,15 @@ from detectron2.utils.logger import setup_logger
 
 from ..cli import USER_ERRORS
 from ..config import add_superloss_config
-from ..data import check_datasets, check_label_noise, register_voc_datasets
+from ..data import (
+    check_datasets,
+    check_label_noise,
+    check_train_loader,
+    register_voc_datasets,
+)
 from ..evaluation import check_evaluator
 from .checkpoint import SafeCheckpointer
+from .config_files import merge_config_file
 from .trainer import SuperLossTrainer
 
 __all__ = ["merge_cfg", "setup_cfg", "setup_job", "train_net"]
@@ -45,6 +52,8 @@ def setup_cfg(config_file: str, opts: list[str], eval_only: bool = False) -> Cfg
     register_voc_datasets(cfg.DATASETS.CUSTOM_VOC)
     if not eval_only:
         check_label_noise(cfg)
+        check_train_loader(cfg)
+    _check_output(cfg)
     datasets = [*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
     check_datasets(datasets)
     _check_classes(cfg, datasets)
@@ -71,8 +80,7 @@ def merge_cfg(config_file: str, opts: list[str]) -> CfgNode:
     add_superloss_config(cfg)
     try:
         if config_file:
-            # detectron2 would run the code of !!python/ tags.
-            cfg.merge_from_file(config_file, allow_unsafe=False)
+            merge_config_file(cfg, config_file)
         cfg.merge_from_list(opts)
     except (KeyError, AssertionError, ValueError) as error:
         raise ValueError(_explain(error, cfg)) from error
@@ -106,6 +114,8 @@ def train_net(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     Returns:
         the metrics of the last evaluation; empty on other ranks than the main one
     """
+    if not args.resume:  # to resume needs none
+        _check_weights(cfg)
     setup_job(cfg, args)
     if args.eval_only:
         model = SuperLossTrainer.build_model(cfg)
@@ -129,6 +139,10 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 
 
 def _check_device(cfg: CfgNode) -> None:
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise ValueError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}; cpu or cuda?") from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} but torch sees no GPU here; "
@@ -138,6 +152,19 @@ def _check_device(cfg: CfgNode) -> None:
         raise ValueError(
             "SOLVER.AMP.ENABLED needs MODEL.DEVICE cuda: detectron2's AMPTrainer runs there only"
         )
+
+
+def _check_weights(cfg: CfgNode) -> None:
+    path = cfg.MODEL.WEIGHTS
+    if path and "://" not in path and not Path(path.partition("?")[0]).is_file():
+        raise FileNotFoundError(f"MODEL.WEIGHTS: there is no checkpoint {path}")
+
+
+def _check_output(cfg: CfgNode) -> None:
+    output = Path(cfg.OUTPUT_DIR).absolute()
+    parent = next(p for p in (output, *output.parents) if p.exists())
+    if not parent.is_dir():
+        raise NotADirectoryError(f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {parent} is not a folder")
 
 
 def _check_classes(cfg: CfgNode, datasets: list[str]) -> None:

@@ -17,6 +17,9 @@ __all__ = ["load_detections", "load_ground_truth", "to_voc_pixels"]
 
 logger = logging.getLogger(__name__)
 
+# Beyond any class list, within an int64.
+_MAX_CLASS = 2**31
+
 
 def load_ground_truth(
     root: str | os.PathLike, split: str, class_names: Sequence[str]
@@ -161,7 +164,7 @@ def _load_json(
     """Return (N,) images, (N,) classes, (N,) scores and (N, 4) XYWH boxes, 0-based."""
     try:
         entries = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not json: {error}") from error
     if not isinstance(entries, list):
         raise ValueError(f"{path} must hold a list of detections; got a {type(entries).__name__}")
@@ -189,7 +192,7 @@ def _parse_entry(
         x, y, width, height = entry["bbox"]
         row = [float(v) for v in (entry["score"], x, y, width, height)]
         image = index.get(image_id, numbers.get(image_id))
-        if image is not None and isinstance(class_id, int):
+        if image is not None and isinstance(class_id, int) and abs(class_id) < _MAX_CLASS:
             return image, class_id, row
     except (KeyError, TypeError, ValueError):
         raise ValueError(
@@ -198,4 +201,4 @@ def _parse_entry(
         ) from None
     if image is None:
         raise ValueError(f"{where}: image {image_id!r} is not in the image set")
-    raise ValueError(f"{where}: category_id must be an integer; got {class_id!r}")
+    raise ValueError(f"{where}: category_id must be the index of a class; got {class_id!r}")

@@ -3,47 +3,16 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO
+from trainings import FASTER_RCNN, RETINANET, run, start, wait_for_iteration
 
 from sl_detectron.data import TOY_CLASS_NAMES, make_toy_dataset
 
-DRIVER = Path(__file__).parent / "driver.py"
-RETINANET, FASTER_RCNN = "Toy/retinanet_superloss.yaml", "Toy/faster_rcnn_superloss.yaml"
 NUM_ITERS = 8
-
-
-@pytest.fixture(scope="session")
-def toy_env(tmp_path_factory):
-    root = tmp_path_factory.mktemp("datasets")
-    return {**os.environ, "DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1"}
-
-
-def start(env, config, output, *opts, resume=False, **driver):
-    """A training in a process of its own; ``driver``: what driver.py does to it."""
-    words = [f"{key}={value}" for key, value in driver.items()]
-    command = [sys.executable, str(DRIVER), *words, "--config-file", config]
-    command += ["--resume"] if resume else []
-    return subprocess.Popen(
-        [*command, "OUTPUT_DIR", str(output), *map(str, opts)],
-        env=env,
-        cwd=REPO,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def run(*args, **kwargs):
-    process = start(*args, **kwargs)
-    printed, _ = process.communicate()
-    return process.returncode, printed
 
 
 def curve(output):
@@ -61,7 +30,9 @@ def assert_checkpoints_are_whole(output):
     assert not list(output.glob(".*.tmp"))
 
 
-@pytest.mark.parametrize("config", [RETINANET, FASTER_RCNN])
+@pytest.mark.parametrize(
+    "config", [FASTER_RCNN, pytest.param(RETINANET, marks=pytest.mark.long)]
+)
 def test_resumed_losses_equal_the_uninterrupted_ones(toy_env, tmp_path, config):
     """Bit for bit, with crops and flips, an evaluation on the way, and other workers after it."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -123,7 +94,7 @@ def test_the_checkpoint_has_every_running_state(toy_env, tmp_path):
     assert checkpoint["annotation_tracker"]["sums"].sum() > 0
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.long), 2])
 def test_sigterm_ends_a_training_with_a_checkpoint(toy_env, tmp_path, workers):
     """Of the step that it was in; the whole process group is told, as schedulers do."""
     opts = ["SOLVER.MAX_ITER", 10_000, "DATALOADER.NUM_WORKERS", workers]
@@ -142,13 +113,6 @@ def test_sigterm_ends_a_training_with_a_checkpoint(toy_env, tmp_path, workers):
     assert f"Starting training from iteration {last + 1}" in printed
 
 
-def wait_for_iteration(process, output, iteration):
-    file = output / "curve.jsonl"
-    while not file.exists() or len(file.read_text().splitlines()) <= iteration:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
-
-
 def test_sigterm_to_the_launcher_stops_all_ranks_at_one_step(toy_env, tmp_path):
     opts = ["SOLVER.MAX_ITER", 10_000, "DATALOADER.NUM_WORKERS", 0]
     process = start(toy_env, RETINANET, tmp_path, *opts, num_gpus=2)
@@ -165,18 +129,16 @@ def test_sigterm_to_the_launcher_stops_all_ranks_at_one_step(toy_env, tmp_path):
     assert_checkpoints_are_whole(tmp_path)
 
 
-NUM_KILLS = int(os.environ.get("SL_NUM_KILLS", "3"))
-
-
-def test_killed_at_random_and_resumed(toy_env, tmp_path):
+@pytest.mark.parametrize("num_kills", [2, pytest.param(20, marks=pytest.mark.long)])
+def test_killed_at_random_and_resumed(toy_env, tmp_path, num_kills):
     """SIGKILL after a random time, again and again: nothing is half-written, nothing is lost."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    num_iters = 6 * NUM_KILLS
+    num_iters = 6 * num_kills
     opts = ["SOLVER.MAX_ITER", num_iters, "SOLVER.CHECKPOINT_PERIOD", 2]
     code, printed = run(toy_env, RETINANET, whole, *opts)
     assert code == 0, printed
     generator = torch.Generator().manual_seed(0)
-    for _ in range(NUM_KILLS):
+    for _ in range(num_kills):
         seen = len((parts / "curve.jsonl").read_text().splitlines()) if parts.exists() else 0
         process = start(toy_env, RETINANET, parts, *opts, resume=True)
         wait_for_iteration(process, parts, seen + 1)

@@ -9,7 +9,7 @@ from .boxes import BoxJitter, MissingAnnotations, SpuriousBoxes
 from .changes import CHANGES, Change
 from .config import check_label_noise, noises_from_config, train_classes
 from .injection import NOISE_KEY, apply_changes, inject, is_noisy
-from .loader import build_noisy_train_loader, noisy_dataset_dicts
+from .loader import build_noisy_train_loader, check_train_loader, noisy_dataset_dicts
 from .manifest import changes_from_manifest, manifest_lines, read_manifest
 from .mapper import NoisyLabelMapper
 from .stats import noise_statistics, statistics_table, uniformity_test
@@ -28,6 +28,7 @@ __all__ = [
     "SpuriousBoxes",
     "NoisyLabelMapper",
     "build_noisy_train_loader",
+    "check_train_loader",
     "noisy_dataset_dicts",
     "noises_from_config",
     "check_label_noise",

@@ -53,7 +53,7 @@ class CocoFile:
             for position, annotation in enumerate(self._data["annotations"]):
                 if _is_loaded(annotation) and str(annotation["image_id"]) in self._positions:
                     self._positions[str(annotation["image_id"])].append(position)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a COCO json: {error!r}") from error
         self._check()
 

@@ -78,7 +78,7 @@ def check_label_noise(cfg: CfgNode) -> None:
 
     Raises:
         ValueError: names the key, its value and what it can be
-        FileNotFoundError: if there is no such manifest
+        FileNotFoundError: if there is no such confusion map or manifest
     """
     node = cfg.DATASETS.LABEL_NOISE
     if node.TYPE not in TYPES:
@@ -104,6 +104,8 @@ def check_label_noise(cfg: CfgNode) -> None:
             f"{NODE}.CONFUSION is {node.CONFUSION!r}, which only TYPE 'asymmetric' reads; "
             f"TYPE is {node.TYPE!r}"
         )
+    if node.CONFUSION and not PathManager.isfile(node.CONFUSION):
+        raise FileNotFoundError(f"{NODE}.CONFUSION: there is no file {node.CONFUSION!r}")
     if node.MANIFEST and not PathManager.isfile(node.MANIFEST):
         raise FileNotFoundError(
             f"{NODE}.MANIFEST is {node.MANIFEST!r} and there is no such file; "

@@ -49,7 +49,7 @@ def load_confusion(path: str) -> dict[str, dict[str, float]]:
     with PathManager.open(path) as f:
         try:
             content = yaml.safe_load(f)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path} must hold {{class: {{other class: probability}}}}")

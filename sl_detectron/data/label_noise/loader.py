@@ -23,7 +23,7 @@ from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTr
 from torch.utils.data import Sampler
 
 from ..annotation_ids import AnnotationIdMapper, annotation_fingerprint, number_annotations
-from ..train_loader import TrainLoader
+from ..train_loader import BROKEN_IMAGES, TrainLoader
 from ..voc import load_dataset
 from .changes import Change, Record
 from .config import noises_from_config, train_classes
@@ -32,7 +32,15 @@ from .manifest import changes_from_manifest, read_manifest
 from .stats import noise_statistics, statistics_table
 from .types import Noise
 
-__all__ = ["build_noisy_train_loader", "noisy_dataset_dicts"]
+__all__ = ["build_noisy_train_loader", "check_train_loader", "noisy_dataset_dicts"]
+
+_SAMPLERS = (
+    "TrainingSampler",
+    "RandomSubsetTrainingSampler",
+    "RepeatFactorTrainingSampler",
+    "WeightedTrainingSampler",
+    "WeightedCategoryTrainingSampler",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +92,27 @@ def build_noisy_train_loader(
     return loader
 
 
+def check_train_loader(cfg: CfgNode) -> None:
+    """Check the keys of the training loader without any data set.
+
+    Args:
+        cfg: with the keys of :func:`~sl_detectron.add_superloss_config`
+
+    Raises:
+        ValueError: names the key, its value and what it can be
+    """
+    names = cfg.DATASETS.TRAIN
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"DATASETS.TRAIN must name different data sets; got {tuple(names)}")
+    sampler, broken = cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.get("BROKEN_IMAGES", "error")
+    if sampler not in _SAMPLERS:
+        raise ValueError(f"DATALOADER.SAMPLER_TRAIN must be one of {_SAMPLERS}; got {sampler!r}")
+    if broken not in BROKEN_IMAGES:
+        raise ValueError(f"DATALOADER.BROKEN_IMAGES must be one of {BROKEN_IMAGES}; got {broken!r}")
+    if cfg.SOLVER.IMS_PER_BATCH < 1:
+        raise ValueError(f"SOLVER.IMS_PER_BATCH must be above 0; got {cfg.SOLVER.IMS_PER_BATCH}")
+
+
 def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:
     """Load the training sets, inject their noise and drop what detectron2 would drop.
 
@@ -100,9 +129,8 @@ def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:
     Raises:
         ValueError: if the noise is set wrongly or does not fit the data sets, or no image is left
     """
+    check_train_loader(cfg)
     names = cfg.DATASETS.TRAIN
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"DATASETS.TRAIN must name different data sets; got {tuple(names)}")
     noises = noises_from_config(cfg)
     manifest = _read_manifest(cfg)
     sets = {name: _load(name) for name in names}
@@ -210,10 +238,8 @@ def _sampler_factory(
         )
     if kind == "RepeatFactorTrainingSampler":
         factors = _repeat_factors(cfg, records)
-    elif kind in ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler"):
-        factors = _weighted_factors(cfg, sets)
     else:
-        raise ValueError(f"DATALOADER.SAMPLER_TRAIN {kind!r} is none of detectron2's samplers")
+        factors = _weighted_factors(cfg, sets)
     return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
 
 

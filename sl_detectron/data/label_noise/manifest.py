@@ -122,11 +122,12 @@ def read_manifest(path: str) -> list[Line]:
     if not PathManager.isfile(path):
         raise FileNotFoundError(f"no manifest at {path}; tools/inject_noise.py writes one")
     lines = []
-    with PathManager.open(path) as f:
+    # Undecodable bytes become what no JSON string of ours holds, and are found by line.
+    with PathManager.open(path, encoding="utf-8", errors="replace") as f:
         for number, text in enumerate(f, start=1):
             try:
                 line = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
             missing = [k for k in _KEYS if k not in line] if isinstance(line, dict) else _KEYS
             if missing:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TextIO
 
 from tqdm import tqdm
 
+from ...files import write_text
 from ..progress import iterations_done
 from ..resume import STOPPED
 from ..setup import setup_cfg
@@ -19,7 +20,7 @@ from .cluster import SubmititPool
 from .grid import Grid, Method
 from .jobs import CellJob, ProcessPool
 from .plan import STATES, PlannedCell, explain_change, plan
-from .state import CELL_LOG, FAILED, GRID_FILE, RESULT, read_result, write_json, write_text
+from .state import CELL_LOG, FAILED, GRID_FILE, RESULT, read_result, write_json
 
 __all__ = ["RunSettings", "run_grid"]
 

@@ -1,0 +1,235 @@
+"""Values at the edges: low precision, nothing to learn from, one class or a thousand, nan."""
+
+import re
+
+import pytest
+import torch
+from conftest import NUM_CLASSES, build, make_batch, run_losses, small_config
+from detectron2.data import DatasetMapper
+from detectron2.engine import AMPTrainer, TrainerBase
+from detectron2.structures import Boxes
+from detectron2.utils.events import EventStorage
+from PIL import Image
+
+from sl_detectron.data import TrainLoader
+from sl_detectron.engine.finite import FiniteAMPTrainer, FiniteTrainer, trainer_class
+from sl_detectron.losses import SuperLoss
+
+DETECTORS = ("standard", "retinanet")
+
+
+def superloss_config(detector, num_classes=NUM_CLASSES, tau="ExpAvg"):
+    cfg = small_config(detector, superloss=True)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
+    cfg.MODEL.SUPERLOSS.CLS.TAU = tau
+    cfg.MODEL.SUPERLOSS.BOX_REG.ENABLED = True
+    return cfg
+
+
+def assert_finite(losses, gradients, model):
+    assert all(value.isfinite() for value in losses.values()), losses
+    assert all(g.isfinite().all() for g in gradients.values())
+    for criterion in (m for m in model.modules() if isinstance(m, SuperLoss)):
+        assert not criterion.tau.isinf()
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_bfloat16_autocast(detector):
+    """tau and the losses are of float32 size and near those of float32."""
+    model, batch = build(superloss_config(detector)), make_batch()
+    exact, _, _ = run_losses(model, batch)
+    model = build(superloss_config(detector))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses, gradients, _ = run_losses(model, batch)
+    assert_finite(losses, gradients, model)
+    for criterion in (m for m in model.modules() if isinstance(m, SuperLoss)):
+        assert criterion.tau.dtype in (torch.float32, torch.float64)
+    if detector == "retinanet":  # no sampling, so the same anchors
+        torch.testing.assert_close(
+            {k: v.float() for k, v in losses.items()}, exact, rtol=0.05, atol=0.05
+        )
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize("counts", [(0,), (0, 0), (3, 0)])
+def test_images_without_objects(detector, counts):
+    model = build(superloss_config(detector))
+    for _ in range(2):  # the first batch may be the one without
+        losses, gradients, _ = run_losses(model, make_batch(counts))
+        assert_finite(losses, gradients, model)
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize("num_classes", [1, 1000])
+@pytest.mark.parametrize("tau", ["ExpAvg", "logC"])
+def test_one_class_and_a_thousand(detector, num_classes, tau):
+    if (detector, tau) == ("retinanet", "logC"):
+        pytest.skip("logC is of softmax only")
+    cfg = superloss_config(detector, num_classes, tau)
+    model, batch = build(cfg), make_batch()
+    for sample in batch:
+        sample["instances"].gt_classes %= num_classes
+        sample["instances"].gt_classes[:1] = num_classes - 1
+    losses, gradients, _ = run_losses(model, batch)
+    assert_finite(losses, gradients, model)
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize("size", [1.0, 0.01])
+def test_boxes_of_a_pixel(detector, size):
+    model, batch = build(superloss_config(detector)), make_batch()
+    for sample in batch:
+        corners = sample["instances"].gt_boxes.tensor[:, :2]
+        sample["instances"].gt_boxes = Boxes(torch.cat([corners, corners + size], dim=1))
+    losses, gradients, _ = run_losses(model, batch)
+    assert_finite(losses, gradients, model)
+
+
+def test_a_batch_of_ignored_anchors_only():
+    model = build(superloss_config("retinanet"))
+    label = model.label_anchors
+
+    def ignore_all(anchors, targets):
+        labels, boxes = label(anchors, targets)
+        return [torch.full_like(image_labels, -1) for image_labels in labels], boxes
+
+    model.label_anchors = ignore_all
+    for _ in range(2):
+        losses, gradients, _ = run_losses(model, make_batch())
+        assert all(value == 0 for value in losses.values())
+        assert_finite(losses, gradients, model)
+        assert all((g == 0).all() for g in gradients.values())
+    model.label_anchors = label
+    losses, gradients, _ = run_losses(model, make_batch())
+    assert_finite(losses, gradients, model)
+    assert losses["loss_cls"] != 0
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_labels_that_are_all_wrong(detector):
+    """Steps on labels that no two images agree on: losses stay finite, tau follows them."""
+    model = build(superloss_config(detector))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    batch = make_batch()
+    for step in range(4):
+        for sample in batch:
+            classes = sample["instances"].gt_classes
+            sample["instances"].gt_classes = (classes + step) % NUM_CLASSES
+        losses, gradients, _ = run_losses(model, batch)
+        assert_finite(losses, gradients, model)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tau", ["Avg", "ExpAvg", "1.5"])
+def test_half_precision_losses(dtype, tau):
+    """Losses of a model under autocast, up to the largest that float16 can hold."""
+    losses = torch.tensor([0.0, 1e-4, 1.0, 30.0, 6e4], dtype=dtype, requires_grad=True)
+    criterion = SuperLoss(float(tau) if tau == "1.5" else tau)
+    value, sigma = criterion.with_confidence(losses)
+    value.float().sum().backward()
+    assert value.isfinite().all()
+    assert sigma.isfinite().all()
+    assert losses.grad.dtype == dtype
+    assert losses.grad.isfinite().all()
+    exact = SuperLoss(float(tau) if tau == "1.5" else tau)(losses.detach().double())
+    torch.testing.assert_close(value.double(), exact, rtol=2e-2, atol=2e-2)
+
+
+class Diverges(torch.nn.Module):
+    """Two terms, one of them of a given value from the second batch on."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.value, self.calls = value, 0
+
+    def forward(self, batch):
+        self.calls += 1
+        value = self.value if self.calls > 1 else 1.0
+        return {"loss_good": self.weight, "loss_bad": value + 0 * self.weight}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_loss_that_is_not_finite_is_named_with_its_images(value):
+    records = [{"image_id": f"img{i}", "width": 2, "height": 1} for i in range(6)]
+    loader = TrainLoader(records, lambda r: r, 2, seed=0)
+    model = Diverges(value)
+    trainer = FiniteTrainer(model, loader, torch.optim.SGD(model.parameters(), lr=1.0))
+    words = rf"iteration 1: loss_bad is {value}; images \['img\d', 'img\d'\]"
+    with pytest.raises(FloatingPointError, match=words) as raised:
+        trainer.train(0, 5)
+    assert str(loader.image_ids) in str(raised.value)
+    assert "loss_good" not in str(raised.value)
+    assert model.calls == 2
+    assert model.weight.item() == 0  # one step of length 1: of the finite batch
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_weights_of_nan_stop_the_training_in_one_line(detector):
+    """Faster R-CNN's proposals refuse them before there is a loss."""
+    model = build(superloss_config(detector))
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad).fill_(float("nan"))
+    trainer = FiniteTrainer(model, [make_batch()], torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(FloatingPointError, match=r"iteration 0: .*images") as raised:
+        trainer.train(0, 1)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_the_check_costs_one_copy_to_the_host(monkeypatch):
+    copies = []
+    cpu = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: copies.append(t.shape) or cpu(t))
+    model = Diverges(1.0)
+    trainer = FiniteTrainer(model, [[0]], torch.optim.SGD(model.parameters(), lr=1.0))
+    trainer.iter = 0
+    with EventStorage(0):
+        trainer.run_step()
+    # The stock trainer's own copies are of tensors that are on the host by then.
+    assert copies[0] == (2,)
+
+
+def test_mixed_precision_has_the_same_check():
+    assert trainer_class(True) is FiniteAMPTrainer
+    order = FiniteAMPTrainer.__mro__
+    assert order.index(FiniteTrainer) < order.index(AMPTrainer) < order.index(TrainerBase)
+
+
+def test_a_broken_image_is_skipped_by_a_key(tmp_path, caplog):
+    """In its place comes another one, the same in every run."""
+    records = make_images(tmp_path)
+    data = (tmp_path / "2.png").read_bytes()
+    (tmp_path / "2.png").write_bytes(data[: len(data) // 2])
+    mapper = DatasetMapper(is_train=True, augmentations=[], image_format="BGR")
+
+    def ids(**options):
+        loader = TrainLoader(records, mapper, 2, seed=0, **options)
+        return [[s["image_id"] for s in batch] for batch, _ in zip(loader, range(6))]
+
+    with pytest.raises(ValueError, match=r"image 2, \S*2\.png: .*BROKEN_IMAGES"):
+        ids()
+    first = ids(broken_images="skip")
+    assert first == ids(broken_images="skip", num_workers=2)
+    seen = {i for batch in first for i in batch}
+    assert seen == {0, 1, 3, 4}
+    assert len(re.findall(r"Skipped image 2", caplog.text)) == 1
+
+
+def test_nothing_but_broken_images_ends_in_an_error(tmp_path):
+    records = make_images(tmp_path)
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"")
+    mapper = DatasetMapper(is_train=True, augmentations=[], image_format="BGR")
+    loader = TrainLoader(records, mapper, 2, seed=0, broken_images="skip")
+    with pytest.raises(ValueError, match="10 images in a row could not be used"):
+        next(iter(loader))
+
+
+def make_images(folder):
+    for i in range(5):
+        pixels = torch.randint(256, (32, 32, 3), dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    record = {"width": 32, "height": 32, "annotations": []}
+    return [{**record, "image_id": i, "file_name": str(folder / f"{i}.png")} for i in range(5)]
