@@ -231,6 +231,7 @@ def test_a_missing_data_set_is_said_once(tiny_root, tmp_path):
     assert not list(tmp_path.rglob("cell.log"))
 
 
+@pytest.mark.long
 def test_a_cell_on_two_processes(tiny_root, tmp_path):
     """The lock and the result are those of rank 0."""
     grid_file = write_tiny_grid(
