@@ -30,9 +30,7 @@ def assert_checkpoints_are_whole(output):
     assert not list(output.glob(".*.tmp"))
 
 
-@pytest.mark.parametrize(
-    "config", [FASTER_RCNN, pytest.param(RETINANET, marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("config", [FASTER_RCNN, pytest.param(RETINANET, marks=pytest.mark.long)])
 def test_resumed_losses_equal_the_uninterrupted_ones(toy_env, tmp_path, config):
     """Bit for bit, with crops and flips, an evaluation on the way, and other workers after it."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
