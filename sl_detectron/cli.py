@@ -1,6 +1,7 @@
 """What the command line tools share: help made of their docstring, one-line errors, quiet."""
 
 import argparse
+import difflib
 import logging
 import re
 import sys
@@ -8,6 +9,7 @@ import urllib.error
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 __all__ = ["USER_ERRORS", "describe", "run_tool", "silence_in_tools", "tool_parser"]
 
@@ -61,13 +63,27 @@ def tool_parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def describe(parser: argparse.ArgumentParser, doc: str | None) -> None:
-    """Give any parser the help of a tool's docstring and the option ``--debug``."""
+    """Give any parser a tool's docstring as help, the option ``--debug`` and clearer errors."""
     parser.description, _, examples = (doc or "").partition("\nExamples:\n")
     if parser.prog.startswith(CONSOLE_SCRIPT):
         # A console script: its user has no checkout with tools/ and configs/.
         examples = re.sub(r"tools/\w+\.py", parser.prog, examples).replace("configs/", "")
     parser.epilog = f"Examples:\n{examples}\n{EXIT_CODES}"
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    stock = parser.error
+
+    def error(message: str) -> NoReturn:
+        stock(message + _nearest_option(message, parser.format_usage()))
+
+    parser.error = error  # type: ignore[method-assign]
+
+
+def _nearest_option(message: str, usage: str) -> str:
+    """For a misspelt option: which one was meant."""
+    unknown = re.search(r"unrecognized arguments:.*?(--[\w-]+)", message)
+    options = re.findall(r"--[\w-]+", usage)
+    near = difflib.get_close_matches(unknown[1], options, n=1) if unknown else []
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def run_tool(job: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:

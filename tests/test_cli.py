@@ -85,6 +85,23 @@ def test_exit_codes(capsys):
         cli.run_tool(fail, args)
 
 
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (["--outptu", "x"], "--outptu x; did you mean --output?"),
+        (["--output", "x", "stray"], "unrecognized arguments: stray\n"),
+        (["--zzz"], "unrecognized arguments: --zzz\n"),
+    ],
+)
+def test_a_misspelt_option_names_the_nearest(capsys, args, hint):
+    parser = cli.tool_parser("A tool.")
+    parser.add_argument("--output")
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(args)
+    assert stop.value.code == 2
+    assert hint in capsys.readouterr().err
+
+
 def test_a_config_is_a_file_or_a_shipped_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").touch()

@@ -172,6 +172,13 @@ def test_readme_commands(project, monkeypatch, capsys):
     assert sum(line.startswith("sl-train ") for line in lines) == 72
 
 
+def test_readme_make_targets():
+    targets = [c.split()[1] for c in commands("README.md") if c.startswith("make ")]
+    assert targets
+    for target in targets:
+        subprocess.run(["make", "-n", target], cwd=REPO, check=True, stdout=subprocess.DEVNULL)
+
+
 def test_tutorial_commands(project, monkeypatch):
     write_yaml_blocks("docs/tutorial_audit.md")
     # The toy run of two iterations is sure of nothing: half as suspect is enough to correct.
@@ -207,13 +214,25 @@ def test_no_page_has_commands_that_are_not_run():
     # docs/results/ says how long trainings were made; tools/ tests run what it names.
     pages = {p.relative_to(REPO).as_posix() for p in (REPO / "docs").glob("*.md")}
     with_commands = {page for page in pages if blocks(page, "bash")}
-    assert with_commands <= {"docs/tutorial_audit.md", "docs/configs.md"}
+    assert with_commands <= {"docs/tutorial_audit.md", "docs/configs.md", "docs/benchmark.md"}
 
 
 def test_configs_commands(project, monkeypatch, capsys):
     for command in commands("docs/configs.md"):
         run(command, monkeypatch)
     assert Path(capsys.readouterr().out.strip()).is_file()
+
+
+def test_benchmark_commands(project, monkeypatch, capsys):
+    write_yaml_blocks("docs/benchmark.md")
+    (project / "output/mine").mkdir(parents=True)
+    (project / "output/mine/grid.yaml").write_text((project / "my_grid.yaml").read_text())
+    for command in commands("docs/benchmark.md"):
+        if not command.startswith(NOT_RUN):
+            run(command, monkeypatch)
+    assert "18 of 18 cells are missing" in (project / "output/mine/table.md").read_text()
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("sl-train ") for line in lines) == 18 + 72 + 72
 
 
 class MyROIHeads(StandardROIHeads):

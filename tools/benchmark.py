@@ -29,7 +29,6 @@ from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.engine.benchmark import (
     KEEP,
     RunSettings,
-    explain_failure,
     plan,
     read_grid,
     run_grid,
@@ -58,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
     )
     failed = run_grid(grid, args.output, settings)
     if failed:
-        rows = [[str(c.cell), explain_failure(c.folder), c.folder / "cell.log"] for c in failed]
+        rows = [[str(cell.cell), why, cell.folder / "cell.log"] for cell, why in failed]
         print(tabulate(rows, headers=["failed", "why", "log"]))
         print("Run them again with --retry-failed.")
         sys.exit(1)

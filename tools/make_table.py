@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make tables and a plot of a benchmark: table.md, table.tex, table.csv, differences.csv, ap50.png.
+"""Make tables and a plot of a benchmark: table.md, table.tex, CSV, ap50.png.
 
 Mean and standard deviation over seeds, published numbers beside them where the grid has any, and
 differences from the baseline and the controls, paired by seed. Cells that are not finished are
@@ -7,6 +7,8 @@ missing visibly. It may run while the benchmark does.
 
 Examples:
   tools/make_table.py output/table5
+  Means over some classes, where a test set has few objects of the others:
+    tools/make_table.py output/voc --classes car person cat
 """
 
 import argparse
@@ -17,7 +19,7 @@ from sl_detectron.engine.benchmark import make_tables
 
 
 def main(args: argparse.Namespace) -> None:
-    for path in make_tables(args.folder, args.output or args.folder):
+    for path in make_tables(args.folder, args.output or args.folder, args.classes):
         print(path)
 
 
@@ -25,6 +27,9 @@ def cli() -> int:
     parser = tool_parser(__doc__)
     parser.add_argument("folder", help="what tools/benchmark.py had as --output")
     parser.add_argument("--output", help="folder for tables and plot; default: the same")
+    parser.add_argument(
+        "--classes", nargs="+", default=[], help="take means over these; default: over all"
+    )
     return run_tool(main, parser.parse_args())
 
 

@@ -17,8 +17,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..data.voc_folder import class_ids_of
+from ..files import write_text
 from .audit import LabelAudit
-from .files import replacing, strict_json
+from .files import strict_json
 
 __all__ = [
     "Decision",
@@ -106,8 +107,7 @@ def check_threshold(threshold: float) -> None:
 def write_decisions(decisions: Decisions, path: str | os.PathLike) -> None:
     """Write a file that :func:`read_decisions` reads."""
     data = {"version": VERSION, **asdict(decisions)}
-    with replacing(Path(path)) as partial:
-        partial.write_text(strict_json(data, indent=1) + "\n", encoding="utf-8")
+    write_text(Path(path), strict_json(data, indent=1) + "\n")
 
 
 def read_decisions(path: str | os.PathLike) -> Decisions:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from ..files import write_text
 from .audit import LabelAudit
-from .files import replacing, strict_json
+from .files import strict_json
 
 __all__ = [
     "AuditEvaluation",
@@ -186,8 +187,7 @@ def evaluation_table(evaluation: AuditEvaluation) -> str:
 
 def write_evaluation(evaluation: AuditEvaluation, path: str | os.PathLike) -> None:
     """Write an evaluation as JSON."""
-    with replacing(Path(path)) as partial:
-        partial.write_text(strict_json(asdict(evaluation), indent=1) + "\n", encoding="utf-8")
+    write_text(Path(path), strict_json(asdict(evaluation), indent=1) + "\n")
 
 
 def plot_evaluation(evaluation: AuditEvaluation, path: str | os.PathLike) -> None:

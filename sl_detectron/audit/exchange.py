@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..files import write_text
 from .audit import AuditedAnnotation, LabelAudit
-from .files import replacing, strict_json
+from .files import strict_json
 
 __all__ = ["CLEANLAB_JSON", "read_cleanlab", "write_cleanlab", "write_fiftyone"]
 
@@ -153,6 +154,5 @@ def _images(audit: LabelAudit) -> Iterable[list[AuditedAnnotation]]:
 
 def _write(data: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        partial.write_text(strict_json(data) + "\n", encoding="utf-8")
+    write_text(path, strict_json(data) + "\n")
     return path

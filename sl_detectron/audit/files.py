@@ -13,9 +13,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from ..files import replacing
 from .audit import AuditedAnnotation, LabelAudit
 
-__all__ = ["AUDIT_JSON", "AUDIT_CSV", "read_audit", "replacing", "strict_json", "write_audit"]
+__all__ = ["AUDIT_JSON", "AUDIT_CSV", "read_audit", "strict_json", "write_audit"]
 
 AUDIT_JSON = "label_audit.json"
 AUDIT_CSV = "label_audit.csv"
@@ -116,24 +117,3 @@ def _annotation(row: dict[str, Any]) -> AuditedAnnotation:
     row = {key: math.nan if value is None else value for key, value in row.items()}
     top_labels = tuple((str(n), math.nan if p is None else float(p)) for n, p in row["top_labels"])
     return AuditedAnnotation(**{**row, "bbox": tuple(row["bbox"]), "top_labels": top_labels})
-
-
-class replacing:
-    """Give a temporary name beside ``path`` that takes its place if all goes well.
-
-    Args:
-        path: of a file that is there or not; until the end it stays as it is
-    """
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._partial = path.with_name(f".{path.name}.partial")
-
-    def __enter__(self) -> Path:
-        return self._partial
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None:
-            os.replace(self._partial, self._path)
-        else:
-            self._partial.unlink(missing_ok=True)

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import write_text
 from .audit import AuditedAnnotation, LabelAudit
 from .crops import Crop, make_crops
-from .files import replacing, strict_json
+from .files import strict_json
 
 __all__ = ["REPORT", "check_crops", "write_report"]
 
@@ -67,8 +68,7 @@ def write_report(
     path.parent.mkdir(parents=True, exist_ok=True)
     shown = audit.annotations[:num_crops]
     crops = make_crops(shown, crop_size, progress)
-    with replacing(path) as partial:
-        partial.write_text(_page(audit, shown, crops), encoding="utf-8")
+    write_text(path, _page(audit, shown, crops))
     return path
 
 

@@ -5,13 +5,15 @@ import os
 import pickle
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import parse_qs
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+
+from ..files import replacing
 
 __all__ = ["SafeCheckpointer", "atomic_write", "read_checkpoint"]
 
@@ -191,32 +193,21 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: it cannot be written; nothing is left behind
     """
-    part = path.with_name(f".{path.name}.tmp")
     try:
-        with open(part, "wb") as file:
+        with replacing(path) as part, open(part, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
     except (OSError, RuntimeError) as error:
-        _remove(part)
         # torch reports a full disk as a RuntimeError, with the OSError as its context.
         cause = error if isinstance(error, OSError) else error.__context__
         reason = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
         raise OSError(f"cannot write {path}: {reason}") from error
-    except BaseException:
-        _remove(part)
-        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the new name too must survive a crash of the machine
     finally:
         os.close(folder)
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):  # what stopped the write matters, not this
-        path.unlink()
 
 
 class _Refused(Exception):

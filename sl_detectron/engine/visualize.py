@@ -45,6 +45,8 @@ def run_visualize(args: argparse.Namespace) -> str:
         FileNotFoundError: there is no such run, checkpoint or audit
         ImportError: OpenCV is not installed
     """
+    if args.num < 1:
+        raise ValueError(f"--num must be 1 or above; got {args.num}")
     cfg = _config(args)
     name = args.dataset or cfg.DATASETS.TRAIN[0]
     given, true = _records(cfg, name)

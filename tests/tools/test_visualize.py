@@ -106,6 +106,7 @@ def test_the_most_doubted_image_comes_first(visualize, opts, checkpoint, tmp_pat
     ("args", "message"),
     [
         (["--output", "x", "--first", "doubted"], "--from-run or --audit"),
+        (["--output", "x", "--num", "0"], "--num must be 1 or above"),
         (["--show", "--num", "1"], "--show needs a screen"),
         (["--output", "x", "--dataset", "drawn_tset"], "did you mean 'drawn_test'"),
         (["--output", "x", "--checkpoint", "none.pth"], "there is no checkpoint none.pth"),

@@ -5,7 +5,8 @@ from .grid_file import read_grid
 from .make_tables import make_tables
 from .plan import PlannedCell, plan, train_net_command
 from .results import Results, read_results
-from .runner import KEEP, RunSettings, explain_failure, run_grid
+from .runner import RunSettings, run_grid
+from .state import KEEP
 
 __all__ = [
     "KEEP",
@@ -15,7 +16,6 @@ __all__ = [
     "PlannedCell",
     "Results",
     "RunSettings",
-    "explain_failure",
     "make_tables",
     "plan",
     "read_grid",

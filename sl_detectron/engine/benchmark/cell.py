@@ -1,6 +1,6 @@
 """One cell of a benchmark as a process: ``python -m sl_detectron.engine.benchmark.cell ARGS``.
 
-Its command line is that of ``tools/train_net.py``, and so is its job. Beyond that it
+Its command line is that of ``tools/train_net.py`` with ``--keep``; so is its job. Beyond that it
 
 * ends when its parent does, however that ended: it watches its standard input,
 * holds a lock on its folder, so that no two processes ever train in it,
@@ -23,65 +23,70 @@ from pathlib import Path
 import detectron2
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
+from ..launch import launch_job
 from ..setup import setup_cfg, train_net
-from .state import CELL_LOG, LOCK, RESULT, fingerprint, read_result, write_json
+from .state import CELL_LOG, KEEP, LOCK, RESULT, differences, fingerprint, read_result, write_json
 
 __all__ = ["main", "train_cell"]
 
-# A training that goes on from its checkpoint sees other batches than one that was never stopped,
-# and the table would depend on when it was. So a half-done cell starts anew.
-RESUME = False
+# How a cell begins, as rank 0 decides for all.
+FINISHED, RESUME, ANEW = "finished", "resume", "anew"
 
 
 def main(argv: list[str]) -> None:
     """Train the cell that a command line of ``tools/train_net.py`` describes."""
-    args = default_argument_parser().parse_args(argv)
+    parser = default_argument_parser()
+    # A traceback is for the log; the grid shows its last line.
+    parser.set_defaults(debug=True, dist_timeout=1800.0)
+    parser.add_argument("--keep", choices=KEEP, default="all")
+    args = parser.parse_args(argv)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    cfg = setup_cfg(args.config_file, args.opts)
-    launch(
-        train_cell,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(cfg, args),
-    )
+    launch_job(train_cell, setup_cfg(args.config_file, args.opts), args)
 
 
 def train_cell(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Train, evaluate and write the result, unless there is one; on every rank.
 
+    A training that was killed goes on from its checkpoint, to the same result: the trainer sees to
+    that. One with another config starts anew.
+
     Args:
         cfg: from :func:`~sl_detectron.engine.setup_cfg`
-        args: from detectron2's ``default_argument_parser``
+        args: from detectron2's ``default_argument_parser``, and which checkpoints to ``keep``
     """
     folder = Path(cfg.OUTPUT_DIR)
     with _locked(folder) if comm.is_main_process() else contextlib.nullcontext():
         # Looked at under the lock of rank 0: another process may have finished the cell meanwhile.
-        if comm.all_gather(_is_finished(cfg, folder))[0]:
+        beginning = comm.all_gather(_beginning(cfg, folder))[0]
+        if beginning == FINISHED:
             return
-        args.resume = RESUME
-        if comm.is_main_process() and not args.resume:
+        args.resume = beginning == RESUME
+        if comm.is_main_process() and beginning == ANEW:
             _clear(folder)
         comm.synchronize()
         started = time.monotonic()
         metrics = train_net(cfg, args)
         if comm.is_main_process():
+            _discard_checkpoints(folder, args.keep)
             result = {
                 "metrics": metrics["bbox"],
                 "seconds": round(time.monotonic() - started, 1),
+                "resumed": args.resume,  # so seconds are those of the last part
                 "fingerprint": fingerprint(cfg),
                 "versions": _versions(),
             }
             write_json(folder / RESULT, result)
 
 
-def _is_finished(cfg: CfgNode, folder: Path) -> bool:
+def _beginning(cfg: CfgNode, folder: Path) -> str:
     result = read_result(folder)
-    return result is not None and result["fingerprint"] == fingerprint(cfg)
+    if result is not None and result["fingerprint"] == fingerprint(cfg):
+        return FINISHED
+    half_done = result is None and (folder / "last_checkpoint").is_file()
+    return RESUME if half_done and not differences(cfg, folder) else ANEW
 
 
 def _end_with_parent() -> None:
@@ -112,6 +117,17 @@ def _clear(folder: Path) -> None:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
+            path.unlink()
+
+
+def _discard_checkpoints(folder: Path, keep: str) -> None:
+    """Before the result is there: killed in between, the cell goes on, and comes here again."""
+    if keep == "all":
+        return
+    if keep == "none":
+        (folder / "last_checkpoint").unlink()
+    for path in folder.glob("model_*.pth"):
+        if keep == "none" or path.name != "model_final.pth":
             path.unlink()
 
 

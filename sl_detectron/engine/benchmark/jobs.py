@@ -43,7 +43,7 @@ class CellJob:
 
     Attributes:
         folder: of the cell; what it prints is added to ``cell.log`` there
-        args: config file and options, as for ``tools/train_net.py``
+        args: of the cell, but for the number of processes
         num_gpus: on each machine
         threads: of one process on a CPU; None leaves that to the environment
     """
@@ -87,8 +87,9 @@ class CellJob:
                 # Ctrl-C is for the grid; its cells end with it and do not count as failed.
                 start_new_session=True,
             )
-            on_start(process)
-            return process.wait()
+            with process:  # closes the pipe in the end
+                on_start(process)
+                return process.wait()
 
 
 class ProcessPool:

@@ -14,8 +14,9 @@ from .grid import Cell, Grid
 from .jobs import rank_args
 from .state import FAILED, differences, fingerprint, read_result
 
-__all__ = ["PlannedCell", "explain_change", "plan", "train_net_command"]
+__all__ = ["STATES", "PlannedCell", "explain_change", "plan", "train_net_command"]
 
+STATES = ("open", "finished", "failed", "changed")
 SHOWN_KEYS = 5
 
 
@@ -28,7 +29,7 @@ class PlannedCell:
         folder: where its files are
         config_file: path of its config
         cfg: the config that it is trained with
-        state: "finished", "failed", "changed" (finished with another config) or "open"
+        state: one of ``STATES``; changed is finished with another config
     """
 
     cell: Cell

@@ -1,9 +1,10 @@
 """What a benchmark's folder holds: values by row, noise level and seed."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from .grid import METRICS, Cell, Grid, Method
 from .grid_file import read_grid
@@ -20,10 +21,12 @@ class Results:
     Attributes:
         grid: all cells
         metrics: {cell: {metric: percent}} of the finished ones
+        class_names: over which the metrics are means; empty for all
     """
 
     grid: Grid
     metrics: dict[Cell, dict[str, float]]
+    class_names: tuple[str, ...] = ()
 
     @property
     def missing(self) -> list[Cell]:
@@ -62,15 +65,17 @@ class Results:
                         yield method, other
 
 
-def read_results(folder: str | os.PathLike) -> Results:
+def read_results(folder: str | os.PathLike, class_names: Sequence[str] = ()) -> Results:
     """Read the grid and all results of a benchmark's folder.
 
     Args:
         folder: what ``tools/benchmark.py`` had as ``--output``
+        class_names: over which to take the means, in place of all; where a test set has few
+            objects of most classes
 
     Raises:
         FileNotFoundError: it is not the folder of a benchmark
-        ValueError: a file in it is damaged, or a result lacks AP, AP50 or AP75
+        ValueError: a file in it is damaged, or a result lacks AP, AP50 or AP75, of a class
     """
     folder = Path(folder)
     if not (folder / GRID_FILE).is_file():
@@ -80,8 +85,14 @@ def read_results(folder: str | os.PathLike) -> Results:
     for cell in grid.cells:
         result = read_result(folder / cell.folder)
         if result is not None:
-            lacking = [name for name in METRICS if name not in result["metrics"]]
-            if lacking:
-                raise ValueError(f"the result in {folder / cell.folder} has no {lacking}")
-            metrics[cell] = result["metrics"]
-    return Results(grid, metrics)
+            try:
+                metrics[cell] = {m: _mean_over(result["metrics"], m, class_names) for m in METRICS}
+            except KeyError as error:
+                raise ValueError(f"the result in {folder / cell.folder} has no {error}") from error
+    return Results(grid, metrics, tuple(class_names))
+
+
+def _mean_over(metrics: dict[str, float], metric: str, class_names: Sequence[str]) -> float:
+    if not class_names:
+        return metrics[metric]
+    return fmean(metrics[f"{metric}-{name}"] for name in class_names)

@@ -8,21 +8,22 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from tqdm import tqdm
 
+from ...files import write_text
 from ..progress import iterations_done
+from ..resume import STOPPED
 from ..setup import setup_cfg
 from .cluster import SubmititPool
-from .grid import Grid
+from .grid import Grid, Method
 from .jobs import CellJob, ProcessPool
-from .plan import PlannedCell, explain_change, plan
-from .state import CELL_LOG, FAILED, GRID_FILE, RESULT, read_result, write_json, write_text
+from .plan import STATES, PlannedCell, explain_change, plan
+from .state import CELL_LOG, FAILED, GRID_FILE, RESULT, read_result, write_json
 
-__all__ = ["KEEP", "RunSettings", "explain_failure", "run_grid"]
+__all__ = ["RunSettings", "run_grid"]
 
-KEEP = ("all", "final", "none")
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class RunSettings:
 
 def run_grid(
     grid: Grid, output: str | os.PathLike, settings: RunSettings = RunSettings()
-) -> list[PlannedCell]:
+) -> list[tuple[PlannedCell, str]]:
     """Train what is missing of a grid. Killed at any moment, the same call goes on.
 
     Args:
@@ -63,7 +64,7 @@ def run_grid(
         settings: how
 
     Returns:
-        the cells that failed, now or earlier
+        the cells that failed, now or earlier, and those that were stopped; and why, in a line
 
     Raises:
         ValueError: a bad config, a data set that lacks a file, or a finished cell's config has
@@ -71,32 +72,44 @@ def run_grid(
     """
     output = Path(output)
     cells = plan(grid, output)
-    changed = [cell for cell in cells if cell.state == "changed"]
-    if changed and not settings.rerun_changed:
-        raise ValueError(
-            f"{len(changed)} finished cells have another config now, first {changed[0].cell} "
-            f"in {changed[0].folder}: {explain_change(changed[0])}. Train them again with "
-            "--rerun-changed, or give another --output"
-        )
-    failed = [cell for cell in cells if cell.state == "failed" and not settings.retry_failed]
-    waiting = [cell for cell in cells if cell.state != "finished" and cell not in failed]
+    by_state = {s: [c for c in cells if c.state == s] for s in STATES}
+    if by_state["changed"] and not settings.rerun_changed:
+        _refuse(by_state["changed"])
+    waiting, failed = [*by_state["open"], *by_state["changed"]], []
+    if settings.retry_failed:
+        waiting += by_state["failed"]
+    else:
+        failed = [(cell, _explain_failure(cell.folder)) for cell in by_state["failed"]]
     if settings.executor != "slurm":  # there the data may be on the nodes only
         _check_rows(waiting)
-    for cell in changed:
+    for cell in by_state["changed"]:
         # Now, so that no table shows old results as those of the new config.
         (cell.folder / RESULT).unlink()
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / GRID_FILE, grid.text)
     if waiting:
-        finished = [cell for cell in cells if cell.state == "finished"]
-        with _pool(waiting, output, settings) as pool, _Progress(waiting, finished) as progress:
+        with (
+            _pool(waiting, output, settings) as pool,
+            _Progress(waiting, by_state["finished"]) as progress,
+        ):
             failed += _run(waiting, settings, pool, progress)
     return failed
 
 
+def _refuse(changed: list[PlannedCell]) -> NoReturn:
+    first = changed[0]
+    raise ValueError(
+        f"{len(changed)} finished cells have another config now, first {first.cell} in "
+        f"{first.folder}: {explain_change(first)}. Train them again with --rerun-changed, or give "
+        "another --output"
+    )
+
+
 def _check_rows(cells: Iterable[PlannedCell]) -> None:
     """One cell of every row, so that a missing data set or device is said once and at once."""
-    rows = {cell.cell.method: cell for cell in reversed(list(cells))}
+    rows: dict[Method, PlannedCell] = {}
+    for cell in cells:
+        rows.setdefault(cell.cell.method, cell)
     for method, cell in rows.items():
         try:
             setup_cfg(cell.config_file, [*cell.cell.opts, "OUTPUT_DIR", str(cell.folder)])
@@ -120,7 +133,7 @@ def _run(
     settings: RunSettings,
     pool: ProcessPool | SubmititPool,
     progress: "_Progress",
-) -> list[PlannedCell]:
+) -> list[tuple[PlannedCell, str]]:
     failed = []
     for cell in waiting:
         (cell.folder / FAILED).unlink(missing_ok=True)
@@ -131,9 +144,10 @@ def _run(
         time.sleep(1)
         for handle in [handle for handle in running if handle.done()]:
             cell = running.pop(handle)
-            if not _settle(cell, pool, handle, settings.keep):
-                failed.append(cell)
-            progress.settled(cell)
+            why = _settle(cell, pool, handle)
+            if why:
+                failed.append((cell, why))
+            progress.settled(cell, why)
         progress.update()
     return failed
 
@@ -142,36 +156,30 @@ def _job(cell: PlannedCell, settings: RunSettings) -> CellJob:
     threads = settings.threads
     if threads is None and not _on_gpu(cell):
         threads = 1
-    return CellJob(cell.folder, tuple(cell.args), settings.num_gpus, threads)
+    args = ("--keep", settings.keep, *cell.args)
+    return CellJob(cell.folder, args, settings.num_gpus, threads)
 
 
 def _on_gpu(cell: PlannedCell) -> bool:
     return cell.cfg.MODEL.DEVICE.startswith("cuda")
 
 
-def _settle(cell: PlannedCell, pool: ProcessPool | SubmititPool, handle: Any, keep: str) -> bool:
-    """Note how a cell ended; whether it ended well."""
+def _settle(cell: PlannedCell, pool: ProcessPool | SubmititPool, handle: Any) -> str:
+    """Note how a cell ended; why, if not well."""
     code: int | str
     try:
         code = pool.exit_code(handle)
     except Exception as error:  # the executor lost it
         code = f"{type(error).__name__}: {error}"
     if code == 0 and (cell.folder / RESULT).is_file():
-        _discard_checkpoints(cell.folder, keep)
-        return True
+        return ""
+    if code == STOPPED:
+        return "stopped by SIGTERM after a checkpoint; the same command goes on"
     write_json(cell.folder / FAILED, {"exit_code": code})
-    return False
+    return _explain_failure(cell.folder)
 
 
-def _discard_checkpoints(folder: Path, keep: str) -> None:
-    if keep == "all":
-        return
-    for path in folder.glob("model_*.pth"):
-        if keep == "none" or path.name != "model_final.pth":
-            path.unlink()
-
-
-def explain_failure(folder: Path) -> str:
+def _explain_failure(folder: Path) -> str:
     """Why a cell failed, in one line: the last that it said, or what ended it."""
     code = json.loads((folder / FAILED).read_text())["exit_code"]
     if isinstance(code, str):
@@ -200,13 +208,14 @@ class _Progress:
             mininterval=1 if terminal else 60,
         )
 
-    def settled(self, cell: PlannedCell) -> None:
+    def settled(self, cell: PlannedCell, why: str) -> None:
+        """Note that a cell has ended; ``why`` it did not end well, if so."""
         self._open.remove(cell)
         self._done += cell.cfg.SOLVER.MAX_ITER
         self._settled += 1
-        result = None if (cell.folder / FAILED).exists() else read_result(cell.folder)
+        result = None if why else read_result(cell.folder)
         if result is None:
-            said = f"FAILED, see {cell.folder / CELL_LOG}: {explain_failure(cell.folder)}"
+            said = f"FAILED, see {cell.folder / CELL_LOG}: {why}"
         else:
             said = f"AP50 {result['metrics']['AP50']:.1f}, {result['seconds']:.0f} s"
         with tqdm.external_write_mode(file=sys.stderr):

@@ -6,7 +6,6 @@ here. A result or failure appears whole or not at all.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,19 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from ...config import add_superloss_config
+from ...files import write_text
 
 __all__ = [
     "CELL_LOG",
     "FAILED",
     "GRID_FILE",
+    "KEEP",
     "LOCK",
     "RESULT",
     "differences",
     "fingerprint",
     "read_result",
     "write_json",
-    "write_text",
 ]
 
 GRID_FILE = "grid.yaml"
@@ -33,6 +33,8 @@ RESULT = "result.json"
 FAILED = "failed.json"
 LOCK = ".lock"
 CELL_LOG = "cell.log"
+# Which checkpoints of a finished cell stay.
+KEEP = ("all", "final", "none")
 ABSENT = "(no such key)"
 
 
@@ -98,15 +100,8 @@ def differences(cfg: CfgNode, folder: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """As :func:`write_text`."""
+    """Write a file that is there as a whole or not at all."""
     write_text(path, json.dumps(data, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that is there as a whole or not at all, whenever this process is killed."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _flat(cfg: dict[str, Any]) -> dict[str, Any]:

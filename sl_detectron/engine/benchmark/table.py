@@ -10,7 +10,7 @@ from .grid import METRICS, Method
 from .results import Results
 from .statistics import Difference, Summary
 
-__all__ = ["differences_csv", "latex", "markdown", "means_csv"]
+__all__ = ["differences_csv", "latex", "markdown", "means_csv", "runs_csv"]
 
 MISSING = "–"
 # What tabulate, which escapes LaTeX's own characters, leaves as it is.
@@ -22,6 +22,7 @@ LATEX: dict[str, str | int | None] = {
     "λ": r"$\lambda$",
     "σ": r"$\sigma$",
 }
+RUNS_COLUMNS = ("detector", "method", "noise", "seed", *METRICS)
 MEANS_COLUMNS = (
     *("detector", "method", "noise", "metric", "num_seeds", "mean", "std"),
     *("paper_mean", "paper_std"),
@@ -58,6 +59,15 @@ def latex(results: Results) -> str:
             f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n{body}\n\\end{{table}}"
         )
     return ("\n\n".join(parts) + "\n").translate(str.maketrans(LATEX))
+
+
+def runs_csv(results: Results) -> str:
+    """One line for each finished cell; numbers in percent."""
+    rows = []
+    for cell, metrics in results.metrics.items():
+        names = (cell.method.detector, cell.method.name, f"{cell.noise:g}", cell.seed)
+        rows.append([*names, *(_decimal(metrics[metric]) for metric in METRICS)])
+    return _csv(RUNS_COLUMNS, rows)
 
 
 def means_csv(results: Results) -> str:
@@ -97,6 +107,8 @@ def _notes(results: Results) -> list[str]:
             f"Percent; mean ± standard deviation over {num} seeds of weights, data order and label "
             "noise. n: number of seeds where it is smaller."
         ]
+    if results.class_names:
+        notes.append(f"Mean over {', '.join(results.class_names)}.")
     if results.missing:
         notes.append(f"{len(results.missing)} of {total} cells are missing ({MISSING}).")
     if any(method.paper for method in grid.methods):

@@ -19,7 +19,7 @@ def make_tiny_set(root: Path) -> None:
     (root / "ImageSets" / "Main" / "tiny.txt").write_text("\n".join(names) + "\n")
 
 
-def write_tiny_grid(path: Path, root: Path, iterations: int = 4, **changes: object) -> Path:
+def write_tiny_grid(path: Path, root: Path, iterations: int = 6, **changes: object) -> Path:
     """Two rows at one noise level; every detection counts, so that AP is above 0 at once."""
     name = f"tiny_{root.parent.name}"
     tiny = {"NAME": name, "ROOT": str(root), "SPLIT": "tiny", "CLASSES": list(TOY_CLASS_NAMES)}
@@ -32,6 +32,7 @@ def write_tiny_grid(path: Path, root: Path, iterations: int = 4, **changes: obje
         "INPUT.MIN_SIZE_TEST": 64,
         "SOLVER.IMS_PER_BATCH": 2,
         "SOLVER.MAX_ITER": iterations,
+        "SOLVER.WARMUP_ITERS": 0,  # so that a few iterations make a difference
         "SOLVER.CHECKPOINT_PERIOD": 2,
     }
     grid = {

@@ -1,6 +1,7 @@
 """Tables of a benchmark: arithmetic by hand, missing cells, one seed, published numbers."""
 
 import csv
+import json
 import math
 import re
 
@@ -109,8 +110,18 @@ def test_interval_is_that_of_students_t():
 
 def test_files(folder, tmp_path):
     paths = make_tables(folder, tmp_path / "tables")
-    names = ["table.md", "table.tex", "table.csv", "differences.csv", "ap50.png", "ap50.pdf"]
-    assert [path.name for path in paths] == names
+    names = ["table.md", "table.tex", "table.csv", "runs.csv", "differences.csv"]
+    assert [path.name for path in paths] == [*names, "ap50.png", "ap50.pdf"]
+    with open(tmp_path / "tables" / "runs.csv") as file:
+        runs = list(csv.DictReader(file))
+    assert len(runs) == sum(v is not None for row in AP50.values() for v in row)
+    keys = ("detector", "method", "noise", "seed", "AP", "AP50", "AP75")
+    assert [runs[0][k] for k in keys] == [
+        *(R, "baseline", "0", "0"),
+        "25.0000",
+        "50.0000",
+        "40.0000",
+    ]
     with open(tmp_path / "tables" / "table.csv") as file:
         lines = {
             (r["detector"], r["method"], r["noise"], r["metric"]): r for r in csv.DictReader(file)
@@ -177,5 +188,23 @@ def test_a_folder_that_is_no_benchmark(tmp_path):
 def test_a_result_without_ap75(folder):
     (path,) = folder.glob("retinanet/baseline/noise_0/seed_0/result.json")
     path.write_text('{"fingerprint": "x", "metrics": {"AP": 1, "AP50": 1}}')
-    with pytest.raises(ValueError, match=r"seed_0 has no \['AP75'\]"):
+    with pytest.raises(ValueError, match=r"seed_0 has no 'AP75'"):
         read_results(folder)
+
+
+def test_means_over_chosen_classes(folder):
+    for path in folder.glob("*/*/*/*/result.json"):
+        result = json.loads(path.read_text())
+        for metric, value in list(result["metrics"].items()):
+            # 1 more and 3 less than the mean over all, and one class that is not asked for.
+            result["metrics"] |= {
+                f"{metric}-cat": value + 1,
+                f"{metric}-dog": value - 3,
+                f"{metric}-cow": float("nan"),
+            }
+        path.write_text(json.dumps(result))
+    text = markdown(read_results(folder, ["cat", "dog"]))
+    assert "Mean over cat, dog." in text
+    assert rows(text, "AP50 by")[0] == [R, "baseline", "51.0 ± 2.0", "42.0 ± 3.6"]
+    with pytest.raises(ValueError, match="seed_0 has no 'AP-gnu'"):
+        read_results(folder, ["gnu"])

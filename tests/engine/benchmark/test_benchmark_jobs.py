@@ -1,0 +1,106 @@
+"""Where cells run: a GPU of its own for each, and what submitit refuses in one line."""
+
+import signal
+import sys
+
+import pytest
+import torch
+from grid_cases import write_tiny_grid
+
+from sl_detectron.engine.benchmark import plan, read_grid
+from sl_detectron.engine.benchmark.cluster import SubmititPool
+from sl_detectron.engine.benchmark.jobs import CellJob, ProcessPool, _gpu_slots
+from sl_detectron.engine.benchmark.runner import _settle
+from sl_detectron.engine.resume import STOPPED
+
+
+@pytest.mark.parametrize(
+    ("visible", "num_jobs", "num_gpus", "expected"),
+    [
+        (None, 2, 2, ["0,1", "2,3"]),
+        (None, 3, 1, ["0", "1", "2"]),
+        ("4,5,6,7", 2, 1, ["4", "5"]),
+        (None, 1, 4, [None]),  # alone, it sees what there is
+    ],
+)
+def test_every_cell_has_gpus_of_its_own(visible, num_jobs, num_gpus, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    slots = _gpu_slots(num_jobs, num_gpus)
+    assert [slot.get("CUDA_VISIBLE_DEVICES") for slot in slots] == expected
+
+
+def test_too_few_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(ValueError, match="need 6, but torch sees 4; lower --jobs"):
+        ProcessPool(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "parameters", "message"),
+    [
+        ("local", ["partion=x"], "submitit: Unknown argument 'partion'"),
+        ("local", ["nodes=many"], "submitit: .*nodes.*many"),
+        ("local", ["partition"], "--slurm takes KEY=VALUE; got 'partition'"),
+        ("slurm", [], "submitit: Could not detect"),
+    ],
+)
+def test_submitit_errors_are_one_line(cluster, parameters, message, tmp_path, monkeypatch):
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    monkeypatch.setenv("PATH", str(tmp_path))  # without Slurm
+    with pytest.raises(ValueError, match=message) as caught:
+        SubmititPool(cluster, tmp_path, None, 0, parameters)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_submitit_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ImportError, match="pip install submitit"):
+        SubmititPool("local", tmp_path, None, 0, [])
+
+
+class Pool:
+    """Of one job that has ended."""
+
+    def __init__(self, code):
+        self.code = code
+
+    def exit_code(self, handle):
+        if isinstance(self.code, Exception):
+            raise self.code
+        return self.code
+
+
+@pytest.mark.parametrize(
+    ("code", "why", "state"),
+    [
+        (1, "ValueError: wrong", "failed"),
+        (0, "ValueError: wrong", "failed"),  # it says all is well, but there is no result
+        (-signal.SIGKILL, "killed by signal 9", "failed"),
+        (RuntimeError("node lost"), "RuntimeError: node lost", "failed"),
+        # A scheduler's doing: nothing to mend, so the next start goes on.
+        (STOPPED, "stopped by SIGTERM", "open"),
+    ],
+)
+def test_how_a_cell_ended(code, why, state, tmp_path):
+    grid = read_grid(write_tiny_grid(tmp_path / "grid.yaml", tmp_path))
+    cell = plan(grid, tmp_path)[0]
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "cell.log").write_text("$ command\nTraceback\nValueError: wrong\n")
+    assert _settle(cell, Pool(code), None).startswith(why)
+    assert plan(grid, tmp_path)[0].state == state
+
+
+def test_leaving_the_pool_ends_its_cells(tmp_path):
+    """The one that runs is killed, as it still imports; the one that waits is never started."""
+    job = CellJob(tmp_path / "cell", ())
+    with pytest.raises(KeyboardInterrupt), ProcessPool(1, 1) as pool:  # noqa: PT012
+        pool.submit([job, job])
+        while not pool._running:
+            pass
+        (process,) = pool._running
+        raise KeyboardInterrupt
+    assert process.returncode == -signal.SIGKILL
+    assert len(pool._running) == 1
