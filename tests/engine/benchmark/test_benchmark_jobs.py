@@ -1,12 +1,16 @@
 """Where cells run: a GPU of its own for each, and what submitit refuses in one line."""
 
+import argparse
+import contextlib
 import signal
 import sys
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 from grid_cases import write_tiny_grid
 
+from sl_detectron.engine.benchmark import cell as cell_module
 from sl_detectron.engine.benchmark import plan, read_grid
 from sl_detectron.engine.benchmark.cluster import SubmititPool
 from sl_detectron.engine.benchmark.jobs import CellJob, ProcessPool, _gpu_slots
@@ -104,3 +108,26 @@ def test_leaving_the_pool_ends_its_cells(tmp_path):
         raise KeyboardInterrupt
     assert process.returncode == -signal.SIGKILL
     assert len(pool._running) == 1
+
+
+@pytest.mark.parametrize("full_disk", [True, False])
+def test_checkpoints_go_only_when_the_result_is_there(full_disk, tmp_path, monkeypatch):
+    cfg = CfgNode({"OUTPUT_DIR": str(tmp_path)})
+    args = argparse.Namespace(keep="none", resume=False)
+
+    def train_net(cfg, args):
+        for name in ("model_0000001.pth", "model_final.pth", "last_checkpoint"):
+            (tmp_path / name).touch()
+        return {"bbox": {}}
+
+    def write_json(path, data):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(cell_module, "train_net", train_net)
+    if full_disk:
+        monkeypatch.setattr(cell_module, "write_json", write_json)
+    with pytest.raises(OSError, match="no space") if full_disk else contextlib.nullcontext():
+        cell_module.train_cell(cfg, args)
+    left = {path.name for path in tmp_path.iterdir()} - {".lock"}
+    kept = {"model_0000001.pth", "model_final.pth", "last_checkpoint"}
+    assert left == (kept if full_disk else {"result.json"})
