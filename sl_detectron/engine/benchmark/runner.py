@@ -21,7 +21,7 @@ from .grid import Grid, Method
 from .jobs import CellJob, ProcessPool
 from .plan import STATES, PlannedCell, explain_change, plan
 from .progress import Progress, Unfinished
-from .state import CELL_LOG, FAILED, GRID_FILE, RESULT, write_json
+from .state import CELL_LOG, FAILED, GRID_FILE, OPTIONS_FILE, RESULT, write_json
 
 __all__ = ["RunSettings", "run_grid"]
 
@@ -67,8 +67,8 @@ def run_grid(
         the cells that failed, now or earlier, and those that were stopped
 
     Raises:
-        ValueError: a bad config, a data set that lacks a file, or a finished cell's config has
-            changed
+        ValueError: a bad config, a data set that lacks a file, a finished cell's config has
+            changed, or ``output`` has finished cells of another grid
         SystemExit: with 143, after SIGTERM; the cells that ran here have checkpoints
     """
     output = Path(output)
@@ -76,6 +76,7 @@ def run_grid(
     by_state = {s: [c for c in cells if c.state == s] for s in STATES}
     if by_state["changed"] and not settings.rerun_changed:
         _refuse(by_state["changed"])
+    _refuse_another_grid(cells, output)
     waiting, unfinished = [*by_state["open"], *by_state["changed"]], []
     if settings.retry_failed:
         waiting += by_state["failed"]
@@ -89,6 +90,7 @@ def run_grid(
         (cell.folder / RESULT).unlink()
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / GRID_FILE, grid.text)
+    write_text(output / OPTIONS_FILE, json.dumps(grid.opts) + "\n")
     if waiting:
         with (
             _pool(waiting, output, settings) as pool,
@@ -105,6 +107,18 @@ def _refuse(changed: list[PlannedCell]) -> NoReturn:
         f"{first.folder}: {explain_change(first)}. Train them again with --rerun-changed, or give "
         "another --output"
     )
+
+
+def _refuse_another_grid(cells: list[PlannedCell], output: Path) -> None:
+    """Finished cells that the grid does not have would vanish from the tables without a word."""
+    # The depth of Cell.folder.
+    finished = {path.parent for path in output.glob(f"*/*/noise_*/seed_*/{RESULT}")}
+    others = sorted(finished - {cell.folder for cell in cells})
+    if others:
+        raise ValueError(
+            f"{output} has {len(others)} finished cells that are not in this grid, first "
+            f"{others[0]}. Give another --output, or move them away"
+        )
 
 
 def _check_rows(cells: Iterable[PlannedCell]) -> None:
