@@ -3,7 +3,8 @@
 
 Every cell is what tools/train_net.py does. The grid may be killed at any moment: the same command
 goes on with what is missing, and never trains a finished cell again. Cells that failed are listed
-at the end and left alone until --retry-failed.
+at the end and left alone until --retry-failed. The exit code is then 1 too. It is 143 if SIGTERM
+stopped cells, or the grid, which passes it on: they end with a checkpoint.
 
 Examples:
   The paper's Table 5 on 8 GPUs, one cell on each:
@@ -34,6 +35,7 @@ from sl_detectron.engine.benchmark import (
     run_grid,
     train_net_command,
 )
+from sl_detectron.engine.resume import STOPPED
 from sl_detectron.model_zoo import find_config
 
 
@@ -55,12 +57,14 @@ def main(args: argparse.Namespace) -> None:
         executor=args.executor,
         cluster=tuple(args.slurm),
     )
-    failed = run_grid(grid, args.output, settings)
-    if failed:
-        rows = [[str(cell.cell), why, cell.folder / "cell.log"] for cell, why in failed]
-        print(tabulate(rows, headers=["failed", "why", "log"]))
-        print("Run them again with --retry-failed.")
-        sys.exit(1)
+    unfinished = run_grid(grid, args.output, settings)
+    if unfinished:
+        rows = [[str(c.cell), state, why, c.folder / "cell.log"] for c, state, why in unfinished]
+        print(tabulate(rows, headers=["cell", "state", "why", "log"]))
+        if any(end.state == "failed" for end in unfinished):
+            print("Run those that failed again with --retry-failed.")
+            sys.exit(1)
+        sys.exit(STOPPED)
     print(f"All {len(grid.cells)} cells are finished: tools/make_table.py {args.output}")
 
 

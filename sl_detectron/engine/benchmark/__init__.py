@@ -4,6 +4,7 @@ from .grid import Cell, Grid, Method
 from .grid_file import read_grid
 from .make_tables import make_tables
 from .plan import PlannedCell, plan, train_net_command
+from .progress import Unfinished
 from .results import Results, read_results
 from .runner import RunSettings, run_grid
 from .state import KEEP
@@ -16,6 +17,7 @@ __all__ = [
     "PlannedCell",
     "Results",
     "RunSettings",
+    "Unfinished",
     "make_tables",
     "plan",
     "read_grid",

@@ -4,7 +4,8 @@ Its command line is that of ``tools/train_net.py`` with ``--keep``; so is its jo
 
 * ends when its parent does, however that ended: it watches its standard input,
 * holds a lock on its folder, so that no two processes ever train in it,
-* writes ``result.json`` last. A result with the same config is kept.
+* writes ``result.json`` when all is done, and only then removes checkpoints. A result with the same
+  config is kept.
 """
 
 import argparse
@@ -70,7 +71,6 @@ def train_cell(cfg: CfgNode, args: argparse.Namespace) -> None:
         started = time.monotonic()
         metrics = train_net(cfg, args)
         if comm.is_main_process():
-            _discard_checkpoints(folder, args.keep)
             result = {
                 "metrics": metrics["bbox"],
                 "seconds": round(time.monotonic() - started, 1),
@@ -79,6 +79,8 @@ def train_cell(cfg: CfgNode, args: argparse.Namespace) -> None:
                 "versions": _versions(),
             }
             write_json(folder / RESULT, result)
+            # After it: a result that cannot be written, as on a full disk, loses no training.
+            _discard_checkpoints(folder, args.keep)
 
 
 def _beginning(cfg: CfgNode, folder: Path) -> str:
@@ -121,7 +123,6 @@ def _clear(folder: Path) -> None:
 
 
 def _discard_checkpoints(folder: Path, keep: str) -> None:
-    """Before the result is there: killed in between, the cell goes on, and comes here again."""
     if keep == "all":
         return
     if keep == "none":

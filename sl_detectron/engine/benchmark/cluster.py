@@ -76,13 +76,18 @@ class SubmititPool:
         """The first of its nodes that is not 0; raises what made submitit lose the job."""
         return next((code for code in handle.results() if code != 0), 0)
 
+    def stop(self) -> None:
+        """Cancel what has not ended; the same grid goes on from the last checkpoints."""
+        for handle in self._handles:
+            if not handle.done():
+                handle.cancel()
+        self._handles = []
+
     def __enter__(self) -> "SubmititPool":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            if not handle.done():
-                handle.cancel()
+        self.stop()
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ class Grid:
         methods: all rows, in the order of the file
         references: names of the baseline and the controls, the baseline first
         source: of the published numbers
+        opts: ``[KEY, VALUE, ...]`` of all cells that are not in the file; the rows have them too
     """
 
     text: str
@@ -80,6 +81,7 @@ class Grid:
     methods: tuple[Method, ...]
     references: tuple[str, ...] = ()
     source: str = ""
+    opts: tuple[str, ...] = ()
 
     @property
     def cells(self) -> list[Cell]:

@@ -42,7 +42,8 @@ def read_grid(path: str | os.PathLike, opts: list[str] | None = None) -> Grid:
     Args:
         path: of the YAML file, or the name of a shipped one, ``Benchmark/toy.yaml``; its keys are
             described at the top of this module
-        opts: more options of all cells ``[KEY, VALUE, ...]``, after those of the file
+        opts: more options of all cells ``[KEY, VALUE, ...]``, after those of the file; with any the
+            published numbers, which are those of the file's schedule, are left out
 
     Returns:
         the grid; whether its configs exist is not looked at
@@ -51,13 +52,14 @@ def read_grid(path: str | os.PathLike, opts: list[str] | None = None) -> Grid:
         ValueError: there is no such file, or a key is missing, unknown or has a bad value; the
             message names it
     """
+    own = _checked_opts("options", opts or [])
     text = Path(find_config(str(path))).read_text(encoding="utf-8")
     try:
         data = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: not a YAML file: {reason}") from error
-    return _Parser(str(path)).grid(text, data, opts or [])
+    return _Parser(str(path)).grid(text, data, own)
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -79,7 +81,7 @@ class _Parser:
     def __init__(self, path: str):
         self.path = path
 
-    def grid(self, text: str, data: Any, opts: list[str]) -> Grid:
+    def grid(self, text: str, data: Any, opts: tuple[str, ...]) -> Grid:
         self._keys("", data, GRID_KEYS, ("noise", "seeds", "detectors"))
         noise = self._list("", data, "noise", "fractions in [0, 1]", _is_fraction)
         seeds = self._list("", data, "seeds", "integers of at least 0", _is_seed)
@@ -88,24 +90,29 @@ class _Parser:
         if not isinstance(detectors, dict) or not detectors:
             self._fail("detectors", "must be {detector: {method: {config: ...}}}")
         methods = [
-            self._method(str(detector), str(name), row, (shared, tuple(opts)), len(noise))
+            self._method(str(detector), str(name), row, (shared, opts), len(noise))
             for detector, rows in detectors.items()
             for name, row in self._rows(detector, rows)
         ]
         self._check_folders(methods)
-        references = [data["baseline"]] if data.get("baseline") else []
-        if not isinstance(data.get("controls", []), list):
-            self._fail("controls", f"must be a list of names; got {data['controls']!r}")
-        references += data.get("controls", [])
-        names = {method.name for method in methods}
-        for name in references:
-            if name not in names:
-                self._fail(
-                    "baseline, controls", f"no row has the name {name!r}{_near(name, names)}"
-                )
+        references = self._references(data, {method.name for method in methods})
         source = str(data.get("source", ""))
         levels = tuple(float(level) for level in noise)
-        return Grid(text, levels, tuple(seeds), tuple(methods), tuple(references), source)
+        return Grid(text, levels, tuple(seeds), tuple(methods), references, source, opts)
+
+    def _references(self, data: dict, names: set[str]) -> tuple[str, ...]:
+        baseline, controls = data.get("baseline"), data.get("controls", [])
+        if not isinstance(controls, list):
+            self._fail("controls", f"must be a list of names; got {controls!r}")
+        references = controls if baseline is None else [baseline, *controls]
+        for name in references:
+            if isinstance(name, (list, dict)):
+                self._fail("baseline, controls", f"must be names of rows; got {name!r}")
+            # As rows are: YAML reads the names 1 and yes as other than text.
+            if str(name) not in names:
+                near = _near(str(name), names)
+                self._fail("baseline, controls", f"no row has the name {str(name)!r}{near}")
+        return tuple(map(str, references))
 
     def _method(
         self, detector: str, name: str, row: Any, shared: tuple[tuple[str, ...], ...], levels: int
@@ -120,7 +127,8 @@ class _Parser:
         # The command line has the last word, also over clean_opts.
         clean = (*clean, *after) if clean else ()
         opts = (*before, *own, *after)
-        return Method(detector, name, row["config"], opts, clean, self._paper(where, row, levels))
+        paper = self._paper(where, row, levels)
+        return Method(detector, name, row["config"], opts, clean, {} if after else paper)
 
     def _paper(self, where: str, row: dict, levels: int) -> dict[str, tuple[PaperValue, ...]]:
         paper = row.get("paper", {})
@@ -166,13 +174,7 @@ class _Parser:
 
     def _opts(self, where: str, data: dict, key: str) -> tuple[str, ...]:
         values = data.get(key, [])
-        key = f"{where}, {key}" if where else key
-        if not isinstance(values, list) or len(values) % 2:
-            self._fail(key, f"must be [KEY, VALUE, KEY, VALUE, ...]; got {values!r}")
-        for name in values[::2]:
-            if name in CELL_KEYS:
-                self._fail(key, f"{name} is set by the grid itself; leave it out")
-        return tuple(map(str, values))
+        return _checked_opts(f"{self.path}: {where}{', ' if where else ''}{key}", values)
 
     def _check_folders(self, methods: list[Method]) -> None:
         seen: dict[Path, Method] = {}
@@ -184,6 +186,15 @@ class _Parser:
 
     def _fail(self, where: str, message: str) -> NoReturn:
         raise ValueError(f"{self.path}: {f'{where}: ' if where else ''}{message}")
+
+
+def _checked_opts(where: str, values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or len(values) % 2:
+        raise ValueError(f"{where}: must be [KEY, VALUE, KEY, VALUE, ...]; got {values!r}")
+    for name in values[::2]:
+        if name in CELL_KEYS:
+            raise ValueError(f"{where}: {name} is set by the grid itself; leave it out")
+    return tuple(map(str, values))
 
 
 def _is_fraction(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """Trainings as processes, on this machine; :mod:`.cluster` has the same through submitit.
 
-Both pools have ``submit(jobs)``, whose handles have ``done()``, and ``exit_code(handle)``.
+Both pools have ``submit(jobs)``, whose handles have ``done()``, ``exit_code(handle)`` and
+``stop()``.
 """
 
 import os
@@ -118,6 +119,14 @@ class ProcessPool:
     def exit_code(self, handle: "Future[int]") -> int:
         """Of a job that is done; raises what kept it from starting."""
         return handle.result()
+
+    def stop(self) -> None:
+        """End the cells that run by SIGTERM, so with a checkpoint, and start no more."""
+        self._closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for process in self._running:
+            process.terminate()  # does nothing where it has ended
+        self._threads.shutdown()
 
     def _run(self, job: CellJob) -> int:
         slot = self._slots.get()

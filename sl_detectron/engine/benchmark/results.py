@@ -1,5 +1,6 @@
 """What a benchmark's folder holds: values by row, noise level and seed."""
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from statistics import fmean
 
 from .grid import METRICS, Cell, Grid, Method
 from .grid_file import read_grid
-from .state import GRID_FILE, read_result
+from .state import GRID_FILE, OPTIONS_FILE, read_result
 from .statistics import Difference, Summary, paired_difference, summarise
 
 __all__ = ["Results", "read_results"]
@@ -80,7 +81,10 @@ def read_results(folder: str | os.PathLike, class_names: Sequence[str] = ()) -> 
     folder = Path(folder)
     if not (folder / GRID_FILE).is_file():
         raise FileNotFoundError(f"{folder} holds no {GRID_FILE}: it is not a benchmark's folder")
-    grid = read_grid(folder / GRID_FILE)
+    options = folder / OPTIONS_FILE
+    grid = read_grid(
+        folder / GRID_FILE, json.loads(options.read_text()) if options.exists() else []
+    )
     metrics = {}
     for cell in grid.cells:
         result = read_result(folder / cell.folder)

@@ -1,29 +1,29 @@
 """Train the cells of a grid that are not trained yet, and say how far it is."""
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
-
-from tqdm import tqdm
+from typing import Any, NoReturn
 
 from ...files import write_text
-from ..progress import iterations_done
 from ..resume import STOPPED
 from ..setup import setup_cfg
 from .cluster import SubmititPool
 from .grid import Grid, Method
 from .jobs import CellJob, ProcessPool
 from .plan import STATES, PlannedCell, explain_change, plan
-from .state import CELL_LOG, FAILED, GRID_FILE, RESULT, read_result, write_json
+from .progress import Progress, Unfinished
+from .state import CELL_LOG, FAILED, GRID_FILE, OPTIONS_FILE, RESULT, write_json
 
 __all__ = ["RunSettings", "run_grid"]
-
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class RunSettings:
 
 def run_grid(
     grid: Grid, output: str | os.PathLike, settings: RunSettings = RunSettings()
-) -> list[tuple[PlannedCell, str]]:
+) -> list[Unfinished]:
     """Train what is missing of a grid. Killed at any moment, the same call goes on.
 
     Args:
@@ -64,22 +64,25 @@ def run_grid(
         settings: how
 
     Returns:
-        the cells that failed, now or earlier, and those that were stopped; and why, in a line
+        the cells that failed, now or earlier, and those that were stopped
 
     Raises:
-        ValueError: a bad config, a data set that lacks a file, or a finished cell's config has
-            changed
+        ValueError: a bad config, a data set that lacks a file, a finished cell's config has
+            changed, or ``output`` has finished cells of another grid
+        SystemExit: with 143, after SIGTERM; the cells that ran here have checkpoints
     """
     output = Path(output)
     cells = plan(grid, output)
     by_state = {s: [c for c in cells if c.state == s] for s in STATES}
     if by_state["changed"] and not settings.rerun_changed:
         _refuse(by_state["changed"])
-    waiting, failed = [*by_state["open"], *by_state["changed"]], []
+    _refuse_another_grid(cells, output)
+    waiting, unfinished = [*by_state["open"], *by_state["changed"]], []
     if settings.retry_failed:
         waiting += by_state["failed"]
     else:
-        failed = [(cell, _explain_failure(cell.folder)) for cell in by_state["failed"]]
+        for cell in by_state["failed"]:
+            unfinished.append(Unfinished(cell, "failed", _explain_failure(cell.folder)))
     if settings.executor != "slurm":  # there the data may be on the nodes only
         _check_rows(waiting)
     for cell in by_state["changed"]:
@@ -87,13 +90,14 @@ def run_grid(
         (cell.folder / RESULT).unlink()
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / GRID_FILE, grid.text)
+    write_text(output / OPTIONS_FILE, json.dumps(grid.opts) + "\n")
     if waiting:
         with (
             _pool(waiting, output, settings) as pool,
-            _Progress(waiting, by_state["finished"]) as progress,
+            Progress(waiting, by_state["finished"]) as progress,
         ):
-            failed += _run(waiting, settings, pool, progress)
-    return failed
+            unfinished += _run(waiting, settings, pool, progress)
+    return unfinished
 
 
 def _refuse(changed: list[PlannedCell]) -> NoReturn:
@@ -103,6 +107,18 @@ def _refuse(changed: list[PlannedCell]) -> NoReturn:
         f"{first.folder}: {explain_change(first)}. Train them again with --rerun-changed, or give "
         "another --output"
     )
+
+
+def _refuse_another_grid(cells: list[PlannedCell], output: Path) -> None:
+    """Finished cells that the grid does not have would vanish from the tables without a word."""
+    # The depth of Cell.folder.
+    finished = {path.parent for path in output.glob(f"*/*/noise_*/seed_*/{RESULT}")}
+    others = sorted(finished - {cell.folder for cell in cells})
+    if others:
+        raise ValueError(
+            f"{output} has {len(others)} finished cells that are not in this grid, first "
+            f"{others[0]}. Give another --output, or move them away"
+        )
 
 
 def _check_rows(cells: Iterable[PlannedCell]) -> None:
@@ -132,24 +148,44 @@ def _run(
     waiting: list[PlannedCell],
     settings: RunSettings,
     pool: ProcessPool | SubmititPool,
-    progress: "_Progress",
-) -> list[tuple[PlannedCell, str]]:
-    failed = []
+    progress: Progress,
+) -> list[Unfinished]:
+    unfinished = []
     for cell in waiting:
         (cell.folder / FAILED).unlink(missing_ok=True)
     running: dict[Any, PlannedCell] = dict(
         zip(pool.submit([_job(cell, settings) for cell in waiting]), waiting)
     )
-    while running:
-        time.sleep(1)
-        for handle in [handle for handle in running if handle.done()]:
-            cell = running.pop(handle)
-            why = _settle(cell, pool, handle)
-            if why:
-                failed.append((cell, why))
-            progress.settled(cell, why)
-        progress.update()
-    return failed
+    with _noting_sigterm() as signals:
+        while running:
+            time.sleep(1)
+            if signals:
+                pool.stop()
+                print("Stopped by SIGTERM; the same command goes on.", file=sys.stderr)
+                raise SystemExit(STOPPED)
+            for handle in [handle for handle in running if handle.done()]:
+                cell = running.pop(handle)
+                end = _settle(cell, pool, handle)
+                progress.settled(cell, end)
+                if end is not None:
+                    unfinished.append(end)
+            progress.update()
+    return unfinished
+
+
+@contextlib.contextmanager
+def _noting_sigterm() -> Iterator[list[int]]:
+    """Signals that came, for a loop to look at."""
+    signals: list[int] = []
+    # Python lets only the main thread handle signals.
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
+    try:
+        yield signals
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _job(cell: PlannedCell, settings: RunSettings) -> CellJob:
@@ -164,19 +200,20 @@ def _on_gpu(cell: PlannedCell) -> bool:
     return cell.cfg.MODEL.DEVICE.startswith("cuda")
 
 
-def _settle(cell: PlannedCell, pool: ProcessPool | SubmititPool, handle: Any) -> str:
-    """Note how a cell ended; why, if not well."""
+def _settle(cell: PlannedCell, pool: ProcessPool | SubmititPool, handle: Any) -> Unfinished | None:
+    """Note how a cell ended, if it has no result."""
     code: int | str
     try:
         code = pool.exit_code(handle)
     except Exception as error:  # the executor lost it
         code = f"{type(error).__name__}: {error}"
     if code == 0 and (cell.folder / RESULT).is_file():
-        return ""
-    if code == STOPPED:
-        return "stopped by SIGTERM after a checkpoint; the same command goes on"
+        return None
+    # The second: before the first iteration, or in the evaluation, which starts anew.
+    if code in (STOPPED, -signal.SIGTERM):
+        return Unfinished(cell, "stopped", "by SIGTERM; the same command goes on")
     write_json(cell.folder / FAILED, {"exit_code": code})
-    return _explain_failure(cell.folder)
+    return Unfinished(cell, "failed", _explain_failure(cell.folder))
 
 
 def _explain_failure(folder: Path) -> str:
@@ -188,61 +225,3 @@ def _explain_failure(folder: Path) -> str:
         return f"killed by signal {-code}"
     lines = (folder / CELL_LOG).read_text(errors="replace").strip().splitlines()
     return lines[-1].strip()
-
-
-class _Progress:
-    """Iterations over all cells, as a bar on a terminal and as lines in a file."""
-
-    def __init__(self, waiting: list[PlannedCell], finished: list[PlannedCell]):
-        self._open = list(waiting)
-        self._done = sum(cell.cfg.SOLVER.MAX_ITER for cell in finished)
-        self._settled, self._total = len(finished), len(waiting) + len(finished)
-        self._started = time.time()
-        terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=self._done + sum(cell.cfg.SOLVER.MAX_ITER for cell in waiting),
-            initial=self._done,
-            unit="it",
-            dynamic_ncols=terminal,
-            file=sys.stderr if terminal else _Lines(sys.stderr),
-            mininterval=1 if terminal else 60,
-        )
-
-    def settled(self, cell: PlannedCell, why: str) -> None:
-        """Note that a cell has ended; ``why`` it did not end well, if so."""
-        self._open.remove(cell)
-        self._done += cell.cfg.SOLVER.MAX_ITER
-        self._settled += 1
-        result = None if why else read_result(cell.folder)
-        if result is None:
-            said = f"FAILED, see {cell.folder / CELL_LOG}: {why}"
-        else:
-            said = f"AP50 {result['metrics']['AP50']:.1f}, {result['seconds']:.0f} s"
-        with tqdm.external_write_mode(file=sys.stderr):
-            print(f"[{self._settled}/{self._total}] {cell.cell}: {said}", file=sys.stderr)
-
-    def update(self) -> None:
-        running = sum(iterations_done(cell.folder, self._started) for cell in self._open)
-        # A cell that starts anew takes back what it had done.
-        self._bar.update(self._done + running - self._bar.n)
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-
-class _Lines:
-    """A file in which a bar does not overwrite itself, but adds lines."""
-
-    def __init__(self, file: TextIO):
-        self._file = file
-
-    def write(self, text: str) -> None:
-        line = text.strip()
-        if line:
-            self._file.write(f"{line}\n")
-
-    def flush(self) -> None:
-        self._file.flush()

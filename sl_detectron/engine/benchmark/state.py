@@ -21,6 +21,7 @@ __all__ = [
     "GRID_FILE",
     "KEEP",
     "LOCK",
+    "OPTIONS_FILE",
     "RESULT",
     "differences",
     "fingerprint",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 GRID_FILE = "grid.yaml"
+OPTIONS_FILE = "options.json"  # those of the command line, which are not in the grid's file
 RESULT = "result.json"
 FAILED = "failed.json"
 LOCK = ".lock"

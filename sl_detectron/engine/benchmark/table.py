@@ -107,6 +107,10 @@ def _notes(results: Results) -> list[str]:
             f"Percent; mean ± standard deviation over {num} seeds of weights, data order and label "
             "noise. n: number of seeds where it is smaller."
         ]
+    if grid.opts:
+        # The published numbers are those of the grid as its file has it.
+        pairs = ", ".join(f"{k} {v}" for k, v in zip(grid.opts[::2], grid.opts[1::2]))
+        notes.append(f"Options that are not in the grid's file: {pairs}.")
     if results.class_names:
         notes.append(f"Mean over {', '.join(results.class_names)}.")
     if results.missing:

@@ -1,15 +1,38 @@
 """Grids of trainings that take seconds, and made-up results."""
 
+import contextlib
+import io
 import json
+import runpy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import yaml
+from conftest import REPO
 
 from sl_detectron.data import TOY_CLASS_NAMES, make_toy_dataset
 from sl_detectron.engine.benchmark import Grid, read_grid
 
 NUM_IMAGES = 6
+
+
+def run_here(tool: str, *args: object) -> subprocess.CompletedProcess:
+    """A tool in this process: to start it costs more than what it does, beside its cells."""
+    argv = [str(REPO / "tools" / f"{tool}.py"), *map(str, args)]
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        patch.object(sys, "argv", argv),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            code = runpy.run_path(argv[0])["cli"]()
+        except SystemExit as end:
+            code = end.code
+    return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
 
 def make_tiny_set(root: Path) -> None:

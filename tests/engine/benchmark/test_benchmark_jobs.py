@@ -1,15 +1,20 @@
 """Where cells run: a GPU of its own for each, and what submitit refuses in one line."""
 
+import argparse
+import contextlib
 import signal
 import sys
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 from grid_cases import write_tiny_grid
 
+from sl_detectron.engine.benchmark import cell as cell_module
 from sl_detectron.engine.benchmark import plan, read_grid
 from sl_detectron.engine.benchmark.cluster import SubmititPool
 from sl_detectron.engine.benchmark.jobs import CellJob, ProcessPool, _gpu_slots
+from sl_detectron.engine.benchmark.progress import Progress
 from sl_detectron.engine.benchmark.runner import _settle
 from sl_detectron.engine.resume import STOPPED
 
@@ -81,16 +86,29 @@ class Pool:
         (-signal.SIGKILL, "killed by signal 9", "failed"),
         (RuntimeError("node lost"), "RuntimeError: node lost", "failed"),
         # A scheduler's doing: nothing to mend, so the next start goes on.
-        (STOPPED, "stopped by SIGTERM", "open"),
+        (STOPPED, "by SIGTERM", "open"),
+        (-signal.SIGTERM, "by SIGTERM", "open"),
     ],
 )
-def test_how_a_cell_ended(code, why, state, tmp_path):
+def test_how_a_cell_ended(code, why, state, tmp_path, capsys):
     grid = read_grid(write_tiny_grid(tmp_path / "grid.yaml", tmp_path))
     cell = plan(grid, tmp_path)[0]
     cell.folder.mkdir(parents=True)
     (cell.folder / "cell.log").write_text("$ command\nTraceback\nValueError: wrong\n")
-    assert _settle(cell, Pool(code), None).startswith(why)
+    end = _settle(cell, Pool(code), None)
+    assert end.why.startswith(why)
+    assert end.state == ("failed" if state == "failed" else "stopped")
     assert plan(grid, tmp_path)[0].state == state
+    with Progress([cell], []) as progress:
+        (cell.folder / "metrics.json").write_text('{"iteration": 1}\n')
+        progress.settled(cell, end)
+        progress.update()
+    said = capsys.readouterr().err
+    assert ("FAILED" in said) == (state == "failed")
+    assert ("stopped by SIGTERM" in said) == (state == "open")
+    # What a stopped cell has not done is still to be done.
+    assert ("6/6" in said) == (state == "failed")
+    assert ("2/6" in said) == (state == "open")
 
 
 def test_leaving_the_pool_ends_its_cells(tmp_path):
@@ -104,3 +122,26 @@ def test_leaving_the_pool_ends_its_cells(tmp_path):
         raise KeyboardInterrupt
     assert process.returncode == -signal.SIGKILL
     assert len(pool._running) == 1
+
+
+@pytest.mark.parametrize("full_disk", [True, False])
+def test_checkpoints_go_only_when_the_result_is_there(full_disk, tmp_path, monkeypatch):
+    cfg = CfgNode({"OUTPUT_DIR": str(tmp_path)})
+    args = argparse.Namespace(keep="none", resume=False)
+
+    def train_net(cfg, args):
+        for name in ("model_0000001.pth", "model_final.pth", "last_checkpoint"):
+            (tmp_path / name).touch()
+        return {"bbox": {}}
+
+    def write_json(path, data):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(cell_module, "train_net", train_net)
+    if full_disk:
+        monkeypatch.setattr(cell_module, "write_json", write_json)
+    with pytest.raises(OSError, match="no space") if full_disk else contextlib.nullcontext():
+        cell_module.train_cell(cfg, args)
+    left = {path.name for path in tmp_path.iterdir()} - {".lock"}
+    kept = {"model_0000001.pth", "model_final.pth", "last_checkpoint"}
+    assert left == (kept if full_disk else {"result.json"})

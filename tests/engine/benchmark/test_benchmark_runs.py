@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import REPO
-from grid_cases import make_tiny_set, write_tiny_grid
+from grid_cases import make_tiny_set, run_here, write_tiny_grid
 
 from sl_detectron.engine.benchmark import make_tables, plan, read_grid
 
@@ -39,7 +40,7 @@ def command(grid_file, output, *args):
 
 
 def benchmark(grid_file, output, *args):
-    return subprocess.run(command(grid_file, output, *args), capture_output=True, text=True)
+    return run_here("benchmark", "--config", grid_file, "--output", output, *args)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,8 @@ def finished(grid_file, tmp_path_factory):
     """An uninterrupted benchmark with all its checkpoints: (folder, what it said, seconds)."""
     output = tmp_path_factory.mktemp("finished")
     started = time.monotonic()
-    done = benchmark(grid_file, output, "--keep", "all")
+    args = command(grid_file, output, "--keep", "all")
+    done = subprocess.run(args, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return output, done, time.monotonic() - started
 
@@ -103,17 +105,16 @@ def test_a_finished_cell_is_never_trained_again(finished, grid_file):
     assert {path: path.stat().st_mtime_ns for path in output.rglob("seed_0/*")} == before
 
 
-def test_killed_at_random_moments_it_gives_the_same_table(finished, grid_file, tmp_path):
+def test_killed_at_a_random_moment_it_gives_the_same_table(finished, grid_file, tmp_path):
     output, _, seconds = finished
-    delays = [random.SystemRandom().uniform(0, seconds) for _ in range(2)]
-    for delay in delays:
-        process = subprocess.Popen(command(grid_file, tmp_path), stderr=subprocess.DEVNULL)
-        time.sleep(delay)
-        process.kill()
-        process.wait()
+    delay = random.SystemRandom().uniform(0, seconds)
+    process = subprocess.Popen(command(grid_file, tmp_path), stderr=subprocess.DEVNULL)
+    time.sleep(delay)
+    process.kill()
+    process.wait()
     done = benchmark(grid_file, tmp_path)
-    assert done.returncode == 0, (delays, done.stderr)
-    assert table(tmp_path) == table(output), delays
+    assert done.returncode == 0, (delay, done.stderr)
+    assert table(tmp_path) == table(output), delay
     assert b"RetinaNet,SuperLoss,0.4,AP50,1," in table(output)
     assert_equal_weights(tmp_path, output)
     assert [path.name for path in tmp_path.rglob("*.pth")] == ["model_final.pth"] * 2
@@ -140,14 +141,30 @@ def test_a_half_done_cell_goes_on_from_its_checkpoint(finished, grid_file, tmp_p
 
 
 def test_no_cell_outlives_its_grid(tiny_root, tmp_path):
-    grid_file = write_tiny_grid(tmp_path / "grid.yaml", tiny_root, iterations=300)
-    process = subprocess.Popen(command(grid_file, tmp_path / "out"), stderr=subprocess.DEVNULL)
+    """SIGTERM gives it time for a checkpoint, from which the next one goes on; SIGKILL does not."""
+    grid_file = write_tiny_grid(
+        tmp_path / "grid.yaml", tiny_root, 300, detectors={"RetinaNet": {"baseline": BASELINE}}
+    )
     folder = plan(read_grid(grid_file), tmp_path / "out")[0].folder
-    while not (folder / "last_checkpoint").exists():  # it trains
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+
+    def start_and_send(number: int, is_time: Callable[[], bool]) -> int:
+        process = subprocess.Popen(command(grid_file, tmp_path / "out"), stderr=subprocess.DEVNULL)
+        while not is_time():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(number)
+        return process.wait()
+
+    assert start_and_send(signal.SIGTERM, (folder / "last_checkpoint").exists) == 143
+    with open(folder / ".lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the cell has ended before its grid
+    log = folder / "log.txt"
+    (stopped,) = re.findall(r"Stopped by SIGTERM after iteration (\d+)", log.read_text())
+    assert (folder / "last_checkpoint").read_text() == f"model_{int(stopped):07d}.pth"
+    assert not (folder / "failed.json").exists()
+
+    again = f"Starting training from iteration {int(stopped) + 1}"
+    assert start_and_send(signal.SIGKILL, lambda: again in log.read_text()) == -signal.SIGKILL
     with open(folder / ".lock") as lock:
         # Waits for the cell. Had it gone on, it would end with a result.
         fcntl.flock(lock, fcntl.LOCK_EX)

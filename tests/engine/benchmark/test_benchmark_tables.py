@@ -12,7 +12,7 @@ from PIL import Image
 
 from sl_detectron.engine.benchmark import make_tables, read_results
 from sl_detectron.engine.benchmark.statistics import paired_difference
-from sl_detectron.engine.benchmark.table import latex, markdown
+from sl_detectron.engine.benchmark.table import latex, markdown, means_csv
 
 R, F = "RetinaNet", "Faster R-CNN"
 GRID = {
@@ -106,6 +106,17 @@ def test_interval_is_that_of_students_t():
     assert done.low == pytest.approx(3 - 2.776 * error, abs=1e-3)
     assert done.high == pytest.approx(3 + 2.776 * error, abs=1e-3)
     assert paired_difference({0: 1.0}, {1: 1.0}) is None
+
+
+def test_options_of_the_command_line_are_said_and_published_numbers_left_out(folder):
+    """These are of another schedule."""
+    (folder / "options.json").write_text('["SOLVER.MAX_ITER", "100", "SOLVER.GAMMA", "1"]')
+    results = read_results(folder)
+    for text in (markdown(results), latex(results)):
+        assert re.search(r"not in the grid's file: SOLVER.MAX_ITER 100, SOLVER.GAMMA 1\.", text)
+        assert "ublished" not in text
+    (line,) = (x for x in means_csv(results).splitlines() if x.startswith(f"{R},baseline,0,AP50"))
+    assert line.endswith(",52.0000,2.0000,,")
 
 
 def test_files(folder, tmp_path):

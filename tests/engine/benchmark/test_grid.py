@@ -11,7 +11,7 @@ from conftest import REPO
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 
-from sl_detectron.engine.benchmark import plan, read_grid
+from sl_detectron.engine.benchmark import plan, read_grid, run_grid
 from sl_detectron.engine.benchmark.state import differences, fingerprint, write_json
 from sl_detectron.engine.setup import merge_cfg
 
@@ -105,6 +105,9 @@ def row(**keys):
         ({"seeds": [0, 0]}, r"seeds: must be a list of different integers"),
         ({"seeds": [-1]}, r"seeds: "),
         ({"baseline": "basline"}, r"no row has the name 'basline'; did you mean 'baseline'\?"),
+        ({"baseline": ["baseline"]}, r"baseline, controls: must be names.*\['baseline'\]"),
+        ({"controls": [{"a": 1}]}, r"baseline, controls: must be names"),
+        ({"baseline": 1}, r"no row has the name '1'"),
         ({"detectors": {}}, r"detectors: must be"),
         ({"detectors": {"RetinaNet": []}}, r"RetinaNet: must be \{method"),
         (row(confg="x"), r"RetinaNet, baseline: unknown key 'confg'; did you mean 'config'\?"),
@@ -127,6 +130,32 @@ def test_bad_grids_are_refused_by_row_and_key(changes, message, tmp_path):
         read_grid(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_names_that_yaml_does_not_read_as_text(tmp_path):
+    path = tmp_path / "my_grid.yaml"
+    rows = "{7: {config: x}, yes: {config: x}, no: {config: x}}"
+    text = "noise: [0.0]\nseeds: [0]\nbaseline: {}\ncontrols: [yes]\ndetectors: {{a: {}}}\n"
+    for name in ("7", "no"):
+        path.write_text(text.format(name, rows))
+        grid = read_grid(path)
+        first, second = grid.references
+        assert {first, second} < {method.name for method in grid.methods}
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["SOLVER.GAMMA", "1", "SEED", "3"], "options: SEED is set by the grid itself"),
+        (["OUTPUT_DIR", "x"], "options: OUTPUT_DIR is set by the grid itself"),
+        (["SOLVER.GAMMA"], r"options: must be \[KEY, VALUE"),
+    ],
+)
+def test_options_that_cells_set_are_refused(opts, message, tmp_path):
+    path = tmp_path / "my_grid.yaml"
+    path.write_text(yaml.safe_dump(GOOD))
+    with pytest.raises(ValueError, match=message):
+        read_grid(path, opts)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +225,20 @@ def test_a_changed_config_is_noticed_by_key(finished):
         "INPUT.MIN_SIZE_TRAIN": ([128], [64]),
         "SOLVER.GAMMA": (0.1, 0.5),
     }
+
+
+def test_cells_of_another_grid_are_no_part_of_this_one(finished):
+    """Its tables would be without them."""
+    cell = finished()
+    output = cell.folder.parents[3]
+    path = output.parent / "grid.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, "noise": [0.2]}))
+    with pytest.raises(
+        ValueError, match="has 1 finished cells that are not in this grid"
+    ) as caught:
+        run_grid(read_grid(path), output)
+    assert str(cell.folder) in str(caught.value)
+    assert not (output / "grid.yaml").exists()
 
 
 def test_a_new_key_is_no_change_at_its_default(finished):
