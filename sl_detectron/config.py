@@ -102,7 +102,7 @@ def add_superloss_config(cfg: CN) -> None:
     # YAML file {class: {other class: probability}} for "asymmetric"; `cat: dog` and
     # `cow: [horse, sheep]` are short forms. Empty: VOC's confusable pairs.
     cfg.DATASETS.LABEL_NOISE.CONFUSION = ""
-    # A manifest written by tools/inject_noise.py, used in place of the rates.
+    # A manifest written by sl-inject-noise, used in place of the rates.
     cfg.DATASETS.LABEL_NOISE.MANIFEST = ""
     # Each box coordinate moves uniformly by up to MAGNITUDE of the box's width or height.
     cfg.DATASETS.LABEL_NOISE.BOX_JITTER = CN({"RATE": 0.0, "MAGNITUDE": 0.1, "SEED": 0})

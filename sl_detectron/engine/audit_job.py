@@ -146,7 +146,7 @@ def _check_run(
     if has_noise:
         raise ValueError(
             "--correct-above corrects files, and the labels of this run have "
-            "DATASETS.LABEL_NOISE, which is in no file (tools/inject_noise.py writes it to disk)"
+            "DATASETS.LABEL_NOISE, which is in no file (sl-inject-noise writes it to disk)"
         )
     for name in cfg.DATASETS.TRAIN:
         source = dataset_source(name)
