@@ -163,8 +163,8 @@ def _correct_above(audit: LabelAudit, threshold: float, out: Path) -> list[str]:
 
 
 def _config(args: argparse.Namespace) -> CfgNode:
-    # Test sets need not be there to audit a training set.
-    opts = [*args.opts, "DATASETS.TEST", "()"]
+    # Test sets need not be there to audit a training set, nor what draws.
+    opts = [*args.opts, "DATASETS.TEST", "()", "VIS_PERIOD", "0"]
     if args.checkpoint:
         refuse_lazy(args.config_file, _NO_LAZY)
         return setup_cfg(args.config_file, opts)

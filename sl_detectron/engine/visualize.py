@@ -31,8 +31,8 @@ Record = dict[str, Any]
 ORDERS = ("set", "wrong", "doubted")
 DPI = 100
 _NO_LAZY = (
-    "which is not drawn: give a YAML config of the same detector and data sets as --config-file, and "
-    "for detections the weights as --checkpoint"
+    "which is not drawn: give a YAML config of the same detector and data sets as --config-file, "
+    "and for detections the weights as --checkpoint"
 )
 
 
