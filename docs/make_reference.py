@@ -20,7 +20,7 @@ DOCS = Path(__file__).resolve().parent
 CONFIG = DOCS.parent / "sl_detectron" / "config.py"
 MODULES = (
     *("config", "losses", "modeling", "data", "data.label_noise", "evaluation", "audit", "engine"),
-    *("engine.hooks", "model_zoo", "plots"),
+    *("engine.hooks", "engine.benchmark", "model_zoo", "plots"),
 )
 HEAD = "<!-- Made by docs/make_reference.py; edit {source} instead. -->\n\n"
 ASSIGNMENT = re.compile(r"cfg\.([A-Z0-9_.]+) = (.+)")
@@ -32,7 +32,6 @@ def config_reference(source: str) -> str:
     sections: dict[str, list[str]] = {}
     intros: dict[str, str] = {}
     known: dict[str, tuple[str, str]] = {}
-    nodes: set[str] = set()
     comment: list[str] = []
     for line in map(str.strip, source.splitlines()):
         match = ASSIGNMENT.fullmatch(line)
@@ -46,14 +45,12 @@ def config_reference(source: str) -> str:
                 sections[key] = []
                 continue
             parent, _, leaf = key.rpartition(".")
-            if value.startswith("CN("):
-                nodes.add(key)
-            elif parent in nodes:
-                parent, leaf = key.rsplit(".", 2)[0], ".".join(key.split(".")[-2:])
             if not text and leaf in known:
                 text = f"as `{known[leaf][0]}`"
             known.setdefault(leaf, (key, text))
-            sections.setdefault(parent, []).extend(_rows(leaf, value, text))
+            default = value.replace("'", '"')
+            row = f"| `{leaf}` | `{default}` | {_cell(text)} |"
+            sections.setdefault(parent, []).append(row)
         else:
             comment = []
     parts = ["# Config keys\n\nBeside detectron2's own. Values are checked when a run starts.\n"]
@@ -63,15 +60,6 @@ def config_reference(source: str) -> str:
             table = "| key | default | |\n|---|---|---|\n" + "\n".join(rows)
             parts.append(f"## `{name}`\n\n{intro}{table}\n")
     return HEAD.format(source="sl_detectron/config.py") + "\n".join(parts)
-
-
-def _rows(leaf: str, value: str, text: str) -> list[str]:
-    names, defaults = [leaf], [value]
-    if value.startswith("CN("):
-        node = ast.literal_eval(value[3:-1])
-        names, defaults = [f"{leaf}.{k}" for k in node], [repr(v) for v in node.values()]
-    rows = zip(names, (d.replace("'", '"') for d in defaults), [text] + [""] * len(names))
-    return [f"| `{name}` | `{default}` | {_cell(text)} |" for name, default, text in rows]
 
 
 def _cell(text: str) -> str:
@@ -84,10 +72,17 @@ def api_reference() -> str:
     parts = ["# API\n", f"`sl_detectron`: {inspect.getdoc(top)}\n"]
     links = ", ".join(f"[`{name}`](#{name.lower()})" for name in top.__all__)
     parts.append(f"From `sl_detectron` itself: {links}.\n")
+    seen: set[tuple[str, int]] = set()  # two packages may have different things of one name
     for name in MODULES:
         module = importlib.import_module(f"sl_detectron.{name}")
         parts.append(f"## sl_detectron.{name}\n\n{_markdown(inspect.getdoc(module) or '')}\n")
-        parts += [_entry(module, public) for public in module.__all__]
+        objects = {public: (public, id(getattr(module, public))) for public in module.__all__}
+        above = [public for public, known in objects.items() if known in seen]
+        if above:
+            links = ", ".join(f"[`{public}`](#{public.lower()})" for public in above)
+            parts.append(f"Described above: {links}.\n")
+        parts += [_entry(module, public) for public in objects if public not in above]
+        seen.update(objects.values())
     return HEAD.format(source="the docstrings") + "\n".join(parts)
 
 

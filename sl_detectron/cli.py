@@ -28,6 +28,17 @@ KNOWN_LOG_LINES = {
     "torch.utils.cpp_extension": "No CUDA runtime is found",
 }
 CONSOLE_SCRIPT = "sl-"
+# Of an installation, by the tool that each runs; a test holds them to setup.py.
+CONSOLE_SCRIPTS = {
+    "train_net": "sl-train",
+    "demo": "sl-demo",
+    "inject_noise": "sl-inject-noise",
+    "evaluate_voc": "sl-evaluate-voc",
+    "audit_labels": "sl-audit",
+    "visualize": "sl-visualize",
+    "benchmark": "sl-benchmark",
+    "make_table": "sl-make-table",
+}
 EXIT_CODES = "Exit code: 0, 1 after an error of the program's own, 2 after one that you can mend."
 
 
@@ -65,17 +76,28 @@ def tool_parser(doc: str | None) -> argparse.ArgumentParser:
 def describe(parser: argparse.ArgumentParser, doc: str | None) -> None:
     """Give any parser a tool's docstring as help, the option ``--debug`` and clearer errors."""
     parser.description, _, examples = (doc or "").partition("\nExamples:\n")
-    if parser.prog.startswith(CONSOLE_SCRIPT):
-        # A console script: its user has no checkout with tools/ and configs/.
-        examples = re.sub(r"tools/\w+\.py", parser.prog, examples).replace("configs/", "")
     parser.epilog = f"Examples:\n{examples}\n{EXIT_CODES}"
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    stock = parser.error
+    stock_error, stock_help = parser.error, parser.format_help
 
     def error(message: str) -> NoReturn:
-        stock(message + _nearest_option(message, parser.format_usage()))
+        stock_error(message + _nearest_option(message, parser.format_usage()))
 
     parser.error = error  # type: ignore[method-assign]
+    if parser.prog.startswith(CONSOLE_SCRIPT):
+        # When all options are known: their helps name tools too.
+        parser.format_help = lambda: _as_installed(stock_help())  # type: ignore[method-assign]
+
+
+def _as_installed(text: str) -> str:
+    """For a user who has no checkout with tools/ and configs/.
+
+    Example:
+        >>> _as_installed("tools/make_table.py, configs/Toy/retinanet.yaml, tools/own.py")
+        'sl-make-table, Toy/retinanet.yaml, tools/own.py'
+    """
+    text = re.sub(r"\btools/(\w+)\.py\b", lambda m: CONSOLE_SCRIPTS.get(m[1], m[0]), text)
+    return re.sub(r"\bconfigs/(?=[A-Z])", "", text)
 
 
 def _nearest_option(message: str, usage: str) -> str:

@@ -37,6 +37,7 @@ def add_superloss_config(cfg: CN) -> None:
     # The classification loss: one value per RoI (softmax or summed sigmoid cross-entropy) or per
     # anchor (focal loss summed over classes).
     cfg.MODEL.SUPERLOSS.CLS = CN()
+    # Off: the head trains on LOSS itself, without a confidence.
     cfg.MODEL.SUPERLOSS.CLS.ENABLED = True
     # What goes through the SuperLoss, or with ENABLED False is trained on alone, for softmax heads:
     # "cross_entropy", "generalized_cross_entropy", "symmetric_cross_entropy", "hard_bootstrapping",
@@ -61,8 +62,12 @@ def add_superloss_config(cfg: CN) -> None:
     # that tells a larger loss weight from a choice of samples.
     cfg.MODEL.SUPERLOSS.CLS.FIXED_SIGMA = 0.0
 
-    # Learning rate of the temperatures, SGD without momentum, and regularisation of their logs.
-    cfg.MODEL.SUPERLOSS.DATA_PARAMS = CN({"LR": 1.0, "LAMBDA": 0.0})
+    # The temperatures of the loss "data_params", one per training annotation.
+    cfg.MODEL.SUPERLOSS.DATA_PARAMS = CN()
+    # Their learning rate; SGD without momentum.
+    cfg.MODEL.SUPERLOSS.DATA_PARAMS.LR = 1.0
+    # Regularisation: LAMBDA * log(temperature)^2 is added to the loss; 0.0 for none.
+    cfg.MODEL.SUPERLOSS.DATA_PARAMS.LAMBDA = 0.0
     # Number of training annotations. SuperLossTrainer counts them; 0 is enough for evaluation.
     cfg.MODEL.SUPERLOSS.DATA_PARAMS.NUM_ANNOTATIONS = 0
 
@@ -102,14 +107,31 @@ def add_superloss_config(cfg: CN) -> None:
     # YAML file {class: {other class: probability}} for "asymmetric"; `cat: dog` and
     # `cow: [horse, sheep]` are short forms. Empty: VOC's confusable pairs.
     cfg.DATASETS.LABEL_NOISE.CONFUSION = ""
-    # A manifest written by tools/inject_noise.py, used in place of the rates.
+    # A manifest written by sl-inject-noise, used in place of the rates.
     cfg.DATASETS.LABEL_NOISE.MANIFEST = ""
-    # Each box coordinate moves uniformly by up to MAGNITUDE of the box's width or height.
-    cfg.DATASETS.LABEL_NOISE.BOX_JITTER = CN({"RATE": 0.0, "MAGNITUDE": 0.1, "SEED": 0})
+
+    # Boxes that are moved.
+    cfg.DATASETS.LABEL_NOISE.BOX_JITTER = CN()
+    # Fraction of annotations, in [0, 1]; 0.0 is off.
+    cfg.DATASETS.LABEL_NOISE.BOX_JITTER.RATE = 0.0
+    # Each coordinate moves uniformly by up to this fraction of the box's width or height.
+    cfg.DATASETS.LABEL_NOISE.BOX_JITTER.MAGNITUDE = 0.1
+    # Another seed moves other boxes.
+    cfg.DATASETS.LABEL_NOISE.BOX_JITTER.SEED = 0
+
     # Annotations that are left out.
-    cfg.DATASETS.LABEL_NOISE.MISSING = CN({"RATE": 0.0, "SEED": 0})
-    # Boxes without an object, as a fraction of the number of annotations.
-    cfg.DATASETS.LABEL_NOISE.SPURIOUS = CN({"RATE": 0.0, "SEED": 0})
+    cfg.DATASETS.LABEL_NOISE.MISSING = CN()
+    # Fraction of annotations, in [0, 1]; 0.0 is off.
+    cfg.DATASETS.LABEL_NOISE.MISSING.RATE = 0.0
+    # Another seed leaves out others.
+    cfg.DATASETS.LABEL_NOISE.MISSING.SEED = 0
+
+    # Boxes without an object, which are added.
+    cfg.DATASETS.LABEL_NOISE.SPURIOUS = CN()
+    # Their number, as a fraction of that of the annotations; 0.0 is off.
+    cfg.DATASETS.LABEL_NOISE.SPURIOUS.RATE = 0.0
+    # Another seed adds other boxes.
+    cfg.DATASETS.LABEL_NOISE.SPURIOUS.SEED = 0
 
     # A training image that is missing, cut off or of another size than its annotation says: "error"
     # stops and names it; "skip" warns and takes another image in its place.

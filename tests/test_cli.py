@@ -1,5 +1,7 @@
 """What all command line tools share."""
 
+import ast
+import importlib.util
 import logging
 import re
 import sys
@@ -57,10 +59,49 @@ def _passes(logger, message):
 def test_a_console_script_shows_itself_in_its_examples(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/opt/bin/sl-train"])
     parser = cli.tool_parser(
-        "What it does.\n\nExamples:\n  tools/train_net.py -c configs/Toy/a.yaml"
+        "What tools/demo.py does.\n\nExamples:\n  tools/train_net.py -c configs/Toy/a.yaml"
     )
-    assert "  sl-train -c Toy/a.yaml\n" in parser.format_help()
-    assert "Exit code: 0, 1" in parser.format_help()
+    parser.add_argument("--run", help="made by tools/benchmark.py")
+    shown = parser.format_help()
+    assert "What sl-demo does." in shown
+    assert "made by sl-benchmark\n" in shown
+    assert "  sl-train -c Toy/a.yaml\n" in shown
+    assert "Exit code: 0, 1" in shown
+
+
+def test_console_scripts_are_those_of_setup():
+    setup = (REPO / "setup.py").read_text()
+    scripts = dict(re.findall(r'^    "(sl-[a-z-]+)": "(\w+)",$', setup, flags=re.MULTILINE))
+    assert scripts
+    assert {tool: script for script, tool in scripts.items()} == cli.CONSOLE_SCRIPTS
+
+
+@pytest.mark.parametrize(("tool", "script"), sorted(cli.CONSOLE_SCRIPTS.items()))
+def test_help_of_a_console_script_sends_nobody_to_a_checkout(monkeypatch, capsys, tool, script):
+    monkeypatch.setattr(sys, "argv", [f"/opt/bin/{script}", "--help"])
+    path = REPO / "tools" / f"{tool}.py"
+    spec = importlib.util.spec_from_file_location(tool, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.raises(SystemExit):
+        module.cli()
+    shown = capsys.readouterr().out
+    assert f"  {script} " in shown
+    assert not re.findall(r"tools/|configs/", shown)
+
+
+def test_messages_name_console_scripts():
+    """Of the package: who installed a wheel has no tools/. Docstrings and comments may."""
+    for path in sorted((REPO / "sl_detectron").rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and id(node) not in docs
+            ):
+                assert not re.search(r"tools/\w+\.py", node.value), f"{path}:{node.lineno}"
 
 
 def test_exit_codes(capsys):

@@ -1,5 +1,6 @@
 """The reference pages are what config.py and the docstrings say."""
 
+import importlib
 import importlib.util
 import re
 
@@ -42,23 +43,26 @@ def test_every_config_key_is_described(reference):
     described = set()
     for section in page.split("## `")[1:]:
         parent = section.split("`")[0]
-        rows = [line.split("`")[1] for line in section.splitlines() if line.startswith("| `")]
-        described |= {f"{parent}.{row}" for row in rows}
+        for row in re.findall(r"^\| `.*", section, flags=re.MULTILINE):
+            described.add(f"{parent}.{row.split('`')[1]}")
+            assert not row.endswith("|  |"), row
     assert described == keys
 
 
 def test_config_reference_of_a_made_up_config(reference):
     source = (
         '# Of a.\n    cfg.A = CN()\n    # One |\n    # two.\n    cfg.A.X = "b"\n\n'
-        '    # Lost.\n\n    cfg.B.X = 1\n    # Both.\n    cfg.A.C = CN({"R": 0.5, "S": 1})\n'
-        "    cfg.A.C.T = 2\n"
+        "    # Lost.\n\n    cfg.B.X = 1\n    # Of c.\n    cfg.A.C = CN()\n"
+        "    # Rate.\n    cfg.A.C.R = 0.5\n"
     )
     page = reference.config_reference(source)
     assert "## `A`\n\nOf a.\n" in page
     assert '| `X` | `"b"` | One \\| two. |' in page
     assert "| `X` | `1` | As `A.X` |" in page
     assert "Lost" not in page
-    assert "| `C.R` | `0.5` | Both. |\n| `C.S` | `1` |  |\n| `C.T` | `2` |  |" in page
+    assert (
+        "## `A.C`\n\nOf c.\n\n| key | default | |\n|---|---|---|\n| `R` | `0.5` | Rate. |" in page
+    )
 
 
 def test_docstring_to_markdown(reference):
@@ -70,6 +74,15 @@ def test_docstring_to_markdown(reference):
         "Sum of `x` in `y`.\n\nArgs:\n\n- `one`: first and more\n- `two`: second\n\n"
         "Returns:\n\n- a: b\n\n```pycon\n>>> 1\n1\n```"
     )
+
+
+def test_every_public_object_is_described_once(reference):
+    page = (REPO / "docs" / "api.md").read_text()
+    described = re.findall(r"^### (\w+)$", page, flags=re.MULTILINE)
+    modules = [importlib.import_module(f"sl_detectron.{name}") for name in reference.MODULES]
+    # By object: two packages may have different things of one name.
+    public = {(name, id(getattr(m, name))) for m in modules for name in m.__all__}
+    assert sorted(described) == sorted(name for name, _ in public)
 
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]

@@ -149,7 +149,7 @@ def _check(
     raise ValueError(
         f"{path}: annotation {decision.index} of image {decision.image_id!r} was audited as "
         f"{decision.given!r} at {list(decision.bbox)}, but {has}; the files changed, or the "
-        "training had DATASETS.LABEL_NOISE, which is in no file (tools/inject_noise.py writes it "
+        "training had DATASETS.LABEL_NOISE, which is in no file (sl-inject-noise writes it "
         "to disk)"
     )
 

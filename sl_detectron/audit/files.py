@@ -72,7 +72,7 @@ def read_audit(path: str | os.PathLike) -> LabelAudit:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no label audit {path}; tools/audit_labels.py makes one")
+        raise FileNotFoundError(f"there is no label audit {path}; sl-audit makes one")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["version"] != VERSION:

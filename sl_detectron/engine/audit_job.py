@@ -27,6 +27,7 @@ from ..audit.report import check_crops
 from ..data import noises_from_config
 from ..data.label_noise import read_manifest
 from ..data.label_noise.folder import refuse_to_overwrite
+from .config_files import refuse_lazy
 from .label_audit import (
     audit_checkpoint,
     audit_run,
@@ -42,6 +43,10 @@ FORMATS = ("cleanlab", "fiftyone")
 CORRECTED = "corrected"
 # What an evaluation needs beyond the requirements of the package.
 _EXTRAS = ("cleanlab", "sklearn", "matplotlib")
+_NO_LAZY = (
+    "whose training keeps no annotation statistics: audit its checkpoint by --checkpoint and, as "
+    "--config-file, a YAML config of the same detector and training sets"
+)
 
 
 def run_audit(args: argparse.Namespace) -> str:
@@ -141,7 +146,7 @@ def _check_run(
     if has_noise:
         raise ValueError(
             "--correct-above corrects files, and the labels of this run have "
-            "DATASETS.LABEL_NOISE, which is in no file (tools/inject_noise.py writes it to disk)"
+            "DATASETS.LABEL_NOISE, which is in no file (sl-inject-noise writes it to disk)"
         )
     for name in cfg.DATASETS.TRAIN:
         source = dataset_source(name)
@@ -158,28 +163,16 @@ def _correct_above(audit: LabelAudit, threshold: float, out: Path) -> list[str]:
 
 
 def _config(args: argparse.Namespace) -> CfgNode:
-    # Test sets need not be there to audit a training set.
-    opts = [*args.opts, "DATASETS.TEST", "()"]
+    # Test sets need not be there to audit a training set, nor what draws.
+    opts = [*args.opts, "DATASETS.TEST", "()", "VIS_PERIOD", "0"]
     if args.checkpoint:
-        _refuse_lazy(Path(args.config_file))
+        refuse_lazy(args.config_file, _NO_LAZY)
         return setup_cfg(args.config_file, opts)
     file = Path(args.from_run, "config.yaml")
     if not file.is_file():
         raise FileNotFoundError(f"{args.from_run} is not the output of a training: no {file.name}")
-    _refuse_lazy(file)
+    refuse_lazy(file, _NO_LAZY)
     return setup_cfg(str(file), [*opts, "OUTPUT_DIR", args.from_run])
-
-
-def _refuse_lazy(file: Path) -> None:
-    """Name a LazyConfig, or what its training left as config.yaml, before yacs stumbles."""
-    if file.suffix == ".py" or (
-        file.is_file() and "_target_:" in file.read_text("utf-8", "replace")
-    ):
-        raise ValueError(
-            f"{file} is a LazyConfig, whose training keeps no annotation statistics: audit its "
-            "checkpoint by --checkpoint and, as --config-file, a YAML config of the same detector "
-            "and training sets"
-        )
 
 
 def _summary(audit: LabelAudit, num_listed: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 
-__all__ = ["merge_config_file"]
+__all__ = ["merge_config_file", "refuse_lazy"]
 
 BASE_KEY = "_BASE_"
 # detectron2's own defaults have about 500 values. Aliases let a file of 1 kB stand for billions.
@@ -28,6 +28,23 @@ def merge_config_file(cfg: CfgNode, config_file: str | os.PathLike) -> None:
     """
     _check(Path(config_file), ())
     cfg.merge_from_file(os.fspath(config_file), allow_unsafe=False)
+
+
+def refuse_lazy(file: str | os.PathLike, advice: str) -> None:
+    """Name a LazyConfig, or what its training left as config.yaml, before yacs stumbles.
+
+    Args:
+        file: a config; one that does not exist is left to what reads it
+        advice: what to do, after "... is a LazyConfig, "
+
+    Raises:
+        ValueError: the file is one
+    """
+    path = Path(file)
+    if path.suffix == ".py" or (
+        path.is_file() and "_target_:" in path.read_text("utf-8", "replace")
+    ):
+        raise ValueError(f"{path} is a LazyConfig, {advice}")
 
 
 def _check(path: Path, above: tuple[Path, ...]) -> None:

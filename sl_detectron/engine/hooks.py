@@ -80,7 +80,7 @@ class TrackAnnotations(HookBase):
         except Exception as error:
             # The checkpoint holds the statistics; the evaluation that follows must not be lost.
             logger.error(
-                "No label audit (%s: %s). Mend that and run tools/audit_labels.py --from-run %s",
+                "No label audit (%s: %s). Mend that and run sl-audit --from-run %s",
                 *(type(error).__name__, error, self.cfg.OUTPUT_DIR),
             )
             return

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import logging
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,13 @@ def setup_cfg(config_file: str, opts: list[str], eval_only: bool = False) -> Cfg
     Raises:
         ValueError: a bad key or value, by name
         FileNotFoundError: a data set lacks a file
+        ImportError: ``VIS_PERIOD`` is on, and what draws is not installed
     """
     cfg = merge_cfg(config_file, opts)
     _check_device(cfg)
     register_voc_datasets(cfg.DATASETS.CUSTOM_VOC)
     if not eval_only:
+        _check_drawing(cfg)
         check_label_noise(cfg)
         check_train_loader(cfg)
     _check_output(cfg)
@@ -158,6 +161,14 @@ def _check_weights(cfg: CfgNode) -> None:
     path = cfg.MODEL.WEIGHTS
     if path and "://" not in path and not Path(path.partition("?")[0]).is_file():
         raise FileNotFoundError(f"MODEL.WEIGHTS: there is no checkpoint {path}")
+
+
+def _check_drawing(cfg: CfgNode) -> None:
+    if cfg.VIS_PERIOD > 0 and not all(map(find_spec, ("cv2", "matplotlib"))):
+        raise ImportError(
+            f"VIS_PERIOD is {cfg.VIS_PERIOD}, and drawing needs OpenCV and matplotlib: "
+            "pip install 'sl_detectron[visualize]', or set VIS_PERIOD to 0"
+        )
 
 
 def _check_output(cfg: CfgNode) -> None:

@@ -16,6 +16,7 @@ from ..audit import AUDIT_JSON, read_audit
 from ..data import noisy_dataset_dicts
 from ..data.voc import load_dataset
 from ..model_zoo import find_config
+from .config_files import refuse_lazy
 from .drawing import annotation_boxes, build_predictor, detection_boxes, draw_boxes, is_wrong
 from .label_audit import last_checkpoint
 from .setup import setup_cfg
@@ -29,6 +30,10 @@ Record = dict[str, Any]
 # Which images come first: those of the set, with most wrong labels, or with the lowest confidence.
 ORDERS = ("set", "wrong", "doubted")
 DPI = 100
+_NO_LAZY = (
+    "which is not drawn: give a YAML config of the same detector and data sets as --config-file, "
+    "and for detections the weights as --checkpoint"
+)
 
 
 def run_visualize(args: argparse.Namespace) -> str:
@@ -77,6 +82,7 @@ def _config(args: argparse.Namespace) -> CfgNode:
         file = str(Path(args.from_run, "config.yaml"))
         if not Path(file).is_file():
             raise FileNotFoundError(f"{args.from_run} is not the output of a training: no {file}")
+    refuse_lazy(file, _NO_LAZY)
     # Sets that are not drawn need not be there; without detections no device is needed either.
     opts = [*args.opts, "DATASETS.TEST", str((args.dataset,) if args.dataset else ())]
     if not (args.checkpoint or args.from_run):

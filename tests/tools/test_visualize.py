@@ -45,8 +45,8 @@ def visualize(monkeypatch, opts):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    def run(*args, more_opts=()):
-        command = [str(TOOL), "--config-file", CONFIG, *map(str, args)]
+    def run(*args, more_opts=(), config=("--config-file", CONFIG)):
+        command = [str(TOOL), *config, *map(str, args)]
         monkeypatch.setattr(sys, "argv", [*command, "--opts", *opts, *more_opts])
         return module.cli()
 
@@ -119,6 +119,18 @@ def test_bad_input_gets_one_line(visualize, tmp_path, monkeypatch, capsys, args,
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("visualize.py: error: ")
     assert message in error
+
+
+def test_a_lazy_config_gets_one_line(visualize, tmp_path, capsys):
+    """By name, and as what its training leaves behind."""
+    lazy = "LazyConfig/toy_faster_rcnn_superloss.py"
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("model: {_target_: some.Detector}\n")
+    for source in (["--config-file", lazy], ["--from-run", run]):
+        assert visualize(*source, "--output", tmp_path / "out", config=()) == 2
+        (error,) = capsys.readouterr().err.strip().splitlines()
+        assert "is a LazyConfig, which is not drawn: give a YAML config" in error
 
 
 def test_says_where_to_draw(visualize, capsys):

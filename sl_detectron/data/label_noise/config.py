@@ -109,7 +109,7 @@ def check_label_noise(cfg: CfgNode) -> None:
     if node.MANIFEST and not PathManager.isfile(node.MANIFEST):
         raise FileNotFoundError(
             f"{NODE}.MANIFEST is {node.MANIFEST!r} and there is no such file; "
-            "tools/inject_noise.py writes one"
+            "sl-inject-noise writes one"
         )
 
 

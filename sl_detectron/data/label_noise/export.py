@@ -141,7 +141,7 @@ def _refuse_noisy_copy(root: Path) -> None:
         if os.path.lexists(root / name):
             raise ValueError(
                 f"{root / name} belongs to a noisy copy: make the folder clean first "
-                "(tools/inject_noise.py --restore), or rename the file if it is yours"
+                "(sl-inject-noise --restore), or rename the file if it is yours"
             )
 
 

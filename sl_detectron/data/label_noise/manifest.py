@@ -120,7 +120,7 @@ def read_manifest(path: str) -> list[Line]:
         ValueError: if a line is not a change; names file and line
     """
     if not PathManager.isfile(path):
-        raise FileNotFoundError(f"no manifest at {path}; tools/inject_noise.py writes one")
+        raise FileNotFoundError(f"no manifest at {path}; sl-inject-noise writes one")
     lines = []
     # Undecodable bytes become what no JSON string of ours holds, and are found by line.
     with PathManager.open(path, encoding="utf-8", errors="replace") as f:
