@@ -41,6 +41,9 @@ class RunSettings:
         keep: which checkpoints stay when a cell is finished: "all", "final" or "none"
         executor: None for processes of this one; "slurm" or "local" for submitit
         cluster: submitit's parameters, each KEY=VALUE
+
+    Raises:
+        ValueError: one of them would have no effect
     """
 
     num_jobs: int | None = None
@@ -51,6 +54,14 @@ class RunSettings:
     keep: str = "final"
     executor: str | None = None
     cluster: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.cluster and self.executor is None:
+            raise ValueError("--slurm needs --executor slurm; without it cells would run here")
+        if self.num_jobs is not None and self.executor == "local":
+            raise ValueError(
+                "--executor local starts all cells at once: leave out --jobs, or --executor local"
+            )
 
 
 def run_grid(
