@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tqdm import tqdm
+
 from ...files import write_text
 from ..resume import STOPPED
 from ..setup import setup_cfg
@@ -137,7 +139,7 @@ def _check_rows(cells: Iterable[PlannedCell]) -> None:
     rows: dict[Method, PlannedCell] = {}
     for cell in cells:
         rows.setdefault(cell.cell.method, cell)
-    for method, cell in rows.items():
+    for method, cell in tqdm(rows.items(), "data sets", leave=False, unit="row", disable=None):
         try:
             setup_cfg(cell.config_file, [*cell.cell.opts, "OUTPUT_DIR", str(cell.folder)])
         except (ValueError, OSError) as error:
