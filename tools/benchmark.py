@@ -41,12 +41,6 @@ from sl_detectron.model_zoo import find_config
 
 def main(args: argparse.Namespace) -> None:
     grid = read_grid(find_config(args.config), args.opts)
-    if args.dry_run:
-        script = Path(sys.argv[0]).name.startswith("sl-")  # installed, without a checkout
-        tool = ["sl-train"] if script else ["python", "tools/train_net.py"]
-        for cell in plan(grid, args.output):
-            print(train_net_command(cell, args.num_gpus, tool))
-        return
     settings = RunSettings(
         num_jobs=args.jobs,
         num_gpus=args.num_gpus,
@@ -57,6 +51,12 @@ def main(args: argparse.Namespace) -> None:
         executor=args.executor,
         cluster=tuple(args.slurm),
     )
+    script = Path(sys.argv[0]).name.startswith("sl-")  # installed, without a checkout
+    if args.dry_run:
+        tool = ["sl-train"] if script else ["python", "tools/train_net.py"]
+        for cell in plan(grid, args.output):
+            print(train_net_command(cell, args.num_gpus, tool))
+        return
     unfinished = run_grid(grid, args.output, settings)
     if unfinished:
         rows = [[str(c.cell), state, why, c.folder / "cell.log"] for c, state, why in unfinished]
@@ -65,7 +65,8 @@ def main(args: argparse.Namespace) -> None:
             print("Run those that failed again with --retry-failed.")
             sys.exit(1)
         sys.exit(STOPPED)
-    print(f"All {len(grid.cells)} cells are finished: tools/make_table.py {args.output}")
+    make_table = "sl-make-table" if script else "tools/make_table.py"
+    print(f"All {len(grid.cells)} cells are finished: {make_table} {args.output}")
 
 
 def cli() -> int:
@@ -89,7 +90,8 @@ def cli() -> int:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="submitit's parameters: partition, nodes, gpus_per_node, timeout_min, ...",
+        help="submitit's parameters: partition, nodes, gpus_per_node, timeout_min, ...; not last "
+        "where config options follow",
     )
     parser.add_argument("--retry-failed", action="store_true", help="train failed cells again")
     parser.add_argument(
@@ -102,8 +104,8 @@ def cli() -> int:
 
 
 def _count(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
     return int(text)
 
 

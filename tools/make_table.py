@@ -8,7 +8,7 @@ missing visibly. It may run while the benchmark does.
 Examples:
   tools/make_table.py output/table5
   Means over some classes, where a test set has few objects of the others:
-    tools/make_table.py output/voc --classes car person cat
+    tools/make_table.py output/voc --classes car,person,cat
 """
 
 import argparse
@@ -19,7 +19,10 @@ from sl_detectron.engine.benchmark import make_tables
 
 
 def main(args: argparse.Namespace) -> None:
-    for path in make_tables(args.folder, args.output or args.folder, args.classes):
+    classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
+    if "" in classes or len(set(classes)) < len(classes):
+        raise ValueError(f"--classes must be different names a,b,c; got {args.classes!r}")
+    for path in make_tables(args.folder, args.output or args.folder, classes):
         print(path)
 
 
@@ -28,7 +31,7 @@ def cli() -> int:
     parser.add_argument("folder", help="what tools/benchmark.py had as --output")
     parser.add_argument("--output", help="folder for tables and plot; default: the same")
     parser.add_argument(
-        "--classes", nargs="+", default=[], help="take means over these; default: over all"
+        "--classes", default="", help="a,b,c: take means over these; default: over all"
     )
     return run_tool(main, parser.parse_args())
 

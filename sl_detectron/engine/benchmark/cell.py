@@ -15,6 +15,7 @@ import importlib
 import os
 import platform
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -44,6 +45,8 @@ def main(argv: list[str]) -> None:
     parser.set_defaults(debug=True, dist_timeout=1800.0)
     parser.add_argument("--keep", choices=KEEP, default="all")
     args = parser.parse_args(argv)
+    # Slurm announces a time limit to all processes of a job; who started this one sends SIGTERM.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     launch_job(train_cell, setup_cfg(args.config_file, args.opts), args)
 

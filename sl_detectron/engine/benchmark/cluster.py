@@ -5,6 +5,9 @@ With ``nodes=2`` submitit starts one task on each node of a job, and each tells 
 that has ``flock``.
 """
 
+import contextlib
+import os
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,8 @@ COMMON = (
 )
 DEFAULTS = {"name": "sl_detectron", "timeout_min": 3 * 24 * 60}
 FIRST_PORT, NUM_PORTS = 20_000, 10_000
+# The cell of this process, where it is a job.
+_started: list[subprocess.Popen] = []
 
 
 class SubmititPool:
@@ -101,14 +106,33 @@ class _NodeJob:
 
         node = submitit.JobEnvironment()
         if node.num_nodes == 1:
-            return self.job()
+            return self.job(on_start=_started.append)
         port = FIRST_PORT + int(node.raw_job_id) % NUM_PORTS
         machines = ["--num-machines", str(node.num_nodes), "--machine-rank", str(node.node)]
-        return self.job(machines=[*machines, "--dist-url", f"tcp://{node.hostnames[0]}:{port}"])
+        machines += ["--dist-url", f"tcp://{node.hostnames[0]}:{port}"]
+        return self.job(machines=machines, on_start=_started.append)
+
+    def checkpoint(self) -> Any:
+        """End the cell with a checkpoint; submitit calls this before the job's time is over.
+
+        Returns:
+            what submitit queues in its place: the same, which goes on
+        """
+        from submitit.helpers import DelayedSubmission
+
+        for process in _started:
+            process.terminate()
+            # Not wait(), in which the signal may have found this thread already.
+            with contextlib.suppress(ChildProcessError):  # it has ended
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        return DelayedSubmission(self)
 
 
 def _parse(parameter: str) -> tuple[str, Any]:
     key, equals, value = parameter.partition("=")
     if not key or not equals:
-        raise ValueError(f"--slurm takes KEY=VALUE; got {parameter!r}")
+        raise ValueError(
+            f"--slurm takes KEY=VALUE; got {parameter!r}. Config options KEY VALUE go last, after "
+            "another option: --slurm partition=gpu --output DIR SOLVER.MAX_ITER 100"
+        )
     return key, yaml.safe_load(value)

@@ -52,10 +52,18 @@ class Cell:
     @property
     def opts(self) -> list[str]:
         """Its options ``[KEY, VALUE, ...]``, without the output folder."""
-        clean = self.method.clean_opts if self.noise == 0 else ()
+        return [*self.row_opts, *self.own_opts]
+
+    @property
+    def row_opts(self) -> tuple[str, ...]:
+        """Those of its row at this noise level."""
+        return self.method.opts + (self.method.clean_opts if self.noise == 0 else ())
+
+    @property
+    def own_opts(self) -> tuple[str, ...]:
+        """Those that tell it from others of its row; keys that every config has."""
         own = ("SEED", str(self.seed), "DATASETS.LABEL_NOISE.SEED", str(self.seed))
-        rate = ("DATASETS.LABEL_NOISE.RATE", str(self.noise))
-        return [*self.method.opts, *clean, *own, *rate]
+        return (*own, "DATASETS.LABEL_NOISE.RATE", str(self.noise))
 
     def __str__(self) -> str:
         return f"{self.method}, {100 * self.noise:g} % noise, seed {self.seed}"

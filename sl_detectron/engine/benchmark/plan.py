@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detectron2.config import CfgNode
+from tqdm import tqdm
 
 from ...model_zoo import find_config
 from ..setup import merge_cfg
@@ -56,11 +57,17 @@ def plan(grid: Grid, output: str | os.PathLike) -> list[PlannedCell]:
         ValueError: a row's config or option is bad; the message names the row
     """
     planned = []
-    for cell in grid.cells:
+    # A row is merged once, as that takes as long as a hundred copies.
+    rows: dict[tuple[str, tuple[str, ...]], CfgNode] = {}
+    for cell in tqdm(grid.cells, "configs", leave=False, unit="cell", disable=None):
         try:
             config_file = _config_file(cell.method.config)
             folder = Path(output) / cell.folder
-            cfg = merge_cfg(config_file, [*cell.opts, "OUTPUT_DIR", str(folder)])
+            row = (config_file, cell.row_opts)
+            if row not in rows:
+                rows[row] = merge_cfg(config_file, list(cell.row_opts))
+            cfg = rows[row].clone()
+            cfg.merge_from_list([*cell.own_opts, "OUTPUT_DIR", str(folder)])
             if len(cfg.DATASETS.TEST) != 1:
                 raise ValueError(f"DATASETS.TEST must name one set; got {cfg.DATASETS.TEST}")
         except (ValueError, OSError) as error:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tqdm import tqdm
+
 from ...files import write_text
 from ..resume import STOPPED
 from ..setup import setup_cfg
@@ -41,6 +43,9 @@ class RunSettings:
         keep: which checkpoints stay when a cell is finished: "all", "final" or "none"
         executor: None for processes of this one; "slurm" or "local" for submitit
         cluster: submitit's parameters, each KEY=VALUE
+
+    Raises:
+        ValueError: one of them would have no effect
     """
 
     num_jobs: int | None = None
@@ -51,6 +56,14 @@ class RunSettings:
     keep: str = "final"
     executor: str | None = None
     cluster: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.cluster and self.executor is None:
+            raise ValueError("--slurm needs --executor slurm; without it cells would run here")
+        if self.num_jobs is not None and self.executor == "local":
+            raise ValueError(
+                "--executor local starts all cells at once: leave out --jobs, or --executor local"
+            )
 
 
 def run_grid(
@@ -126,7 +139,7 @@ def _check_rows(cells: Iterable[PlannedCell]) -> None:
     rows: dict[Method, PlannedCell] = {}
     for cell in cells:
         rows.setdefault(cell.cell.method, cell)
-    for method, cell in rows.items():
+    for method, cell in tqdm(rows.items(), "data sets", leave=False, unit="row", disable=None):
         try:
             setup_cfg(cell.config_file, [*cell.cell.opts, "OUTPUT_DIR", str(cell.folder)])
         except (ValueError, OSError) as error:

@@ -44,7 +44,8 @@ def markdown(results: Results) -> str:
     """All tables with the notes that they need, as a Markdown page."""
     parts = [*_notes(results)]
     for table in _tables(results):
-        body = tabulate(table.rows, table.head, tablefmt="pipe", disable_numparse=True)
+        rows = [[cell.replace("|", r"\|") for cell in row] for row in table.rows]
+        body = tabulate(rows, table.head, tablefmt="pipe", disable_numparse=True)
         parts += [f"## {table.title}", body]
     return "\n\n".join(parts) + "\n"
 

@@ -2,17 +2,20 @@
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
+import threading
+import time
 
 import pytest
 import torch
 from detectron2.config import CfgNode
-from grid_cases import write_tiny_grid
+from grid_cases import make_tiny_set, run_here, write_tiny_grid
 
 from sl_detectron.engine.benchmark import cell as cell_module
-from sl_detectron.engine.benchmark import plan, read_grid
-from sl_detectron.engine.benchmark.cluster import SubmititPool
+from sl_detectron.engine.benchmark import jobs, plan, read_grid
+from sl_detectron.engine.benchmark.cluster import SubmititPool, _NodeJob
 from sl_detectron.engine.benchmark.jobs import CellJob, ProcessPool, _gpu_slots
 from sl_detectron.engine.benchmark.progress import Progress
 from sl_detectron.engine.benchmark.runner import _settle
@@ -44,6 +47,31 @@ def test_too_few_gpus(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--slurm", "partition=gpu"], "--slurm needs --executor slurm"),
+        (["--executor", "local", "--jobs", "2"], "leave out --jobs"),
+        (["--jobs", "abc"], "--jobs: must be a whole number of at least 1; got 'abc'"),
+        (["--jobs", "0"], "must be a whole number of at least 1; got '0'"),
+        # argparse gives the options to --slurm.
+        (
+            ["--executor", "local", "--slurm", "nodes=1", "SOLVER.MAX_ITER", "4"],
+            "got 'SOLVER.MAX_ITER'. Config options KEY VALUE go last, after another option",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(args, message, tmp_path):
+    if "nodes=1" in args:
+        pytest.importorskip("submitit", reason="submitit is not installed")
+    make_tiny_set(tmp_path / "toy")
+    grid = write_tiny_grid(tmp_path / "grid.yaml", tmp_path / "toy")
+    done = run_here("benchmark", "--config", grid, "--output", tmp_path / "out", *args)
+    assert done.returncode == 2
+    assert message in done.stderr.strip().splitlines()[-1]
+    assert not list(tmp_path.rglob("cell.log"))
+
+
+@pytest.mark.parametrize(
     ("cluster", "parameters", "message"),
     [
         ("local", ["partion=x"], "submitit: Unknown argument 'partion'"),
@@ -64,6 +92,41 @@ def test_without_submitit_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ImportError, match="pip install submitit"):
         SubmititPool("local", tmp_path, None, 0, [])
+
+
+def test_a_time_limit_ends_a_cell_with_a_checkpoint_and_queues_it_again(tmp_path, monkeypatch):
+    """Where submitit calls it: in a signal handler, as the thread waits for the cell."""
+    submitit = pytest.importorskip("submitit", reason="submitit is not installed")
+    stub = (
+        "import pathlib, signal, sys, time\n"
+        "def stop(*_): pathlib.Path('saved').touch(); sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        "pathlib.Path('ready').touch()\n"
+        "while True: time.sleep(0.1)"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jobs, "CELL", ("-c", stub))
+    monkeypatch.setattr(submitit, "JobEnvironment", lambda: argparse.Namespace(num_nodes=1))
+    job = _NodeJob(CellJob(tmp_path / "cell", ()))
+    again = []
+
+    def handler(number, frame):
+        again.append(job.checkpoint())
+        assert (tmp_path / "saved").exists()
+
+    def send_when_ready():
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    before = signal.signal(signal.SIGUSR2, handler)
+    try:
+        threading.Thread(target=send_when_ready).start()
+        assert job() == STOPPED
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert [delayed.function for delayed in again] == [job]
+    again[0].dump(tmp_path / "job.pkl")
 
 
 class Pool:

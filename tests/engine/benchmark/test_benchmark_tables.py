@@ -7,7 +7,7 @@ import re
 
 import pytest
 import yaml
-from grid_cases import write_results
+from grid_cases import run_here, write_results
 from PIL import Image
 
 from sl_detectron.engine.benchmark import make_tables, read_results
@@ -119,6 +119,17 @@ def test_options_of_the_command_line_are_said_and_published_numbers_left_out(fol
     assert line.endswith(",52.0000,2.0000,,")
 
 
+def test_a_bar_in_a_name_is_no_column(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        yaml.safe_dump({**GRID, "controls": [], "detectors": {"a|b": GRID["detectors"][F]}})
+    )
+    write_results(path, tmp_path / "output", {("a|b", "baseline", 0.0, 0): 50.0})
+    text = markdown(read_results(tmp_path / "output"))
+    assert "| a\\|b " in text
+    assert "a|b" not in text
+
+
 def test_files(folder, tmp_path):
     paths = make_tables(folder, tmp_path / "tables")
     names = ["table.md", "table.tex", "table.csv", "runs.csv", "differences.csv"]
@@ -217,5 +228,9 @@ def test_means_over_chosen_classes(folder):
     text = markdown(read_results(folder, ["cat", "dog"]))
     assert "Mean over cat, dog." in text
     assert rows(text, "AP50 by")[0] == [R, "baseline", "51.0 ± 2.0", "42.0 ± 3.6"]
+    done = run_here("make_table", folder, "--classes", "cat, dog")
+    assert done.returncode == 0, done.stderr
+    assert (folder / "table.md").read_text() == text
+    assert run_here("make_table", folder, "--classes", "cat,").returncode == 2
     with pytest.raises(ValueError, match="seed_0 has no 'AP-gnu'"):
         read_results(folder, ["gnu"])
