@@ -38,7 +38,16 @@ setup(
     description="detectron2 detectors that learn from wrong labels: the SuperLoss",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
+    author="sl_detectron's authors",
     license="Apache-2.0",
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
     python_requires=">=3.10",
     # The shipped configs and the tools become packages of sl_detectron.
     packages=[

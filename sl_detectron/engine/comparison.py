@@ -17,6 +17,7 @@ __all__ = ["draw_comparison"]
 
 SCORE_THRESHOLD = 0.5
 NUM_IMAGES = 3
+LABEL_HEIGHT = 0.05  # of a picture's longer side, at the size that is drawn
 
 
 def draw_comparison(runs: dict[str, CfgNode], path: str | os.PathLike) -> None:
@@ -59,7 +60,7 @@ def draw_comparison(runs: dict[str, CfgNode], path: str | os.PathLike) -> None:
         for axis, (title, boxes) in zip(row, panels.items()):
             axis.imshow(image[:, :, ::-1])
             axis.set_title(title)
-            _draw(axis, boxes)
+            _draw(axis, boxes, LABEL_HEIGHT * max(image.shape[:2]))
     for axis in axes.flat:
         axis.axis("off")
     figure.tight_layout()
@@ -67,7 +68,8 @@ def draw_comparison(runs: dict[str, CfgNode], path: str | os.PathLike) -> None:
     plt.close(figure)
 
 
-def _draw(axis: "Axes", boxes: list[LabelledBox]) -> None:
+def _draw(axis: "Axes", boxes: list[LabelledBox], label_height: float) -> None:
+    """Labels stand on their box; inside where they would leave the picture, which cuts them."""
     # Not detectron2's Visualizer: it needs OpenCV, for masks that are not drawn here.
     from matplotlib.patches import Rectangle
 
@@ -76,4 +78,5 @@ def _draw(axis: "Axes", boxes: list[LabelledBox]) -> None:
             Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=2)
         )
         background = {"facecolor": colour, "alpha": 0.75, "pad": 1, "linewidth": 0}
-        axis.text(x0, y0, label, fontsize=8, va="bottom", bbox=background, clip_on=True)
+        side = "bottom" if y0 >= label_height else "top"
+        axis.text(x0, max(y0, 0), label, fontsize=8, va=side, bbox=background, clip_on=True)

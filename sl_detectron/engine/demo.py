@@ -13,7 +13,10 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 from tqdm import tqdm
 
+from ..audit.files import strict_json
+from ..files import write_text
 from ..model_zoo import get_config_file
+from .benchmark.statistics import paired_difference
 from .comparison import draw_comparison
 from .progress import iterations_done
 from .setup import setup_cfg, setup_job
@@ -23,20 +26,23 @@ __all__ = ["METHODS", "run_demo"]
 
 METHODS = {"baseline": "Toy/faster_rcnn.yaml", "SuperLoss": "Toy/faster_rcnn_superloss.yaml"}
 METRICS = ("AP", "AP50", "AP75")
+RUNS_JSON = "demo.json"
 
 
 def run_demo(output: str | os.PathLike, seeds: list[int], opts: list[str]) -> str:
     """Train both methods once a seed, compare them and draw what they detect.
 
     Args:
-        output: folder for checkpoints, logs and ``demo.png``
+        output: folder for checkpoints, logs, ``demo.png`` and ``demo.json``, a list of
+            {"method", "seed", "metrics": {"AP", "AP50", "AP75", ...} in percent}
         seeds: of the weights, the data order and the label noise, one pair of runs each
         opts: config options for all runs, ``[KEY, VALUE, ...]``
 
     Returns:
-        a table of AP, AP50 and AP75 in percent; mean and standard deviation over seeds
+        a table of AP, AP50 and AP75 in percent; mean and standard deviation over seeds, and of two
+        or more seeds the SuperLoss minus the baseline with its standard error, paired by seed
     """
-    output = Path(output)
+    output, seeds = Path(output), list(dict.fromkeys(seeds))
     runs = {
         (method, seed): _config(config, output / f"{method}_seed{seed}".lower(), seed, opts)
         for seed in seeds
@@ -47,6 +53,7 @@ def run_demo(output: str | os.PathLike, seeds: list[int], opts: list[str]) -> st
     with tqdm(total=total, desc="training", unit="it", dynamic_ncols=True) as bar:
         for seed in seeds:
             results |= _train_pair({m: runs[m, seed] for m in METHODS}, seed, bar)
+    _write_runs(results, output / RUNS_JSON)
     draw_comparison({method: runs[method, seeds[0]] for method in METHODS}, output / "demo.png")
     return _table(results, seeds)
 
@@ -98,4 +105,23 @@ def _table(results: dict[tuple[str, int], dict[str, float]], seeds: list[int]) -
             spread = values.std(axis=0, ddof=1)
             cells = [f"{cell} ± {s:.1f}" for cell, s in zip(cells, spread)]
         rows.append([method, *cells])
+    if len(seeds) > 1:
+        rows.append(["difference, paired ± standard error", *_differences(results, seeds)])
     return tabulate(rows, headers=["toy set", *METRICS], disable_numparse=True)
+
+
+def _differences(results: dict[tuple[str, int], dict[str, float]], seeds: list[int]) -> list[str]:
+    """SuperLoss minus baseline: a seed fixes the noise, the data order and the weights of both."""
+    baseline, superloss = METHODS
+    cells = []
+    for metric in METRICS:
+        values = [{seed: results[m, seed][metric] for seed in seeds} for m in (superloss, baseline)]
+        difference = paired_difference(*values)
+        if difference is not None:
+            cells.append(f"{difference.mean:+.1f} ± {difference.error:.1f}")
+    return cells
+
+
+def _write_runs(results: dict[tuple[str, int], dict[str, float]], path: Path) -> None:
+    runs = [{"method": m, "seed": seed, "metrics": r} for (m, seed), r in results.items()]
+    write_text(path, strict_json(runs, indent=1) + "\n")

@@ -1,12 +1,19 @@
 """The demo: both methods, every seed, one table and one picture."""
 
+import json
 import re
 
+import numpy as np
+import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 from sl_detectron.data import register_toy_datasets
-from sl_detectron.engine.demo import METHODS, run_demo
+from sl_detectron.engine.comparison import _draw
+from sl_detectron.engine.demo import METHODS, _table, run_demo
+from sl_detectron.engine.drawing import LabelledBox
 
 
 def test_table_and_picture(tmp_path, monkeypatch):
@@ -31,4 +38,35 @@ def test_table_and_picture(tmp_path, monkeypatch):
             assert (run / "model_final.pth").is_file()
             # One result: the log of a run holds that run alone.
             assert (run / "log.txt").read_text().count("AP,AP50,AP75") == 1
+    runs = json.loads((tmp_path / "output" / "demo.json").read_text())
+    assert [(r["method"], r["seed"]) for r in runs] == [(m, s) for s in (0, 1) for m in METHODS]
+    assert all({"AP", "AP50", "AP75"} <= r["metrics"].keys() for r in runs)
+    assert len(re.findall(r"[+-][\d.]+ ± [\d.]+", rows["difference,"])) == 3
     assert Image.open(tmp_path / "output" / "demo.png").size[0] > 500
+
+
+def test_the_difference_is_paired_by_seed():
+    """+1, +2 and +3: mean 2, standard error 1 / sqrt(3), however much the seeds differ."""
+    baseline = {0: 10.0, 1: 40.0, 2: 70.0}
+    results = {
+        ("baseline", s): dict.fromkeys(("AP", "AP50", "AP75"), v) for s, v in baseline.items()
+    }
+    for seed, value in baseline.items():
+        results["SuperLoss", seed] = dict.fromkeys(("AP", "AP50", "AP75"), value + seed + 1)
+    assert _table(results, [0, 1, 2]).count("+2.0 ± 0.6") == 3
+    assert "difference" not in _table(results, [0])
+
+
+@pytest.mark.parametrize("top", [-1, 0, 3, 20])
+def test_labels_stay_in_the_picture(top):
+    figure = Figure(figsize=(4, 4))
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    axis = figure.subplots()
+    axis.imshow(np.zeros((128, 128, 3), np.uint8))
+    _draw(axis, [LabelledBox(np.array([30, top, 60, 60]), "six (nine)", "red")], 0.05 * 128)
+    figure.tight_layout()
+    (text,) = axis.texts
+    frame = text.get_window_extent(renderer)
+    assert frame.y1 <= axis.get_window_extent().y1
+    above = frame.y0 > axis.transData.transform((0, top))[1] - 1  # pixel
+    assert above == (top == 20)
