@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -27,7 +28,7 @@ from detectron2.utils.serialize import PicklableWrapper
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-__all__ = ["BROKEN_IMAGES", "TrainLoader"]
+__all__ = ["BROKEN_IMAGES", "TrainLoader", "shield_workers"]
 
 BROKEN_IMAGES = ("error", "skip")
 # What reading an image that is missing, cut off or not of its annotations raises; SyntaxError is
@@ -146,11 +147,10 @@ class TrainLoader:
             batch_sampler=islice(self._tickets(), self.start_batch, None),
             num_workers=self.num_workers,
             collate_fn=trivial_batch_collator,
-            worker_init_fn=_heed_the_parent_only,
             # Else each iterator would draw from the generator that the model draws from.
             generator=torch.Generator().manual_seed(self.seed),
         )
-        self._batches = iter(loader)
+        self._batches = iter(shield_workers(loader))
         for batch in self._batches:
             broken = [sample for sample in batch if isinstance(sample, _Broken)]
             if broken:
@@ -260,12 +260,31 @@ def _image_id(record: Any) -> Any:
     return record.get("image_id", record.get("file_name"))
 
 
-def _heed_the_parent_only(worker_id: int) -> None:
-    """Let SIGTERM end a worker only where its parent sent it.
+def shield_workers(loader: Any) -> Any:
+    """Let SIGTERM end the workers of a loader only where their parent sent it, in place.
 
     A scheduler signals every process of a job. The training has to end the step that it is in and
     write a checkpoint; a worker that dies raises an error wherever the training happens to be.
+
+    Args:
+        loader: a :class:`DataLoader`, or one inside of detectron2's wrappers, that has not been
+            iterated; any other is left alone
+
+    Returns:
+        the loader
     """
+    inner = loader
+    while inner is not None and not isinstance(inner, DataLoader):
+        # Of AspectRatioGroupedDataset and of MapDataset.
+        inner = getattr(inner, "dataset", getattr(inner, "_dataset", None))
+    if inner is not None:
+        inner.worker_init_fn = partial(_heed_the_parent_only, inner.worker_init_fn)
+    return loader
+
+
+def _heed_the_parent_only(init: Callable[[int], None] | None, worker_id: int) -> None:
+    if init is not None:
+        init(worker_id)
     parent = os.getppid()
 
     def wait() -> None:
