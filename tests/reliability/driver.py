@@ -1,6 +1,7 @@
 """tools/train_net.py on the toy set with 64-pixel images; writes every loss to curve.jsonl.
 
-driver.py [kill_at=ITERATION] [own_group=1] [num_gpus=N] [term_in_evaluation=1] ARGUMENTS OF train_net.py
+driver.py [kill_at=ITERATION] [own_group=1] [num_gpus=N] [term_in_evaluation=1]
+    ARGUMENTS OF train_net.py
 """
 
 import json
