@@ -1,6 +1,8 @@
 """Values at the edges: low precision, nothing to learn from, one class or a thousand, nan."""
 
+import argparse
 import gc
+import logging
 import re
 import weakref
 
@@ -12,10 +14,12 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.engine import AMPTrainer, TrainerBase
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
+from detectron2.utils.logger import setup_logger
 from PIL import Image
 
 from sl_detectron.data import TrainLoader
 from sl_detectron.engine.finite import FiniteAMPTrainer, FiniteTrainer, trainer_class
+from sl_detectron.engine.setup import setup_job
 from sl_detectron.losses import SuperLoss
 
 DETECTORS = ("standard", "retinanet")
@@ -211,6 +215,27 @@ def test_the_check_costs_one_copy_to_the_host(monkeypatch):
         trainer.run_step()
     # The stock trainer's own copies are of tensors that are on the host by then.
     assert copies[0] == (2,)
+
+
+def test_the_log_file_keeps_the_traceback_that_the_console_leaves_out(tmp_path, capsys):
+    cfg = small_config("standard", superloss=True)
+    cfg.OUTPUT_DIR = str(tmp_path)
+    setup_logger.cache_clear()
+    parent = logging.getLogger("detectron2")
+    before, parent.handlers = parent.handlers, []
+    try:
+        setup_job(cfg, argparse.Namespace(debug=False, config_file="", opts=[]))
+        try:
+            raise ValueError("a bug\nof two lines")
+        except ValueError:
+            logging.getLogger("detectron2.engine.train_loop").exception("Exception during %s:", "a")
+    finally:
+        parent.handlers = before
+        setup_logger.cache_clear()
+    printed = "".join(capsys.readouterr())
+    assert "Traceback" not in printed
+    assert "Exception during a: a bug of two lines" in printed
+    assert "Traceback" in (tmp_path / "log.txt").read_text()
 
 
 def test_mixed_precision_has_the_same_check():
