@@ -37,7 +37,7 @@ _ARRAYS = {
     ("torch._utils", "_rebuild_tensor_v2"),
 }
 # Before this version weights_only could be made to run code (CVE-2025-32434).
-_SAFE_TORCH = (2, 6)
+_SAFE_TORCH = "2.6"
 _FINAL = "model_final.pth"
 _OF_TRAINING = re.compile(r"model_(\d{7}|final)\.pth")
 
@@ -94,7 +94,7 @@ def _numpy_allowed() -> AbstractContextManager:
     array, number = np.zeros(1), np.float64(0)
     reconstruct, scalar = array.__reduce__()[0], number.__reduce__()[0]
     dtypes = {type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OV"}
-    by_name = [
+    by_name: list[Any] = [
         (made, f"numpy.{core}.multiarray.{name}")
         for core in ("core", "_core")
         for made, name in ((reconstruct, "_reconstruct"), (scalar, "scalar"))

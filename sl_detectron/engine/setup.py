@@ -141,9 +141,9 @@ class _WithoutTraceback(logging.Formatter):
     def __init__(self, stock: logging.Formatter | None):
         super().__init__()
         # setup_logger gives out the same handlers again.
-        self.stock = (
-            stock.stock if isinstance(stock, _WithoutTraceback) else stock or logging.Formatter()
-        )
+        if isinstance(stock, _WithoutTraceback):
+            stock = stock.stock
+        self.stock: logging.Formatter = stock or logging.Formatter()
 
     def format(self, record: logging.LogRecord) -> str:
         error = record.exc_info[1] if record.exc_info else None

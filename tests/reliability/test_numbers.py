@@ -207,14 +207,15 @@ def test_terms_of_any_form_are_checked(terms):
 def test_the_check_costs_one_copy_to_the_host(monkeypatch):
     copies = []
     cpu = torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: copies.append(t.shape) or cpu(t))
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: copies.append(t) or cpu(t))
     model = Diverges(1.0)
     trainer = FiniteTrainer(model, [[0]], torch.optim.SGD(model.parameters(), lr=1.0))
     trainer.iter = 0
     with EventStorage(0):
         trainer.run_step()
-    # The stock trainer's own copies are of tensors that are on the host by then.
-    assert copies[0] == (2,)
+    # The stock trainer's own copies are of what the first one brought to the host: doubles.
+    assert copies[0].shape == (2,)
+    assert all(copy.dtype == torch.float64 for copy in copies[1:])
 
 
 def test_the_log_file_keeps_the_traceback_that_the_console_leaves_out(tmp_path, capsys):
