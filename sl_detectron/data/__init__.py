@@ -14,7 +14,7 @@ from .label_noise import (
     noisy_dataset_dicts,
 )
 from .toy import TOY_CLASS_NAMES, make_toy_dataset, register_toy_datasets
-from .train_loader import BROKEN_IMAGES, TrainLoader
+from .train_loader import BROKEN_IMAGES, TrainLoader, shield_workers
 from .voc import check_datasets, load_voc_dataset, register_voc_dataset, register_voc_datasets
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "build_noisy_train_loader",
     "TrainLoader",
     "BROKEN_IMAGES",
+    "shield_workers",
     "TOY_CLASS_NAMES",
     "make_toy_dataset",
     "register_toy_datasets",

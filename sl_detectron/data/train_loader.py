@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -27,7 +28,7 @@ from detectron2.utils.serialize import PicklableWrapper
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-__all__ = ["BROKEN_IMAGES", "TrainLoader"]
+__all__ = ["BROKEN_IMAGES", "TrainLoader", "shield_workers"]
 
 BROKEN_IMAGES = ("error", "skip")
 # What reading an image that is missing, cut off or not of its annotations raises; SyntaxError is
@@ -97,10 +98,11 @@ class TrainLoader:
                 f"DATALOADER.BROKEN_IMAGES must be one of {BROKEN_IMAGES}; got {broken_images!r}"
             )
         self.batch_size = total_batch_size // world_size
-        self.num_images = len(dataset)
+        self.num_images = size = len(dataset)
         self.num_workers = num_workers
         self.seed = comm.shared_random_seed() if seed is None else seed
-        self.make_sampler = make_sampler or (lambda seed: TrainingSampler(len(dataset), seed=seed))
+        # Of the size: a reference to the records would keep them in memory beside their copy.
+        self.make_sampler = make_sampler or (lambda seed: TrainingSampler(size, seed=seed))
         ids = (a.get("annotation_id", -1) for r in dataset for a in r.get("annotations", ()))
         self.num_annotations = max(ids, default=-1) + 1
         self.fingerprint = ""
@@ -113,23 +115,27 @@ class TrainLoader:
         self._batches: Any = None
         self.sampler = self.make_sampler(self.seed)
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """What decides the order of the data, for a checkpoint."""
         return {
             "seed": self.seed,
             "batch_size": self.batch_size,
             "world_size": comm.get_world_size(),
             "num_images": self.num_images,
+            "sampler": type(self.sampler).__name__,
+            "aspect_ratio_grouping": self._wide is not None,
+            "labels": self.fingerprint[:12],
         }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Take over the seed; warns if what else decides the order has changed."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the seed; warns if what else decides the data has changed."""
         ours = self.state_dict()
-        changed = [key for key in ours if key != "seed" and ours[key] != state.get(key)]
+        # An older checkpoint says less.
+        changed = [k for k in ours if k != "seed" and k in state and ours[k] != state[k]]
         if changed:
             logger.warning(
-                "The data go on in another order than before the interruption: %s",
-                ", ".join(f"{key} was {state.get(key)} and is {ours[key]}" for key in changed),
+                "The data are not those of before the interruption, or come in another order: %s",
+                ", ".join(f"{key} was {state[key]} and is {ours[key]}" for key in changed),
             )
         self.seed = int(state["seed"])
         self.sampler = self.make_sampler(self.seed)
@@ -145,12 +151,13 @@ class TrainLoader:
             samples,
             batch_sampler=islice(self._tickets(), self.start_batch, None),
             num_workers=self.num_workers,
+            # Batches that wait lie in shared memory, of which containers often have 64 MB.
+            prefetch_factor=1 if self.num_workers else None,
             collate_fn=trivial_batch_collator,
-            worker_init_fn=_heed_the_parent_only,
             # Else each iterator would draw from the generator that the model draws from.
             generator=torch.Generator().manual_seed(self.seed),
         )
-        self._batches = iter(loader)
+        self._batches = iter(shield_workers(loader))
         for batch in self._batches:
             broken = [sample for sample in batch if isinstance(sample, _Broken)]
             if broken:
@@ -260,12 +267,31 @@ def _image_id(record: Any) -> Any:
     return record.get("image_id", record.get("file_name"))
 
 
-def _heed_the_parent_only(worker_id: int) -> None:
-    """Let SIGTERM end a worker only where its parent sent it.
+def shield_workers(loader: Any) -> Any:
+    """Let SIGTERM end the workers of a loader only where their parent sent it, in place.
 
     A scheduler signals every process of a job. The training has to end the step that it is in and
     write a checkpoint; a worker that dies raises an error wherever the training happens to be.
+
+    Args:
+        loader: a :class:`DataLoader`, or one inside of detectron2's wrappers, that has not been
+            iterated; any other is left alone
+
+    Returns:
+        the loader
     """
+    inner = loader
+    while inner is not None and not isinstance(inner, DataLoader):
+        # Of AspectRatioGroupedDataset and of MapDataset.
+        inner = getattr(inner, "dataset", getattr(inner, "_dataset", None))
+    if inner is not None:
+        inner.worker_init_fn = partial(_heed_the_parent_only, inner.worker_init_fn)
+    return loader
+
+
+def _heed_the_parent_only(init: Callable[[int], None] | None, worker_id: int) -> None:
+    if init is not None:
+        init(worker_id)
     parent = os.getppid()
 
     def wait() -> None:

@@ -7,11 +7,11 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 
+from ..files import load_yaml
+
 __all__ = ["merge_config_file", "refuse_lazy"]
 
 BASE_KEY = "_BASE_"
-# detectron2's own defaults have about 500 values. Aliases let a file of 1 kB stand for billions.
-MAX_VALUES = 100_000
 
 
 def merge_config_file(cfg: CfgNode, config_file: str | os.PathLike) -> None:
@@ -57,7 +57,6 @@ def _check(path: Path, above: tuple[Path, ...]) -> None:
     if not isinstance(content, dict):
         found = "nothing" if content is None else f"a {type(content).__name__}"
         raise ValueError(f"{named} is not a config: it holds {found}, not KEY: value")
-    _count(content, named)
     bases = content.get(BASE_KEY, ())
     for base in bases if isinstance(bases, list | tuple) else [bases]:
         if not isinstance(base, str):
@@ -69,7 +68,7 @@ def _check(path: Path, above: tuple[Path, ...]) -> None:
 def _load(path: Path, named: str) -> Any:
     try:
         # Decoded here: yaml names no file for bytes that are not text.
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return load_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{named} is not UTF-8 text: {error}") from error
     except yaml.constructor.ConstructorError as error:
@@ -78,20 +77,6 @@ def _load(path: Path, named: str) -> Any:
         raise ValueError(
             f"{named}{line}: refused, a config holds values only: {error.problem}"
         ) from (error)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{named} is not a config: {reason}") from error
-
-
-def _count(content: Any, named: str) -> None:
-    num_values = 0
-    left = [content]
-    while left:
-        value = left.pop()
-        num_values += 1
-        if num_values > MAX_VALUES:
-            raise ValueError(f"{named} is not a config: it stands for over {MAX_VALUES} values")
-        if isinstance(value, dict):
-            left += value.values()
-        elif isinstance(value, list | tuple | set):
-            left += value

@@ -1,7 +1,7 @@
 """Trainers that stop at a loss that is not finite, on all ranks, and say where it comes from."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,11 @@ class FiniteTrainer(SimpleTrainer):
         FloatingPointError: from ``run_step``, on every rank
     """
 
+    _images: Sequence[Any] = ()
+
     def run_step(self) -> None:
+        # For this step only: a hook would be copied and saved along with the model.
+        hook = self.model.register_forward_pre_hook(self._note_images)
         try:
             super().run_step()
         except FloatingPointError as error:
@@ -32,10 +36,18 @@ class FiniteTrainer(SimpleTrainer):
                 raise
             # The proposal generator's own check, of boxes and scores.
             raise FloatingPointError(self._where(message)) from error
+        finally:
+            hook.remove()
+
+    def _note_images(self, model: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        batch = args[0] if args and isinstance(args[0], list) else []
+        self._images = [s.get("image_id", s.get("file_name")) for s in batch if isinstance(s, dict)]
 
     def _write_metrics(self, loss_dict: Any, data_time: float, *args: Any, **kwargs: Any) -> None:
-        # One copy to the host in place of one a term.
-        copies = torch.stack([v.detach().double() for v in loss_dict.values()]).cpu()
+        # One copy to the host in place of one a term. Doubles are made there: not every device
+        # has them, and a term may be on another device or of shape (1,).
+        values = [v.detach().reshape(()) for v in loss_dict.values()]
+        copies = torch.stack([v.to(values[0].device) for v in values]).cpu().double()
         self._check(dict(zip(loss_dict, copies.tolist())))
         super()._write_metrics(dict(zip(loss_dict, copies)), data_time, *args, **kwargs)
 
@@ -47,9 +59,8 @@ class FiniteTrainer(SimpleTrainer):
         raise FloatingPointError("; ".join(report for report in reports if report))
 
     def _where(self, what: str) -> str:
-        images = getattr(self.data_loader, "image_ids", None)
         rank = f", rank {comm.get_rank()}" if comm.get_world_size() > 1 else ""
-        return f"iteration {self.iter}{rank}: {what}; images {images}"
+        return f"iteration {self.iter}{rank}: {what}; images {self._images}"
 
 
 class FiniteAMPTrainer(FiniteTrainer, AMPTrainer):

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from ..data import shield_workers
 from .checkpoint import SafeCheckpointer
 from .finite import trainer_class
 from .hooks import LogTau
@@ -113,7 +114,7 @@ def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
         return _evaluate(cfg, model)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
-    train_loader = instantiate(cfg.dataloader.train)
+    train_loader = shield_workers(instantiate(cfg.dataloader.train))
     model = distribute(model, **cfg.train.get("ddp", {}))
     trainer = trainer_class(cfg.train.amp.enabled)(model, train_loader, optimizer)
     checkpointer = SafeCheckpointer(model, cfg.train.output_dir, trainer=trainer)
@@ -153,7 +154,8 @@ def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
 def _evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
     if "evaluator" not in cfg.dataloader:
         return {}
-    loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    loader = shield_workers(instantiate(cfg.dataloader.test))
+    evaluator = instantiate(cfg.dataloader.evaluator)
     state = get_rng_state()  # evaluation leaves the random numbers of the training alone
     results = inference_on_dataset(model, loader, evaluator)
     set_rng_state(state)

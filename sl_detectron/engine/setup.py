@@ -1,9 +1,11 @@
 """From a command line to a checked, frozen config, and from a config to a trained detector."""
 
 import argparse
+import copy
 import difflib
 import logging
 import re
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -104,7 +106,10 @@ def setup_job(cfg: CfgNode, args: argparse.Namespace | None = None) -> None:
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="sl_detectron", abbrev_name="sl_detectron")
     if not getattr(args, "debug", False):
-        logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
+        for handler in logging.getLogger("detectron2").handlers:
+            # The one of the console; log.txt keeps the traceback.
+            if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
+                handler.setFormatter(_WithoutTraceback(handler.formatter))
 
 
 def train_net(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
@@ -133,12 +138,25 @@ def train_net(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     return trainer.train()
 
 
-def _without_traceback(record: logging.LogRecord) -> bool:
-    """Log what a user can mend in one line, as the command line says it."""
-    error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, USER_ERRORS):
-        record.msg, record.args, record.exc_info = f"{record.msg} {error}", (), None
-    return True
+class _WithoutTraceback(logging.Formatter):
+    """Says what a user can mend in one line, as the command line says it."""
+
+    def __init__(self, stock: logging.Formatter | None):
+        super().__init__()
+        # setup_logger gives out the same handlers again.
+        if isinstance(stock, _WithoutTraceback):
+            stock = stock.stock
+        self.stock: logging.Formatter = stock or logging.Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, USER_ERRORS):
+            # A copy: the other handlers get the same record, and cache its traceback in it.
+            record = copy.copy(record)
+            reason = " ".join(str(error).split())
+            record.msg, record.args = f"{record.getMessage()} {reason}", ()
+            record.exc_info = record.exc_text = None
+        return self.stock.format(record)
 
 
 def _check_device(cfg: CfgNode) -> None:

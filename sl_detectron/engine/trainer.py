@@ -16,7 +16,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..config import add_superloss_config
-from ..data import build_noisy_train_loader, noisy_dataset_dicts
+from ..data import build_noisy_train_loader, noisy_dataset_dicts, shield_workers
 from ..evaluation import build_evaluator
 from ..losses import DataParams
 from ..modeling import SuperLossTerm
@@ -61,7 +61,7 @@ class SuperLossTrainer(DefaultTrainer):
         cfg = _count_annotations(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg)
+        data_loader = shield_workers(self.build_train_loader(cfg))
         model = distribute(model)
         self._trainer = trainer_class(cfg.SOLVER.AMP.ENABLED)(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -137,6 +137,11 @@ class SuperLossTrainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[Any]:
         """Loader over ``DATASETS.TRAIN`` with the noise of ``DATASETS.LABEL_NOISE``."""
         return build_noisy_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
+        """The stock loader; SIGTERM to the whole job does not end an evaluation half-way."""
+        return shield_workers(super().build_test_loader(cfg, dataset_name))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

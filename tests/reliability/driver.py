@@ -1,12 +1,15 @@
 """tools/train_net.py on the toy set with 64-pixel images; writes every loss to curve.jsonl.
 
-driver.py [kill_at=ITERATION] [own_group=1] [num_gpus=N] ARGUMENTS OF train_net.py
+driver.py [kill_at=ITERATION] [own_group=1] [num_gpus=N] [term_in_evaluation=1]
+    ARGUMENTS OF train_net.py
 """
 
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -15,6 +18,7 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "tools"))
 
 from sl_detectron.engine import finite  # noqa: E402
+from sl_detectron.evaluation import VOCEvaluator  # noqa: E402
 from sl_detectron.model_zoo import get_config_file  # noqa: E402
 
 SMALL = ["SOLVER.IMS_PER_BATCH", "2", "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"]
@@ -38,9 +42,23 @@ def record_losses(kill_at: int) -> None:
     finite.FiniteTrainer._check = recorded
 
 
+def signal_in_evaluation() -> None:
+    """SIGTERM to the whole group at the first image of an evaluation, and time to act on it."""
+    process = VOCEvaluator.process
+
+    def processed(self, inputs, outputs):
+        VOCEvaluator.process = process
+        # By another process, as a scheduler is: its parent may end a worker.
+        subprocess.run(["kill", "-TERM", "--", f"-{os.getpgrp()}"], check=False)
+        time.sleep(1)
+        process(self, inputs, outputs)
+
+    VOCEvaluator.process = processed
+
+
 def parse():
     words = sys.argv[1:]
-    options = {"kill_at": -1, "own_group": 0, "num_gpus": 1}
+    options = {"kill_at": -1, "own_group": 0, "num_gpus": 1, "term_in_evaluation": 0}
     while "=" in words[0]:
         key, _, value = words.pop(0).partition("=")
         options[key] = int(value)
@@ -56,6 +74,8 @@ if __name__ == "__main__":
 
     if options["own_group"]:
         os.setpgid(0, 0)
+    if options["term_in_evaluation"]:
+        signal_in_evaluation()
     torch.set_num_threads(1)
     at = words.index("--config-file") + 1
     words[at] = get_config_file(words[at])

@@ -199,6 +199,9 @@ def voc_cases() -> list[Case]:
 
 
 PYTHON = "!!python/object/apply:os.system ['touch {w}/code_has_run']"
+MERGES = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 64)
+)
 CONFIGS: dict[str, tuple[str | bytes, str]] = {
     "code": (config(f"OUTPUT_DIR: {PYTHON}\n"), "line 2: refused.*python/object/apply"),
     "new object": ("A: !!python/object/new:os.system ['touch {w}/code_has_run']", "refused"),
@@ -219,6 +222,7 @@ CONFIGS: dict[str, tuple[str | bytes, str]] = {
         + "".join(f"{c}: &{c} [{','.join([f'*{b}'] * 10)}]\n" for b, c in zip("abcdef", "bcdefg")),
         "stands for over",
     ),
+    "merges by the billion": (MERGES, "stands for over"),
     "alias of itself": ("a: &a [*a]", "stands for over|not a config"),
     "list": ("- 1\n- 2", "holds a list"),
     "empty": ("", "holds nothing"),
@@ -434,6 +438,7 @@ def noise_cases() -> list[Case]:
     cases = [Case(n, "inject_noise.py", [*INJECT, *a], words) for n, (a, words) in args.items()]
     maps = {
         "code": (f"cat: {PYTHON}", "map.yaml"),
+        "merges": (MERGES, r"map\.yaml.*stands for over"),
         "list": ("- cat", "map.yaml"),
         "empty": ("", "map.yaml"),
         "unclosed": ("cat: [", "map.yaml"),

@@ -1,5 +1,6 @@
 """Checkpoints: whole or absent, read without running code, the previous one if one is damaged."""
 
+import io
 import os
 import pickle
 import resource
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.utils import comm
 from torch import nn
 
 from sl_detectron.engine.checkpoint import SafeCheckpointer, atomic_write, read_checkpoint
@@ -66,6 +68,72 @@ def test_the_model_zoos_pickles_of_arrays_load(tmp_path, protocol):
     assert torch.equal(model.weight, torch.from_numpy(weight))
 
 
+def test_pickles_of_tensors_and_numpy_scalars_load(tmp_path):
+    """As common converters to detectron2 write them."""
+    weight = torch.arange(6.0).reshape(2, 3)
+    content = {"model": {"weight": weight, "bias": torch.ones(2)}, "__author__": "a"}
+    path = tmp_path / "converted.pkl"
+    path.write_bytes(pickle.dumps({**content, "epoch": np.float64(3)}))
+    model = nn.Linear(3, 2)
+    assert SafeCheckpointer(model).load(str(path))["epoch"] == 3
+    assert torch.equal(model.weight, weight)
+
+
+def test_code_in_a_tensor_of_a_pickle_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    class Storage:
+        def __reduce__(self):
+            buffer = io.BytesIO()
+            torch.save(Shell(), buffer)
+            return torch.storage._load_from_bytes, (buffer.getvalue(),)
+
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": Storage()}))
+    with pytest.raises(ValueError, match=r"a\.pkl is refused"):
+        read_checkpoint(tmp_path / "a.pkl")
+    assert not (tmp_path / "code_has_run").exists()
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 6), reason="this torch allows no numpy")
+def test_what_a_hook_keeps_in_numpy_can_be_resumed(tmp_path):
+    class Hook:
+        best, history = np.float64(0.5), np.arange(3, dtype=np.int32)
+
+        def state_dict(self):
+            return {"best": self.best, "history": self.history, "name": np.str_("a")}
+
+        def load_state_dict(self, state):
+            self.loaded = state
+
+    SafeCheckpointer(nn.Linear(3, 2), str(tmp_path), trainer=Hook()).save("model_0000001")
+    hook = Hook()
+    SafeCheckpointer(nn.Linear(3, 2), str(tmp_path), trainer=hook).resume_or_load("")
+    assert hook.loaded["best"] == 0.5
+    assert hook.loaded["history"].tolist() == [0, 1, 2]
+
+
+def test_a_state_that_does_not_fit_is_no_damaged_file(tmp_path, caplog):
+    for name, width in (("model_0000001", 2), ("model_0000003", 3)):
+        model = nn.Linear(3, 2)
+        parameters = list(model.parameters())[: width - 1]
+        optimizer = torch.optim.SGD(parameters, lr=0.1)
+        SafeCheckpointer(model, str(tmp_path), trainer=optimizer).save(name)
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD([model.weight], lr=0.1)  # as in the first one
+    with pytest.raises(ValueError, match=r"model_0000003\.pth, which does not fit"):
+        SafeCheckpointer(model, str(tmp_path), trainer=optimizer).resume_or_load("")
+    assert "going back" not in caplog.text
+
+
+def test_ranks_that_cannot_read_what_the_first_one_reads_stop_all(tmp_path, monkeypatch):
+    """Else each would go on from a checkpoint of its own."""
+    save(tmp_path, "model_0000001", "model_0000003")
+    answers = iter([[(tmp_path / "model_0000003.pth", "")] * 2, ["", "model_0000003.pth: I/O"]])
+    monkeypatch.setattr(comm, "all_gather", lambda value: next(answers))
+    with pytest.raises(ValueError, match=r"cannot resume: model_0000003\.pth: I/O"):
+        SafeCheckpointer(nn.Linear(3, 2), str(tmp_path)).resume_or_load("")
+
+
 def save(folder, *names, value=0.0):
     model = nn.Linear(3, 2)
     checkpointer = SafeCheckpointer(model, str(folder))
@@ -101,6 +169,13 @@ def test_resumes_without_a_pointer(tmp_path):
     assert checkpointer.resume_or_load("", resume=True)["iteration"] == 1
 
 
+def test_the_final_checkpoint_of_a_shorter_training_is_not_the_newest(tmp_path):
+    save(tmp_path, "model_final", "model_0000007", "model_0000009")
+    (tmp_path / "model_0000009.pth").write_bytes(b"")
+    extra = SafeCheckpointer(nn.Linear(3, 2), str(tmp_path)).resume_or_load("", resume=True)
+    assert extra["iteration"] == 1
+
+
 def test_does_not_start_anew_where_no_checkpoint_can_be_read(tmp_path):
     save(tmp_path, "model_0000001", "model_final")
     for path in tmp_path.glob("*.pth"):
@@ -111,9 +186,17 @@ def test_does_not_start_anew_where_no_checkpoint_can_be_read(tmp_path):
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
     save(tmp_path, "model_0000001")
-    (tmp_path / ".model_0000003.pth.tmp").write_bytes(b"half")
-    SafeCheckpointer(nn.Linear(3, 2), str(tmp_path)).resume_or_load("", resume=True)
-    assert not list(tmp_path.glob(".*"))
+    half, other = tmp_path / ".model_0000003.pth.tmp", tmp_path / ".notes.tmp"
+    half.write_bytes(b"half")
+    other.touch()
+    model = nn.Linear(3, 2)
+    # An evaluation, and a training that starts anew, may run beside the one that writes it.
+    SafeCheckpointer(model, str(tmp_path)).resume_or_load("", resume=True)
+    trainer = torch.optim.SGD(model.parameters(), lr=0.1)
+    SafeCheckpointer(model, str(tmp_path), trainer=trainer).resume_or_load("", resume=False)
+    assert half.exists()
+    SafeCheckpointer(model, str(tmp_path), trainer=trainer).resume_or_load("", resume=True)
+    assert [p.name for p in tmp_path.glob(".*")] == [other.name]
 
 
 @pytest.fixture
@@ -155,6 +238,20 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path):
         interrupted()
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_file_system_that_cannot_flush_a_folder_is_no_error(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def refuse(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError("Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with atomic_write(tmp_path / "a") as file:
+        file.write(b"whole")
+    assert (tmp_path / "a").read_bytes() == b"whole"
 
 
 def test_missing_weights_are_named(tmp_path):

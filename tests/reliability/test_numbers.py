@@ -1,18 +1,25 @@
 """Values at the edges: low precision, nothing to learn from, one class or a thousand, nan."""
 
+import argparse
+import gc
+import logging
 import re
+import weakref
 
 import pytest
 import torch
 from conftest import NUM_CLASSES, build, make_batch, run_losses, small_config
 from detectron2.data import DatasetMapper
+from detectron2.data.samplers import InferenceSampler
 from detectron2.engine import AMPTrainer, TrainerBase
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
+from detectron2.utils.logger import setup_logger
 from PIL import Image
 
 from sl_detectron.data import TrainLoader
 from sl_detectron.engine.finite import FiniteAMPTrainer, FiniteTrainer, trainer_class
+from sl_detectron.engine.setup import setup_job
 from sl_detectron.losses import SuperLoss
 
 DETECTORS = ("standard", "retinanet")
@@ -151,16 +158,19 @@ class Diverges(torch.nn.Module):
         return {"loss_good": self.weight, "loss_bad": value + 0 * self.weight}
 
 
+@pytest.mark.parametrize("foreign", [False, True])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_loss_that_is_not_finite_is_named_with_its_images(value):
+def test_a_loss_that_is_not_finite_is_named_with_its_images(value, foreign):
     records = [{"image_id": f"img{i}", "width": 2, "height": 1} for i in range(6)]
-    loader = TrainLoader(records, lambda r: r, 2, seed=0)
+    loader = (
+        [records[:2], records[2:4]] if foreign else TrainLoader(records, lambda r: r, 2, seed=0)
+    )
     model = Diverges(value)
     trainer = FiniteTrainer(model, loader, torch.optim.SGD(model.parameters(), lr=1.0))
     words = rf"iteration 1: loss_bad is {value}; images \['img\d', 'img\d'\]"
     with pytest.raises(FloatingPointError, match=words) as raised:
         trainer.train(0, 5)
-    assert str(loader.image_ids) in str(raised.value)
+    assert str(["img2", "img3"] if foreign else loader.image_ids) in str(raised.value)
     assert "loss_good" not in str(raised.value)
     assert model.calls == 2
     assert model.weight.item() == 0  # one step of length 1: of the finite batch
@@ -173,28 +183,99 @@ def test_weights_of_nan_stop_the_training_in_one_line(detector):
     with torch.no_grad():
         next(p for p in model.parameters() if p.requires_grad).fill_(float("nan"))
     trainer = FiniteTrainer(model, [make_batch()], torch.optim.SGD(model.parameters(), lr=0.1))
-    with pytest.raises(FloatingPointError, match=r"iteration 0: .*images") as raised:
+    with pytest.raises(FloatingPointError, match=r"iteration 0: .*images \[") as raised:
         trainer.train(0, 1)
     assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        (torch.ones(1), torch.ones(())),
+        (torch.ones((), dtype=torch.float16), torch.ones((), dtype=torch.float64)),
+    ],
+)
+def test_terms_of_any_form_are_checked(terms):
+    model = torch.nn.Linear(1, 1)
+    trainer = FiniteTrainer(model, [[0]], torch.optim.SGD(model.parameters(), lr=1.0))
+    trainer.iter = 0
+    with EventStorage(0) as storage:
+        trainer._write_metrics({"a": terms[0], "b": 1e5 * terms[1].double()}, 0.0)
+    assert storage.latest()["total_loss"][0] == 100_001
 
 
 def test_the_check_costs_one_copy_to_the_host(monkeypatch):
     copies = []
     cpu = torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: copies.append(t.shape) or cpu(t))
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: copies.append(t) or cpu(t))
     model = Diverges(1.0)
     trainer = FiniteTrainer(model, [[0]], torch.optim.SGD(model.parameters(), lr=1.0))
     trainer.iter = 0
     with EventStorage(0):
         trainer.run_step()
-    # The stock trainer's own copies are of tensors that are on the host by then.
-    assert copies[0] == (2,)
+    # The stock trainer's own copies are of what the first one brought to the host: doubles.
+    assert copies[0].shape == (2,)
+    assert all(copy.dtype == torch.float64 for copy in copies[1:])
+
+
+def test_the_log_file_keeps_the_traceback_that_the_console_leaves_out(tmp_path, capsys):
+    cfg = small_config("standard", superloss=True)
+    cfg.OUTPUT_DIR = str(tmp_path)
+    setup_logger.cache_clear()
+    parent = logging.getLogger("detectron2")
+    before, parent.handlers = parent.handlers, []
+    try:
+        setup_job(cfg, argparse.Namespace(debug=False, config_file="", opts=[]))
+        try:
+            raise ValueError("a bug\nof two lines")
+        except ValueError:
+            logging.getLogger("detectron2.engine.train_loop").exception("Exception during %s:", "a")
+    finally:
+        parent.handlers = before
+        setup_logger.cache_clear()
+    printed = "".join(capsys.readouterr())
+    assert "Traceback" not in printed
+    assert "Exception during a: a bug of two lines" in printed
+    assert "Traceback" in (tmp_path / "log.txt").read_text()
 
 
 def test_mixed_precision_has_the_same_check():
     assert trainer_class(True) is FiniteAMPTrainer
     order = FiniteAMPTrainer.__mro__
     assert order.index(FiniteTrainer) < order.index(AMPTrainer) < order.index(TrainerBase)
+
+
+class Record(dict):
+    """A record that can be watched."""
+
+
+def test_records_do_not_stay_in_memory_beside_their_copy():
+    records = [Record(image_id=0, width=2, height=1)]
+    seen = weakref.ref(records[0])
+    loader = TrainLoader(records, lambda r: r, 1, seed=0)
+    del records
+    gc.collect()
+    assert seen() is None
+    assert next(iter(loader))[0]["image_id"] == 0
+
+
+@pytest.mark.parametrize("change", ["labels", "aspect_ratio_grouping", "sampler"])
+def test_a_resume_on_other_data_warns(change, caplog):
+    def loader(changed=False, **options):
+        records = [{"image_id": i, "width": 2, "height": 1} for i in range(4)]
+        if changed and change == "aspect_ratio_grouping":
+            options["aspect_ratio_grouping"] = False
+        if changed and change == "sampler":
+            options["make_sampler"] = lambda seed: InferenceSampler(4)
+        made = TrainLoader(records, lambda r: r, 2, seed=0, **options)
+        made.fingerprint = "b" if changed and change == "labels" else "a"
+        return made
+
+    loader().load_state_dict(loader().state_dict())
+    loader().load_state_dict({"seed": 0})  # of an older checkpoint
+    assert not caplog.records
+    loader(changed=True).load_state_dict(loader().state_dict())
+    assert f"{change} was" in caplog.text
 
 
 def test_a_broken_image_is_skipped_by_a_key(tmp_path, caplog):

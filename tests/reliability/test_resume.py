@@ -111,6 +111,20 @@ def test_sigterm_ends_a_training_with_a_checkpoint(toy_env, tmp_path, workers):
     assert f"Starting training from iteration {last + 1}" in printed
 
 
+def test_sigterm_in_an_evaluation_counts_after_it(toy_env, tmp_path):
+    """The whole group is told, with detectron2's own test loader and its two workers."""
+    opts = ["SOLVER.MAX_ITER", 10_000, "DATALOADER.NUM_WORKERS", 2, "TEST.EVAL_PERIOD", 2]
+    code, printed = run(
+        *(toy_env, RETINANET, tmp_path, *opts, *few_test_images(toy_env)),
+        own_group=1,
+        term_in_evaluation=1,
+    )
+    assert code == 143, printed
+    assert "Traceback" not in printed
+    assert [p.name for p in tmp_path.glob("*.pth")] == ["model_0000002.pth"]
+    assert '"bbox/AP50"' in (tmp_path / "metrics.json").read_text()
+
+
 def test_sigterm_to_the_launcher_stops_all_ranks_at_one_step(toy_env, tmp_path):
     opts = ["SOLVER.MAX_ITER", 10_000, "DATALOADER.NUM_WORKERS", 0]
     process = start(toy_env, RETINANET, tmp_path, *opts, num_gpus=2)

@@ -6,6 +6,8 @@ from typing import Any
 import yaml
 from detectron2.utils.file_io import PathManager
 
+from ...files import load_yaml
+
 __all__ = ["VOC_CONFUSION", "load_confusion", "confusion_by_id"]
 
 # Pairs that VOC detectors confuse most: look-alikes among vehicles, animals and furniture. The
@@ -48,8 +50,8 @@ def load_confusion(path: str) -> dict[str, dict[str, float]]:
         raise FileNotFoundError(f"no confusion map at {path}; give the path of a YAML file")
     with PathManager.open(path) as f:
         try:
-            content = yaml.safe_load(f)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            content = load_yaml(f)
+        except (yaml.YAMLError, ValueError) as error:
             raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path} must hold {{class: {{other class: probability}}}}")

@@ -94,14 +94,12 @@ def refuse_to_overwrite(out: Path, source: Path) -> None:
 
 
 def _real_folders(source: Path) -> Iterator[str]:
-    """Yield the real paths of the source and of all folders that links in it lead to."""
-    linked, seen = [os.path.realpath(source)], set()
-    while linked:
-        root = linked.pop()
-        if root in seen:
-            continue
-        seen.add(root)
-        yield root
-        for parent, folders, _ in os.walk(root):
-            paths = (os.path.join(parent, name) for name in folders)
-            linked += [os.path.realpath(path) for path in paths if os.path.islink(path)]
+    """Yield the real paths of the source and of all folders that links in it lead to.
+
+    What is below those is not walked: a link may lead to the root of a disk.
+    """
+    root = os.path.realpath(source)
+    yield root
+    for parent, folders, _ in os.walk(root):
+        paths = (os.path.join(parent, name) for name in folders)
+        yield from (os.path.realpath(path) for path in paths if os.path.islink(path))

@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from ...files import load_yaml
 from ...model_zoo import find_config
 from .grid import METRICS, Cell, Grid, Method, PaperValue, slug
 
@@ -55,7 +56,7 @@ def read_grid(path: str | os.PathLike, opts: list[str] | None = None) -> Grid:
     own = _checked_opts("options", opts or [])
     text = Path(find_config(str(path))).read_text(encoding="utf-8")
     try:
-        data = yaml.load(text, _UniqueKeys)
+        data = load_yaml(text, _UniqueKeys)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: not a YAML file: {reason}") from error
