@@ -18,7 +18,7 @@ ALLOWED = {
     "model_zoo": {"config"},
     "plots": {"losses"},
     "modeling": {"losses"},
-    "data": set(),
+    "data": {"files"},
     "evaluation": {"data"},
     "audit": {"data", "files"},
     "engine": {
