@@ -13,6 +13,8 @@ from detectron2.utils.events import EventStorage
 from sl_detectron.model_zoo import get_config
 
 REPO = Path(__file__).resolve().parent.parent
+# A program that tests start, no module to look for doctests in.
+collect_ignore = ["reliability/driver.py"]
 
 
 def pytest_addoption(parser):

@@ -261,6 +261,8 @@ def test_records_do_not_stay_in_memory_beside_their_copy():
 
 @pytest.mark.parametrize("change", ["labels", "aspect_ratio_grouping", "sampler"])
 def test_a_resume_on_other_data_warns(change, caplog):
+    caplog.set_level(logging.WARNING)
+
     def loader(changed=False, **options):
         records = [{"image_id": i, "width": 2, "height": 1} for i in range(4)]
         if changed and change == "aspect_ratio_grouping":
