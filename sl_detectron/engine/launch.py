@@ -68,13 +68,9 @@ def launch_job(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: An
 
 
 def _run_rank(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: Any) -> None:
-    code = run_tool(partial(_call, job, cfg), args)
+    code = run_tool(partial(job, cfg), args)
     if code:
         sys.exit(code)
-
-
-def _call(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: Any) -> None:
-    job(cfg, args)
 
 
 def _pass_on(number: int, frame: FrameType | None) -> None:
