@@ -24,9 +24,9 @@ __all__ = ["TOY_CLASS_NAMES", "TOY_SPLITS", "make_toy_dataset", "register_toy_da
 logger = logging.getLogger(__name__)
 
 TOY_CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-# Images of each split. The training set is small on purpose: a detector sees it often enough to
-# memorise wrong labels, which is what robust losses are about.
-TOY_SPLITS = {"train": 200, "test": 240}
+# Images of each split. Of 200 training images a detector knows the wrong labels by heart after 20
+# epochs, before it knows the digits; then no loss can tell them any more.
+TOY_SPLITS = {"train": 800, "test": 240}
 IMAGE_SIZE = 128
 MAX_DIGITS = 5
 SIDES = (20, 44)
@@ -88,6 +88,9 @@ def register_toy_datasets(root: str | os.PathLike, prefix: str = "toy_digits") -
     Args:
         root: the folder of the toy set
         prefix: of the registered names
+
+    Raises:
+        ValueError: when loaded, if the folder holds another number of images
     """
 
     def load(split: str) -> list[dict]:
@@ -95,7 +98,13 @@ def register_toy_datasets(root: str | os.PathLike, prefix: str = "toy_digits") -
             logger.info("Making the toy set in %s", root)
             with contextlib.suppress(FileExistsError):  # another process was faster
                 make_toy_dataset(root)
-        return load_voc_dataset(root, split, TOY_CLASS_NAMES)
+        records = load_voc_dataset(root, split, TOY_CLASS_NAMES)
+        if len(records) != TOY_SPLITS[split]:
+            raise ValueError(
+                f"{root}: {len(records)} images in {split}, the toy set has {TOY_SPLITS[split]}. "
+                "If another version made it, remove the folder: it is made anew"
+            )
+        return records
 
     for split in TOY_SPLITS:
         name = f"{prefix}_{split}"

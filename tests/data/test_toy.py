@@ -83,13 +83,17 @@ def test_refuses_to_overwrite(toy_root):
         make_toy_dataset(toy_root)
 
 
-def test_registered_set_is_made_when_loaded(tmp_path):
+def test_registered_set_is_made_when_loaded(monkeypatch, tmp_path):
+    monkeypatch.setattr(toy, "TOY_SPLITS", {"train": 4, "test": 3})
     register_toy_datasets(tmp_path / "made", prefix="toy_when_loaded")
     try:
         assert not (tmp_path / "made").exists()
         assert len(DatasetCatalog.get("toy_when_loaded_train")) == toy.TOY_SPLITS["train"]
         metadata = MetadataCatalog.get("toy_when_loaded_test")
         assert metadata.thing_classes == list(TOY_CLASS_NAMES)
+        monkeypatch.setitem(toy.TOY_SPLITS, "train", 5)
+        with pytest.raises(ValueError, match="4 images in train, the toy set has 5.*made anew"):
+            DatasetCatalog.get("toy_when_loaded_train")
     finally:
         for split in toy.TOY_SPLITS:
             DatasetCatalog.remove(f"toy_when_loaded_{split}")
