@@ -35,12 +35,13 @@ def test_one_step(name):
 
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n.startswith("PascalVOC")])
 def test_noise_and_lambda_follow_the_paper(name):
-    """lambda = 1 on clean data, 0.25 on noisy data (supplementary 3.3)."""
+    """lambda = 1 on clean data, 0.25 on noisy data (supplementary 3.3); RetinaNet's on a CPU is tuned."""
     cfg = get_config(name)
     noisy = "noisy" in name
     assert cfg.DATASETS.LABEL_NOISE.RATE == (0.4 if noisy else 0.0)
     if "superloss" in name:
-        assert cfg.MODEL.SUPERLOSS.CLS.LAMBDA == (0.25 if noisy else 1.0)
+        tuned = 0.05 if "retinanet_mobilenet" in name else 0.25
+        assert cfg.MODEL.SUPERLOSS.CLS.LAMBDA == (tuned if noisy else 1.0)
     assert cfg.SOLVER.MAX_ITER == (9400 if "mobilenet" in name else 18000)
 
 
