@@ -7,6 +7,7 @@ with configs/Toy/faster_rcnn.yaml and configs/Toy/faster_rcnn_superloss.yaml.
 
 Examples:
   tools/demo.py --output output/demo --seeds 0 1 2
+  tools/demo.py --seeds 0 1 2 --output output/longer SOLVER.MAX_ITER 1000 SOLVER.STEPS "(700,900)"
 """
 
 import argparse

@@ -66,7 +66,7 @@ def red_pixels(panel):
 
 def test_wrong_labels_are_red_beside_the_true_ones(visualize, tmp_path, capsys):
     assert visualize("--num", 2, "--first", "wrong", "--output", tmp_path) == 0
-    assert f"2 of 200 images of drawn_train drawn: {tmp_path}" in capsys.readouterr().out
+    assert f"2 of 800 images of drawn_train drawn: {tmp_path}" in capsys.readouterr().out
     files = sorted(tmp_path.glob("*.png"))
     assert len(files) == 2
     for file in files:
