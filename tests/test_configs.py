@@ -35,7 +35,7 @@ def test_one_step(name):
 
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n.startswith("PascalVOC")])
 def test_noise_and_lambda_follow_the_paper(name):
-    """lambda = 1 on clean data, 0.25 on noisy data (supplementary 3.3); RetinaNet's on a CPU is tuned."""
+    """lambda = 1 on clean, 0.25 on noisy data (supplementary 3.3); a CPU's RetinaNet is tuned."""
     cfg = get_config(name)
     noisy = "noisy" in name
     assert cfg.DATASETS.LABEL_NOISE.RATE == (0.4 if noisy else 0.0)

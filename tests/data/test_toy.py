@@ -92,7 +92,7 @@ def test_registered_set_is_made_when_loaded(monkeypatch, tmp_path):
         metadata = MetadataCatalog.get("toy_when_loaded_test")
         assert metadata.thing_classes == list(TOY_CLASS_NAMES)
         monkeypatch.setitem(toy.TOY_SPLITS, "train", 5)
-        with pytest.raises(ValueError, match="4 images in train, the toy set has 5.*made anew"):
+        with pytest.raises(ValueError, match=r"4 images in train, the toy set has 5.*made anew"):
             DatasetCatalog.get("toy_when_loaded_train")
     finally:
         for split in toy.TOY_SPLITS:

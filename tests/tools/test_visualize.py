@@ -61,7 +61,7 @@ def panels(path):
 
 def red_pixels(panel):
     red, green, blue = panel[..., 0], panel[..., 1], panel[..., 2]
-    return int(((red > 220) & (green < 90) & (blue < 90)).sum())
+    return int(((red > 180) & (green < 110) & (blue < 110)).sum())
 
 
 def test_wrong_labels_are_red_beside_the_true_ones(visualize, tmp_path, capsys):
