@@ -31,6 +31,15 @@ CONFIGS = REPO / "configs" / "Toy"
 DETECTORS = ["faster_rcnn_superloss", "retinanet_superloss"]
 
 
+@pytest.fixture(autouse=True)
+def heard_by_caplog(caplog):
+    """detectron2's set-up, in this test or an earlier one, keeps records from the root logger."""
+    logger = logging.getLogger("sl_detectron")
+    logger.addHandler(caplog.handler)
+    yield
+    logger.removeHandler(caplog.handler)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def toy_set(tmp_path_factory):
     registered = {}
