@@ -22,7 +22,7 @@ from sl_detectron.evaluation import VOCEvaluator  # noqa: E402
 from sl_detectron.model_zoo import get_config_file  # noqa: E402
 
 SMALL = ["SOLVER.IMS_PER_BATCH", "2", "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"]
-SMALL += ["MODEL.FPN.OUT_CHANNELS", "32"]
+SMALL += ["MODEL.FPN.OUT_CHANNELS", "64"]
 SMALL += ["MODEL.ROI_BOX_HEAD.FC_DIM", "32", "SOLVER.CHECKPOINT_PERIOD", "100000"]
 SMALL += ["DATASETS.TEST", "()"]
 

@@ -52,7 +52,7 @@ def test_memory_and_step_time_do_not_grow(tmp_path, config):
     ]
     opts += ["INPUT.MIN_SIZE_TRAIN", "(64,)", "DATASETS.TRAIN", f"('{prefix}_train',)"]
     opts += ["DATASETS.TEST", "()", "OUTPUT_DIR", tmp_path / "out"]
-    opts += ["MODEL.FPN.OUT_CHANNELS", 32, "MODEL.ROI_BOX_HEAD.FC_DIM", 32]
+    opts += ["MODEL.FPN.OUT_CHANNELS", 64, "MODEL.ROI_BOX_HEAD.FC_DIM", 32]
     trainer = SuperLossTrainer(setup_cfg(get_config_file(config), list(map(str, opts))))
     measure = Measure()
     trainer.register_hooks([measure])
