@@ -185,11 +185,11 @@ def superloss_roi_heads(heads: type[ROIHeads]) -> type[ROIHeads]:
         ValueError: the name is taken by the version of other heads
 
     Example:
-        >>> class MyROIHeads(StandardROIHeads):
+        >>> class WideROIHeads(StandardROIHeads):
         ...     pass
-        >>> superloss_roi_heads(MyROIHeads).__name__
-        'SuperLossMyROIHeads'
-        >>> "SuperLossMyROIHeads" in ROI_HEADS_REGISTRY
+        >>> superloss_roi_heads(WideROIHeads).__name__
+        'SuperLossWideROIHeads'
+        >>> "SuperLossWideROIHeads" in ROI_HEADS_REGISTRY
         True
     """
     if not (isinstance(heads, type) and issubclass(heads, ROIHeads)):

@@ -72,6 +72,23 @@ def text(page, element: str) -> str:
     return page.find_element("id", element).text
 
 
+def reopen(page, progress: str) -> None:
+    """Load the page anew until it says so: the next page may be another process of the browser,
+    which hears of what the last one stored a moment later."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def says_so(_):
+        page.refresh()
+        return text(page, "progress") == progress
+
+    WebDriverWait(page, 60).until(says_so)
+
+
+def forget(page) -> None:
+    page.execute_script("localStorage.clear()")
+    reopen(page, "nothing decided yet")
+
+
 def save(page) -> dict:
     page.find_element("id", "save").click()
     return json.loads(downloaded(page.downloads, "decisions.json").read_text())
@@ -186,8 +203,7 @@ def test_histogram_filters(page, audit):
 
 
 def test_triage_by_keys_download_and_correction(page, audit, tmp_path):
-    page.execute_script("localStorage.clear()")
-    page.refresh()
+    forget(page)
     press(page, "w")  # the first: dog -> cat, as suggested
     press(page, "u")
     press(page, "r")
@@ -211,8 +227,7 @@ def test_triage_by_keys_download_and_correction(page, audit, tmp_path):
 
 
 def test_verdict_by_buttons_and_another_label(page):
-    page.execute_script("localStorage.clear()")
-    page.refresh()
+    forget(page)
     page.find_element("css selector", ".card:nth-of-type(2)").click()
     choose(page, "correction", "0")
     page.find_element("id", "verdict-wrong").click()
@@ -221,22 +236,18 @@ def test_verdict_by_buttons_and_another_label(page):
     page.find_element("id", "verdict-wrong").click()
     data = save(page)
     # The page keeps them: a person may come back another day.
-    page.refresh()
-    assert text(page, "progress") == "2 decided: 2 wrong, 0 right, 0 unsure"
+    reopen(page, "2 decided: 2 wrong, 0 right, 0 unsure")
     assert {(d["given"], d["label"]) for d in data["decisions"]} == {("dog", "cat"), ("dog", None)}
 
 
 def test_saved_decisions_load_again(page, tmp_path):
-    page.execute_script("localStorage.clear()")
-    page.refresh()
+    forget(page)
     press(page, "w")
     press(page, "r")
     save(page)
     kept = tmp_path / "kept.json"
     (page.downloads / "decisions.json").rename(kept)
-    page.execute_script("localStorage.clear()")
-    page.refresh()
-    assert text(page, "progress") == "nothing decided yet"
+    forget(page)
     page.find_element("id", "load").send_keys(str(kept))
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -258,8 +269,7 @@ def load(page, path, begins):
 
 def test_decisions_on_what_a_shorter_report_leaves_out_are_kept(page, audit, tmp_path):
     """A person judges the whole list, later a short one, and saves: nothing may be lost."""
-    page.execute_script("localStorage.clear()")
-    page.refresh()
+    forget(page)
     for key in "wrurw":
         press(page, key)
     whole = save(page)["decisions"]
@@ -276,8 +286,7 @@ def test_decisions_on_what_a_shorter_report_leaves_out_are_kept(page, audit, tmp
         assert sorted(map(str, save(page)["decisions"])) == sorted(map(str, [changed, *whole[1:]]))
         assert len(read_decisions(page.downloads / "decisions.json").decisions) == 5
         (page.downloads / "decisions.json").unlink()
-        page.execute_script("localStorage.clear()")
-        page.refresh()
+        forget(page)
         assert load(page, kept, "2 decided") == said
     page.get(write_report(audit, tmp_path / "report").as_uri())
     assert text(page, "progress") == "5 decided: 2 wrong, 2 right, 1 unsure"
@@ -293,14 +302,12 @@ def test_decisions_on_what_a_shorter_report_leaves_out_are_kept(page, audit, tmp
     ],
 )
 def test_a_file_of_other_classes_is_not_loaded(page, tmp_path, change, message):
-    page.execute_script("localStorage.clear()")
-    page.refresh()
+    forget(page)
     press(page, "w")
     data = save(page)
     other = tmp_path / "other.json"
     other.write_text(json.dumps({**data, **change}))
-    page.execute_script("localStorage.clear()")
-    page.refresh()
+    forget(page)
     assert load(page, other, "other.json") == f"other.json is not loaded: {message}"
     # The order of names says nothing.
     other.write_text(json.dumps({**data, "classes": data["classes"][::-1]}))
@@ -308,8 +315,7 @@ def test_a_file_of_other_classes_is_not_loaded(page, tmp_path, change, message):
 
 
 def test_entries_of_other_data_are_left_out(page, tmp_path):
-    page.execute_script("localStorage.clear()")
-    page.refresh()
+    forget(page)
     press(page, "w")
     data = save(page)
     entry = data["decisions"][0]
@@ -317,8 +323,7 @@ def test_entries_of_other_data_are_left_out(page, tmp_path):
     entries = [{**entry, **change} for change in wrong]
     other = tmp_path / "other.json"
     other.write_text(json.dumps({**data, "decisions": [*entries, None]}))
-    page.execute_script("localStorage.clear()")
-    page.refresh()
+    forget(page)
     said = load(page, other, "nothing decided yet;")
     assert said == "nothing decided yet; 5 of other annotations left out"
 
