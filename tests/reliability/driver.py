@@ -27,7 +27,7 @@ SMALL += ["MODEL.ROI_BOX_HEAD.FC_DIM", "32", "SOLVER.CHECKPOINT_PERIOD", "100000
 SMALL += ["DATASETS.TEST", "()"]
 
 
-def record_losses(kill_at: int) -> None:
+def record_losses() -> None:
     check = finite.FiniteTrainer._check
 
     def recorded(self, losses):
@@ -35,7 +35,7 @@ def record_losses(kill_at: int) -> None:
         if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
             with open(output / "curve.jsonl", "a") as file:
                 file.write(json.dumps([self.iter, losses]) + "\n")
-        if self.iter == kill_at:
+        if self.iter == int(os.environ["DRIVER_KILL_AT"]):
             os.kill(os.getpid(), signal.SIGKILL)
         check(self, losses)
 
@@ -67,7 +67,7 @@ def parse():
 
 options, words = parse()
 # Here and not in main(): the processes that a launcher spawns import this file too.
-record_losses(options["kill_at"])
+record_losses()
 
 if __name__ == "__main__":
     import train_net
@@ -80,7 +80,9 @@ if __name__ == "__main__":
     at = words.index("--config-file") + 1
     words[at] = get_config_file(words[at])
     at = words.index("OUTPUT_DIR")
+    # What ranks must know is not in their sys.argv.
     os.environ["DRIVER_OUTPUT"] = words[at + 1]
+    os.environ["DRIVER_KILL_AT"] = str(options["kill_at"])
     ranks = ["--num-gpus", str(options["num_gpus"]), "--dist-url", "auto"]
     sys.argv = [sys.argv[0], *ranks, *words[:at], *SMALL, *words[at:]]
     sys.exit(train_net.cli())
