@@ -48,7 +48,7 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.MODEL.SUPERLOSS.CLS.TAU = "ExpAvg"
     # Regularisation lambda > 0, in units of the loss: it is against differences of losses that it
     # counts. The paper uses 1.0 on clean and 0.25 on noisy labels. For focal losses, which are a
-    # few tenths, 0.05 was better in our trials.
+    # few tenths, 0.02 was better in our trials.
     cfg.MODEL.SUPERLOSS.CLS.LAMBDA = 0.25
     # Which samples go through the SuperLoss and count in tau: "foreground" or "all". Background is
     # most samples and nearly all easy: with "all" it pulls an averaged tau below the loss of
