@@ -72,16 +72,21 @@ def text(page, element: str) -> str:
     return page.find_element("id", element).text
 
 
+def wait_until(page, condition) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(page, 60).until(lambda _: condition())
+
+
 def reopen(page, progress: str) -> None:
     """Load the page anew until it says so: the next page may be another process of the browser,
     which hears of what the last one stored a moment later."""
-    from selenium.webdriver.support.ui import WebDriverWait
 
-    def says_so(_):
+    def says_so():
         page.refresh()
         return text(page, "progress") == progress
 
-    WebDriverWait(page, 60).until(says_so)
+    wait_until(page, says_so)
 
 
 def forget(page) -> None:
@@ -92,6 +97,13 @@ def forget(page) -> None:
 def save(page) -> dict:
     page.find_element("id", "save").click()
     return json.loads(downloaded(page.downloads, "decisions.json").read_text())
+
+
+def load(page, path, begins):
+    """Load a file of decisions; returns what the page says of it."""
+    page.find_element("id", "load").send_keys(str(path))
+    wait_until(page, lambda: text(page, "progress").startswith(begins))
+    return text(page, "progress")
 
 
 EXPECTED = ["dog→cat", f"dog→{EVIL}", "cat→dog", f"{EVIL}→cat", "cat→dog", f"{EVIL}→cat"]
@@ -248,23 +260,11 @@ def test_saved_decisions_load_again(page, tmp_path):
     kept = tmp_path / "kept.json"
     (page.downloads / "decisions.json").rename(kept)
     forget(page)
-    page.find_element("id", "load").send_keys(str(kept))
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    WebDriverWait(page, 60).until(lambda _: text(page, "progress").startswith("2 decided"))
+    load(page, kept, "2 decided")
     badges = page.execute_script(
         "return [...document.querySelectorAll('.badge')].map((b) => b.textContent)"
     )
     assert badges == ["wrong", "right"]
-
-
-def load(page, path, begins):
-    """Load a file of decisions; returns what the page says of it."""
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    page.find_element("id", "load").send_keys(str(path))
-    WebDriverWait(page, 60).until(lambda _: text(page, "progress").startswith(begins))
-    return text(page, "progress")
 
 
 def test_decisions_on_what_a_shorter_report_leaves_out_are_kept(page, audit, tmp_path):
