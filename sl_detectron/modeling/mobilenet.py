@@ -49,6 +49,8 @@ class MobileNetV2(Backbone):
             raise ValueError(f"out_features must be some of {list(STAGES)}; got {out_features}")
         if not 0 <= freeze_at <= len(STAGES):
             raise ValueError(f"freeze_at must be in 0 to {len(STAGES)}; got {freeze_at}")
+        if cache_images < 0:
+            raise ValueError(f"cache_images must be 0 or above; got {cache_images}")
         if cache_images and freeze_at < len(STAGES):
             raise ValueError(
                 f"cache_images needs a frozen trunk, freeze_at {len(STAGES)}; got {freeze_at}"
@@ -99,6 +101,7 @@ class MobileNetV2(Backbone):
             )
         try:
             self.features.load_state_dict(state, strict=False)
+            self._cache.clear()  # features of other weights
         except RuntimeError as error:  # a shape that does not fit
             reason = str(error).splitlines()[-1].strip()
             raise ValueError(

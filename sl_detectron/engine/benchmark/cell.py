@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import detectron2
 import torch
@@ -30,12 +31,23 @@ from detectron2.utils import comm
 
 from ..launch import launch_job
 from ..setup import setup_cfg, train_net
-from .state import CELL_LOG, KEEP, LOCK, RESULT, differences, fingerprint, read_result, write_json
+from .state import (
+    BEGUN,
+    CELL_LOG,
+    KEEP,
+    LOCK,
+    RESULT,
+    fingerprint,
+    read_result,
+    same_config,
+    write_json,
+)
 
 __all__ = ["main", "train_cell"]
 
 # How a cell begins, as rank 0 decides for all.
-FINISHED, RESUME, ANEW = "finished", "resume", "anew"
+FINISHED, RESUME, ANEW, REFUSE = "finished", "resume", "anew", "refuse"
+LOCK_POLL = 1.0  # seconds
 
 
 def main(argv: list[str]) -> None:
@@ -55,21 +67,31 @@ def train_cell(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Train, evaluate and write the result, unless there is one; on every rank.
 
     A training that was killed goes on from its checkpoint, to the same result: the trainer sees to
-    that. One with another config starts anew.
+    that. One of another config starts anew: the grid has asked for that.
 
     Args:
         cfg: from :func:`~sl_detectron.engine.setup_cfg`
         args: from detectron2's ``default_argument_parser``, and which checkpoints to ``keep``
+
+    Raises:
+        ValueError: the folder has a result of another config, which is not this one's to remove
     """
     folder = Path(cfg.OUTPUT_DIR)
-    with _locked(folder) if comm.is_main_process() else contextlib.nullcontext():
+    with _locked(folder):
         # Looked at under the lock of rank 0: another process may have finished the cell meanwhile.
         beginning = comm.all_gather(_beginning(cfg, folder))[0]
         if beginning == FINISHED:
             return
+        if beginning == REFUSE:
+            raise ValueError(
+                f"{folder / RESULT} is of another config: do two grids share a folder?"
+            )
         args.resume = beginning == RESUME
-        if comm.is_main_process() and beginning == ANEW:
-            _clear(folder)
+        if comm.is_main_process():
+            if beginning == ANEW:
+                _clear(folder)
+            # For the next start: detectron2's config.yaml is cut off by a kill while it is written.
+            write_json(folder / BEGUN, {"fingerprint": fingerprint(cfg)})
         comm.synchronize()
         started = time.monotonic()
         metrics = train_net(cfg, args)
@@ -87,11 +109,10 @@ def train_cell(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def _beginning(cfg: CfgNode, folder: Path) -> str:
-    result = read_result(folder)
-    if result is not None and result["fingerprint"] == fingerprint(cfg):
-        return FINISHED
-    half_done = result is None and (folder / "last_checkpoint").is_file()
-    return RESUME if half_done and not differences(cfg, folder) else ANEW
+    same = same_config(cfg, folder)
+    if read_result(folder) is not None:
+        return FINISHED if same else REFUSE
+    return RESUME if same and (folder / "last_checkpoint").is_file() else ANEW
 
 
 def _end_with_parent() -> None:
@@ -103,15 +124,25 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
+    """Rank 0 holds the lock. All wait for it together: a rank left alone would time out."""
     folder.mkdir(parents=True, exist_ok=True)
+    is_main, told = comm.is_main_process(), False
     # The system drops the lock when the process ends, also by SIGKILL.
-    with open(folder / LOCK, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"Waiting for another process that trains in {folder}", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with open(folder / LOCK, "w") if is_main else contextlib.nullcontext() as file:
+        while not comm.all_gather(file is None or _lock(file))[0]:
+            if file is not None and not told:
+                print(f"Waiting for another process that trains in {folder}", flush=True)
+                told = True
+            time.sleep(LOCK_POLL)
         yield
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _clear(folder: Path) -> None:

@@ -3,7 +3,7 @@
 The file's keys::
 
     noise: [0.0, 0.4]           # fractions of wrong labels
-    seeds: [0, 1, 2]            # of the weights, the data order and the label noise
+    seeds: [0, 1, 2]            # SEED and DATASETS.LABEL_NOISE.SEED
     opts: [KEY, VALUE, ...]     # optional: config options of all cells
     source: text                # optional: where the rows' `paper` numbers are from
     baseline: NAME              # optional: the row of each detector that the others are paired with
@@ -54,10 +54,10 @@ def read_grid(path: str | os.PathLike, opts: list[str] | None = None) -> Grid:
             message names it
     """
     own = _checked_opts("options", opts or [])
-    text = Path(find_config(str(path))).read_text(encoding="utf-8")
     try:
+        text = Path(find_config(str(path))).read_text(encoding="utf-8")
         data = load_yaml(text, _UniqueKeys)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: not a YAML file: {reason}") from error
     return _Parser(str(path)).grid(text, data, own)
@@ -91,11 +91,11 @@ class _Parser:
         if not isinstance(detectors, dict) or not detectors:
             self._fail("detectors", "must be {detector: {method: {config: ...}}}")
         methods = [
-            self._method(str(detector), str(name), row, (shared, opts), len(noise))
+            self._method(_name(detector), _name(name), row, (shared, opts), len(noise))
             for detector, rows in detectors.items()
             for name, row in self._rows(detector, rows)
         ]
-        self._check_folders(methods)
+        self._check_folders([Cell(m, float(x), 0) for m in methods for x in noise])
         references = self._references(data, {method.name for method in methods})
         source = str(data.get("source", ""))
         levels = tuple(float(level) for level in noise)
@@ -110,10 +110,10 @@ class _Parser:
             if isinstance(name, (list, dict)):
                 self._fail("baseline, controls", f"must be names of rows; got {name!r}")
             # As rows are: YAML reads the names 1 and yes as other than text.
-            if str(name) not in names:
-                near = _near(str(name), names)
-                self._fail("baseline, controls", f"no row has the name {str(name)!r}{near}")
-        return tuple(map(str, references))
+            if _name(name) not in names:
+                near = _near(_name(name), names)
+                self._fail("baseline, controls", f"no row has the name {_name(name)!r}{near}")
+        return tuple(map(_name, references))
 
     def _method(
         self, detector: str, name: str, row: Any, shared: tuple[tuple[str, ...], ...], levels: int
@@ -177,13 +177,16 @@ class _Parser:
         values = data.get(key, [])
         return _checked_opts(f"{self.path}: {where}{', ' if where else ''}{key}", values)
 
-    def _check_folders(self, methods: list[Method]) -> None:
-        seen: dict[Path, Method] = {}
-        for method in methods:
-            folder = Cell(method, 0.0, 0).folder
-            other = seen.setdefault(folder, method)
-            if other is not method or not (slug(method.detector) and slug(method.name)):
-                self._fail(str(method), f"needs a name of its own in letters a-z; cf. {other}")
+    def _check_folders(self, cells: list[Cell]) -> None:
+        seen: dict[Path, Cell] = {}
+        for cell in cells:
+            method, other = cell.method, seen.setdefault(cell.folder, cell)
+            if other.method is method and other is not cell:
+                self._fail("noise", f"{other.noise} and {cell.noise} are too near to each other")
+            if other is not cell or not (slug(method.detector) and slug(method.name)):
+                self._fail(
+                    str(method), f"needs a name of its own in letters a-z; cf. {other.method}"
+                )
 
     def _fail(self, where: str, message: str) -> NoReturn:
         raise ValueError(f"{self.path}: {f'{where}: ' if where else ''}{message}")
@@ -196,6 +199,11 @@ def _checked_opts(where: str, values: Any) -> tuple[str, ...]:
         if name in CELL_KEYS:
             raise ValueError(f"{where}: {name} is set by the grid itself; leave it out")
     return tuple(map(str, values))
+
+
+def _name(value: Any) -> str:
+    """In one line, as a row of a table is."""
+    return " ".join(str(value).split())
 
 
 def _is_fraction(value: Any) -> bool:

@@ -98,7 +98,7 @@ class ProcessPool:
 
     Args:
         num_jobs: cells at once
-        num_gpus: of each cell; on a machine with GPUs every cell gets its own
+        num_gpus: of each cell; on a machine with GPUs every cell gets its own; 0 for a CPU
 
     Raises:
         ValueError: there are GPUs, but too few
@@ -159,7 +159,7 @@ class ProcessPool:
 def _gpu_slots(num_jobs: int, num_gpus: int) -> list[dict[str, str]]:
     """What each of the cells that run at once adds to the environment."""
     available, needed = torch.cuda.device_count(), num_jobs * num_gpus
-    if available == 0 or num_jobs == 1:
+    if available == 0 or num_gpus == 0 or num_jobs == 1:
         return [{}] * num_jobs
     if available < needed:
         raise ValueError(

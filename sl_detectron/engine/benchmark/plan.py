@@ -13,7 +13,7 @@ from ...model_zoo import find_config
 from ..setup import merge_cfg
 from .grid import Cell, Grid
 from .jobs import rank_args
-from .state import FAILED, differences, fingerprint, read_result
+from .state import FAILED, differences, read_result, same_config
 
 __all__ = ["STATES", "PlannedCell", "explain_change", "plan", "train_net_command"]
 
@@ -30,7 +30,7 @@ class PlannedCell:
         folder: where its files are
         config_file: path of its config
         cfg: the config that it is trained with
-        state: one of ``STATES``; changed is finished with another config
+        state: one of ``STATES``; changed is finished or half done with another config
     """
 
     cell: Cell
@@ -54,9 +54,11 @@ def plan(grid: Grid, output: str | os.PathLike) -> list[PlannedCell]:
         output: the benchmark's folder; it need not exist
 
     Raises:
-        ValueError: a row's config or option is bad; the message names the row
+        ValueError: a row's config or option is bad, or two rows of a detector are tested on
+            different sets; the message names the row
     """
     planned = []
+    tests: dict[str, tuple[Cell, str]] = {}
     # A row is merged once, as that takes as long as a hundred copies.
     rows: dict[tuple[str, tuple[str, ...]], CfgNode] = {}
     for cell in tqdm(grid.cells, "configs", leave=False, unit="cell", disable=None):
@@ -73,12 +75,13 @@ def plan(grid: Grid, output: str | os.PathLike) -> list[PlannedCell]:
         except (ValueError, OSError) as error:
             raise ValueError(f"{cell.method}: {error}") from error
         cfg.freeze()
+        _check_test_set(tests, cell, cfg)
         planned.append(PlannedCell(cell, folder, config_file, cfg, _state(cfg, folder)))
     return planned
 
 
 def explain_change(planned: PlannedCell) -> str:
-    """The keys in which a finished cell's config differs from what it would be trained with."""
+    """The keys in which a cell's config differs from what it would be trained with."""
     changes = differences(planned.cfg, planned.folder)
     shown = [f"{k} was {old!r}, is {new!r}" for k, (old, new) in list(changes.items())[:SHOWN_KEYS]]
     more = f" and {len(changes) - SHOWN_KEYS} more keys" if len(changes) > SHOWN_KEYS else ""
@@ -96,12 +99,25 @@ def train_net_command(planned: PlannedCell, num_gpus: int, tool: Sequence[str]) 
     return shlex.join([*tool, *rank_args(num_gpus), *planned.args])
 
 
+def _check_test_set(tests: dict[str, tuple[Cell, str]], cell: Cell, cfg: CfgNode) -> None:
+    """Rows of a detector are compared, so they need the same test set."""
+    (name,) = cfg.DATASETS.TEST
+    first, expected = tests.setdefault(cell.method.detector, (cell, name))
+    if name != expected:
+        raise ValueError(
+            f"{cell.method}: DATASETS.TEST is {name!r}, but {expected!r} in {first.method}; "
+            "rows of one detector are compared and need one test set"
+        )
+
+
 def _state(cfg: CfgNode, folder: Path) -> str:
-    result = read_result(folder)
-    if result is not None:
-        same = result["fingerprint"] == fingerprint(cfg) or not differences(cfg, folder)
-        return "finished" if same else "changed"
-    return "failed" if (folder / FAILED).exists() else "open"
+    finished = read_result(folder) is not None
+    if not finished and (folder / FAILED).exists():
+        return "failed"
+    # A half-done one too: to train it anew by mistake may cost days.
+    if (finished or (folder / "last_checkpoint").is_file()) and not same_config(cfg, folder):
+        return "changed"
+    return "finished" if finished else "open"
 
 
 def _config_file(name: str) -> str:

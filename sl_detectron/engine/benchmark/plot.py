@@ -42,7 +42,7 @@ def plot_ap50(results: Results, paths: list[str | os.PathLike]) -> None:
         for method in methods:
             if method.detector == detector:
                 _draw(axes, results, names.index(method.name), method)
-        axes.set_title(detector)
+        axes.set_title(_plain(detector))
         axes.set_xlabel("wrong labels, %")
         axes.set_xticks([100 * noise for noise in results.grid.noise])
         axes.grid(alpha=0.3)
@@ -56,16 +56,25 @@ def plot_ap50(results: Results, paths: list[str | os.PathLike]) -> None:
 
 def _draw(axes: "Axes", results: Results, index: int, method: Method) -> None:
     colour = COLOURS[index % len(COLOURS)]
-    x = [100 * noise for noise in results.grid.noise]
-    summaries = [results.summary(method, noise, "AP50") for noise in results.grid.noise]
+    # The file's order need not be an ascending one.
+    levels = sorted(range(len(results.grid.noise)), key=results.grid.noise.__getitem__)
+    noise = [results.grid.noise[i] for i in levels]
+    x = [100 * level for level in noise]
+    summaries = [results.summary(method, level, "AP50") for level in noise]
     nan = float("nan")  # leaves a gap
     means = [nan if s is None else s.mean for s in summaries]
     spreads = [nan if s is None or s.std is None else s.std for s in summaries]
     marker = MARKERS[index % len(MARKERS)]
     dashes = DASHES[index // len(COLOURS) % len(DASHES)]
-    axes.plot(x, means, label=method.name, color=colour, marker=marker, linestyle=dashes)
+    name = _plain(method.name)
+    axes.plot(x, means, label=name, color=colour, marker=marker, linestyle=dashes)
     low, high = ([m + sign * s for m, s in zip(means, spreads)] for sign in (-1, 1))
     axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     if "AP50" in method.paper:
-        published = [mean for mean, _ in method.paper["AP50"]]
-        axes.plot(x, published, color=colour, linestyle=":", label=f"{method.name} (published)")
+        published = [method.paper["AP50"][i][0] for i in levels]
+        axes.plot(x, published, color=colour, linestyle=":", label=f"{name} (published)")
+
+
+def _plain(name: str) -> str:
+    """A name that matplotlib does not read as a formula."""
+    return name.replace("$", r"\$")

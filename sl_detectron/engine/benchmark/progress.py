@@ -41,6 +41,12 @@ class Progress:
         self._done = sum(cell.cfg.SOLVER.MAX_ITER for cell in finished)
         self._settled, self._total = len(finished), len(waiting) + len(finished)
         self._started = time.time()
+        # What earlier runs did of half-done cells; time left is reckoned from what this one does.
+        self._before = {
+            id(cell): iterations_done(cell.folder)
+            for cell in waiting
+            if (cell.folder / "last_checkpoint").is_file()
+        }
         terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=self._done + sum(cell.cfg.SOLVER.MAX_ITER for cell in waiting),
@@ -63,17 +69,30 @@ class Progress:
         else:
             said = f"stopped {end.why}"
         # What is left of a stopped cell is for the next start; of a failed one nothing is left.
-        stopped = end is not None and end.state == "stopped"
-        done = iterations_done(cell.folder, self._started)
-        self._done += done if stopped else cell.cfg.SOLVER.MAX_ITER
+        planned = cell.cfg.SOLVER.MAX_ITER
+        done = planned if end is None else self._iterations(cell)
+        if end is not None and end.state == "failed":
+            self._bar.total -= planned - done
+        self._done += done
         with tqdm.external_write_mode(file=sys.stderr):
             print(f"[{self._settled}/{self._total}] {cell.cell}: {said}", file=sys.stderr)
 
     def update(self) -> None:
         """Look how far the cells are that run."""
-        running = sum(iterations_done(cell.folder, self._started) for cell in self._open)
+        running = sum(map(self._iterations, self._open))
         # A cell that starts anew takes back what it had done.
         self._bar.update(self._done + running - self._bar.n)
+
+    def _iterations(self, cell: PlannedCell) -> int:
+        done = iterations_done(cell.folder, self._started)
+        before = self._before.get(id(cell), 0)
+        if before and done:
+            # It is under way: no leap of the bar, which would promise too early an end.
+            leap = min(done, self._before.pop(id(cell)))
+            self._bar.initial += leap
+            self._bar.n += leap
+            self._bar.last_print_n += leap
+        return done
 
     def __enter__(self) -> "Progress":
         return self

@@ -1,6 +1,8 @@
 """What a benchmark's folder holds: values by row, noise level and seed."""
 
+import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,11 +25,14 @@ class Results:
         grid: all cells
         metrics: {cell: {metric: percent}} of the finished ones
         class_names: over which the metrics are means; empty for all
+        undefined: cells that are finished, but whose evaluation gave no number (NaN), as without
+            an object of a class; they count as missing
     """
 
     grid: Grid
     metrics: dict[Cell, dict[str, float]]
     class_names: tuple[str, ...] = ()
+    undefined: tuple[Cell, ...] = ()
 
     @property
     def missing(self) -> list[Cell]:
@@ -72,7 +77,7 @@ def read_results(folder: str | os.PathLike, class_names: Sequence[str] = ()) -> 
     Args:
         folder: what ``tools/benchmark.py`` had as ``--output``
         class_names: over which to take the means, in place of all; where a test set has few
-            objects of most classes
+            objects of most classes; the published numbers, which are over all, are left out
 
     Raises:
         FileNotFoundError: it is not the folder of a benchmark
@@ -81,22 +86,37 @@ def read_results(folder: str | os.PathLike, class_names: Sequence[str] = ()) -> 
     folder = Path(folder)
     if not (folder / GRID_FILE).is_file():
         raise FileNotFoundError(f"{folder} holds no {GRID_FILE}: it is not a benchmark's folder")
-    options = folder / OPTIONS_FILE
-    grid = read_grid(
-        folder / GRID_FILE, json.loads(options.read_text()) if options.exists() else []
-    )
-    metrics = {}
+    grid = read_grid(folder / GRID_FILE, _read_options(folder / OPTIONS_FILE))
+    if class_names:
+        rows = tuple(dataclasses.replace(method, paper={}) for method in grid.methods)
+        grid = dataclasses.replace(grid, methods=rows)
+    metrics, undefined = {}, []
     for cell in grid.cells:
         result = read_result(folder / cell.folder)
         if result is not None:
             try:
-                metrics[cell] = {m: _mean_over(result["metrics"], m, class_names) for m in METRICS}
+                found = {m: _mean_over(result["metrics"], m, class_names) for m in METRICS}
             except KeyError as error:
                 raise ValueError(f"the result in {folder / cell.folder} has no {error}") from error
-    return Results(grid, metrics, tuple(class_names))
+            except TypeError as error:
+                raise ValueError(
+                    f"the result in {folder / cell.folder} has a metric that is no number"
+                ) from error
+            if all(map(math.isfinite, found.values())):
+                metrics[cell] = found
+            else:
+                undefined.append(cell)
+    return Results(grid, metrics, tuple(class_names), tuple(undefined))
+
+
+def _read_options(path: Path) -> list[str]:
+    try:
+        return json.loads(path.read_text()) if path.exists() else []
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; start the benchmark again") from error
 
 
 def _mean_over(metrics: dict[str, float], metric: str, class_names: Sequence[str]) -> float:
     if not class_names:
-        return metrics[metric]
+        return float(metrics[metric])
     return fmean(metrics[f"{metric}-{name}"] for name in class_names)

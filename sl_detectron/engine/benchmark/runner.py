@@ -80,9 +80,9 @@ def run_grid(
         the cells that failed, now or earlier, and those that were stopped
 
     Raises:
-        ValueError: a bad config, a data set that lacks a file, a finished cell's config has
-            changed, or ``output`` has finished cells of another grid
-        SystemExit: with 143, after SIGTERM; the cells that ran here have checkpoints
+        ValueError: a bad config, a data set that lacks a file, the config of a finished or
+            half-done cell has changed, or ``output`` has finished cells of another grid
+        SystemExit: with 143 after SIGTERM, 130 after Ctrl-C; cells that ran here have checkpoints
     """
     output = Path(output)
     cells = plan(grid, output)
@@ -98,17 +98,18 @@ def run_grid(
             unfinished.append(Unfinished(cell, "failed", _explain_failure(cell.folder)))
     if settings.executor != "slurm":  # there the data may be on the nodes only
         _check_rows(waiting)
-    for cell in by_state["changed"]:
-        # Now, so that no table shows old results as those of the new config.
-        (cell.folder / RESULT).unlink()
-    output.mkdir(parents=True, exist_ok=True)
-    write_text(output / GRID_FILE, grid.text)
-    write_text(output / OPTIONS_FILE, json.dumps(grid.opts) + "\n")
-    if waiting:
-        with (
-            _pool(waiting, output, settings) as pool,
-            Progress(waiting, by_state["finished"]) as progress,
-        ):
+    with contextlib.ExitStack() as stack:
+        # Before anything is removed or written: it may be refused, as where there is no Slurm.
+        pool = _pool(waiting, output, settings) if waiting else None
+        for cell in by_state["changed"]:
+            # Now, so that no table shows old results as those of the new config.
+            (cell.folder / RESULT).unlink(missing_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
+        write_text(output / GRID_FILE, grid.text)
+        write_text(output / OPTIONS_FILE, json.dumps(grid.opts) + "\n")
+        if pool is not None:
+            stack.enter_context(pool)
+            progress = stack.enter_context(Progress(waiting, by_state["finished"]))
             unfinished += _run(waiting, settings, pool, progress)
     return unfinished
 
@@ -116,9 +117,9 @@ def run_grid(
 def _refuse(changed: list[PlannedCell]) -> NoReturn:
     first = changed[0]
     raise ValueError(
-        f"{len(changed)} finished cells have another config now, first {first.cell} in "
-        f"{first.folder}: {explain_change(first)}. Train them again with --rerun-changed, or give "
-        "another --output"
+        f"{len(changed)} finished or half-done cells have another config now, first "
+        f"{first.cell} in {first.folder}: {explain_change(first)}. Train them again "
+        "with --rerun-changed, or give another --output"
     )
 
 
@@ -149,10 +150,10 @@ def _check_rows(cells: Iterable[PlannedCell]) -> None:
 def _pool(
     cells: list[PlannedCell], output: Path, settings: RunSettings
 ) -> ProcessPool | SubmititPool:
-    if settings.executor is None:
-        return ProcessPool(settings.num_jobs or 1, settings.num_gpus)
     on_gpu = any(_on_gpu(cell) for cell in cells)
     gpus = settings.num_gpus if on_gpu else 0
+    if settings.executor is None:
+        return ProcessPool(settings.num_jobs or 1, gpus)
     folder = output / "submitit"
     return SubmititPool(settings.executor, folder, settings.num_jobs, gpus, settings.cluster)
 
@@ -169,13 +170,14 @@ def _run(
     running: dict[Any, PlannedCell] = dict(
         zip(pool.submit([_job(cell, settings) for cell in waiting]), waiting)
     )
-    with _noting_sigterm() as signals:
+    with _noting_signals() as signals:
         while running:
             time.sleep(1)
             if signals:
                 pool.stop()
-                print("Stopped by SIGTERM; the same command goes on.", file=sys.stderr)
-                raise SystemExit(STOPPED)
+                name = signal.Signals(signals[0]).name
+                print(f"Stopped by {name}; the same command goes on.", file=sys.stderr)
+                raise SystemExit(128 + signals[0])  # as a shell would say it
             for handle in [handle for handle in running if handle.done()]:
                 cell = running.pop(handle)
                 end = _settle(cell, pool, handle)
@@ -187,18 +189,24 @@ def _run(
 
 
 @contextlib.contextmanager
-def _noting_sigterm() -> Iterator[list[int]]:
-    """Signals that came, for a loop to look at."""
+def _noting_signals() -> Iterator[list[int]]:
+    """SIGTERM or Ctrl-C that came, for a loop to look at; a second Ctrl-C acts at once."""
     signals: list[int] = []
     # Python lets only the main thread handle signals.
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
+
+    def note(number: int, frame: object) -> None:
+        signals.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield signals
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _job(cell: PlannedCell, settings: RunSettings) -> CellJob:
@@ -231,10 +239,16 @@ def _settle(cell: PlannedCell, pool: ProcessPool | SubmititPool, handle: Any) ->
 
 def _explain_failure(folder: Path) -> str:
     """Why a cell failed, in one line: the last that it said, or what ended it."""
-    code = json.loads((folder / FAILED).read_text())["exit_code"]
+    try:
+        code = json.loads((folder / FAILED).read_text())["exit_code"]
+    except (ValueError, KeyError, TypeError):
+        return f"{folder / FAILED} is damaged"
     if isinstance(code, str):
         return code
     if code < 0:
         return f"killed by signal {-code}"
-    lines = (folder / CELL_LOG).read_text(errors="replace").strip().splitlines()
-    return lines[-1].strip()
+    try:
+        lines = (folder / CELL_LOG).read_text(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1].strip() if lines else f"exit code {code}; {CELL_LOG} is gone or empty"

@@ -16,6 +16,7 @@ from ...config import add_superloss_config
 from ...files import write_text
 
 __all__ = [
+    "BEGUN",
     "CELL_LOG",
     "FAILED",
     "GRID_FILE",
@@ -26,6 +27,7 @@ __all__ = [
     "differences",
     "fingerprint",
     "read_result",
+    "same_config",
     "write_json",
 ]
 
@@ -33,6 +35,7 @@ GRID_FILE = "grid.yaml"
 OPTIONS_FILE = "options.json"  # those of the command line, which are not in the grid's file
 RESULT = "result.json"
 FAILED = "failed.json"
+BEGUN = "begun.json"  # the fingerprint of a training as it starts
 LOCK = ".lock"
 CELL_LOG = "cell.log"
 # Which checkpoints of a finished cell stay.
@@ -74,6 +77,12 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     raise ValueError(f"{path} is not a result of this benchmark; remove it to train the cell again")
 
 
+def same_config(cfg: CfgNode, folder: Path) -> bool:
+    """Whether what a cell's folder holds, finished or half done, was trained with this config."""
+    recorded = read_result(folder) or _read_begun(folder)
+    return recorded["fingerprint"] == fingerprint(cfg) or not differences(cfg, folder)
+
+
 def differences(cfg: CfgNode, folder: Path) -> dict[str, tuple[Any, Any]]:
     """Where a config differs from the one that a cell was trained with.
 
@@ -88,9 +97,12 @@ def differences(cfg: CfgNode, folder: Path) -> dict[str, tuple[Any, Any]]:
         {key: (old value, new value)}, sorted by key
     """
     path = folder / "config.yaml"
-    if not path.is_file():
+    try:
+        old, new = _flat(yaml.safe_load(path.read_text())), _flat(cfg)
+    except FileNotFoundError:
         return {str(path): ("(no such file)", "cannot be compared")}
-    old, new = _flat(yaml.safe_load(path.read_text())), _flat(cfg)
+    except (yaml.YAMLError, AttributeError, KeyError, UnicodeDecodeError):
+        return {str(path): ("(cut off or damaged)", "cannot be compared")}
     defaults = get_cfg()
     add_superloss_config(defaults)
     default = _flat(defaults)
@@ -99,6 +111,14 @@ def differences(cfg: CfgNode, folder: Path) -> dict[str, tuple[Any, Any]]:
         for key in sorted(old | new)
         if old.get(key, default.get(key)) != new.get(key, ABSENT)
     }
+
+
+def _read_begun(folder: Path) -> dict[str, Any]:
+    try:
+        begun = json.loads((folder / BEGUN).read_text())
+        return {"fingerprint": begun["fingerprint"]}
+    except (OSError, KeyError, TypeError, ValueError):  # not there, or not ours
+        return {"fingerprint": None}
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

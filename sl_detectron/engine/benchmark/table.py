@@ -116,9 +116,16 @@ def _notes(results: Results) -> list[str]:
         notes.append(f"Mean over {', '.join(results.class_names)}.")
     if results.missing:
         notes.append(f"{len(results.missing)} of {total} cells are missing ({MISSING}).")
+    if results.undefined:
+        first = results.undefined[0]
+        notes.append(
+            f"{len(results.undefined)} of them are finished, but without a number (NaN), first "
+            f"{first}."
+        )
     if any(method.paper for method in grid.methods):
         notes.append(f"Published: {grid.source or 'see the grid file'}.")
-    return notes
+    # A note is one line: of LaTeX it is a comment.
+    return [" ".join(note.split()) for note in notes]
 
 
 def _tables(results: Results) -> list[_Table]:

@@ -17,8 +17,8 @@ from sl_detectron.engine.benchmark import cell as cell_module
 from sl_detectron.engine.benchmark import jobs, plan, read_grid
 from sl_detectron.engine.benchmark.cluster import SubmititPool, _NodeJob
 from sl_detectron.engine.benchmark.jobs import CellJob, ProcessPool, _gpu_slots
-from sl_detectron.engine.benchmark.progress import Progress
-from sl_detectron.engine.benchmark.runner import _settle
+from sl_detectron.engine.benchmark.progress import Progress, Unfinished
+from sl_detectron.engine.benchmark.runner import _explain_failure, _settle
 from sl_detectron.engine.resume import STOPPED
 
 
@@ -38,6 +38,11 @@ def test_every_cell_has_gpus_of_its_own(visible, num_jobs, num_gpus, expected, m
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     slots = _gpu_slots(num_jobs, num_gpus)
     assert [slot.get("CUDA_VISIBLE_DEVICES") for slot in slots] == expected
+
+
+def test_cells_on_a_cpu_need_no_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert _gpu_slots(2, 0) == [{}, {}]
 
 
 def test_too_few_gpus(monkeypatch):
@@ -169,8 +174,8 @@ def test_how_a_cell_ended(code, why, state, tmp_path, capsys):
     said = capsys.readouterr().err
     assert ("FAILED" in said) == (state == "failed")
     assert ("stopped by SIGTERM" in said) == (state == "open")
-    # What a stopped cell has not done is still to be done.
-    assert ("6/6" in said) == (state == "failed")
+    # What a stopped cell has not done is still to be done; of a failed one nothing is.
+    assert ("2/2" in said) == (state == "failed")
     assert ("2/6" in said) == (state == "open")
 
 
@@ -198,7 +203,8 @@ def test_checkpoints_go_only_when_the_result_is_there(full_disk, tmp_path, monke
         return {"bbox": {}}
 
     def write_json(path, data):
-        raise OSError("no space left")
+        if path.name == "result.json":
+            raise OSError("no space left")
 
     monkeypatch.setattr(cell_module, "train_net", train_net)
     if full_disk:
@@ -207,4 +213,37 @@ def test_checkpoints_go_only_when_the_result_is_there(full_disk, tmp_path, monke
         cell_module.train_cell(cfg, args)
     left = {path.name for path in tmp_path.iterdir()} - {".lock"}
     kept = {"model_0000001.pth", "model_final.pth", "last_checkpoint"}
-    assert left == (kept if full_disk else {"result.json"})
+    assert left == (kept if full_disk else {"result.json", "begun.json"})
+
+
+@pytest.mark.parametrize(
+    ("log", "why"),
+    [(None, "exit code 1; cell.log is gone or empty"), ("", "gone or empty"), ("a\nb\n", "b")],
+)
+def test_a_failure_is_explained_without_its_log(log, why, tmp_path):
+    (tmp_path / "failed.json").write_text('{"exit_code": 1}')
+    if log is not None:
+        (tmp_path / "cell.log").write_text(log)
+    assert why in _explain_failure(tmp_path)
+    (tmp_path / "failed.json").write_text("{}")
+    assert _explain_failure(tmp_path) == f"{tmp_path / 'failed.json'} is damaged"
+
+
+def test_time_left_does_not_count_what_an_earlier_run_did(tmp_path):
+    """A cell half done and one that fails: neither is speed of this run."""
+    grid_file = write_tiny_grid(tmp_path / "grid.yaml", tmp_path, 100)
+    half, other = plan(read_grid(grid_file), tmp_path)
+    for cell in (half, other):
+        cell.folder.mkdir(parents=True)
+    metrics = half.folder / "metrics.json"
+    metrics.write_text('{"iteration": 59}\n')
+    (half.folder / "last_checkpoint").write_text("model_0000059.pth")
+    with Progress([half, other], []) as progress:
+        metrics.write_text('{"iteration": 59}\n{"iteration": 79}\n')
+        os.utime(metrics, (time.time() + 1, time.time() + 1))
+        progress.update()
+        assert progress._bar.n == 80
+        assert progress._bar.n - progress._bar.initial == 20
+        progress.settled(other, Unfinished(other, "failed", "wrong"))
+        progress.update()
+        assert (progress._bar.n, progress._bar.total) == (80, 100)

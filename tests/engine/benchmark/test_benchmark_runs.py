@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,7 +142,7 @@ def test_a_half_done_cell_goes_on_from_its_checkpoint(finished, grid_file, tmp_p
 
 
 def test_no_cell_outlives_its_grid(tiny_root, tmp_path):
-    """SIGTERM gives it time for a checkpoint, from which the next one goes on; SIGKILL does not."""
+    """SIGTERM or Ctrl-C leave a checkpoint, from which the next one goes on; SIGKILL does not."""
     grid_file = write_tiny_grid(
         tmp_path / "grid.yaml", tiny_root, 300, detectors={"RetinaNet": {"baseline": BASELINE}}
     )
@@ -155,7 +156,8 @@ def test_no_cell_outlives_its_grid(tiny_root, tmp_path):
         process.send_signal(number)
         return process.wait()
 
-    assert start_and_send(signal.SIGTERM, (folder / "last_checkpoint").exists) == 143
+    stop = random.SystemRandom().choice([signal.SIGTERM, signal.SIGINT])
+    assert start_and_send(stop, (folder / "last_checkpoint").exists) == 128 + stop
     with open(folder / ".lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the cell has ended before its grid
     log = folder / "log.txt"
@@ -203,6 +205,42 @@ def test_a_changed_config_is_refused_then_trained_on_demand(finished, tiny_root,
     assert [name for name in after if after[name] != before[name]] == [
         "retinanet/superloss/noise_0.4/seed_0/result.json"
     ]
+
+
+def test_results_stay_where_a_new_training_cannot_start(finished, grid_file, tmp_path, monkeypatch):
+    output, _, _ = finished
+    subprocess.run(["cp", "-a", f"{output}/.", tmp_path], check=True)
+    monkeypatch.setenv("PATH", str(tmp_path))  # without srun
+    done = benchmark(
+        grid_file, tmp_path, "--rerun-changed", "--executor", "slurm", "SOLVER.GAMMA", "0.5"
+    )
+    assert done.returncode == 2, done.stderr
+    assert "slurm" in done.stderr
+    assert results(tmp_path) == results(output)
+    assert (tmp_path / "options.json").read_text() == "[]\n"
+
+
+def test_a_cell_leaves_the_result_of_another_grid(finished, grid_file, tmp_path):
+    """Two grids that start at once on one folder: each planned before the other had a result."""
+    output, _, _ = finished
+    cell = plan(read_grid(grid_file), output)[0]
+    other = tmp_path / "out"
+    shutil.copytree(cell.folder, other)
+    args = [*cell.args[:-1], str(other)]
+    command = [sys.executable, "-m", "sl_detectron.engine.benchmark.cell", *args]
+    # Standard input stays open: at its end the cell would take its parent for dead.
+    with subprocess.Popen(
+        [*command, "SOLVER.GAMMA", "0.5"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        said = process.stdout.read()
+    assert process.returncode == 1
+    assert "result.json is of another config: do two grids share a folder?" in said
+    assert (other / "result.json").read_bytes() == (cell.folder / "result.json").read_bytes()
+    assert (other / "model_final.pth").is_file()
 
 
 def test_failed_cells_are_reported_and_retried_on_demand(finished, tiny_root, tmp_path):

@@ -1,6 +1,7 @@
 """Tables of a benchmark: arithmetic by hand, missing cells, one seed, published numbers."""
 
 import csv
+import dataclasses
 import json
 import math
 import re
@@ -8,9 +9,11 @@ import re
 import pytest
 import yaml
 from grid_cases import run_here, write_results
+from matplotlib.figure import Figure
 from PIL import Image
 
 from sl_detectron.engine.benchmark import make_tables, read_results
+from sl_detectron.engine.benchmark.plot import _draw
 from sl_detectron.engine.benchmark.statistics import paired_difference
 from sl_detectron.engine.benchmark.table import latex, markdown, means_csv
 
@@ -234,3 +237,50 @@ def test_means_over_chosen_classes(folder):
     assert run_here("make_table", folder, "--classes", "cat,").returncode == 2
     with pytest.raises(ValueError, match="seed_0 has no 'AP-gnu'"):
         read_results(folder, ["gnu"])
+
+
+def test_published_numbers_are_no_means_over_chosen_classes(folder):
+    for path in folder.glob("*/*/*/*/result.json"):
+        result = json.loads(path.read_text())
+        result["metrics"] |= {f"{m}-cat": v for m, v in list(result["metrics"].items())}
+        path.write_text(json.dumps(result))
+    assert "(published)" in markdown(read_results(folder))
+    results = read_results(folder, ["cat"])
+    assert "ublished" not in markdown(results)
+    assert "80.6" not in means_csv(results)
+
+
+def test_a_cell_without_a_number_is_missing_and_said(folder):
+    (path,) = folder.glob("retinanet/baseline/noise_0/seed_0/result.json")
+    result = json.loads(path.read_text())
+    result["metrics"]["AP75"] = float("nan")
+    path.write_text(json.dumps(result))
+    text = markdown(read_results(folder))
+    assert rows(text, "AP50 by")[0][2] == "53.0 ± 1.4 (n = 2)"
+    assert "1 of them are finished, but without a number (NaN), first RetinaNet, baseline" in text
+    result["metrics"]["AP75"] = None
+    path.write_text(json.dumps(result))
+    with pytest.raises(ValueError, match="seed_0 has a metric that is no number"):
+        read_results(folder)
+
+
+def test_notes_and_names_are_one_line(tmp_path):
+    path = tmp_path / "grid.yaml"
+    names = {"a\n$\\bad{$": {"config": "x", "paper": {"AP50": [1, 2]}}}
+    grid = {**GRID, "source": "one\ntwo & 5 %", "detectors": {R: names}}
+    del grid["baseline"], grid["controls"]
+    path.write_text(yaml.safe_dump({**grid, "noise": [0.4, 0.0]}, sort_keys=False))
+    write_results(path, tmp_path / "output", {(R, "a $\\bad{$", 0.4, 0): 50.0})
+    make_tables(tmp_path / "output", tmp_path / "output")  # the plot as well
+    assert "% Published: one two & 5 %." in (tmp_path / "output" / "table.tex").read_text()
+
+
+def test_a_line_goes_through_the_levels_in_order(folder):
+    results = read_results(folder)
+    grid = dataclasses.replace(results.grid, noise=(0.4, 0.0))
+    axes = Figure().subplots()
+    _draw(axes, dataclasses.replace(results, grid=grid), 0, grid.methods[0])
+    ours, published = axes.get_lines()
+    assert list(ours.get_xdata()) == [0.0, 40.0]
+    assert list(ours.get_ydata()) == [52.0, 43.0]
+    assert list(published.get_ydata()) == [74.6, 80.6]

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 
 from sl_detectron.engine.benchmark import plan, read_grid, run_grid
+from sl_detectron.engine.benchmark.plan import explain_change
 from sl_detectron.engine.benchmark.state import differences, fingerprint, write_json
 from sl_detectron.engine.setup import merge_cfg
 
@@ -266,3 +267,47 @@ def test_fingerprint_knows_tuples_and_lists_as_one():
     assert fingerprint(CfgNode({"A": (1, 2), "OUTPUT_DIR": "x"})) == fingerprint(
         CfgNode({"A": [1, 2], "OUTPUT_DIR": "y"})
     )
+
+
+def test_a_half_done_cell_with_another_config_is_no_open_one(finished):
+    """It would be trained anew, and days of training be lost by a forgotten option."""
+    cell = finished()
+    (cell.folder / "result.json").unlink()
+    assert finished(["SOLVER.GAMMA", "0.5"]).state == "open"  # nothing to lose yet
+    (cell.folder / "last_checkpoint").write_text("model_0000001.pth")
+    assert finished().state == "open"
+    changed = finished(["SOLVER.GAMMA", "0.5"])
+    assert changed.state == "changed"
+    assert explain_change(changed) == "SOLVER.GAMMA was 0.1, is 0.5"
+
+
+@pytest.mark.parametrize("length", [0, 400, 4000])
+def test_a_config_that_a_kill_cut_off(length, finished):
+    """detectron2 writes it in place at every start."""
+    cell = finished()
+    (cell.folder / "result.json").unlink()
+    (cell.folder / "last_checkpoint").write_text("model_0000001.pth")
+    config = cell.folder / "config.yaml"
+    config.write_text(config.read_text()[:length])
+    assert finished().state == "changed"
+    assert "config.yaml was '(cut off or damaged)'" in explain_change(finished()) or length > 400
+    write_json(cell.folder / "begun.json", {"fingerprint": fingerprint(cell.cfg)})
+    assert finished().state == "open"
+    assert finished(["SOLVER.GAMMA", "0.5"]).state == "changed"
+
+
+def test_rows_of_one_detector_need_one_test_set(tmp_path):
+    path = tmp_path / "grid.yaml"
+    detectors = {
+        "R": {
+            "one": {"config": "Toy/retinanet.yaml"},
+            "two": {
+                "config": "Toy/retinanet.yaml",
+                "opts": ["DATASETS.TEST", "('toy_digits_train',)"],
+            },
+        }
+    }
+    path.write_text(yaml.safe_dump({"noise": [0.4], "seeds": [0], "detectors": detectors}))
+    message = "R, two: DATASETS.TEST is 'toy_digits_train', but 'toy_digits_test' in R, one"
+    with pytest.raises(ValueError, match=message):
+        plan(read_grid(path), tmp_path)
