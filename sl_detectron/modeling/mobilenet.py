@@ -180,6 +180,6 @@ def _read_state_dict(weights: str) -> dict[str, Tensor]:
     except Exception as error:  # torch names many for a file that is none of its own
         reason = str(error).splitlines()[0]
         raise ValueError(f"MODEL.MOBILENET_V2.WEIGHTS: cannot read {weights}: {reason}") from error
-    if not isinstance(state, dict):
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise ValueError(f"MODEL.MOBILENET_V2.WEIGHTS: {weights} holds no state dict")
     return state

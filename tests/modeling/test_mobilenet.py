@@ -110,7 +110,11 @@ def test_bad_weights(tmp_path, weights):
     text.write_text("text")
     with pytest.raises(ValueError, match=r"cannot read .*text\.pth"):
         trunk.load_torchvision(str(text))
-    for value, message in (([1], "no state dict"), ({"features.0.0.weight": 1}, "has no features")):
+    for value, message in (
+        ([1], "no state dict"),
+        ({1: 2}, "no state dict"),
+        ({"features.0.0.weight": 1}, "has no features"),
+    ):
         torch.save(value, text)
         with pytest.raises(ValueError, match=message):
             trunk.load_torchvision(str(text))

@@ -96,12 +96,13 @@ class _Parser:
             for name, row in self._rows(detector, rows)
         ]
         self._check_folders([Cell(m, float(x), 0) for m in methods for x in noise])
-        references = self._references(data, {method.name for method in methods})
+        references = self._references(data, methods)
         source = str(data.get("source", ""))
         levels = tuple(float(level) for level in noise)
         return Grid(text, levels, tuple(seeds), tuple(methods), references, source, opts)
 
-    def _references(self, data: dict, names: set[str]) -> tuple[str, ...]:
+    def _references(self, data: dict, methods: list[Method]) -> tuple[str, ...]:
+        names = {method.name for method in methods}
         baseline, controls = data.get("baseline"), data.get("controls", [])
         if not isinstance(controls, list):
             self._fail("controls", f"must be a list of names; got {controls!r}")
@@ -113,6 +114,11 @@ class _Parser:
             if _name(name) not in names:
                 near = _near(_name(name), names)
                 self._fail("baseline, controls", f"no row has the name {_name(name)!r}{near}")
+        rows = {(method.detector, method.name) for method in methods}
+        for method in methods:
+            # It would have no differences, without a word.
+            if baseline is not None and (method.detector, _name(baseline)) not in rows:
+                self._fail("baseline", f"{method.detector} has no row {_name(baseline)!r}")
         return tuple(map(_name, references))
 
     def _method(

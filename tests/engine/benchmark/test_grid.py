@@ -109,6 +109,11 @@ def row(**keys):
         ({"baseline": ["baseline"]}, r"baseline, controls: must be names.*\['baseline'\]"),
         ({"controls": [{"a": 1}]}, r"baseline, controls: must be names"),
         ({"baseline": 1}, r"no row has the name '1'"),
+        (
+            {"baseline": "a", "detectors": {d: {d: {"config": "x"}} for d in "ab"}},
+            r"baseline: b has no row 'a'",
+        ),
+        ({"noise": [0.3333333, 0.3333334]}, r"noise: 0\.3333333 and 0\.3333334 are too near"),
         ({"detectors": {}}, r"detectors: must be"),
         ({"detectors": {"RetinaNet": []}}, r"RetinaNet: must be \{method"),
         (row(confg="x"), r"RetinaNet, baseline: unknown key 'confg'; did you mean 'config'\?"),
@@ -160,11 +165,16 @@ def test_options_that_cells_set_are_refused(opts, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("noise: [", "not a YAML file"), ("a: 1\na: 2\n", "'a' is there twice")]
+    ("text", "message"),
+    [
+        (b"noise: [", "not a YAML file"),
+        (b"a: 1\na: 2\n", "'a' is there twice"),
+        ("source: 1±0".encode("latin-1"), "not a YAML file: 'utf-8' codec"),
+    ],
 )
 def test_files_that_are_no_grid(text, message, tmp_path):
     path = tmp_path / "my_grid.yaml"
-    path.write_text(text)
+    path.write_bytes(text)
     with pytest.raises(ValueError, match=rf"my_grid\.yaml: .*{message}"):
         read_grid(path)
 
