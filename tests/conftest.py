@@ -1,6 +1,7 @@
 """Small detectors and batches that every part of the tests builds on."""
 
 import os
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 
+from sl_detectron.engine.launch import launch_job
 from sl_detectron.model_zoo import get_config
 
 REPO = Path(__file__).resolve().parent.parent
@@ -91,6 +93,17 @@ def small_config(detector: str, superloss: bool) -> CfgNode:
     elif superloss:
         cfg.MODEL.ROI_HEADS.NAME = DETECTORS[detector]
     return cfg
+
+
+def run_ranks(job, num: int, *args, timeout: float = 120) -> None:
+    """Call ``job(*args)`` in as many processes, as the trainings are started."""
+    where = {"num_machines": 1, "machine_rank": 0, "dist_url": "auto", "debug": False}
+    launch_job(_call, (job, args), Namespace(num_gpus=num, dist_timeout=timeout, **where))
+
+
+def _call(job_and_args, _):
+    job, args = job_and_args
+    job(*args)
 
 
 def require_sigmoid_classification(cfg: CfgNode) -> None:

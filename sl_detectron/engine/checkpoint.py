@@ -4,6 +4,7 @@ import logging
 import os
 import pickle
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
@@ -124,6 +125,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         super().__init__(*args, **kwargs)
         # {file: its content}, of the checkpoint that was chosen: it is read once.
         self._content: dict[str, dict[str, Any]] = {}
+        self._resumed_from: Path | None = None
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth and make it the last checkpoint.
@@ -166,7 +168,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         """
         if resume:
             self._remove_stale()
-        chosen = self._choose() if resume else None
+        chosen = self._resumed_from = self._choose() if resume else None
         if chosen is None:
             return self.load(path, checkpointables=[])
         try:
@@ -178,6 +180,19 @@ class SafeCheckpointer(DetectionCheckpointer):
             ) from error
         finally:
             self._content = {}
+
+    def complete(self) -> None:
+        """Make the checkpoint that a complete training was resumed from its final one.
+
+        For one that a kill ended between the last periodic checkpoint and the final one, which are
+        equal. A final one that is of a shorter training is replaced.
+        """
+        source = self._resumed_from
+        if source is None or source.name == _FINAL or not self.save_to_disk:
+            return
+        with open(source, "rb") as file, atomic_write(source.with_name(_FINAL)) as final:
+            shutil.copyfileobj(file, final)
+        self.tag_last_checkpoint(_FINAL)
 
     def _remove_stale(self) -> None:
         """What a training that was killed left half-written; an evaluation must not touch it."""

@@ -1,6 +1,8 @@
 """Start a job on every rank, and make one clear end of it if a rank fails or is told to stop."""
 
 import argparse
+import atexit
+import logging
 import multiprocessing
 import os
 import re
@@ -68,9 +70,30 @@ def launch_job(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: An
 
 
 def _run_rank(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: Any) -> None:
-    code = run_tool(partial(job, cfg), args)
-    if code:
-        sys.exit(code)
+    end = _EndOfProcess()
+    atexit.register(end)  # now, so that what the job registers comes before it
+    try:
+        end.code = run_tool(partial(job, cfg), args)
+    except SystemExit as stop:
+        end.code = stop.code
+    sys.exit(end.code)
+
+
+class _EndOfProcess:
+    """Ends without tearing the interpreter down, in which gloo's threads can abort the process.
+
+    A thread that still holds a tensor of the last collective operation waits for the interpreter's
+    lock to free it, and all that was done would be reported as killed by SIGABRT.
+    """
+
+    def __init__(self) -> None:
+        self.code: Any = 1  # as of the exception that multiprocessing reports
+
+    def __call__(self) -> None:
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(self.code)
 
 
 def _pass_on(number: int, frame: FrameType | None) -> None:

@@ -74,11 +74,18 @@ class StopOnSignal(HookBase):
 
 
 class SaveAndStop(HookBase):
-    """End the process with a checkpoint, once :class:`StopOnSignal` says so."""
+    """End the process with a checkpoint, once :class:`StopOnSignal` says so.
+
+    A training that a kill ended between its last two checkpoints gets the final one.
+    """
 
     def __init__(self, stop: StopOnSignal, checkpointer: SafeCheckpointer):
         self.stop = stop
         self.checkpointer = checkpointer
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter == self.trainer.max_iter:
+            self.checkpointer.complete()
 
     def after_step(self) -> None:
         # A training that is complete has its last checkpoint already.

@@ -5,9 +5,9 @@ import logging
 
 import numpy as np
 import pytest
+from conftest import run_ranks
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
-from detectron2.engine import launch
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 from devkit import make_instances, random_devkit, random_predictions, write_devkit
 
@@ -312,7 +312,7 @@ def evaluate_on_rank(root, output):
 
 def test_predictions_of_two_processes_are_joined(tmp_path):
     root = write_devkit(tmp_path / "set", {i: [("cat", CAT_BOX, 0)] for i in "abcd"})
-    launch(evaluate_on_rank, 2, dist_url="auto", args=(root, tmp_path))
+    run_ranks(evaluate_on_rank, 2, root, tmp_path)
     scores = json.loads((tmp_path / "0.json").read_text())["bbox"]
     # Two of four objects are found; the repeated image adds no miss.
     assert [scores[k] for k in SUMMARY] == [50, 50, 50]

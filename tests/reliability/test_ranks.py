@@ -1,19 +1,18 @@
 """Several processes: one state, equal to one process with the same batch; a dead one ends all."""
 
+import atexit
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import build, make_batch, small_config
-from detectron2.engine import launch
+from conftest import build, make_batch, run_ranks, small_config
 from detectron2.utils import comm
 from trainings import RETINANET, start, wait_for_iteration
 
@@ -55,10 +54,6 @@ def train(folder: Path) -> None:
 
 def train_alone(index: int, folder: Path) -> None:
     train(folder)
-
-
-def run_ranks(job, num: int, *args, timeout: int = 120) -> None:
-    launch(job, num, dist_url="auto", args=args, timeout=timedelta(seconds=timeout))
 
 
 @pytest.mark.parametrize("num", [2, pytest.param(4, marks=pytest.mark.long)])
@@ -127,6 +122,47 @@ def test_a_nan_on_one_rank_stops_all_with_its_report(tmp_path):
     assert reports[0] == reports[1]
     assert re.match(r"iteration 0, rank 1: loss_bad is nan; images", reports[0])
     assert "loss_good" not in reports[0]
+
+
+class Notes:
+    """Writes a file when it is deleted: kept in sys.modules, as the interpreter is torn down."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.write = os.write  # os is torn down, too
+        self.file = os.open(path, os.O_WRONLY | os.O_CREAT)
+
+    def __del__(self):
+        self.write(self.file, b"torn down")
+
+
+def end_as(folder: Path, end: str) -> None:
+    rank = comm.get_rank()
+    sys.modules["notes"] = Notes(folder / f"{rank}_deleted")
+    atexit.register((folder / f"{rank}_handler").write_text, "called")
+    sys.stdout.write(f"said {rank}\n")
+    if end != "done" and rank == 0:
+        time.sleep(3600)  # until the launcher ends it
+    if end == "stopped":
+        sys.exit(143)
+    if end == "diverged":
+        raise FloatingPointError("loss_cls is nan")
+
+
+@pytest.mark.parametrize("end", ["done", "stopped", "diverged"])
+def test_ranks_end_before_the_interpreter_is_torn_down(tmp_path, capfd, end):
+    """In which gloo's threads may abort a process that has done all its work."""
+    if end == "done":
+        run_ranks(end_as, 2, tmp_path, end)
+    else:
+        with pytest.raises(SystemExit) as ended:
+            run_ranks(end_as, 2, tmp_path, end)
+        assert ended.value.code == {"stopped": 143, "diverged": 2}[end]
+    printed = capfd.readouterr().out
+    for rank in (0, 1) if end == "done" else (1,):
+        assert f"said {rank}" in printed
+        assert (tmp_path / f"{rank}_handler").read_text() == "called"
+        assert (tmp_path / f"{rank}_deleted").read_text() == ""
 
 
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.long), 1])

@@ -55,6 +55,25 @@ def test_resumed_losses_equal_the_uninterrupted_ones(toy_env, tmp_path, config, 
     assert_equal(*final)
 
 
+@pytest.mark.parametrize("final", ["absent", "of a shorter training"])
+def test_a_kill_between_the_last_two_checkpoints_loses_neither(toy_env, tmp_path, final):
+    """They are written one after the other, and the second is the one that users look for."""
+    opts = ["SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, *few_test_images(toy_env)]
+    code, printed = run(toy_env, RETINANET, tmp_path, *opts)
+    assert code == 0, printed
+    path = tmp_path / "model_final.pth"
+    whole = torch.load(path, weights_only=True)
+    path.unlink()
+    if final != "absent":
+        (tmp_path / "model_0000001.pth").rename(path)
+    (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
+    code, printed = run(toy_env, RETINANET, tmp_path, *opts, resume=True)
+    assert code == 0, printed
+    assert max(curve(tmp_path)) == 3
+    assert_equal(torch.load(path, weights_only=True), whole)
+    assert (tmp_path / "last_checkpoint").read_text() == path.name
+
+
 def few_test_images(env):
     """Options: three images of the toy set as the test set."""
     root = Path(env["DETECTRON2_DATASETS"], "toy_digits")
