@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -75,7 +76,7 @@ def _run_rank(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: Any
     try:
         end.code = run_tool(partial(job, cfg), args)
     except SystemExit as stop:
-        end.code = stop.code
+        end.code = stop.code or 0
     sys.exit(end.code)
 
 
@@ -92,8 +93,9 @@ class _EndOfProcess:
     def __call__(self) -> None:
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(self.code)
+            with contextlib.suppress(OSError):  # nobody reads any more
+                stream.flush()
+        os._exit(self.code if isinstance(self.code, int) else 1)  # a message counts as 1
 
 
 def _pass_on(number: int, frame: FrameType | None) -> None:

@@ -191,14 +191,15 @@ def _difference(difference: Difference | None, num_seeds: int) -> str:
     if difference is None:
         return MISSING
     num, mean, error, low, high = difference
-    text = _signed(mean)
+    text = _signed(round(mean, 1) + 0.0)  # no negative zero
     if error is not None and low is not None and high is not None:
+        # Here −0.0 says that the interval includes 0.
         text += f" ± {error:.1f} [{_signed(low)}, {_signed(high)}]"
     return text + _count(num, num_seeds)
 
 
 def _signed(value: float) -> str:
-    return f"{round(value, 1) + 0.0:+.1f}".replace("-", "−")  # + 0.0: no negative zero
+    return f"{value:+.1f}".replace("-", "−")
 
 
 def _count(num: int, num_seeds: int) -> str:

@@ -99,6 +99,22 @@ def test_differences_are_paired_by_seed(folder):
     ]
 
 
+def test_a_bound_just_below_0_shows_its_sign(tmp_path):
+    """1.46, 2.46, 3.46: mean 2.46, low 2.46 - 4.3027 / sqrt(3) = -0.024, so 0 is included."""
+    path = tmp_path / "grid.yaml"
+    rows_of = {R: {"baseline": {"config": "x"}, "other": {"config": "x"}}}
+    path.write_text(yaml.safe_dump({**GRID, "controls": [], "detectors": rows_of}))
+    pairs = zip((50.0, 52.0, 54.0), (51.46, 54.46, 57.46))
+    values = {
+        (R, name, 0.0, seed): value
+        for seed, pair in enumerate(pairs)
+        for name, value in zip(("baseline", "other"), pair)
+    }
+    write_results(path, tmp_path / "output", values)
+    (row,) = rows(markdown(read_results(tmp_path / "output")), "Differences in AP50")
+    assert row[2:] == ["+2.5 ± 0.6 [−0.0, +4.9]", "–"]
+
+
 def test_interval_is_that_of_students_t():
     """Against its quantile from a table: t(0.975; 4) = 2.776."""
     values = [1.0, 2.0, 3.0, 4.0, 5.0]
