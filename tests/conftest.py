@@ -95,10 +95,11 @@ def small_config(detector: str, superloss: bool) -> CfgNode:
     return cfg
 
 
-def run_ranks(job, num: int, *args, timeout: float = 120) -> None:
+def run_ranks(job, num: int, *args, timeout: float = 120, debug: bool = True) -> None:
     """Call ``job(*args)`` in as many processes, as the trainings are started."""
-    where = {"num_machines": 1, "machine_rank": 0, "dist_url": "auto", "debug": False}
-    launch_job(_call, (job, args), Namespace(num_gpus=num, dist_timeout=timeout, **where))
+    how = {"num_gpus": num, "dist_timeout": timeout, "debug": debug}
+    where = {"num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
+    launch_job(_call, (job, args), Namespace(**how, **where))
 
 
 def _call(job_and_args, _):

@@ -138,6 +138,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         data = {"model": self.model.state_dict()}
         data |= {key: part.state_dict() for key, part in self.checkpointables.items()}
         data |= kwargs
+        self._resumed_from = None
         path = Path(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         with atomic_write(path) as file:
@@ -184,14 +185,16 @@ class SafeCheckpointer(DetectionCheckpointer):
     def complete(self) -> None:
         """Make the checkpoint that a complete training was resumed from its final one.
 
-        For one that a kill ended between the last periodic checkpoint and the final one, which are
-        equal. A final one that is of a shorter training is replaced.
+        For one that a kill ended between the last periodic checkpoint and the final one. One of a
+        shorter training is replaced; nothing is done after :meth:`save`.
         """
-        source = self._resumed_from
-        if source is None or source.name == _FINAL or not self.save_to_disk:
+        final, source = Path(self.save_dir, _FINAL), self._resumed_from
+        if source is None or source.parent != final.parent or not self.save_to_disk:
             return
-        with open(source, "rb") as file, atomic_write(source.with_name(_FINAL)) as final:
-            shutil.copyfileobj(file, final)
+        if source.name == _FINAL or not _OF_TRAINING.fullmatch(source.name):
+            return
+        with open(source, "rb") as file, atomic_write(final) as copy:
+            shutil.copyfileobj(file, copy)
         self.tag_last_checkpoint(_FINAL)
 
     def _remove_stale(self) -> None:

@@ -36,7 +36,7 @@ def launch_job(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: An
         SystemExit: a rank ended with an exit code of its own, after it said why
         ChildProcessError: a rank was killed, or waited too long for another; all are stopped
     """
-    if args.num_gpus * args.num_machines == 1:
+    if args.num_gpus * args.num_machines <= 1:
         job(cfg, args)
         return
     before = signal.signal(signal.SIGTERM, _pass_on)
@@ -84,16 +84,17 @@ class _EndOfProcess:
     """Ends without tearing the interpreter down, in which gloo's threads can abort the process.
 
     A thread that still holds a tensor of the last collective operation waits for the interpreter's
-    lock to free it, and all that was done would be reported as killed by SIGABRT.
+    lock to free it, and all that was done would be reported as killed by SIGABRT. What was
+    registered with :mod:`atexit` earlier, by the imports, is not called, but for logging's.
     """
 
     def __init__(self) -> None:
-        self.code: Any = 1  # as of the exception that multiprocessing reports
+        self.code: Any = 1  # of a process that ends by an exception
 
     def __call__(self) -> None:
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):  # nobody reads any more
+            with contextlib.suppress(AttributeError, OSError):  # closed, or nobody reads it
                 stream.flush()
         os._exit(self.code if isinstance(self.code, int) else 1)  # a message counts as 1
 

@@ -176,6 +176,29 @@ def test_the_final_checkpoint_of_a_shorter_training_is_not_the_newest(tmp_path):
     assert extra["iteration"] == 1
 
 
+@pytest.mark.parametrize("name", ["../other/model_0000003", "model_best", "model_final"])
+def test_makes_no_other_checkpoint_the_final_one(tmp_path, name):
+    folder, other = tmp_path / "own", tmp_path / "other"
+    folder.mkdir()
+    other.mkdir()
+    save(folder, "model_final", "model_0000003", name)
+    (folder / "last_checkpoint").write_text(f"{name}.pth")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    checkpointer = SafeCheckpointer(nn.Linear(3, 2), str(folder))
+    checkpointer.resume_or_load("", resume=True)
+    checkpointer.complete()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_makes_no_earlier_checkpoint_the_final_one(tmp_path):
+    save(tmp_path, "model_0000001")
+    checkpointer = SafeCheckpointer(nn.Linear(3, 2), str(tmp_path))
+    checkpointer.resume_or_load("", resume=True)
+    checkpointer.save("model_final", iteration=3)
+    checkpointer.complete()
+    assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 3
+
+
 def test_does_not_start_anew_where_no_checkpoint_can_be_read(tmp_path):
     save(tmp_path, "model_0000001", "model_final")
     for path in tmp_path.glob("*.pth"):

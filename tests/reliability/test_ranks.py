@@ -140,7 +140,7 @@ def end_as(folder: Path, end: str) -> None:
     rank = comm.get_rank()
     sys.modules["notes"] = Notes(folder / f"{rank}_deleted")
     atexit.register((folder / f"{rank}_handler").write_text, "called")
-    sys.stdout.write(f"said {rank}\n")
+    atexit.register(sys.stdout.write, f"said {rank}\n")
     if end != "done" and rank == 0:
         time.sleep(3600)  # until the launcher ends it
     if end == "stopped":
@@ -156,7 +156,7 @@ def test_ranks_end_before_the_interpreter_is_torn_down(tmp_path, capfd, end):
         run_ranks(end_as, 2, tmp_path, end)
     else:
         with pytest.raises(SystemExit) as ended:
-            run_ranks(end_as, 2, tmp_path, end)
+            run_ranks(end_as, 2, tmp_path, end, debug=False)
         assert ended.value.code == {"stopped": 143, "diverged": 2}[end]
     printed = capfd.readouterr().out
     for rank in (0, 1) if end == "done" else (1,):

@@ -55,11 +55,11 @@ def test_resumed_losses_equal_the_uninterrupted_ones(toy_env, tmp_path, config, 
     assert_equal(*final)
 
 
-@pytest.mark.parametrize("final", ["absent", "of a shorter training"])
-def test_a_kill_between_the_last_two_checkpoints_loses_neither(toy_env, tmp_path, final):
+@pytest.mark.parametrize(("final", "ranks"), [("absent", 1), ("of a shorter training", 2)])
+def test_a_kill_between_the_last_two_checkpoints_loses_neither(toy_env, tmp_path, final, ranks):
     """They are written one after the other, and the second is the one that users look for."""
     opts = ["SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, *few_test_images(toy_env)]
-    code, printed = run(toy_env, RETINANET, tmp_path, *opts)
+    code, printed = run(toy_env, RETINANET, tmp_path, *opts, num_gpus=ranks)
     assert code == 0, printed
     path = tmp_path / "model_final.pth"
     whole = torch.load(path, weights_only=True)
@@ -67,7 +67,7 @@ def test_a_kill_between_the_last_two_checkpoints_loses_neither(toy_env, tmp_path
     if final != "absent":
         (tmp_path / "model_0000001.pth").rename(path)
     (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
-    code, printed = run(toy_env, RETINANET, tmp_path, *opts, resume=True)
+    code, printed = run(toy_env, RETINANET, tmp_path, *opts, resume=True, num_gpus=ranks)
     assert code == 0, printed
     assert max(curve(tmp_path)) == 3
     assert_equal(torch.load(path, weights_only=True), whole)
