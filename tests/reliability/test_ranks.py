@@ -52,10 +52,6 @@ def train(folder: Path) -> None:
     torch.save(model.state_dict(), folder / f"{rank}_of_{world_size}.pt")
 
 
-def train_alone(index: int, folder: Path) -> None:
-    train(folder)
-
-
 @pytest.mark.parametrize("num", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_ranks_end_with_the_weights_of_one_process(tmp_path, num):
     run_ranks(train, num, tmp_path)
@@ -128,7 +124,6 @@ class Notes:
     """Writes a file when it is deleted: kept in sys.modules, as the interpreter is torn down."""
 
     def __init__(self, path: Path):
-        self.path = path
         self.write = os.write  # os is torn down, too
         self.file = os.open(path, os.O_WRONLY | os.O_CREAT)
 
