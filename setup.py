@@ -12,7 +12,7 @@ VERSION = re.search(
 
 DEMO = ["scikit-learn", "matplotlib"]
 AUDIT = ["cleanlab", "scikit-learn", "matplotlib"]
-# tools/make_table.py; tools/benchmark.py --executor.
+# tools/make_table.py; tools/sweep.py --executor.
 BENCHMARK = ["scipy", "matplotlib"]
 SLURM = ["submitit"]
 VISUALIZE = ["matplotlib", "opencv-python-headless"]
@@ -28,7 +28,7 @@ SCRIPTS = {
     "sl-evaluate-voc": "evaluate_voc",
     "sl-audit": "audit_labels",
     "sl-visualize": "visualize",
-    "sl-benchmark": "benchmark",
+    "sl-sweep": "sweep",
     "sl-make-table": "make_table",
 }
 

@@ -38,9 +38,10 @@ if importlib.util.find_spec("detectron2") is None:
 
 else:
     from .config import add_superloss_config
-    from .data import NoisyLabelMapper, register_voc_dataset
+    from .data import register_voc_dataset
     from .engine import SuperLossTrainer
     from .evaluation import VOCEvaluator
+    from .label_noise import NoisyLabelMapper
     from .modeling import (
         SuperLossCascadeROIHeads,
         SuperLossRes5ROIHeads,

@@ -36,7 +36,7 @@ CONSOLE_SCRIPTS = {
     "evaluate_voc": "sl-evaluate-voc",
     "audit_labels": "sl-audit",
     "visualize": "sl-visualize",
-    "benchmark": "sl-benchmark",
+    "sweep": "sl-sweep",
     "make_table": "sl-make-table",
 }
 EXIT_CODES = "Exit code: 0, 1 after an error of the program's own, 2 after one that you can mend."

@@ -61,10 +61,10 @@ def test_a_console_script_shows_itself_in_its_examples(monkeypatch):
     parser = cli.tool_parser(
         "What tools/demo.py does.\n\nExamples:\n  tools/train_net.py -c configs/Toy/a.yaml"
     )
-    parser.add_argument("--run", help="made by tools/benchmark.py")
+    parser.add_argument("--run", help="made by tools/sweep.py")
     shown = parser.format_help()
     assert "What sl-demo does." in shown
-    assert "made by sl-benchmark\n" in shown
+    assert "made by sl-sweep\n" in shown
     assert "  sl-train -c Toy/a.yaml\n" in shown
     assert "Exit code: 0, 1" in shown
 

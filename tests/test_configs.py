@@ -12,7 +12,7 @@ from sl_detectron.model_zoo import get_config, get_config_file
 from sl_detectron.modeling import SuperLossTerm
 
 ROOT = REPO / "configs"
-# Benchmark/ holds grids of configs: tests/engine/benchmark.
+# Sweep/ holds grids of configs: tests/engine/benchmark.
 CONFIGS = sorted(
     str(p.relative_to(ROOT))
     for p in ROOT.rglob("*.yaml")

@@ -45,7 +45,7 @@ TINY = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.STEPS", "()
 ADDED = {
     "sl-train": [*TINY, "DATASETS.TEST", "()"],
     "sl-visualize": ["--num", "1"],
-    "sl-benchmark": ["--dry-run"],
+    "sl-sweep": ["--dry-run"],
 }
 # They need a network or are what runs this test.
 NOT_RUN = ("pip install ", "make ")
@@ -158,7 +158,7 @@ def test_readme_commands(project, monkeypatch, capsys):
             audit = read_audit("output/label_audit.json")
             write_decisions(decisions_above(audit, 0.501), "decisions.json")
         elif command.startswith("sl-make-table"):
-            grid = REPO / "configs/Benchmark/table5.yaml"
+            grid = REPO / "configs/Sweep/table5.yaml"
             (project / "output/table5").mkdir(parents=True)
             (project / "output/table5/grid.yaml").write_text(grid.read_text())
         run(command, monkeypatch)

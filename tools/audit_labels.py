@@ -24,7 +24,7 @@ import sys
 from collections.abc import Sequence
 
 from sl_detectron.cli import run_tool, tool_parser
-from sl_detectron.engine.audit_job import FORMATS, apply_file, run_audit
+from sl_detectron.commands.audit import FORMATS, apply_file, run_audit
 from sl_detectron.model_zoo import find_config
 
 

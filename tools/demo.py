@@ -14,7 +14,7 @@ import argparse
 import sys
 
 from sl_detectron.cli import run_tool, tool_parser
-from sl_detectron.engine.demo import run_demo
+from sl_detectron.commands.demo import run_demo
 
 
 def main(args: argparse.Namespace) -> None:

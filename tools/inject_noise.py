@@ -24,12 +24,12 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
 from sl_detectron.config import add_superloss_config
-from sl_detectron.data.label_noise.coco import CocoFile
-from sl_detectron.data.label_noise.config import TYPES, noises_from_config
-from sl_detectron.data.label_noise.export import export_noisy_coco, export_noisy_voc
-from sl_detectron.data.label_noise.restore import restore_clean
-from sl_detectron.data.label_noise.stats import NoiseStatistics, statistics_table, uniformity_test
-from sl_detectron.data.label_noise.types import MODES
+from sl_detectron.data.formats.coco_edits import CocoFile
+from sl_detectron.data.formats.restore import restore_clean
+from sl_detectron.label_noise.config import TYPES, noises_from_config
+from sl_detectron.label_noise.export import export_noisy_coco, export_noisy_voc
+from sl_detectron.label_noise.noises import MODES
+from sl_detectron.label_noise.stats import NoiseStatistics, statistics_table, uniformity_test
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ import argparse
 import sys
 
 from sl_detectron.cli import run_tool, tool_parser
-from sl_detectron.engine.benchmark import make_tables
+from sl_detectron.sweep import make_tables
 
 
 def main(args: argparse.Namespace) -> None:
@@ -28,7 +28,7 @@ def main(args: argparse.Namespace) -> None:
 
 def cli() -> int:
     parser = tool_parser(__doc__)
-    parser.add_argument("folder", help="what tools/benchmark.py had as --output")
+    parser.add_argument("folder", help="what tools/sweep.py had as --output")
     parser.add_argument("--output", help="folder for tables and plot; default: the same")
     parser.add_argument(
         "--classes", default="", help="a,b,c: take means over these; default: over all"

@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 from sl_detectron.cli import run_tool, tool_parser
-from sl_detectron.engine.visualize import ORDERS, run_visualize
+from sl_detectron.commands.visualize import ORDERS, run_visualize
 
 
 def main(args: argparse.Namespace) -> None:

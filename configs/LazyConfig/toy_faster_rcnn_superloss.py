@@ -19,7 +19,7 @@ from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 from sl_detectron import NoisyLabelMapper, SuperLossStandardROIHeads, VOCEvaluator
-from sl_detectron.data.label_noise import SymmetricNoise
+from sl_detectron.label_noise import SymmetricNoise
 from sl_detectron.losses import SuperLoss
 from sl_detectron.modeling import SuperLossTerm
 

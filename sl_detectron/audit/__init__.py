@@ -5,11 +5,11 @@
 data set.
 """
 
-from .audit import AuditedAnnotation, LabelAudit, top_suspects
 from .correct import apply_decisions
 from .decisions import Decision, Decisions, decisions_above, read_decisions, write_decisions
 from .files import AUDIT_CSV, AUDIT_JSON, read_audit, write_audit
 from .ranking import audit_annotations
+from .records import AuditedAnnotation, LabelAudit, top_suspects
 from .report import write_report
 from .tracker import AnnotationStatistics, AnnotationTracker
 

@@ -15,13 +15,13 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
-from ..data.label_noise import Change
-from ..data.label_noise.coco import CocoFile
-from ..data.label_noise.devkit import FileChanges, link_devkit, write_annotations
-from ..data.label_noise.edits import apply_edits
-from ..data.label_noise.folder import OWN_FILES, complete_or_nothing, refuse_to_overwrite
-from ..data.label_noise.manifest import write_manifest
-from ..data.voc_folder import parse_voc_xml, read_voc_annotations
+from ..data.formats.coco_edits import CocoFile
+from ..data.formats.devkit import FileChanges, link_devkit, write_annotations
+from ..data.formats.edits import apply_edits
+from ..data.formats.folder import OWN_FILES, complete_or_nothing, refuse_to_overwrite
+from ..data.formats.manifest import write_manifest
+from ..data.formats.voc_xml import parse_voc_xml, read_voc_annotations
+from ..label_noise import Change
 from .decisions import Decision, Decisions
 
 __all__ = ["CORRECTIONS", "apply_decisions", "folder_names"]

@@ -10,7 +10,7 @@ from detectron2.data import detection_utils
 from PIL import Image
 from tqdm import tqdm
 
-from .audit import AuditedAnnotation
+from .records import AuditedAnnotation
 
 __all__ = ["Crop", "make_crops"]
 

@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..data.voc_folder import class_ids_of
+from ..data.formats.voc_xml import class_ids_of
 from ..files import write_text
-from .audit import LabelAudit
 from .files import strict_json
+from .records import LabelAudit
 
 __all__ = [
     "Decision",

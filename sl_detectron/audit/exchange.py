@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from ..files import write_text
-from .audit import AuditedAnnotation, LabelAudit
 from .files import strict_json
+from .records import AuditedAnnotation, LabelAudit
 
 __all__ = ["CLEANLAB_JSON", "read_cleanlab", "write_cleanlab", "write_fiftyone"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import replacing
-from .audit import AuditedAnnotation, LabelAudit
+from .records import AuditedAnnotation, LabelAudit
 
 __all__ = ["AUDIT_JSON", "AUDIT_CSV", "read_audit", "strict_json", "write_audit"]
 

@@ -11,7 +11,8 @@ import torch
 from detectron2.structures import BoxMode
 
 from ..data import annotation_fingerprint
-from .audit import AuditedAnnotation, LabelAudit, dataset_source
+from ..data.formats.annotations import image_id_of
+from .records import AuditedAnnotation, LabelAudit, dataset_source
 from .tracker import AnnotationStatistics
 
 __all__ = ["audit_annotations", "suspicion"]
@@ -54,7 +55,7 @@ def audit_annotations(
 
     Args:
         sets: {data set name: dataset dicts} whose annotations have an ``annotation_id``, as
-            :func:`~sl_detectron.data.noisy_dataset_dicts` returns them
+            :func:`~sl_detectron.label_noise.noisy_dataset_dicts` returns them
         classes: K names, at least two
         statistics: from the tracker of a training on these sets, or of one pass over them
         fingerprint: the tracker's; an empty one, of an older version, is only warned of; None
@@ -145,7 +146,7 @@ def _audited(
         AuditedAnnotation(
             annotation_id=annotation["annotation_id"],
             dataset=name,
-            image_id=_image_id(record),
+            image_id=image_id_of(record),
             index=index,
             file_name=str(record.get("file_name", "")),
             bbox=_box(annotation),
@@ -174,9 +175,3 @@ def _box(annotation: Record) -> tuple[float, float, float, float]:
     )
     x0, y0, x1, y1 = (round(x, 2) for x in box)
     return x0, y0, x1, y1
-
-
-def _image_id(record: Record) -> str | int:
-    # COCO's ids stay numbers; numpy's strings and numbers would not go into JSON.
-    image_id = record["image_id"]
-    return str(image_id) if isinstance(image_id, str) else int(image_id)

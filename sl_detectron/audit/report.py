@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_text
-from .audit import AuditedAnnotation, LabelAudit
 from .crops import Crop, make_crops
 from .files import strict_json
+from .records import AuditedAnnotation, LabelAudit
 
 __all__ = ["REPORT", "check_crops", "write_report"]
 

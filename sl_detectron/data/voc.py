@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import pascal_voc
 from detectron2.structures import BoxMode
 
-from .voc_folder import check_other_classes, class_ids_of, read_voc_annotations
+from .formats.voc_xml import check_other_classes, class_ids_of, read_voc_annotations
 
 __all__ = [
     "load_voc_dataset",

@@ -12,10 +12,10 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from ..audit import AUDIT_JSON, AnnotationTracker, write_audit
+from ..audit.run import audit_tracked, class_names_of
 from ..losses import SuperLoss
 from ..modeling import SuperLossTerm
-from .drawing import LabelledBox, draw_boxes, labelled_box
-from .label_audit import audit_tracked, class_names_of
+from ..visualization.boxes import LabelledBox, draw_boxes, labelled_box
 from .resume import StopOnSignal
 
 __all__ = ["DrawTrainingImages", "LogTau", "TrackAnnotations"]
@@ -71,7 +71,7 @@ class TrackAnnotations(HookBase):
         if not self.tracker.statistics().num_samples.any():
             logger.warning(
                 "No annotation was tracked: the training loader gives no gt_annotation_ids; build "
-                "it with sl_detectron.data.build_noisy_train_loader(cfg, mapper)"
+                "it with sl_detectron.label_noise.build_noisy_train_loader(cfg, mapper)"
             )
             return
         try:

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from ..checkpoint import SafeCheckpointer
 from ..data import shield_workers
-from .checkpoint import SafeCheckpointer
 from .finite import trainer_class
 from .hooks import LogTau
 from .resume import ResumeState, SaveAndStop, StopOnSignal, get_rng_state, set_rng_state

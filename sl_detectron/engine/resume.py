@@ -15,8 +15,8 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
 from torch import nn
 
+from ..checkpoint import SafeCheckpointer
 from ..data import TrainLoader
-from .checkpoint import SafeCheckpointer
 
 __all__ = [
     "STOPPED",

@@ -19,16 +19,12 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from ..checkpoint import SafeCheckpointer
 from ..cli import USER_ERRORS
 from ..config import add_superloss_config
-from ..data import (
-    check_datasets,
-    check_label_noise,
-    check_train_loader,
-    register_voc_datasets,
-)
+from ..data import check_datasets, register_voc_datasets
 from ..evaluation import check_evaluator
-from .checkpoint import SafeCheckpointer
+from ..label_noise import check_label_noise, check_train_loader
 from .config_files import merge_config_file
 from .trainer import SuperLossTrainer
 

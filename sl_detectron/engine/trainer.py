@@ -15,15 +15,16 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from ..audit.run import build_annotation_tracker
+from ..checkpoint import SafeCheckpointer
 from ..config import add_superloss_config
-from ..data import build_noisy_train_loader, noisy_dataset_dicts, shield_workers
+from ..data import shield_workers
 from ..evaluation import build_evaluator
+from ..label_noise import build_noisy_train_loader, noisy_dataset_dicts
 from ..losses import DataParams
 from ..modeling import SuperLossTerm
-from .checkpoint import SafeCheckpointer
 from .finite import trainer_class
 from .hooks import DrawTrainingImages, LogTau, TrackAnnotations
-from .label_audit import build_annotation_tracker
 from .resume import ResumeState, SaveAndStop, StopOnSignal, get_rng_state, set_rng_state
 
 __all__ = ["SuperLossTrainer", "distribute"]

@@ -11,7 +11,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from ..data.voc_folder import read_image_set
+from ..data.formats.voc_xml import read_image_set
 from .voc_ap import IOU_THRESHOLDS, METRICS, evaluate_detections
 from .voc_files import load_ground_truth, to_voc_pixels
 from .voc_matching import Array, Detections

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.voc_folder import class_ids_of, read_voc_annotations
+from ..data.formats.voc_xml import class_ids_of, read_voc_annotations
 from .voc_matching import Array, Detections, GroundTruth
 
 __all__ = ["load_detections", "load_ground_truth", "to_voc_pixels"]

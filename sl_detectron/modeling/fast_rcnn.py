@@ -16,15 +16,15 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ..losses import DataParams
-from .annotation_ids import FIRST_LOCAL_ID, annotation_ids_of
 from .box_regression import box_regression_losses
 from .build import (
     ClassificationLoss,
     classification_loss_from_config,
     superloss_terms_from_config,
 )
+from .custom_predictors import MAKERS, RoILosses, check_keys, compare_own_losses
 from .generated import make_subclass
-from .own_losses import MAKERS, RoILosses, check_keys, compare_own_losses
+from .matched_annotations import FIRST_LOCAL_ID, annotation_ids_of
 from .superloss_term import LOG_PERIOD, SuperLossTerm, reduce_losses
 
 __all__ = ["SuperLossFastRCNNOutputLayers", "to_superloss_output_layers"]
@@ -170,7 +170,7 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers):
                 raise ValueError(
                     "data_params learns for every training annotation, but the loader does not "
                     "say which ones a batch has: give its instances gt_annotation_ids, as "
-                    "sl_detectron.data.build_noisy_train_loader does"
+                    "sl_detectron.label_noise.build_noisy_train_loader does"
                 )
             self._ids_checked = True
         return other(scores, gt_classes, ids)

@@ -13,9 +13,9 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from fvcore.nn import sigmoid_focal_loss
 
-from .annotation_ids import ids_by_target, with_annotation_ids
 from .box_regression import box_regression_losses
 from .build import classification_loss_from_config, superloss_terms_from_config
+from .matched_annotations import ids_by_target, with_annotation_ids
 from .superloss_term import GRANULARITIES, SuperLossTerm, reduce_losses
 
 __all__ = ["SuperLossRetinaNet"]

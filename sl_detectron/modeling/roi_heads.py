@@ -20,7 +20,6 @@ from detectron2.modeling.roi_heads import (
 from detectron2.structures import Instances
 from torch import nn
 
-from .annotation_ids import FIELD, ids_by_target, with_annotation_ids
 from .build import (
     ClassificationLoss,
     classification_loss_from_config,
@@ -28,6 +27,7 @@ from .build import (
 )
 from .fast_rcnn import SuperLossFastRCNNOutputLayers, to_superloss_output_layers
 from .generated import make_subclass
+from .matched_annotations import FIELD, ids_by_target, with_annotation_ids
 from .superloss_term import SuperLossTerm
 
 __all__ = [

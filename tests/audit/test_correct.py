@@ -18,8 +18,8 @@ from sl_detectron.audit import (
 )
 from sl_detectron.audit.correct import folder_names
 from sl_detectron.data import load_voc_dataset
-from sl_detectron.data.label_noise import SymmetricNoise
-from sl_detectron.data.label_noise.export import export_noisy_voc
+from sl_detectron.label_noise import SymmetricNoise
+from sl_detectron.label_noise.export import export_noisy_voc
 
 SOURCES = {"set": {"format": "voc", "root": "devkit", "split": "train"}}
 DOG_A = Decision("set", "a", 1, (39, 9, 70, 50), "dog", "wrong", "cat")

@@ -7,7 +7,8 @@ import torch
 from audit_cases import CLASSES, IMAGES, PROBABILITIES, make_audit, write_devkit
 from detectron2.structures import Boxes, Instances
 
-from sl_detectron.audit.evaluation import (
+from sl_detectron.audit.objectlab import objectlab_scores
+from sl_detectron.audit.scoring import (
     evaluate_audit,
     evaluation_table,
     plot_evaluation,
@@ -15,16 +16,15 @@ from sl_detectron.audit.evaluation import (
     truth_from_records,
     write_evaluation,
 )
-from sl_detectron.audit.objectlab import objectlab_scores
 from sl_detectron.data import load_voc_dataset, number_annotations
-from sl_detectron.data.label_noise import (
+from sl_detectron.label_noise import (
     MissingAnnotations,
     SpuriousBoxes,
     SymmetricNoise,
     inject,
     read_manifest,
 )
-from sl_detectron.data.label_noise.export import export_noisy_voc
+from sl_detectron.label_noise.export import export_noisy_voc
 
 
 @pytest.fixture

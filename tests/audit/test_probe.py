@@ -9,7 +9,7 @@ from detectron2.structures import Boxes, Instances
 from fvcore.nn import sigmoid_focal_loss
 from PIL import Image
 
-from sl_detectron.audit.probe import probe_annotations
+from sl_detectron.audit.score_annotations import probe_annotations
 
 HEIGHT, WIDTH = 120, 160
 

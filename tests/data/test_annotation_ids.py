@@ -8,7 +8,7 @@ from detectron2.structures import BoxMode, Instances
 from PIL import Image
 
 from sl_detectron.data import AnnotationIdMapper, annotation_fingerprint, number_annotations
-from sl_detectron.data.label_noise import SymmetricNoise, inject
+from sl_detectron.label_noise import SymmetricNoise, inject
 
 
 def make_record(path, image_id=0, num_annotations=6, size=100):

@@ -17,7 +17,8 @@ import pytest
 from detectron2.structures import BoxMode
 from label_noise_records import NUM_CLASSES, labels, make_records
 
-from sl_detectron.data.label_noise import (
+from sl_detectron.data.formats.manifest import manifest_lines, read_manifest
+from sl_detectron.label_noise import (
     BoxJitter,
     Change,
     MissingAnnotations,
@@ -26,7 +27,6 @@ from sl_detectron.data.label_noise import (
     apply_changes,
     inject,
 )
-from sl_detectron.data.label_noise.manifest import manifest_lines, read_manifest
 
 ALL_NOISES = (
     SymmetricNoise(rate=0.4, seed=3),
@@ -88,7 +88,7 @@ def test_manifest_is_the_same_for_any_number_of_workers(num_workers):
 
 def test_python_hash_seed_does_not_matter():
     script = (
-        "from sl_detectron.data.label_noise import inject, SymmetricNoise, AsymmetricNoise\n"
+        "from sl_detectron.label_noise import inject, SymmetricNoise, AsymmetricNoise\n"
         "records = [{'image_id': str(i), 'annotations': [{'category_id': i % 3}]}"
         " for i in range(300)]\n"
         "confusion = {0: {1: 0.3, 2: 0.7}}\n"

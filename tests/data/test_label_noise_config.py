@@ -7,7 +7,7 @@ from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 
 from sl_detectron.config import add_superloss_config
-from sl_detectron.data.label_noise import (
+from sl_detectron.label_noise import (
     AsymmetricNoise,
     BoxJitter,
     MissingAnnotations,
@@ -15,8 +15,8 @@ from sl_detectron.data.label_noise import (
     SymmetricNoise,
     check_label_noise,
 )
-from sl_detectron.data.label_noise.config import noises_from_config
-from sl_detectron.data.label_noise.loader import build_noisy_train_loader
+from sl_detectron.label_noise.config import noises_from_config
+from sl_detectron.label_noise.loader import build_noisy_train_loader
 
 CLASSES = ["cat", "dog", "cow", "owl"]
 NAME = "noise_config_test"

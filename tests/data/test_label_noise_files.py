@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sl_detectron.data import load_voc_dataset
-from sl_detectron.data.label_noise import (
+from sl_detectron.data.formats.coco_edits import CocoFile
+from sl_detectron.data.formats.edits import Edit, apply_edits, undo_edits
+from sl_detectron.data.formats.restore import restore_clean
+from sl_detectron.data.formats.voc_edits import voc_edits
+from sl_detectron.label_noise import (
     BoxJitter,
     Change,
     MissingAnnotations,
@@ -23,12 +27,8 @@ from sl_detectron.data.label_noise import (
     inject,
     read_manifest,
 )
-from sl_detectron.data.label_noise.coco import CocoFile
-from sl_detectron.data.label_noise.edits import Edit, apply_edits, undo_edits
-from sl_detectron.data.label_noise.export import export_noisy_coco, export_noisy_voc
-from sl_detectron.data.label_noise.restore import restore_clean
-from sl_detectron.data.label_noise.stats import noise_statistics, statistics_table, uniformity_test
-from sl_detectron.data.label_noise.voc import voc_edits
+from sl_detectron.label_noise.export import export_noisy_coco, export_noisy_voc
+from sl_detectron.label_noise.stats import noise_statistics, statistics_table, uniformity_test
 
 CLASSES = ["cat", "dog", "R&D", "zürich"]
 ALL_NOISES = (
@@ -138,7 +138,7 @@ def test_unusual_xml_loads_as_the_noise_in_memory(tmp_path, kind, noises):
 def test_a_file_that_would_load_otherwise_stops_the_export(tmp_path, monkeypatch):
     root = write_devkit(tmp_path / "clean", XML)
     monkeypatch.setattr(
-        "sl_detectron.data.label_noise.devkit.voc_edits", lambda *_: [[Edit(0, b"", b"")]]
+        "sl_detectron.data.formats.devkit.voc_edits", lambda *_: [[Edit(0, b"", b"")]]
     )
     with pytest.raises(ValueError, match=r"a\.xml: its layout is not understood"):
         export_noisy_voc(

@@ -12,12 +12,12 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 from detectron2.structures import BoxMode
 
 from sl_detectron.config import add_superloss_config
-from sl_detectron.data.label_noise import (
+from sl_detectron.data.formats.manifest import manifest_lines
+from sl_detectron.label_noise import (
     inject,
 )
-from sl_detectron.data.label_noise.config import noises_from_config
-from sl_detectron.data.label_noise.loader import build_noisy_train_loader, noisy_dataset_dicts
-from sl_detectron.data.label_noise.manifest import manifest_lines
+from sl_detectron.label_noise.config import noises_from_config
+from sl_detectron.label_noise.loader import build_noisy_train_loader, noisy_dataset_dicts
 
 CLASSES = ["cat", "dog", "cow", "owl"]
 SETS = {"noise_test_a": 30, "noise_test_b": 20}
@@ -87,7 +87,7 @@ def test_without_noise_the_sets_are_detectron2s(cfg):
 
 def test_noise_is_injected_set_by_set_before_the_filter(cfg, caplog):
     set_noise(cfg, RATE=0.4, MISSING__RATE=0.5)
-    with caplog.at_level(logging.INFO, logger="sl_detectron.data.label_noise.loader"):
+    with caplog.at_level(logging.INFO, logger="sl_detectron.label_noise.loader"):
         sets = noisy_dataset_dicts(cfg)
     for name, size in SETS.items():
         records = make_records(size)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from label_noise_records import NUM_CLASSES, labels, make_records
 
-from sl_detectron.data.label_noise import (
+from sl_detectron.label_noise import (
     AsymmetricNoise,
     BoxJitter,
     MissingAnnotations,
@@ -18,8 +18,8 @@ from sl_detectron.data.label_noise import (
     SymmetricNoise,
     inject,
 )
-from sl_detectron.data.label_noise.confusion import VOC_CONFUSION, confusion_by_id
-from sl_detectron.data.label_noise.stats import noise_statistics, uniformity_test
+from sl_detectron.label_noise.confusion import VOC_CONFUSION, confusion_by_id
+from sl_detectron.label_noise.stats import noise_statistics, uniformity_test
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 20])

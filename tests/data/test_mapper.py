@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from sl_detectron.config import add_superloss_config
-from sl_detectron.data.label_noise import NoisyLabelMapper, SymmetricNoise, inject
+from sl_detectron.label_noise import NoisyLabelMapper, SymmetricNoise, inject
 
 NUM_CLASSES = 5
 NAME = "mapper_test_set"

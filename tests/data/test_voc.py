@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_pascal_voc
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES, load_voc_instances
 
+from sl_detectron.data.formats.voc_xml import parse_voc_xml, read_image_set, read_voc_annotations
 from sl_detectron.data.voc import (
     check_datasets,
     load_dataset,
@@ -16,7 +17,6 @@ from sl_detectron.data.voc import (
     register_voc_dataset,
     register_voc_datasets,
 )
-from sl_detectron.data.voc_folder import parse_voc_xml, read_image_set, read_voc_annotations
 
 CLASSES = ("cat", "dog", "horse")
 SIZE = "<size><width>100</width><height>80</height><depth>3</depth></size>"

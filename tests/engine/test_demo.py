@@ -10,10 +10,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from sl_detectron.commands.demo import METHODS, _table, run_demo
 from sl_detectron.data import register_toy_datasets
-from sl_detectron.engine.comparison import _draw
-from sl_detectron.engine.demo import METHODS, _table, run_demo
-from sl_detectron.engine.drawing import LabelledBox
+from sl_detectron.visualization.boxes import LabelledBox
+from sl_detectron.visualization.comparison import _draw
 
 
 def test_table_and_picture(tmp_path, monkeypatch):

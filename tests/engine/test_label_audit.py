@@ -12,20 +12,16 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from sl_detectron.audit import AnnotationTracker, audit_annotations, read_audit
-from sl_detectron.audit.probe import Probe
-from sl_detectron.data import (
-    TOY_CLASS_NAMES,
-    noisy_dataset_dicts,
-    number_annotations,
-    register_toy_datasets,
-)
-from sl_detectron.engine import SuperLossTrainer, setup_cfg
-from sl_detectron.engine.label_audit import (
+from sl_detectron.audit.run import (
     audit_checkpoint,
     audit_run,
     build_annotation_tracker,
     evaluate_run,
 )
+from sl_detectron.audit.score_annotations import Probe
+from sl_detectron.data import TOY_CLASS_NAMES, number_annotations, register_toy_datasets
+from sl_detectron.engine import SuperLossTrainer, setup_cfg
+from sl_detectron.label_noise import noisy_dataset_dicts
 
 CONFIGS = REPO / "configs" / "Toy"
 DETECTORS = ["faster_rcnn_superloss", "retinanet_superloss"]
@@ -181,7 +177,7 @@ def test_a_stock_model_is_not_tracked(tmp_path):
 
 
 def test_too_large_to_track_says_so(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("sl_detectron.engine.label_audit.MAX_BYTES", 1000)
+    monkeypatch.setattr("sl_detectron.audit.run.MAX_BYTES", 1000)
     with caplog.at_level(logging.WARNING):
         assert SuperLossTrainer(config(tmp_path)).annotation_tracker is None
     assert "MODEL.SUPERLOSS.TRACK_ANNOTATIONS False" in caplog.text
@@ -275,7 +271,7 @@ def test_images_without_annotations_and_nothing_matched(tmp_path, monkeypatch):
     bare = {k: v for k, v in records[0].items() if k != "annotations"}
     sets = {"toy_digits_train": [bare, *records[1:]]}
     nothing = torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(0, 10), []
-    module = "sl_detectron.engine.label_audit"
+    module = "sl_detectron.audit.run"
     monkeypatch.setattr(f"{module}.noisy_dataset_dicts", lambda _: sets)
     monkeypatch.setattr(f"{module}.probe_checkpoint", lambda *_, **__: Probe(*nothing))
     monkeypatch.setattr(f"{module}.objectlab_scores", lambda *_: {})

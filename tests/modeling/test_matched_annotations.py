@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 
 from sl_detectron.losses import SuperLoss, superloss
 from sl_detectron.modeling import SuperLossTerm, superloss_roi_heads
-from sl_detectron.modeling.annotation_ids import ids_by_target, with_annotation_ids
+from sl_detectron.modeling.matched_annotations import ids_by_target, with_annotation_ids
 
 LOCAL = 2**40  # ids of a batch whose loader gave none start here
 

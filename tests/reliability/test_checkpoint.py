@@ -12,7 +12,7 @@ import torch
 from detectron2.utils import comm
 from torch import nn
 
-from sl_detectron.engine.checkpoint import SafeCheckpointer, atomic_write, read_checkpoint
+from sl_detectron.checkpoint import SafeCheckpointer, atomic_write, read_checkpoint
 
 
 class Touch:

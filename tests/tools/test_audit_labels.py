@@ -9,9 +9,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from sl_detectron.audit import Decision, Decisions, read_audit, write_decisions
 from sl_detectron.data import TOY_CLASS_NAMES, make_toy_dataset
-from sl_detectron.data.label_noise import SymmetricNoise
-from sl_detectron.data.label_noise.export import export_noisy_voc
 from sl_detectron.engine import SuperLossTrainer, setup_cfg
+from sl_detectron.label_noise import SymmetricNoise
+from sl_detectron.label_noise.export import export_noisy_voc
 
 TOOL = REPO / "tools" / "audit_labels.py"
 FILES = {"label_audit.json", "label_audit.csv", "index.html"}
@@ -162,7 +162,7 @@ def test_errors_are_one_line_before_any_work(
     main, run, tmp_path, capsys, monkeypatch, args, message
 ):
     for name in ("audit_run", "audit_checkpoint"):
-        monkeypatch.setattr(f"sl_detectron.engine.audit_job.{name}", expensive)
+        monkeypatch.setattr(f"sl_detectron.commands.audit.{name}", expensive)
     places = {"RUN": run, "CONFIG": run / "config.yaml"}
     assert main(*(places.get(arg, arg) for arg in args), "--output", tmp_path / "out") == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -172,7 +172,7 @@ def test_errors_are_one_line_before_any_work(
 
 
 def test_output_is_checked_before_any_work(main, run, noisy_set, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sl_detectron.engine.audit_job.audit_run", expensive)
+    monkeypatch.setattr("sl_detectron.commands.audit.audit_run", expensive)
     (tmp_path / "file").write_text("")
     (tmp_path / "out" / "corrected").mkdir(parents=True)
     for out, message in (
@@ -197,7 +197,7 @@ def test_a_lazy_config_is_named(main, tmp_path, capsys):
 
 
 def test_a_missing_extra_is_named_before_any_work(main, run, tmp_path, capsys, monkeypatch):
-    job = "sl_detectron.engine.audit_job"
+    job = "sl_detectron.commands.audit"
     monkeypatch.setattr(f"{job}.audit_run", expensive)
     monkeypatch.setattr(f"{job}.find_spec", lambda name: None if name == "cleanlab" else name)
     assert main("--from-run", run, "--output", tmp_path / "out", "--evaluate") == 2

@@ -13,9 +13,9 @@ import pytest
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
 from sl_detectron.data import load_voc_dataset
-from sl_detectron.data.label_noise import SymmetricNoise, inject
-from sl_detectron.data.label_noise.restore import restore_clean
-from sl_detectron.data.label_noise.stats import noise_statistics, uniformity_test
+from sl_detectron.data.formats.restore import restore_clean
+from sl_detectron.label_noise import SymmetricNoise, inject
+from sl_detectron.label_noise.stats import noise_statistics, uniformity_test
 
 REPO = Path(__file__).resolve().parents[2]
 TOOL = REPO / "tools" / "inject_noise.py"
@@ -181,7 +181,7 @@ def test_an_error_half_way_leaves_nothing(devkit, tmp_path, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sl_detectron.data.label_noise.export.plot_confusion", fail)
+    monkeypatch.setattr("sl_detectron.label_noise.export.plot_confusion", fail)
     with pytest.raises(KeyboardInterrupt):
         run("--voc-root", devkit, "--output", tmp_path / "out", *NOISE)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["VOC2007"]
@@ -193,7 +193,7 @@ def test_an_error_half_way_leaves_nothing(devkit, tmp_path, monkeypatch):
 def test_killed_half_way_leaves_nothing_that_looks_finished(devkit, tmp_path, step):
     script = (
         "import os, signal, runpy, sys\n"
-        "from sl_detectron.data.label_noise import devkit, export\n"
+        "from sl_detectron.label_noise import devkit, export\n"
         f"{step} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"

@@ -12,11 +12,11 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from sl_detectron.audit import read_audit, write_audit
+from sl_detectron.audit.run import audit_checkpoint
 from sl_detectron.data import register_toy_datasets, toy
 from sl_detectron.engine import setup_cfg
-from sl_detectron.engine.drawing import annotation_boxes, detection_boxes, draw_boxes
-from sl_detectron.engine.label_audit import audit_checkpoint
 from sl_detectron.model_zoo import get_config_file
+from sl_detectron.visualization.boxes import annotation_boxes, detection_boxes, draw_boxes
 
 TOOL = REPO / "tools" / "visualize.py"
 CONFIG = "Toy/faster_rcnn_superloss.yaml"

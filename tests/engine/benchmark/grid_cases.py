@@ -14,7 +14,7 @@ import yaml
 from conftest import REPO
 
 from sl_detectron.data import TOY_CLASS_NAMES, make_toy_dataset
-from sl_detectron.engine.benchmark import Grid, read_grid
+from sl_detectron.sweep import Grid, read_grid
 
 NUM_IMAGES = 6
 

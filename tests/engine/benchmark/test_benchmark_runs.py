@@ -18,7 +18,7 @@ import torch
 from conftest import REPO
 from grid_cases import make_tiny_set, run_here, write_tiny_grid
 
-from sl_detectron.engine.benchmark import make_tables, plan, read_grid
+from sl_detectron.sweep import make_tables, plan, read_grid
 
 BASELINE = {"config": "Toy/retinanet.yaml"}
 
@@ -227,7 +227,7 @@ def test_a_cell_leaves_the_result_of_another_grid(finished, grid_file, tmp_path)
     other = tmp_path / "out"
     shutil.copytree(cell.folder, other)
     args = [*cell.args[:-1], str(other)]
-    command = [sys.executable, "-m", "sl_detectron.engine.benchmark.cell", *args]
+    command = [sys.executable, "-m", "sl_detectron.sweep.run", *args]
     # Standard input stays open: at its end the cell would take its parent for dead.
     with subprocess.Popen(
         [*command, "SOLVER.GAMMA", "0.5"],

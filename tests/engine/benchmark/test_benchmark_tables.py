@@ -12,10 +12,10 @@ from grid_cases import run_here, write_results
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sl_detectron.engine.benchmark import make_tables, read_results
-from sl_detectron.engine.benchmark.plot import _draw
-from sl_detectron.engine.benchmark.statistics import paired_difference
-from sl_detectron.engine.benchmark.table import latex, markdown, means_csv
+from sl_detectron.sweep import make_tables, read_results
+from sl_detectron.sweep.plot import _draw
+from sl_detectron.sweep.statistics import paired_difference
+from sl_detectron.sweep.table import latex, markdown, means_csv
 
 R, F = "RetinaNet", "Faster R-CNN"
 GRID = {

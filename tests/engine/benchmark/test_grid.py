@@ -11,23 +11,23 @@ from conftest import REPO
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 
-from sl_detectron.engine.benchmark import plan, read_grid, run_grid
-from sl_detectron.engine.benchmark.plan import explain_change
-from sl_detectron.engine.benchmark.state import differences, fingerprint, write_json
 from sl_detectron.engine.setup import merge_cfg
+from sl_detectron.sweep import plan, read_grid, run_grid
+from sl_detectron.sweep.plan import explain_change
+from sl_detectron.sweep.state import differences, fingerprint, write_json
 
 GRIDS = sorted((REPO / "configs" / "Benchmark").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
 def table5(tmp_path_factory):
-    return plan(read_grid("Benchmark/table5.yaml"), tmp_path_factory.mktemp("table5"))
+    return plan(read_grid("Sweep/table5.yaml"), tmp_path_factory.mktemp("table5"))
 
 
 def test_dry_run_prints_the_72_commands(tmp_path, table5, monkeypatch):
     """Without data, and each command builds the very config of its cell."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
-    tool = [sys.executable, "tools/benchmark.py", "--config", "configs/Benchmark/table5.yaml"]
+    tool = [sys.executable, "tools/sweep.py", "--config", "configs/Sweep/table5.yaml"]
     output = table5[0].folder.parents[3]
     done = subprocess.run(
         [*tool, "--output", output, "--dry-run", "--num-gpus", "8"],

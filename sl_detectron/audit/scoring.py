@@ -1,0 +1,242 @@
+"""How well an audit finds labels that are known to be wrong.
+
+An annotation counts as wrong if its label was flipped or its box was added where there is no
+object. All numbers are of the annotations that the audit ranked.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from ..files import write_text
+from .files import strict_json
+from .records import LabelAudit
+
+__all__ = [
+    "AuditEvaluation",
+    "ScoreQuality",
+    "evaluate_audit",
+    "evaluation_table",
+    "plot_evaluation",
+    "truth_from_manifest",
+    "truth_from_records",
+    "write_evaluation",
+]
+
+OURS = "suspicion"
+# Below k = the number of wrong labels, beyond which no score can be all right.
+CUTOFFS = (10, 50, 100, 500, 1000)
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ScoreQuality:
+    """How well one score ranks wrong labels first; fractions in [0, 1].
+
+    Args:
+        auroc: area under the ROC curve
+        average_precision: area under the precision-recall curve
+        precision_at: {k: share of wrong labels among the k most suspect}; the key "wrong" is for
+            k = the number of wrong labels
+    """
+
+    auroc: float
+    average_precision: float
+    precision_at: dict[str, float]
+
+    def values(self) -> list[float]:
+        """All of them, in this order."""
+        return [self.auroc, self.average_precision, *self.precision_at.values()]
+
+
+@dataclass(frozen=True)
+class AuditEvaluation:
+    """
+    Args:
+        num_annotations: how many were ranked
+        num_wrong: how many of them have a wrong label
+        right_suggestions: share of the flipped labels that are among the most suspect, as many as
+            labels are wrong, with the true class as their suggestion
+        scores: {name: quality}
+    """
+
+    num_annotations: int
+    num_wrong: int
+    right_suggestions: float
+    scores: dict[str, ScoreQuality]
+
+
+def truth_from_records(sets: Mapping[str, Sequence[Record]]) -> dict[int, int]:
+    """{annotation id: true class} from label noise in memory; K for a box without an object."""
+    return {
+        a["annotation_id"]: int(a.get("true_category_id", a["category_id"]))
+        for records in sets.values()
+        for record in records
+        for a in record.get("annotations", ())
+    }
+
+
+def truth_from_manifest(
+    sets: Mapping[str, Sequence[Record]],
+    lines: Iterable[Mapping[str, Any]],
+    classes: Sequence[str],
+) -> dict[int, int]:
+    """{annotation id: true class} of sets that hold the noise of a manifest on disk.
+
+    Args:
+        sets: the noisy sets, as training sees them
+        lines: from :func:`~sl_detectron.label_noise.read_manifest`
+        classes: K names
+
+    Raises:
+        ValueError: the manifest is of other sets
+    """
+    by_image: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for line in lines:
+        by_image.setdefault((line["dataset"], str(line["image_id"])), []).append(line)
+    strangers = sorted({name for name, _ in by_image} - sets.keys())
+    if strangers:
+        raise ValueError(
+            f"the manifest is of the data sets {strangers}, the audit of {list(sets)}: give the "
+            "manifest the name that the set is registered by"
+        )
+    truth = truth_from_records(sets)
+    for name, records in sets.items():
+        for record in records:
+            changes = by_image.get((name, str(record["image_id"])), [])
+            gone = [c["annotation"] for c in changes if c["what"] == "missing"]
+            for change in changes:
+                if change["what"] not in ("label", "spurious"):
+                    continue
+                # The manifest counts clean annotations; those that went missing are not there.
+                index = change["annotation"] - sum(g < change["annotation"] for g in gone)
+                wrong = _noisy_annotation(record, index, change, classes)
+                old = change["old"]
+                truth[wrong["annotation_id"]] = len(classes) if old is None else classes.index(old)
+    return truth
+
+
+def evaluate_audit(
+    audit: LabelAudit,
+    truth: Mapping[int, int],
+    references: Mapping[str, Mapping[int, float]] | None = None,
+) -> AuditEvaluation:
+    """Compare the audit's ranking, its loss and other scores with the truth.
+
+    Args:
+        audit: the ranked list
+        truth: {annotation id: true class id}, K for a box without an object
+        references: {name: {annotation id: score}}, **higher is more suspect**
+
+    Raises:
+        ValueError: no label is wrong, or all are: then there is nothing to tell apart
+    """
+    names = {name: i for i, name in enumerate(audit.classes)}
+    ids = [a.annotation_id for a in audit.annotations]
+    true = np.array([truth[i] for i in ids])
+    given = np.array([names[a.label] for a in audit.annotations])
+    wrong = true != given
+    if not 0 < wrong.sum() < len(wrong):
+        raise ValueError(
+            f"{wrong.sum()} of {len(wrong)} labels are wrong: an evaluation needs right and wrong "
+            "ones; is this the run, and the manifest, that you mean?"
+        )
+    scores = {
+        OURS: [a.suspicion for a in audit.annotations],
+        "low confidence": [-a.confidence for a in audit.annotations],
+        "plain loss": [a.mean_loss for a in audit.annotations],
+    }
+    for name, values in (references or {}).items():
+        scores[name] = [values[i] for i in ids]
+    num_wrong = int(wrong.sum())
+    suggested = np.array([names[a.suggested_label] for a in audit.annotations])
+    flipped = wrong & (true < len(names))
+    # The audit's own order, most suspect first.
+    found = (flipped & (suggested == true))[:num_wrong].sum()
+    return AuditEvaluation(
+        num_annotations=len(ids),
+        num_wrong=num_wrong,
+        right_suggestions=float(found / max(flipped.sum(), 1)),
+        scores={name: _quality(wrong, np.array(values)) for name, values in scores.items()},
+    )
+
+
+def evaluation_table(evaluation: AuditEvaluation) -> str:
+    """A text table of an evaluation, in percent."""
+    rows = [
+        [
+            name,
+            *(f"{100 * x:.1f}" for x in (q.auroc, q.average_precision, *q.precision_at.values())),
+        ]
+        for name, q in evaluation.scores.items()
+    ]
+    cutoffs = [f"P@{k}" for k in evaluation.scores[OURS].precision_at]
+    table = tabulate(rows, ["score", "AUROC", "AP", *cutoffs], disable_numparse=True)
+    return (
+        f"{table}\n{evaluation.num_wrong} of {evaluation.num_annotations} labels are wrong; "
+        f"right suggestions for {100 * evaluation.right_suggestions:.1f} % of the flipped ones "
+        f"among the {evaluation.num_wrong} most suspect"
+    )
+
+
+def write_evaluation(evaluation: AuditEvaluation, path: str | os.PathLike) -> None:
+    """Write an evaluation as JSON."""
+    write_text(Path(path), strict_json(asdict(evaluation), indent=1) + "\n")
+
+
+def plot_evaluation(evaluation: AuditEvaluation, path: str | os.PathLike) -> None:
+    """Draw AUROC, AP and precision of every score as bars, by the suffix a PNG or PDF."""
+    from matplotlib.figure import Figure  # pyplot would take the user's backend
+
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    metrics = ["AUROC", "AP", *(f"P@{k}" for k in evaluation.scores[OURS].precision_at)]
+    width = 0.8 / len(evaluation.scores)
+    for i, (name, q) in enumerate(evaluation.scores.items()):
+        values = q.values()
+        places = np.arange(len(values)) + (i - (len(evaluation.scores) - 1) / 2) * width
+        axes.bar(places, [100 * v for v in values], width, label=name)
+    axes.set_xticks(range(len(metrics)), metrics)
+    axes.set_ylabel("%")
+    axes.set_ylim(0, 100)
+    axes.axhline(
+        100 * evaluation.num_wrong / evaluation.num_annotations, color="gray", linewidth=0.8
+    )
+    axes.set_title(f"Finding {evaluation.num_wrong} wrong of {evaluation.num_annotations} labels")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def _noisy_annotation(
+    record: Record, index: int, change: Mapping[str, Any], classes: Sequence[str]
+) -> Record:
+    """The annotation that a change made, if the set holds it."""
+    new = change["new"] if change["what"] == "label" else change["new"]["category"]
+    annotations = record.get("annotations", ())
+    if index < len(annotations) and new in classes:
+        annotation: Record = annotations[index]
+        if annotation["category_id"] == classes.index(new):
+            return annotation
+    raise ValueError(
+        f"the manifest says {change['what']} noise made annotation {change['annotation']} of image "
+        f"{record['image_id']!r} a {new!r}, but it is not in the set: not this set's manifest"
+    )
+
+
+def _quality(wrong: np.ndarray, scores: np.ndarray) -> ScoreQuality:
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    ranked = wrong[np.argsort(-scores, kind="stable")]
+    num_wrong = int(wrong.sum())
+    cutoffs = {str(k): k for k in CUTOFFS if k < num_wrong} | {"wrong": num_wrong}
+    return ScoreQuality(
+        auroc=float(roc_auc_score(wrong, scores)),
+        average_precision=float(average_precision_score(wrong, scores)),
+        precision_at={name: float(ranked[:k].mean()) for name, k in cutoffs.items()},
+    )

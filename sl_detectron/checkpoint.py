@@ -1,0 +1,342 @@
+"""Checkpoints that are whole or absent, and that are data, never code."""
+
+import logging
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import parse_qs
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
+
+from .files import replacing
+
+__all__ = ["SafeCheckpointer", "atomic_write", "read_checkpoint"]
+
+logger = logging.getLogger(__name__)
+
+# What the model zoo's .pkl files are made of: dicts of arrays.
+_ARRAYS = {
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    # Tensors, as converters to .pkl leave them.
+    ("torch._utils", "_rebuild_tensor_v2"),
+}
+# Before this version weights_only could be made to run code (CVE-2025-32434).
+_SAFE_TORCH = "2.6"
+_FINAL = "model_final.pth"
+_OF_TRAINING = re.compile(r"model_(\d{7}|final)\.pth")
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a checkpoint of any kind that detectron2 knows, without running code from it.
+
+    Args:
+        path: a .pth file, or .pkl (model zoo, Caffe2) or .pyth (pycls)
+
+    Returns:
+        what the file holds, tensors on the CPU
+
+    Raises:
+        FileNotFoundError: there is no such file
+        ValueError: it is cut off, no checkpoint, or holds more than tensors and arrays
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        if path.suffix == ".pkl":
+            with open(path, "rb") as file:
+                content = _ArrayUnpickler(file, encoding="latin1").load()
+        else:
+            _warn_of_old_torch()
+            with _numpy_allowed():
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except _Refused as error:
+        raise ValueError(
+            f"{path} is refused as a checkpoint: it is a pickle with {error}"
+        ) from None
+    except Exception as error:  # a damaged file can raise anything
+        raise ValueError(f"{path} {_why_unreadable(str(error) or repr(error))}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
+    return content
+
+
+@cache
+def _warn_of_old_torch() -> None:
+    if torch.__version__ < _SAFE_TORCH:
+        logger.warning(
+            "torch %s is older than 2.6, in which weights_only loading was mended "
+            "(CVE-2025-32434): load only checkpoints that you trust",
+            torch.__version__,
+        )
+
+
+def _numpy_allowed() -> AbstractContextManager:
+    """Arrays and scalars of numpy load too: a hook of one's own may have them in its state."""
+    if torch.__version__ < _SAFE_TORCH:  # it knows no names but its own numpy's
+        return nullcontext()
+    array, number = np.zeros(1), np.float64(0)
+    reconstruct, scalar = array.__reduce__()[0], number.__reduce__()[0]
+    dtypes = {type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OV"}
+    by_name: list[Any] = [
+        (made, f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")
+        for made, name in ((reconstruct, "_reconstruct"), (scalar, "scalar"))
+    ]
+    return torch.serialization.safe_globals([np.ndarray, np.dtype, *dtypes, *by_name])
+
+
+def _why_unreadable(message: str) -> str:
+    """One line of what torch says in a page."""
+    code = re.search(r"GLOBAL (\S+)|[Uu]nsupported class (\S+)", message)
+    if code:
+        name = code[1] or code[2]
+        return f"is refused as a checkpoint: it is a pickle with {name}, which is not data"
+    if "weights_only" in message:
+        return "cannot be read as a checkpoint: it is no file of tensors that torch has saved"
+    return f"cannot be read as a checkpoint: {message.strip().splitlines()[0]}"
+
+
+class SafeCheckpointer(DetectionCheckpointer):
+    """:class:`DetectionCheckpointer` that survives being killed and refuses pickles with code.
+
+    A file is written beside its place, flushed to the disk and renamed, so that it is whole under
+    its name; a last checkpoint that cannot be read makes way for the one before it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # {file: its content}, of the checkpoint that was chosen: it is read once.
+        self._content: dict[str, dict[str, Any]] = {}
+        self._resumed_from: Path | None = None
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``name``.pth and make it the last checkpoint.
+
+        Raises:
+            OSError: the disk is full or not writable; the checkpoints before are untouched
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data |= {key: part.state_dict() for key, part in self.checkpointables.items()}
+        data |= kwargs
+        self._resumed_from = None
+        path = Path(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        with atomic_write(path) as file:
+            torch.save(data, file)
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Write the name of the last checkpoint, in one piece."""
+        with atomic_write(Path(self.save_dir, "last_checkpoint")) as file:
+            file.write(last_filename_basename.encode())
+
+    def has_checkpoint(self) -> bool:
+        """Whether a training has left a checkpoint to go on from."""
+        return bool(self._candidates())
+
+    def get_checkpoint_file(self) -> str:
+        """The checkpoint to go on from; empty where there is none."""
+        candidates = self._candidates()
+        return str(candidates[0]) if candidates else ""
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As the base class; goes back to an earlier checkpoint if the last one is damaged.
+
+        Raises:
+            FileNotFoundError: there is no such file
+            ValueError: it cannot be read, or to resume: none can on all ranks, or its state does
+                not fit
+        """
+        if resume:
+            self._remove_stale()
+        chosen = self._resumed_from = self._choose() if resume else None
+        if chosen is None:
+            return self.load(path, checkpointables=[])
+        try:
+            return self.load(str(chosen))
+        except (ValueError, KeyError, RuntimeError) as error:
+            # The file is whole: an earlier one would fit no better.
+            raise ValueError(
+                f"cannot resume from {chosen}, which does not fit this model and config: {error}"
+            ) from error
+        finally:
+            self._content = {}
+
+    def complete(self) -> None:
+        """Make the checkpoint that a complete training was resumed from its final one.
+
+        For one that a kill ended between the last periodic checkpoint and the final one. One of a
+        shorter training is replaced; nothing is done after :meth:`save`.
+        """
+        final, source = Path(self.save_dir, _FINAL), self._resumed_from
+        if source is None or source.parent != final.parent or not self.save_to_disk:
+            return
+        if source.name == _FINAL or not _OF_TRAINING.fullmatch(source.name):
+            return
+        with open(source, "rb") as file, atomic_write(final) as copy:
+            shutil.copyfileobj(file, copy)
+        self.tag_last_checkpoint(_FINAL)
+
+    def _remove_stale(self) -> None:
+        """What a training that was killed left half-written; an evaluation must not touch it."""
+        if self.save_dir and self.save_to_disk and "trainer" in self.checkpointables:
+            for pattern in (".model_*.pth.tmp", ".last_checkpoint.tmp"):
+                for stale in Path(self.save_dir).glob(pattern):
+                    stale.unlink(missing_ok=True)
+
+    def _choose(self) -> Path | None:
+        """The newest checkpoint that the first rank can read; all ranks take that one, or none."""
+        chosen, reason = None, ""
+        if comm.is_main_process():
+            chosen, reason = self._newest_readable()
+        chosen, reason = comm.all_gather((chosen, reason))[0]
+        if chosen is not None and not comm.is_main_process():
+            reason = self._why_unreadable(chosen)
+        reasons = [r for r in comm.all_gather(reason) if r]
+        if reasons:
+            raise ValueError(f"cannot resume: {'; '.join(dict.fromkeys(reasons))}")
+        return chosen
+
+    def _newest_readable(self) -> tuple[Path | None, str]:
+        candidates = self._candidates()
+        reasons = []
+        for candidate in candidates:
+            reason = self._why_unreadable(candidate)
+            if not reason:
+                return candidate, ""
+            reasons.append(reason)
+            logger.warning("%s; going back to the checkpoint before it", reason)
+        reason = f"no checkpoint can be read. {'; '.join(reasons)}" if candidates else ""
+        return None, reason
+
+    def _why_unreadable(self, path: Path) -> str:
+        try:
+            self._content = {str(path): self._parse(str(path))}
+        except (ValueError, OSError) as error:
+            return str(error)
+        return ""
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As the base class, without code from the file.
+
+        Raises:
+            FileNotFoundError: there is no such file
+            ValueError: it is not a checkpoint
+        """
+        try:
+            return super().load(path, *args, **kwargs)
+        except AssertionError as error:
+            if not str(error).startswith("Checkpoint "):  # fvcore's word for a missing file
+                raise
+            raise FileNotFoundError(f"MODEL.WEIGHTS: there is no checkpoint {path}") from error
+        finally:
+            self._parsed_url_during_load = None
+
+    def _candidates(self) -> list[Path]:
+        """Checkpoints to resume from: the last one, then those of the training, newest first.
+
+        The final one comes last: it may be that of a shorter training which was then extended.
+        """
+        if not self.save_dir:
+            return []
+        folder = Path(self.save_dir)
+        pointer = folder / "last_checkpoint"
+        found = []
+        if pointer.is_file():
+            found = [folder / pointer.read_text(errors="replace").strip()]
+        of_training = [p for p in folder.glob("model_*.pth") if _OF_TRAINING.fullmatch(p.name)]
+        # Names, not times: a copy of a folder has the times of copying.
+        numbered = [p for p in of_training if p.name != _FINAL]
+        found += sorted(numbered, key=lambda p: p.name, reverse=True)
+        found += [p for p in of_training if p.name == _FINAL]
+        return [p for p in dict.fromkeys(found) if p.is_file()]
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        content = self._content.pop(filename, None) or self._parse(filename)
+        query = parse_qs(getattr(self._parsed_url_during_load, "query", ""))
+        if query.get("matching_heuristics") == ["True"]:
+            content["matching_heuristics"] = True
+        return content
+
+    def _parse(self, filename: str) -> dict[str, Any]:
+        content = read_checkpoint(filename)
+        if filename.endswith(".pyth"):
+            state = content.get("model_state", content)
+            weights = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+            return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+        if filename.endswith(".pkl") and not ("model" in content and "__author__" in content):
+            blobs = content.get("blobs", content)
+            weights = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
+            return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+        if "model" not in content:
+            content = {"model": content}
+        if not isinstance(content["model"], dict):
+            raise ValueError(f"{filename} is not a checkpoint: it holds no weights by name")
+        return content
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under its name when it is whole, or not at all.
+
+    Args:
+        path: of the file; one that exists is replaced
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind
+    """
+    try:
+        with replacing(path) as part, open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:
+        # torch reports a full disk as a RuntimeError, with the OSError as its context.
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
+        raise OSError(f"cannot write {path}: {reason}") from error
+    # The new name too must survive a crash of the machine; some file systems know no such thing.
+    with suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+class _Refused(Exception):
+    pass
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return _load_storage  # torch's own would run code
+        if (module, name) not in _ARRAYS:
+            raise _Refused(f"{module}.{name}")
+        return super().find_class(module, name)
+
+
+def _load_storage(data: bytes) -> Any:
+    _warn_of_old_torch()
+    return torch.load(BytesIO(data), map_location="cpu", weights_only=True)

@@ -1,0 +1,193 @@
+"""The work of ``tools/visualize.py``: labels, detections and confidences as pictures."""
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog, detection_utils
+from detectron2.engine import DefaultPredictor
+from tqdm import tqdm
+
+from ..audit import AUDIT_JSON, read_audit
+from ..audit.run import last_checkpoint
+from ..data.voc import load_dataset
+from ..engine.config_files import refuse_lazy
+from ..engine.setup import setup_cfg
+from ..label_noise import noisy_dataset_dicts
+from ..model_zoo import find_config
+from ..visualization.boxes import (
+    annotation_boxes,
+    build_predictor,
+    detection_boxes,
+    draw_boxes,
+    is_wrong,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["ORDERS", "run_visualize"]
+
+Record = dict[str, Any]
+# Which images come first: those of the set, with most wrong labels, or with the lowest confidence.
+ORDERS = ("set", "wrong", "doubted")
+DPI = 100
+_NO_LAZY = (
+    "which is not drawn: give a YAML config of the same detector and data sets as --config-file, "
+    "and for detections the weights as --checkpoint"
+)
+
+
+def run_visualize(args: argparse.Namespace) -> str:
+    """Draw images of a data set, one picture each, and save or show them.
+
+    Args:
+        args: of the tool
+
+    Returns:
+        what to print
+
+    Raises:
+        ValueError: an option does not fit the data set, or there is no screen to show pictures on
+        FileNotFoundError: there is no such run, checkpoint or audit
+        ImportError: OpenCV is not installed
+    """
+    if args.num < 1:
+        raise ValueError(f"--num must be 1 or above; got {args.num}")
+    cfg = _config(args)
+    name = args.dataset or cfg.DATASETS.TRAIN[0]
+    given, true = _records(cfg, name)
+    classes = MetadataCatalog.get(name).thing_classes
+    sigma = _confidences(args, name)
+    chosen = _order(given, args.first, sigma)[: args.num]
+    checkpoint = args.checkpoint
+    if args.from_run and not checkpoint:
+        checkpoint = str(last_checkpoint(args.from_run))
+    predictor = build_predictor(cfg, checkpoint, args.threshold) if checkpoint else None
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
+    for number, record in enumerate(tqdm(chosen, unit="image", dynamic_ncols=True)):
+        panels = _panels(record, true.get(record["image_id"]), classes, sigma, predictor)
+        figure = _figure(panels, args.show)
+        if args.output:
+            figure.savefig(args.output / _file_name(number, record), dpi=DPI)
+        if args.show:
+            _show(figure)
+    return f"{len(chosen)} of {len(given)} images of {name} drawn" + (
+        f": {args.output}" if args.output else ""
+    )
+
+
+def _config(args: argparse.Namespace) -> CfgNode:
+    file = find_config(args.config_file)
+    if args.from_run:
+        file = str(Path(args.from_run, "config.yaml"))
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"{args.from_run} is not the output of a training: no {file}")
+    refuse_lazy(file, _NO_LAZY)
+    # Sets that are not drawn need not be there; without detections no device is needed either.
+    opts = [*args.opts, "DATASETS.TEST", str((args.dataset,) if args.dataset else ())]
+    if not (args.checkpoint or args.from_run):
+        opts += ["MODEL.DEVICE", "cpu"]
+    return setup_cfg(file, opts)
+
+
+def _records(cfg: CfgNode, name: str) -> tuple[list[Record], dict[Any, Record]]:
+    """The records as training sees them; the clean ones by image id where they differ."""
+    if name not in cfg.DATASETS.TRAIN:
+        return load_dataset(name), {}
+    given = noisy_dataset_dicts(cfg)[name]
+    clean = {r["image_id"]: r for r in load_dataset(name)}
+    differ = any(_changed(r, clean[r["image_id"]]) for r in given)
+    return given, clean if differ else {}
+
+
+def _changed(record: Record, clean: Record) -> bool:
+    ours, theirs = record.get("annotations", ()), clean.get("annotations", ())
+    return len(ours) != len(theirs) or any(is_wrong(a) or "true_bbox" in a for a in ours)
+
+
+def _confidences(args: argparse.Namespace, name: str) -> dict[int, float]:
+    """{annotation id: mean sigma} of an audit; empty without one."""
+    path = args.audit
+    if not path and args.from_run and Path(args.from_run, AUDIT_JSON).is_file():
+        path = Path(args.from_run, AUDIT_JSON)
+    if not path:
+        return {}
+    audit = read_audit(path)
+    return {a.annotation_id: a.confidence for a in audit.annotations if a.dataset == name}
+
+
+def _order(records: Sequence[Record], first: str, sigma: Mapping[int, float]) -> list[Record]:
+    if first == "doubted" and not sigma:
+        raise ValueError("--first doubted needs the confidences of --from-run or --audit")
+
+    def key(record: Record) -> float:
+        annotations = record.get("annotations", ())
+        if first == "wrong":
+            return -sum(map(is_wrong, annotations))
+        return min((sigma.get(a.get("annotation_id", -1), np.inf) for a in annotations), default=9)
+
+    return list(records) if first == "set" else sorted(records, key=key)
+
+
+def _panels(
+    record: Record,
+    clean: Record | None,
+    classes: Sequence[str],
+    sigma: Mapping[int, float],
+    predictor: DefaultPredictor | None,
+) -> dict[str, np.ndarray]:
+    """{title: picture} of one image."""
+    image = detection_utils.read_image(record["file_name"], "BGR")
+    annotations = record.get("annotations", [])
+    boxes = {}
+    if clean is not None:
+        boxes["true labels"] = annotation_boxes(clean["annotations"], classes)
+    boxes["labels, σ: mean confidence" if sigma else "labels"] = annotation_boxes(
+        annotations, classes, sigma
+    )
+    if predictor is not None:
+        detections = predictor(image)["instances"].to("cpu")
+        boxes["detections"] = detection_boxes(detections, annotations, classes)
+    return {title: draw_boxes(image[:, :, ::-1], drawn) for title, drawn in boxes.items()}
+
+
+def _figure(panels: Mapping[str, np.ndarray], show: bool) -> "Figure":
+    """The panels side by side, each pixel as it is."""
+    height, width = next(iter(panels.values())).shape[:2]
+    size = (len(panels) * width / DPI, height / DPI + 0.3)
+    if show:
+        import matplotlib.pyplot as plt
+
+        if plt.get_backend().lower() == "agg":
+            raise ValueError("--show needs a screen, and there is none here; use --output DIR")
+        figure = plt.figure(figsize=size)
+    else:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=size)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, picture) in zip(axes, panels.items()):
+        axis.imshow(picture)
+        axis.set_title(title, fontsize=9)
+        axis.axis("off")
+    figure.subplots_adjust(0, 0, 1, 1 - 0.3 / size[1], wspace=0.01)
+    return figure
+
+
+def _show(figure: "Figure") -> None:
+    """Until the user closes the window."""
+    import matplotlib.pyplot as plt
+
+    plt.show()
+    plt.close(figure)
+
+
+def _file_name(number: int, record: Record) -> str:
+    """In the order of drawing; ids may hold slashes."""
+    return f"{number:04d}_{re.sub(r'[^0-9A-Za-z._-]', '_', str(record['image_id']))}.png"

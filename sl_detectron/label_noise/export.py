@@ -1,0 +1,182 @@
+"""Noisy copies of data sets on disk.
+
+A copy holds the annotation files with noise, ``manifest.jsonl`` (one change per line, see
+:mod:`sl_detectron.data.formats.manifest`, with the byte edits that undo it), ``noise.json``
+(how it was made) and ``confusion.png``. It appears under its name only when it is complete.
+"""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..data.formats.annotations import Record
+from ..data.formats.changes import Change
+from ..data.formats.coco_edits import CocoFile
+from ..data.formats.devkit import FileChanges, link_devkit, write_annotations
+from ..data.formats.edits import apply_edits
+from ..data.formats.folder import (
+    DESCRIPTION,
+    MANIFEST,
+    OWN_FILES,
+    PICTURE,
+    complete_or_nothing,
+    refuse_to_overwrite,
+)
+from ..data.formats.manifest import write_manifest
+from ..data.voc import load_voc_dataset
+from .injection import inject
+from .noises import Noise
+from .plot import plot_confusion
+from .stats import NoiseStatistics, noise_statistics
+
+__all__ = ["export_noisy_voc", "export_noisy_coco"]
+
+Changes = list[Change]
+
+
+def export_noisy_voc(
+    root: str | Path,
+    split: str,
+    out: str | Path,
+    noises: Sequence[Noise],
+    class_names: Sequence[str],
+    dataset_name: str,
+    num_workers: int = 1,
+    progress: bool = False,
+) -> NoiseStatistics:
+    """Write a noisy copy of a VOC devkit folder: XML with noise, image sets, links to the rest.
+
+    Annotations outside the split are copied as they are.
+
+    Args:
+        root: holds Annotations/, ImageSets/ and JPEGImages/
+        split: the image set that gets noise, e.g. "trainval"
+        out: the new folder, in root's layout
+        noises: for :func:`~sl_detectron.label_noise.inject`
+        class_names: K names
+        dataset_name: the name that training will use; part of every annotation's hash
+        num_workers: processes that write XML; the result does not depend on it
+        progress: whether to show a progress bar
+
+    Returns:
+        what the noise did
+
+    Raises:
+        FileExistsError: if ``out`` exists
+        ValueError: if an annotation or a noise is wrong, ``root`` is a noisy copy itself, or
+            ``out`` is inside it
+    """
+    root, out = Path(root).resolve(), Path(out)
+    refuse_to_overwrite(out, root)
+    _refuse_noisy_copy(root)
+    records = load_voc_dataset(root, split, class_names, require_images=False)
+    noisy, changes = inject(records, noises, len(class_names), dataset_name)
+    statistics = noise_statistics(records, changes, len(class_names))
+    by_image = _by_image(changes)
+    changed = _changed_files(by_image, noisy, class_names)
+    with complete_or_nothing(out) as partial, _pool(num_workers) as run:
+        link_devkit(root, partial)
+        edits = write_annotations(root, partial, changed, class_names, run, progress)
+        ordered = (group for image_id in sorted(by_image) for group in edits[f"{image_id}.xml"])
+        write_manifest(partial / MANIFEST, changes, ordered, class_names, dataset_name)
+        _describe(partial, dataset_name, noises, class_names)
+        plot_confusion(statistics, class_names, partial / PICTURE)
+    return statistics
+
+
+def export_noisy_coco(
+    coco: CocoFile, out: str | Path, noises: Sequence[Noise], dataset_name: str
+) -> NoiseStatistics:
+    """Write a noisy copy of a COCO json file into a new folder, under the same file name.
+
+    Args:
+        coco: the clean set
+        out: the new folder
+        noises: for :func:`~sl_detectron.label_noise.inject`
+        dataset_name: the name that training will use; part of every annotation's hash
+
+    Returns:
+        what the noise did
+
+    Raises:
+        FileExistsError: if ``out`` exists
+        ValueError: if an annotation or a noise is wrong, or the file has a name that the copy
+            needs
+    """
+    out, file, classes = Path(out), coco.path.name, coco.class_names
+    refuse_to_overwrite(out, coco.path)
+    if file in OWN_FILES:
+        raise ValueError(f"{coco.path}: the copy needs the name {file}; rename the file")
+    records = coco.records()
+    _, changes = inject(records, noises, len(classes), dataset_name)
+    edits = coco.edits(changes)
+    statistics = noise_statistics(records, changes, len(classes))
+    with complete_or_nothing(out) as partial:
+        noisy = apply_edits(coco.content, (edit for group in edits for edit in group))
+        (partial / file).write_bytes(noisy)
+        write_manifest(partial / MANIFEST, changes, edits, classes, dataset_name)
+        _describe(partial, dataset_name, noises, classes, file)
+        plot_confusion(statistics, classes, partial / PICTURE)
+    return statistics
+
+
+@contextmanager
+def _pool(num_workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    if num_workers < 1:
+        raise ValueError(f"the number of workers must be at least 1; got {num_workers}")
+    if num_workers == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(num_workers) as pool:
+        yield lambda function, *args: pool.map(function, *args, chunksize=64)
+
+
+def _refuse_noisy_copy(root: Path) -> None:
+    # The copy links to what its source holds: its own files would be written into the source.
+    for name in OWN_FILES:
+        if os.path.lexists(root / name):
+            raise ValueError(
+                f"{root / name} belongs to a noisy copy: make the folder clean first "
+                "(sl-inject-noise --restore), or rename the file if it is yours"
+            )
+
+
+def _changed_files(
+    by_image: dict[str, Changes], noisy: Iterable[Record], class_names: Sequence[str]
+) -> dict[str, FileChanges]:
+    """Return for each XML file that gets noise its changes and what shall load from it."""
+    objects = {
+        str(record["image_id"]): [
+            (class_names[a["category_id"]], list(a["bbox"])) for a in record["annotations"]
+        ]
+        for record in noisy
+    }
+    return {f"{i}.xml": (changes, objects[i]) for i, changes in by_image.items()}
+
+
+def _by_image(changes: Iterable[Change]) -> dict[str, Changes]:
+    by_image: dict[str, Changes] = defaultdict(list)
+    for change in changes:
+        by_image[str(change.image_id)].append(change)
+    return by_image
+
+
+def _describe(
+    folder: Path,
+    dataset_name: str,
+    noises: Sequence[Noise],
+    class_names: Sequence[str],
+    file: str = "",
+) -> None:
+    description = {
+        "file": file,
+        "dataset": dataset_name,
+        "noises": [repr(noise) for noise in noises],
+        "classes": list(class_names),
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")

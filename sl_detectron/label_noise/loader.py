@@ -1,0 +1,268 @@
+"""The training loader on noisy labels: noise comes first, then filters, histograms and samplers.
+
+A training image can leave the set in three ways, all seen in the noisy annotations, as if the
+noisy set lay on disk: ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` drops images whose annotations all
+went missing, ``MIN_KEYPOINTS_PER_IMAGE`` those with too few keypoints, and
+``RandomSubsetTrainingSampler`` a share of the rest.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, MetadataCatalog
+from detectron2.data.build import (
+    filter_images_with_few_keypoints,
+    filter_images_with_only_crowd_annotations,
+    load_proposals_into_dataset,
+    print_instances_class_histogram,
+)
+from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler
+from torch.utils.data import Sampler
+
+from ..data.annotation_ids import AnnotationIdMapper, annotation_fingerprint, number_annotations
+from ..data.formats.annotations import Record
+from ..data.formats.changes import Change
+from ..data.formats.manifest import changes_from_manifest, read_manifest
+from ..data.train_loader import BROKEN_IMAGES, TrainLoader
+from ..data.voc import load_dataset
+from .config import noises_from_config, train_classes
+from .injection import apply_changes, inject
+from .noises import Noise
+from .stats import noise_statistics, statistics_table
+
+__all__ = ["build_noisy_train_loader", "check_train_loader", "noisy_dataset_dicts"]
+
+_SAMPLERS = (
+    "TrainingSampler",
+    "RandomSubsetTrainingSampler",
+    "RepeatFactorTrainingSampler",
+    "WeightedTrainingSampler",
+    "WeightedCategoryTrainingSampler",
+)
+
+logger = logging.getLogger(__name__)
+
+
+def build_noisy_train_loader(
+    cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any] | None = None
+) -> TrainLoader:
+    """Build a training loader over ``DATASETS.TRAIN`` with ``DATASETS.LABEL_NOISE``.
+
+    Every sampler of ``DATALOADER.SAMPLER_TRAIN`` sees the noisy labels that training sees. Test
+    sets are never touched: only this loader injects. The mapped ``instances`` have
+    ``gt_annotation_ids``, the ``annotation_id`` of :func:`noisy_dataset_dicts`.
+
+    Args:
+        cfg: with the keys of :func:`~sl_detectron.add_superloss_config`
+        mapper: any detectron2 mapper; None for ``DatasetMapper(cfg, True)``. Wrap one of your own
+            in :class:`~sl_detectron.data.AnnotationIdMapper` where it may be.
+
+    Returns:
+        batches as those of :func:`detectron2.data.build_detection_train_loader`; its
+        ``num_annotations`` is one more than the largest ``annotation_id``, its ``fingerprint`` the
+        :func:`~sl_detectron.data.annotation_fingerprint` of all, its ``true_classes`` the true
+        class by ``annotation_id`` where noise changed it
+
+    Raises:
+        ValueError: if the noise is set wrongly or does not fit the data sets
+    """
+    if mapper is None or type(mapper) is DatasetMapper:
+        mapper = AnnotationIdMapper(mapper or DatasetMapper(cfg, True))
+    sets = noisy_dataset_dicts(cfg)
+    records = [record for records in sets.values() for record in records]
+    loader = TrainLoader(
+        records,
+        mapper,
+        cfg.SOLVER.IMS_PER_BATCH,
+        _sampler_factory(cfg, sets, records),
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        broken_images=cfg.DATALOADER.get("BROKEN_IMAGES", "error"),
+    )
+    # For those who keep a row per annotation.
+    loader.fingerprint = annotation_fingerprint(sets)
+    loader.true_classes = {
+        a["annotation_id"]: a["true_category_id"]
+        for r in records
+        for a in r.get("annotations", ())
+        if "true_category_id" in a
+    }
+    return loader
+
+
+def check_train_loader(cfg: CfgNode) -> None:
+    """Check the keys of the training loader without any data set.
+
+    Args:
+        cfg: with the keys of :func:`~sl_detectron.add_superloss_config`
+
+    Raises:
+        ValueError: names the key, its value and what it can be
+    """
+    names = cfg.DATASETS.TRAIN
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"DATASETS.TRAIN must name different data sets; got {tuple(names)}")
+    sampler, broken = cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.get("BROKEN_IMAGES", "error")
+    if sampler not in _SAMPLERS:
+        raise ValueError(f"DATALOADER.SAMPLER_TRAIN must be one of {_SAMPLERS}; got {sampler!r}")
+    if broken not in BROKEN_IMAGES:
+        raise ValueError(f"DATALOADER.BROKEN_IMAGES must be one of {BROKEN_IMAGES}; got {broken!r}")
+    if cfg.SOLVER.IMS_PER_BATCH < 1:
+        raise ValueError(f"SOLVER.IMS_PER_BATCH must be above 0; got {cfg.SOLVER.IMS_PER_BATCH}")
+
+
+def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:
+    """Load the training sets, inject their noise and drop what detectron2 would drop.
+
+    Logs the realised rate of every set, and its table by class at level DEBUG.
+
+    Args:
+        cfg: with the keys of :func:`~sl_detectron.add_superloss_config`
+
+    Returns:
+        {data set name: noisy dataset dicts}, in the order of ``DATASETS.TRAIN``. Each annotation
+        has an ``annotation_id``, counted over all sets before any image is dropped, so that it is
+        the same in every run of the same sets and noise.
+
+    Raises:
+        ValueError: if the noise is set wrongly or does not fit the data sets, or no image is left
+    """
+    check_train_loader(cfg)
+    names = cfg.DATASETS.TRAIN
+    noises = noises_from_config(cfg)
+    manifest = _read_manifest(cfg)
+    sets = {name: _load(name) for name in names}
+    if noises or manifest is not None:
+        sets = _inject(sets, train_classes(cfg), noises, manifest)
+    elif all(MetadataCatalog.get(name).get("thing_classes") for name in names):
+        train_classes(cfg)
+    return _filter(cfg, number_annotations(sets))
+
+
+def _load(name: str) -> list[Record]:
+    records = load_dataset(name)
+    if not isinstance(records, list):
+        raise ValueError(
+            f"data set {name!r} is a {type(records).__name__}, not a list of dicts; "
+            "wrap its mapper in NoisyLabelMapper and build its loader yourself"
+        )
+    return records
+
+
+def _read_manifest(cfg: CfgNode) -> list[dict[str, Any]] | None:
+    path = cfg.DATASETS.LABEL_NOISE.MANIFEST
+    if not path:
+        return None
+    lines = read_manifest(path)
+    strangers = sorted({line["dataset"] for line in lines} - set(cfg.DATASETS.TRAIN))
+    if strangers:
+        raise ValueError(
+            f"{path} is for the data sets {strangers}, which are not in DATASETS.TRAIN "
+            f"{tuple(cfg.DATASETS.TRAIN)}; register the set under the manifest's name"
+        )
+    return lines
+
+
+def _inject(
+    clean: Mapping[str, list[Record]],
+    classes: Sequence[str],
+    noises: Sequence[Noise],
+    manifest: list[dict[str, Any]] | None,
+) -> dict[str, list[Record]]:
+    sets = {}
+    for name, records in clean.items():
+        if manifest is None:
+            noisy, changes = inject(records, noises, len(classes), name)
+        else:
+            recorded = changes_from_manifest(manifest, classes, name)
+            noisy, changes = apply_changes(records, recorded, len(classes), name)
+        _log(name, records, changes, classes)
+        sets[name] = noisy
+    return sets
+
+
+def _log(
+    name: str, records: Sequence[Record], changes: Sequence[Change], classes: Sequence[str]
+) -> None:
+    statistics = noise_statistics(records, changes, len(classes))
+    logger.info(
+        "Label noise in %s: %.2f %% of %d annotations have a wrong class (%s)",
+        name,
+        100 * statistics.label_rate,
+        statistics.num_annotations,
+        ", ".join(f"{what}: {count}" for what, count in statistics.counts.items()),
+    )
+    logger.debug("Label noise in %s by class:\n%s", name, statistics_table(statistics, classes))
+
+
+def _filter(cfg: CfgNode, sets: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
+    """Do to every set what detectron2's get_detection_dataset_dicts does to a clean one."""
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+    proposals = cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else ()
+    if cfg.MODEL.LOAD_PROPOSALS and len(proposals) != len(sets):
+        raise ValueError(
+            f"DATASETS.PROPOSAL_FILES_TRAIN has {len(proposals)} files for {len(sets)} sets"
+        )
+    filtered = {}
+    for i, (name, records) in enumerate(sets.items()):
+        if proposals:
+            records = load_proposals_into_dataset([dict(r) for r in records], proposals[i])
+        has_instances = bool(records) and "annotations" in records[0]
+        if has_instances and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+            records = filter_images_with_only_crowd_annotations(records)
+        if has_instances and cfg.MODEL.KEYPOINT_ON and keypoints > 0:
+            records = filter_images_with_few_keypoints(records, keypoints)
+        if not records:
+            raise ValueError(f"data set {name!r} has no image left to train on")
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        if has_instances and classes is not None:
+            print_instances_class_histogram(records, classes)
+        filtered[name] = records
+    return filtered
+
+
+def _sampler_factory(
+    cfg: CfgNode, sets: Mapping[str, list[Record]], records: Sequence[Record]
+) -> Callable[[int], Sampler] | None:
+    """What makes the sampler of ``DATALOADER.SAMPLER_TRAIN`` from a seed; None for the default."""
+    kind = cfg.DATALOADER.SAMPLER_TRAIN
+    if kind == "TrainingSampler":
+        return None
+    if kind == "RandomSubsetTrainingSampler":
+        size, ratio = len(records), cfg.DATALOADER.RANDOM_SUBSET_RATIO
+        # The subset and its order must not be drawn alike.
+        return lambda seed: RandomSubsetTrainingSampler(
+            size, ratio, seed_shuffle=seed, seed_subset=seed + 1
+        )
+    if kind == "RepeatFactorTrainingSampler":
+        factors = _repeat_factors(cfg, records)
+    else:
+        factors = _weighted_factors(cfg, sets)
+    return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
+
+
+def _repeat_factors(cfg: CfgNode, records: Sequence[Record]) -> torch.Tensor:
+    threshold = cfg.DATALOADER.REPEAT_THRESHOLD
+    # detectron2 0.6 has no REPEAT_SQRT: it always takes the root.
+    options = {"sqrt": cfg.DATALOADER.REPEAT_SQRT} if "REPEAT_SQRT" in cfg.DATALOADER else {}
+    return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        records, threshold, **options
+    )
+
+
+def _weighted_factors(cfg: CfgNode, sets: Mapping[str, list[Record]]) -> torch.Tensor:
+    """The repeat factors that detectron2 would make of the clean sets, of the noisy ones."""
+    weights = dict(cfg.DATASETS.TRAIN_REPEAT_FACTOR)
+    unknown = sorted(weights.keys() - sets.keys())
+    if unknown:
+        raise ValueError(f"DATASETS.TRAIN_REPEAT_FACTOR names {unknown}, not in DATASETS.TRAIN")
+    factors = torch.cat(
+        [torch.full((len(records),), float(weights.get(n, 1))) for n, records in sets.items()]
+    )
+    if cfg.DATALOADER.SAMPLER_TRAIN == "WeightedCategoryTrainingSampler":
+        factors = factors * torch.cat([_repeat_factors(cfg, records) for records in sets.values()])
+        factors = factors / factors.min()
+    return factors

@@ -1,0 +1,98 @@
+"""Label noise for projects that build their own loader."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetMapper
+from omegaconf import OmegaConf
+
+from .config import noises_from_config, train_classes
+from .injection import inject, is_noisy
+from .noises import Noise
+
+__all__ = ["NoisyLabelMapper"]
+
+
+class NoisyLabelMapper:
+    """Put label noise into a record, then hand it to any detectron2 mapper.
+
+    The noise equals the one that :func:`~sl_detectron.label_noise.build_noisy_train_loader` puts in
+    before sampling. Prefer that loader: here samplers and class histograms see the clean labels.
+    A record that is noisy already goes through as it is.
+
+    Args:
+        mapper: called with the noisy record
+        noises: in Bernoulli mode; none leaves every record clean
+        num_classes: K
+        dataset_name: of records without the key "dataset_name"; None where they all have it
+
+    Raises:
+        ValueError: if a noise has the exact mode, which has to see the whole data set
+
+    Example:
+        >>> from sl_detectron.label_noise import SymmetricNoise
+        >>> labels = lambda record: [a["category_id"] for a in record["annotations"]]
+        >>> mapper = NoisyLabelMapper(labels, [SymmetricNoise(rate=1.0)], num_classes=2)
+        >>> mapper({"image_id": 7, "annotations": [{"category_id": 0}, {"category_id": 1}]})
+        [1, 0]
+    """
+
+    @configurable
+    def __init__(
+        self,
+        mapper: Callable[[dict[str, Any]], Any],
+        noises: Sequence[Noise],
+        num_classes: int,
+        dataset_name: str | None = "",
+    ):
+        # A LazyConfig makes configs of dataclasses that stand in a list.
+        noises = [_as_noise(n) for n in noises]
+        exact = [noise for noise in noises if noise.rate > 0 and noise.mode == "exact"]
+        if exact:
+            raise ValueError(
+                f"{exact[0]}: a mapper sees one image, the exact mode needs the whole set; "
+                "use build_noisy_train_loader, inject() on the data set, or mode 'bernoulli'"
+            )
+        self.mapper = mapper
+        self.noises = tuple(noises)
+        self.num_classes = num_classes
+        self.dataset_name = dataset_name
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Arguments by ``DATASETS.LABEL_NOISE`` around :class:`DatasetMapper`; none for tests.
+
+        Raises:
+            ValueError: if a manifest is set, which is checked against the whole data set
+        """
+        mapper = DatasetMapper(cfg, is_train)
+        if is_train and cfg.DATASETS.LABEL_NOISE.MANIFEST:
+            raise ValueError(
+                "DATASETS.LABEL_NOISE.MANIFEST needs the whole data set and a mapper sees one "
+                "image; use build_noisy_train_loader(cfg) or apply_changes() on the data set"
+            )
+        noises = noises_from_config(cfg) if is_train else ()
+        names = cfg.DATASETS.TRAIN
+        return {
+            "mapper": mapper,
+            "noises": noises,
+            "num_classes": len(train_classes(cfg)) if noises else 0,
+            "dataset_name": names[0] if len(names) == 1 else None,
+        }
+
+    def __call__(self, record: dict[str, Any]) -> Any:
+        """Return what the mapper makes of the noisy record; the record is never changed."""
+        if self.noises and "annotations" in record and not is_noisy(record):
+            name = record.get("dataset_name", self.dataset_name)
+            if name is None:
+                raise ValueError(
+                    f"image {record['image_id']!r} does not say which of the training sets it is "
+                    "of; set record['dataset_name'] or use build_noisy_train_loader(cfg)"
+                )
+            (record,), _ = inject([record], self.noises, self.num_classes, name)
+        return self.mapper(record)
+
+
+def _as_noise(noise: Any) -> Noise:
+    return OmegaConf.to_object(noise) if OmegaConf.is_config(noise) else noise  # type: ignore[return-value]

@@ -1,0 +1,179 @@
+"""One cell of a benchmark as a process: ``python -m sl_detectron.sweep.run ARGS``.
+
+Its command line is that of ``tools/train_net.py`` with ``--keep``; so is its job. Beyond that it
+
+* ends when its parent does, however that ended: it watches its standard input,
+* holds a lock on its folder, so that no two processes ever train in it,
+* writes ``result.json`` when all is done, and only then removes checkpoints. A result with the same
+  config is kept.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import importlib
+import os
+import platform
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import detectron2
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser
+from detectron2.utils import comm
+
+from ..engine.launch import launch_job
+from ..engine.setup import setup_cfg, train_net
+from .state import (
+    BEGUN,
+    CELL_LOG,
+    KEEP,
+    LOCK,
+    RESULT,
+    fingerprint,
+    read_result,
+    same_config,
+    write_json,
+)
+
+__all__ = ["main", "train_cell"]
+
+# How a cell begins, as rank 0 decides for all.
+FINISHED, RESUME, ANEW, REFUSE = "finished", "resume", "anew", "refuse"
+LOCK_POLL = 1.0  # seconds
+
+
+def main(argv: list[str]) -> None:
+    """Train the cell that a command line of ``tools/train_net.py`` describes."""
+    parser = default_argument_parser()
+    # A traceback is for the log; the grid shows its last line.
+    parser.set_defaults(debug=True, dist_timeout=1800.0)
+    parser.add_argument("--keep", choices=KEEP, default="all")
+    args = parser.parse_args(argv)
+    # Slurm announces a time limit to all processes of a job; who started this one sends SIGTERM.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    launch_job(train_cell, setup_cfg(args.config_file, args.opts), args)
+
+
+def train_cell(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Train, evaluate and write the result, unless there is one; on every rank.
+
+    A training that was killed goes on from its checkpoint, to the same result: the trainer sees to
+    that. One of another config starts anew: the grid has asked for that.
+
+    Args:
+        cfg: from :func:`~sl_detectron.engine.setup_cfg`
+        args: from detectron2's ``default_argument_parser``, and which checkpoints to ``keep``
+
+    Raises:
+        ValueError: the folder has a result of another config, which is not this one's to remove
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    with _locked(folder):
+        # Looked at under the lock of rank 0: another process may have finished the cell meanwhile.
+        beginning = comm.all_gather(_beginning(cfg, folder))[0]
+        if beginning == FINISHED:
+            return
+        if beginning == REFUSE:
+            raise ValueError(
+                f"{folder / RESULT} is of another config: do two grids share a folder?"
+            )
+        args.resume = beginning == RESUME
+        if comm.is_main_process():
+            if beginning == ANEW:
+                _clear(folder)
+            # For the next start: detectron2's config.yaml is cut off by a kill while it is written.
+            write_json(folder / BEGUN, {"fingerprint": fingerprint(cfg)})
+        comm.synchronize()
+        started = time.monotonic()
+        metrics = train_net(cfg, args)
+        if comm.is_main_process():
+            result = {
+                "metrics": metrics["bbox"],
+                "seconds": round(time.monotonic() - started, 1),
+                "resumed": args.resume,  # so seconds are those of the last part
+                "fingerprint": fingerprint(cfg),
+                "versions": _versions(),
+            }
+            write_json(folder / RESULT, result)
+            # After it: a result that cannot be written, as on a full disk, loses no training.
+            _discard_checkpoints(folder, args.keep)
+
+
+def _beginning(cfg: CfgNode, folder: Path) -> str:
+    same = same_config(cfg, folder)
+    if read_result(folder) is not None:
+        return FINISHED if same else REFUSE
+    return RESUME if same and (folder / "last_checkpoint").is_file() else ANEW
+
+
+def _end_with_parent() -> None:
+    """The parent holds the other end of a pipe and never writes: reading ends as it dies."""
+    # Not sys.stdin.read: at its end the interpreter would wait for the stream's lock.
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Rank 0 holds the lock. All wait for it together: a rank left alone would time out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    is_main, told = comm.is_main_process(), False
+    # The system drops the lock when the process ends, also by SIGKILL.
+    with open(folder / LOCK, "w") if is_main else contextlib.nullcontext() as file:
+        while not comm.all_gather(file is None or _lock(file))[0]:
+            if file is not None and not told:
+                print(f"Waiting for another process that trains in {folder}", flush=True)
+                told = True
+            time.sleep(LOCK_POLL)
+        yield
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier training left, so that logs and metrics are of this one alone."""
+    for path in folder.iterdir():
+        if path.name in (LOCK, CELL_LOG):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _discard_checkpoints(folder: Path, keep: str) -> None:
+    if keep == "all":
+        return
+    if keep == "none":
+        (folder / "last_checkpoint").unlink()
+    for path in folder.glob("model_*.pth"):
+        if keep == "none" or path.name != "model_final.pth":
+            path.unlink()
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "sl_detectron": importlib.import_module("sl_detectron").__version__,
+        "detectron2": detectron2.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

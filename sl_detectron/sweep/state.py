@@ -1,0 +1,143 @@
+"""What is on disk of a cell: its result, its failure, the config that it ran with.
+
+A cell's files are in its folder beside those of the training, of which ``config.yaml`` counts
+here. A result or failure appears whole or not at all.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from ..config import add_superloss_config
+from ..files import write_text
+
+__all__ = [
+    "BEGUN",
+    "CELL_LOG",
+    "FAILED",
+    "GRID_FILE",
+    "KEEP",
+    "LOCK",
+    "OPTIONS_FILE",
+    "RESULT",
+    "differences",
+    "fingerprint",
+    "read_result",
+    "same_config",
+    "write_json",
+]
+
+GRID_FILE = "grid.yaml"
+OPTIONS_FILE = "options.json"  # those of the command line, which are not in the grid's file
+RESULT = "result.json"
+FAILED = "failed.json"
+BEGUN = "begun.json"  # the fingerprint of a training as it starts
+LOCK = ".lock"
+CELL_LOG = "cell.log"
+# Which checkpoints of a finished cell stay.
+KEEP = ("all", "final", "none")
+ABSENT = "(no such key)"
+
+
+def fingerprint(cfg: CfgNode) -> str:
+    """A hash of all that a config says, but for where its output goes.
+
+    Example:
+        >>> from detectron2.config import get_cfg
+        >>> first, second = get_cfg(), get_cfg()
+        >>> second.OUTPUT_DIR = "elsewhere"
+        >>> fingerprint(first) == fingerprint(second)
+        True
+        >>> second.SEED = 1
+        >>> fingerprint(first) == fingerprint(second)
+        False
+    """
+    return hashlib.sha256(json.dumps(_flat(cfg), sort_keys=True).encode()).hexdigest()
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The result in a cell's folder, or None if there is none yet.
+
+    Raises:
+        ValueError: the file is not a result
+    """
+    path = folder / RESULT
+    try:
+        result = json.loads(path.read_text())
+        if isinstance(result["fingerprint"], str) and isinstance(result["metrics"], dict):
+            return result
+    except FileNotFoundError:
+        return None
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise ValueError(f"{path} is not a result of this benchmark; remove it to train the cell again")
+
+
+def same_config(cfg: CfgNode, folder: Path) -> bool:
+    """Whether what a cell's folder holds, finished or half done, was trained with this config."""
+    recorded = read_result(folder) or _read_begun(folder)
+    return recorded["fingerprint"] == fingerprint(cfg) or not differences(cfg, folder)
+
+
+def differences(cfg: CfgNode, folder: Path) -> dict[str, tuple[Any, Any]]:
+    """Where a config differs from the one that a cell was trained with.
+
+    A key that this version of the software added counts only if it is not at its default: at its
+    default nothing changed for the cell.
+
+    Args:
+        cfg: what the cell would be trained with now
+        folder: of the cell, with the config.yaml of its training
+
+    Returns:
+        {key: (old value, new value)}, sorted by key
+    """
+    path = folder / "config.yaml"
+    try:
+        old, new = _flat(yaml.safe_load(path.read_text())), _flat(cfg)
+    except FileNotFoundError:
+        return {str(path): ("(no such file)", "cannot be compared")}
+    except (yaml.YAMLError, AttributeError, KeyError, UnicodeDecodeError):
+        return {str(path): ("(cut off or damaged)", "cannot be compared")}
+    defaults = get_cfg()
+    add_superloss_config(defaults)
+    default = _flat(defaults)
+    return {
+        key: (old.get(key, ABSENT), new.get(key, ABSENT))
+        for key in sorted(old | new)
+        if old.get(key, default.get(key)) != new.get(key, ABSENT)
+    }
+
+
+def _read_begun(folder: Path) -> dict[str, Any]:
+    try:
+        begun = json.loads((folder / BEGUN).read_text())
+        return {"fingerprint": begun["fingerprint"]}
+    except (OSError, KeyError, TypeError, ValueError):  # not there, or not ours
+        return {"fingerprint": None}
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write a file that is there as a whole or not at all."""
+    write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def _flat(cfg: dict[str, Any]) -> dict[str, Any]:
+    """{"SECTION.KEY": value} with lists for tuples, as in a YAML file."""
+    flat: dict[str, Any] = {}
+
+    def add(node: dict[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                add(value, f"{prefix}{key}.")
+            else:
+                flat[prefix + key] = value
+
+    # By way of JSON: the config may hold tuples, and a file has lists.
+    add(json.loads(json.dumps(cfg)), "")
+    del flat["OUTPUT_DIR"]
+    return flat
