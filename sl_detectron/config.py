@@ -1,8 +1,13 @@
 """Config keys of the SuperLoss, of label noise and of evaluation, beside detectron2's own."""
 
-from detectron2.config import CfgNode as CN
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-__all__ = ["add_superloss_config"]
+from detectron2.config import CfgNode as CN
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+
+__all__ = ["add_superloss_config", "config_keys", "is_dense_detector", "num_classes_of"]
 
 
 def add_superloss_config(cfg: CN) -> None:
@@ -150,3 +155,34 @@ def add_superloss_config(cfg: CN) -> None:
     # Classes of which a VOC test set has no object: "skip" leaves them out of the mean; "zero"
     # counts them as 0, as detectron2 does.
     cfg.TEST.ABSENT_CLASSES = "skip"
+
+
+def is_dense_detector(cfg: CN) -> bool:
+    """Whether ``MODEL.META_ARCHITECTURE`` is a RetinaNet or another detector without ROI heads.
+
+    Raises:
+        ValueError: no meta-architecture is registered under that name
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in META_ARCH_REGISTRY:
+        known = sorted(key for key, _ in META_ARCH_REGISTRY)
+        raise ValueError(f"MODEL.META_ARCHITECTURE must be one of {known}; got {name!r}")
+    return issubclass(META_ARCH_REGISTRY.get(name), DenseDetector)
+
+
+def num_classes_of(cfg: CN) -> int:
+    """K, the number of foreground classes that a config's detector has."""
+    return (cfg.MODEL.RETINANET if is_dense_detector(cfg) else cfg.MODEL.ROI_HEADS).NUM_CLASSES
+
+
+def config_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted name of every key of a nested config, nodes as well as values.
+
+    Example:
+        >>> list(config_keys({"SOLVER": {"MAX_ITER": 1}, "SEED": 0}))
+        ['SOLVER', 'SOLVER.MAX_ITER', 'SEED']
+    """
+    for key, value in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from config_keys(value, f"{prefix}{key}.")

@@ -9,8 +9,8 @@ import urllib.error
 import warnings
 
 import pytest
-from conftest import REPO
 
+from helpers import REPO
 from sl_detectron import cli
 from sl_detectron.model_zoo import find_config
 

@@ -5,9 +5,10 @@ import re
 
 import pytest
 import torch
-from conftest import REPO, make_batch, run_losses
 from detectron2.modeling import build_model
 
+from helpers import REPO
+from helpers.detectors import make_batch, run_losses
 from sl_detectron.model_zoo import get_config, get_config_file
 from sl_detectron.modeling import SuperLossTerm
 

@@ -5,9 +5,9 @@ import importlib.util
 import re
 
 import pytest
-from conftest import REPO
 from detectron2.config import CfgNode, get_cfg
 
+from helpers import REPO
 from sl_detectron import add_superloss_config
 
 SCRIPT = REPO / "docs" / "make_reference.py"

@@ -11,9 +11,9 @@ import zipfile
 
 import pytest
 import yaml
-from conftest import REPO
 
 import sl_detectron
+from helpers import REPO
 
 SOURCE_FOLDERS = ("sl_detectron", "configs", "tools", "tests")
 SOURCE_FILES = ("setup.py", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff")

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from detectron2.modeling import StandardROIHeads
 
+from helpers import REPO
 from sl_detectron.audit import decisions_above, read_audit
 from sl_detectron.audit.decisions import write_decisions
 from sl_detectron.data import (

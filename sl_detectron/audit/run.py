@@ -16,6 +16,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer, read_checkpoint
+from ..config import num_classes_of
 from ..label_noise import noisy_dataset_dicts, read_manifest
 from ..losses import confidence
 from ..modeling import SuperLossTerm
@@ -37,7 +38,6 @@ __all__ = [
     "class_names_of",
     "evaluate_run",
     "last_checkpoint",
-    "num_classes_of",
     "probe_checkpoint",
 ]
 
@@ -94,12 +94,6 @@ def _classification_terms(model: nn.Module) -> dict[SuperLossTerm, int]:
             if isinstance(child, SuperLossTerm) and child.name == "cls":
                 terms[child] = int(num_classes)
     return terms
-
-
-def num_classes_of(cfg: CfgNode) -> int:
-    """Number of classes K of the detector that a config describes."""
-    head = "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
-    return int(cfg.MODEL[head].NUM_CLASSES)
 
 
 def audit_tracked(cfg: CfgNode, tracker: AnnotationTracker) -> LabelAudit:

@@ -28,9 +28,9 @@ from ..audit.run import (
     audit_run,
     evaluate_run,
     last_checkpoint,
-    num_classes_of,
 )
 from ..audit.scoring import evaluation_table, plot_evaluation, write_evaluation
+from ..config import num_classes_of
 from ..data.formats.folder import refuse_to_overwrite
 from ..engine.config_files import refuse_lazy
 from ..engine.setup import setup_cfg

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer
+from ..config import config_keys
 from ..data import shield_workers
 from .finite import trainer_class
 from .hooks import LogTau
@@ -80,18 +81,10 @@ def _check_key(cfg: DictConfig, override: str, config_file: str) -> None:
         return
     if OmegaConf.select(cfg, key, default=_ABSENT) is not _ABSENT:
         return
-    near = difflib.get_close_matches(key, _keys(cfg), n=1)
+    container: Any = OmegaConf.to_container(cfg)
+    near = difflib.get_close_matches(key, config_keys(container), n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise ValueError(f"{config_file} has no {key}{hint} (+{override} adds a key)")
-
-
-def _keys(node: Any, prefix: str = "") -> list[str]:
-    """The dotted names of everything in a config."""
-    keys = []
-    for key in node if isinstance(node, DictConfig) else ():
-        name = prefix + str(key)
-        keys += [name, *_keys(node._get_node(key), f"{name}.")]
-    return keys
 
 
 def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:

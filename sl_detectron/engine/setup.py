@@ -21,7 +21,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..checkpoint import SafeCheckpointer
 from ..cli import USER_ERRORS
-from ..config import add_superloss_config
+from ..config import add_superloss_config, config_keys, is_dense_detector, num_classes_of
 from ..data import check_datasets, register_voc_datasets
 from ..evaluation import check_evaluator
 from ..label_noise import check_label_noise, check_train_loader
@@ -194,8 +194,8 @@ def _check_output(cfg: CfgNode) -> None:
 
 def _check_classes(cfg: CfgNode, datasets: list[str]) -> None:
     """A wrong NUM_CLASSES would show as an index error, or after the training."""
-    head = "RETINANET" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
-    num_classes = cfg.MODEL[head].NUM_CLASSES
+    head = "RETINANET" if is_dense_detector(cfg) else "ROI_HEADS"
+    num_classes = num_classes_of(cfg)
     for name in datasets:
         classes = MetadataCatalog.get(name).get("thing_classes")
         if classes is not None and len(classes) != num_classes:
@@ -215,16 +215,7 @@ def _explain(error: Exception, cfg: CfgNode) -> str:
         return f"{key} takes a {wanted}{hint}; got a {given} ({message})"
     missing = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
     if missing:
-        near = difflib.get_close_matches(missing[1], _keys(cfg), n=1)
+        near = difflib.get_close_matches(missing[1], config_keys(cfg), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"there is no config key {missing[1]}{hint}"
     return message
-
-
-def _keys(node: CfgNode, prefix: str = "") -> list[str]:
-    keys = []
-    for key, value in node.items():
-        keys.append(prefix + key)
-        if isinstance(value, CfgNode):
-            keys += _keys(value, f"{prefix}{key}.")
-    return keys

@@ -13,6 +13,8 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V2_Weights
 
+from ..config import is_dense_detector
+
 __all__ = ["MobileNetV2", "build_mobilenet_v2_fpn_backbone"]
 
 # The block that ends each stage, its channels and its stride; the names are those of ResNets.
@@ -154,7 +156,7 @@ def build_mobilenet_v2_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN
         trunk.load_torchvision(node.WEIGHTS)
     channels = cfg.MODEL.FPN.OUT_CHANNELS
     top: nn.Module = LastLevelMaxPool()
-    if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE:
+    if is_dense_detector(cfg):
         top = LastLevelP6P7(channels, channels, "p5")
     return FPN(
         trunk,

@@ -22,7 +22,7 @@ from .state import CELL_LOG
 
 __all__ = ["CellJob", "ProcessPool", "rank_args"]
 
-CELL = ("-m", f"{__package__}.cell")
+CELL = ("-m", f"{__package__}.run")
 
 
 def rank_args(num_gpus: int, machines: Sequence[str] = ()) -> list[str]:

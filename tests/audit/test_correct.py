@@ -4,10 +4,18 @@ import json
 import os
 
 import pytest
-from audit_cases import CLASSES, EVIL, IMAGES, PROBABILITIES, make_audit, write_coco, write_devkit
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
 
+from helpers.audit_cases import (
+    CLASSES,
+    EVIL,
+    IMAGES,
+    PROBABILITIES,
+    make_audit,
+    write_coco,
+    write_devkit,
+)
 from sl_detectron.audit import (
     Decision,
     Decisions,

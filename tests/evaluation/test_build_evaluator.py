@@ -3,8 +3,8 @@
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
-from devkit import make_instances, write_devkit
 
+from helpers.devkit import make_instances, write_devkit
 from sl_detectron.data import register_voc_dataset
 from sl_detectron.evaluation import VOCEvaluator, build_evaluator
 

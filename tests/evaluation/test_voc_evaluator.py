@@ -5,12 +5,12 @@ import logging
 
 import numpy as np
 import pytest
-from conftest import run_ranks
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from detectron2.evaluation import PascalVOCDetectionEvaluator
-from devkit import make_instances, random_devkit, random_predictions, write_devkit
 
+from helpers.detectors import run_ranks
+from helpers.devkit import make_instances, random_devkit, random_predictions, write_devkit
 from sl_detectron.data import register_voc_dataset
 from sl_detectron.evaluation import VOCEvaluator
 

@@ -8,8 +8,8 @@ import tarfile
 import numpy as np
 import pytest
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
-from devkit import write_devkit
 
+from helpers.devkit import write_devkit
 from sl_detectron.evaluation import (
     check_report_path,
     evaluate_files,

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from conftest import build, make_batch, run_losses, small_config
 from detectron2.structures import Boxes
 from detectron2.utils.testing import convert_scripted_instances
+
+from helpers.detectors import build, make_batch, run_losses, small_config
 
 # v0.6 cannot import its exports without Caffe2.
 export = pytest.importorskip("detectron2.export")

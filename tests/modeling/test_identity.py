@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from conftest import DETECTORS, build, make_batch, run_losses, small_config
+
+from helpers.detectors import DETECTORS, build, make_batch, run_losses, small_config
 
 HARMLESS_LAMBDA = 1e6
 

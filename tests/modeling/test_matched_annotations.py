@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DETECTORS, NUM_CLASSES, build, make_batch, run_losses, small_config
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from helpers.detectors import DETECTORS, NUM_CLASSES, build, make_batch, run_losses, small_config
 from sl_detectron.losses import SuperLoss, superloss
 from sl_detectron.modeling import SuperLossTerm, superloss_roi_heads
 from sl_detectron.modeling.matched_annotations import ids_by_target, with_annotation_ids

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from conftest import (
+from detectron2.data import MetadataCatalog
+
+from helpers.detectors import (
     NUM_CLASSES,
     build,
     make_batch,
@@ -10,7 +12,6 @@ from conftest import (
     run_losses,
     small_config,
 )
-from detectron2.data import MetadataCatalog
 
 BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 # Options that make the classification loss of an ROI head.

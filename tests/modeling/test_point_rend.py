@@ -5,12 +5,13 @@ from types import ModuleType
 
 import pytest
 import torch
-from conftest import make_batch, small_config
 from detectron2.data import MapDataset
 from detectron2.engine import SimpleTrainer
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.structures import BitMasks
+
+from helpers.detectors import make_batch, small_config
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import (
-    DETECTORS,
-    NUM_CLASSES,
-    build,
-    make_batch,
-    require_sigmoid_classification,
-    run_losses,
-    small_config,
-)
 from detectron2.config import get_cfg
 from detectron2.modeling.box_regression import (
     Box2BoxTransform,
@@ -21,9 +12,20 @@ from detectron2.modeling.box_regression import (
     _dense_box_regression_loss,
 )
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from detectron2.structures import Boxes, Instances, RotatedBoxes
+from detectron2.structures import Boxes, RotatedBoxes
 from detectron2.utils.events import EventStorage
 
+from helpers.detectors import (
+    DETECTORS,
+    NUM_CLASSES,
+    build,
+    make_batch,
+    random_boxes,
+    require_sigmoid_classification,
+    roi_batch,
+    run_losses,
+    small_config,
+)
 from sl_detectron.losses import SuperLoss, superloss
 from sl_detectron.modeling import (
     SuperLossFastRCNNOutputLayers,
@@ -37,11 +39,6 @@ def superloss_config(detector, *opts):
     cfg = small_config(detector, superloss=True)
     cfg.merge_from_list(["MODEL.SUPERLOSS.BOX_REG.ENABLED", True, *opts])
     return cfg
-
-
-def random_boxes(count, generator):
-    corner = torch.rand(count, 2, generator=generator) * 50
-    return torch.cat([corner, corner + 5 + torch.rand(count, 2, generator=generator) * 40], 1)
 
 
 @pytest.mark.parametrize("loss_type", ["smooth_l1", "giou", "diou", "ciou"])
@@ -61,19 +58,6 @@ def test_box_losses_sum_to_detectron2s(loss_type):
 def test_unknown_box_loss_is_named():
     with pytest.raises(ValueError, match=r"BBOX_REG_LOSS_TYPE.*ciou.*'l7'"):
         box_regression_losses(*[torch.zeros(1, 4)] * 3, Box2BoxTransform((1.0,) * 4), "l7")
-
-
-def roi_batch(num_rois=12, num_foreground=5):
-    """Predictions and proposals of one image; the first RoIs are foreground."""
-    generator = torch.Generator().manual_seed(3)
-    scores = torch.randn(num_rois, NUM_CLASSES + 1, generator=generator, requires_grad=True)
-    deltas = torch.randn(num_rois, NUM_CLASSES * 4, generator=generator, requires_grad=True)
-    proposals = Instances((100, 100))
-    proposals.proposal_boxes = Boxes(random_boxes(num_rois, generator))
-    proposals.gt_boxes = Boxes(random_boxes(num_rois, generator))
-    proposals.gt_classes = torch.randint(NUM_CLASSES, (num_rois,), generator=generator)
-    proposals.gt_classes[num_foreground:] = NUM_CLASSES
-    return (scores, deltas), [proposals]
 
 
 def output_layers(cls=None, box_reg=None, **kwargs):

@@ -4,9 +4,9 @@ import importlib.util
 import json
 
 import pytest
-from conftest import REPO
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from helpers import REPO
 from sl_detectron.audit import Decision, Decisions, read_audit, write_decisions
 from sl_detectron.data import TOY_CLASS_NAMES, make_toy_dataset
 from sl_detectron.engine import SuperLossTrainer, setup_cfg

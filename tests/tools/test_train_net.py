@@ -9,9 +9,9 @@ import sys
 
 import pytest
 import torch
-from conftest import REPO
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from helpers import REPO
 from sl_detectron.audit import read_audit
 from sl_detectron.data import TOY_CLASS_NAMES, register_toy_datasets
 from sl_detectron.engine import SuperLossTrainer, setup_cfg, setup_lazy_cfg

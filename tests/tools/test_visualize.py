@@ -6,11 +6,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import REPO
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from PIL import Image
 
+from helpers import REPO
 from sl_detectron.audit import read_audit, write_audit
 from sl_detectron.audit.run import audit_checkpoint
 from sl_detectron.data import register_toy_datasets, toy

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.engine import HookBase
-from test_resume import assert_equal, few_test_images
-from trainings import FASTER_RCNN, RETINANET, run
 
+from helpers.trainings import FASTER_RCNN, RETINANET, assert_equal, few_test_images, run
 from sl_detectron.data import register_toy_datasets
 from sl_detectron.engine import SuperLossTrainer, setup_cfg
 from sl_detectron.model_zoo import get_config_file

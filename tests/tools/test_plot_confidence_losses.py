@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
-from conftest import REPO
 from PIL import Image
 
+from helpers import REPO
 from sl_detectron.plots import PANELS, evaluate_panel, plot_confidence_losses
 
 BY_TITLE = {panel.title.split()[0]: panel for panel in PANELS}

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from audit_cases import CLASSES, IMAGES, PROBABILITIES, make_audit, write_devkit
 from detectron2.structures import Boxes, Instances
 
+from helpers.audit_cases import CLASSES, IMAGES, PROBABILITIES, make_audit, write_devkit
 from sl_detectron.audit.objectlab import objectlab_scores
 from sl_detectron.audit.scoring import (
     evaluate_audit,

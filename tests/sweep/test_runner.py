@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO
-from grid_cases import make_tiny_set, run_here, write_tiny_grid
 
+from helpers import REPO
+from helpers.grid_cases import make_tiny_set, run_here, write_tiny_grid
 from sl_detectron.sweep import make_tables, plan, read_grid
 
 BASELINE = {"config": "Toy/retinanet.yaml"}
@@ -314,7 +314,7 @@ def test_slurm_runs_a_cell_on_two_nodes(tiny_root, tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     for name in ("sbatch", "srun", "sacct"):
         script = tmp_path / "bin" / name
-        script.write_text((Path(__file__).parent / "fake_slurm.py").read_text())
+        script.write_text((REPO / "tests/helpers/fake_slurm.py").read_text())
         script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     grid_file = write_tiny_grid(

@@ -11,8 +11,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 import yaml
-from conftest import REPO
 
+from helpers import REPO
 from sl_detectron.data import TOY_CLASS_NAMES, make_toy_dataset
 from sl_detectron.sweep import Grid, read_grid
 

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import yaml
-from conftest import REPO
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 
+from helpers import REPO
 from sl_detectron.engine.setup import merge_cfg
 from sl_detectron.sweep import plan, read_grid, run_grid
 from sl_detectron.sweep.plan import explain_change

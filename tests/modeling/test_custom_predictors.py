@@ -6,15 +6,14 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import NUM_CLASSES, build, make_batch, run_losses, small_config
 from detectron2.config import configurable
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, ROIHeads, StandardROIHeads
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
-from test_superloss_heads import roi_batch
 
+from helpers.detectors import NUM_CLASSES, build, make_batch, roi_batch, run_losses, small_config
 from sl_detectron.losses import SuperLoss
 from sl_detectron.modeling import (
     SuperLossROIHeadsMixin,

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.structures import BoxMode
-from label_noise_records import NUM_CLASSES, labels, make_records
 
+from helpers.label_noise_records import NUM_CLASSES, labels, make_records
 from sl_detectron.data.formats.manifest import manifest_lines, read_manifest
 from sl_detectron.label_noise import (
     BoxJitter,

@@ -11,11 +11,11 @@ import time
 import pytest
 import torch
 from detectron2.config import CfgNode
-from grid_cases import make_tiny_set, run_here, write_tiny_grid
 
+from helpers.grid_cases import make_tiny_set, run_here, write_tiny_grid
 from sl_detectron.engine.resume import STOPPED
-from sl_detectron.sweep import cell as cell_module
 from sl_detectron.sweep import jobs, plan, read_grid
+from sl_detectron.sweep import run as cell_module
 from sl_detectron.sweep.cluster import SubmititPool, _NodeJob
 from sl_detectron.sweep.jobs import CellJob, ProcessPool, _gpu_slots
 from sl_detectron.sweep.progress import Progress, Unfinished

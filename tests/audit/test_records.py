@@ -8,10 +8,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from audit_cases import CLASSES, EVIL, HEIGHT, IMAGES, PROBABILITIES, WIDTH, make_audit
 from detectron2.data import detection_utils
 from PIL import Image
 
+from helpers.audit_cases import CLASSES, EVIL, HEIGHT, IMAGES, PROBABILITIES, WIDTH, make_audit
 from sl_detectron.audit import (
     AnnotationTracker,
     audit_annotations,

@@ -8,8 +8,8 @@ import pytest
 from detectron2.structures import BoxMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from label_noise_records import NUM_CLASSES, labels, make_records
 
+from helpers.label_noise_records import NUM_CLASSES, labels, make_records
 from sl_detectron.label_noise import (
     AsymmetricNoise,
     BoxJitter,

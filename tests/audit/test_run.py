@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import NUM_CLASSES, REPO, build, make_batch, run_losses, small_config
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from helpers import REPO
+from helpers.detectors import NUM_CLASSES, build, make_batch, run_losses, small_config
 from sl_detectron.audit import AnnotationTracker, audit_annotations, read_audit
 from sl_detectron.audit.run import (
     audit_checkpoint,

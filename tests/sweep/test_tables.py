@@ -8,10 +8,10 @@ import re
 
 import pytest
 import yaml
-from grid_cases import run_here, write_results
 from matplotlib.figure import Figure
 from PIL import Image
 
+from helpers.grid_cases import run_here, write_results
 from sl_detectron.sweep import make_tables, read_results
 from sl_detectron.sweep.plot import _draw
 from sl_detectron.sweep.statistics import paired_difference

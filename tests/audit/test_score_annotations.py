@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import NUM_CLASSES, build, small_config
 from detectron2.structures import Boxes, Instances
 from fvcore.nn import sigmoid_focal_loss
 from PIL import Image
 
+from helpers.detectors import NUM_CLASSES, build, small_config
 from sl_detectron.audit.score_annotations import probe_annotations
 
 HEIGHT, WIDTH = 120, 160

@@ -4,13 +4,19 @@ import json
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from trainings import FASTER_RCNN, RETINANET, run, start, wait_for_iteration
 
-from sl_detectron.data import TOY_CLASS_NAMES, make_toy_dataset
+from helpers.trainings import (
+    FASTER_RCNN,
+    RETINANET,
+    assert_equal,
+    few_test_images,
+    run,
+    start,
+    wait_for_iteration,
+)
 
 NUM_ITERS = 8
 
@@ -72,35 +78,6 @@ def test_a_kill_between_the_last_two_checkpoints_loses_neither(toy_env, tmp_path
     assert max(curve(tmp_path)) == 3
     assert_equal(torch.load(path, weights_only=True), whole)
     assert (tmp_path / "last_checkpoint").read_text() == path.name
-
-
-def few_test_images(env):
-    """Options: three images of the toy set as the test set."""
-    root = Path(env["DETECTRON2_DATASETS"], "toy_digits")
-    if not root.exists():
-        make_toy_dataset(root)
-    splits = root / "ImageSets" / "Main"
-    names = (splits / "test.txt").read_text().splitlines()[:3]
-    (splits / "few.txt").write_text("\n".join(names))
-    few = {"NAME": "few", "ROOT": str(root), "SPLIT": "few", "CLASSES": list(TOY_CLASS_NAMES)}
-    return ["DATASETS.CUSTOM_VOC", [few], "DATASETS.TEST", "('few',)"]
-
-
-def assert_equal(a, b):
-    """All of two checkpoints: weights, tau, momentum, tracker, normalizers, random states."""
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_equal(a[key], b[key])
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        for x, y in zip(a, b):
-            assert_equal(x, y)
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a.nan_to_num(), b.nan_to_num()) if a.is_floating_point() else a.equal(b)
-    else:
-        assert a == b or (a != a and b != b)  # nan: AP of a class without objects
 
 
 def test_the_checkpoint_has_every_running_state(toy_env, tmp_path):

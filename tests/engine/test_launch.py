@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import build, make_batch, run_ranks, small_config
 from detectron2.utils import comm
-from trainings import RETINANET, start, wait_for_iteration
 
+from helpers.detectors import build, make_batch, run_ranks, small_config
+from helpers.trainings import RETINANET, start, wait_for_iteration
 from sl_detectron.data import TrainLoader
 from sl_detectron.engine.finite import FiniteTrainer
 from sl_detectron.engine.resume import any_rank

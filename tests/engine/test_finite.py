@@ -8,7 +8,6 @@ import weakref
 
 import pytest
 import torch
-from conftest import NUM_CLASSES, build, make_batch, run_losses, small_config
 from detectron2.data import DatasetMapper
 from detectron2.data.samplers import InferenceSampler
 from detectron2.engine import AMPTrainer, TrainerBase
@@ -17,6 +16,7 @@ from detectron2.utils.events import EventStorage
 from detectron2.utils.logger import setup_logger
 from PIL import Image
 
+from helpers.detectors import NUM_CLASSES, build, make_batch, run_losses, small_config
 from sl_detectron.data import TrainLoader
 from sl_detectron.engine.finite import FiniteAMPTrainer, FiniteTrainer, trainer_class
 from sl_detectron.engine.setup import setup_job

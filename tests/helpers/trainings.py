@@ -1,0 +1,71 @@
+"""Trainings in processes of their own, which can be killed."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from helpers import REPO
+from sl_detectron.data import TOY_CLASS_NAMES, make_toy_dataset
+
+DRIVER = Path(__file__).with_name("driver.py")
+RETINANET, FASTER_RCNN = "Toy/retinanet_superloss.yaml", "Toy/faster_rcnn_superloss.yaml"
+
+
+def start(env, config, output, *opts, resume=False, **driver):
+    """A training in a process of its own; ``driver``: what driver.py does to it."""
+    words = [f"{key}={value}" for key, value in driver.items()]
+    command = [sys.executable, str(DRIVER), *words, "--config-file", config]
+    command += ["--resume"] if resume else []
+    return subprocess.Popen(
+        [*command, "OUTPUT_DIR", str(output), *map(str, opts)],
+        env=env,
+        cwd=REPO,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(*args, **kwargs):
+    process = start(*args, **kwargs)
+    printed, _ = process.communicate()
+    return process.returncode, printed
+
+
+def wait_for_iteration(process, output, iteration):
+    file = output / "curve.jsonl"
+    while not file.exists() or len(file.read_text().splitlines()) <= iteration:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def few_test_images(env):
+    """Options: three images of the toy set as the test set."""
+    root = Path(env["DETECTRON2_DATASETS"], "toy_digits")
+    if not root.exists():
+        make_toy_dataset(root)
+    splits = root / "ImageSets" / "Main"
+    names = (splits / "test.txt").read_text().splitlines()[:3]
+    (splits / "few.txt").write_text("\n".join(names))
+    few = {"NAME": "few", "ROOT": str(root), "SPLIT": "few", "CLASSES": list(TOY_CLASS_NAMES)}
+    return ["DATASETS.CUSTOM_VOC", [few], "DATASETS.TEST", "('few',)"]
+
+
+def assert_equal(a, b):
+    """All of two checkpoints: weights, tau, momentum, tracker, normalizers, random states."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b):
+            assert_equal(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a.nan_to_num(), b.nan_to_num()) if a.is_floating_point() else a.equal(b)
+    else:
+        assert a == b or (a != a and b != b)  # nan: AP of a class without objects
