@@ -7,7 +7,6 @@ import pytest
 
 from helpers import REPO
 
-pytest.register_assert_rewrite("helpers")
 collect_ignore = ["helpers"]
 
 

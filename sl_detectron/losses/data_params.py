@@ -91,6 +91,7 @@ class DataParams(nn.Module):
         torch.Size([2])
     """
 
+    needs_annotation_ids = True
     log_sample_temperature: nn.Parameter | None
     log_class_temperature: nn.Parameter | None
 

@@ -1,11 +1,9 @@
 """detectron2 adapters: importing registers the heads and meta-architectures by name."""
 
-from .build import superloss_terms_from_config
-from .fast_rcnn import (
-    SuperLossFastRCNNOutputLayers,
-    to_superloss_output_layers,
-)
-from .mobilenet import MobileNetV2, build_mobilenet_v2_fpn_backbone
+from . import mobilenet  # noqa: F401 - registers the backbone
+from .build import CLASSIFICATION_LOSS_REGISTRY, TAU_REGISTRY
+from .fast_rcnn import SuperLossFastRCNNOutputLayers, to_superloss_output_layers
+from .per_roi_losses import PerRoILosses
 from .retinanet import SuperLossRetinaNet
 from .roi_heads import (
     SuperLossCascadeROIHeads,
@@ -26,9 +24,9 @@ __all__ = [
     "SuperLossROIHeadsMixin",
     "SuperLossFastRCNNOutputLayers",
     "SuperLossTerm",
-    "MobileNetV2",
-    "build_mobilenet_v2_fpn_backbone",
+    "PerRoILosses",
+    "CLASSIFICATION_LOSS_REGISTRY",
+    "TAU_REGISTRY",
     "superloss_roi_heads",
-    "superloss_terms_from_config",
     "to_superloss_output_layers",
 ]

@@ -1,30 +1,69 @@
-"""From the keys of ``MODEL.SUPERLOSS`` to the terms of a detector's loss."""
+"""From the keys of ``MODEL.SUPERLOSS`` to the losses of a detector, by registered names."""
 
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
-from torch import Tensor
+from fvcore.common.registry import Registry
+from torch import Tensor, nn
 
-from ..losses import CLASSIFICATION_LOSSES, DataParams, FixedConfidence, SuperLoss
-from .superloss_term import SCOPES, SuperLossTerm
+from ..losses import DataParams, FixedConfidence, SuperLoss
+from ..losses.classification import CLASSIFICATION_LOSSES
+from ..losses.tau import TAU_STRATEGIES, build_tau
+from .superloss_term import SuperLossTerm
 
-__all__ = ["ClassificationLoss", "classification_loss_from_config", "superloss_terms_from_config"]
+__all__ = [
+    "CLASSIFICATION_LOSS_REGISTRY",
+    "TAU_REGISTRY",
+    "ClassificationLoss",
+    "losses_from_config",
+]
 
-# Of logits (R, C) and labels (R,); DataParams also takes annotation ids (R,).
-ClassificationLoss = Callable[[Tensor, Tensor], Tensor] | DataParams
+# Of logits (R, C) and labels (R,); with an attribute `needs_annotation_ids` also of ids (R,).
+ClassificationLoss = Callable[..., Tensor]
 
-TAU_NAMES = ("logC", "Avg", "ExpAvg")
+CLASSIFICATION_LOSS_REGISTRY = Registry("CLASSIFICATION_LOSS")
+CLASSIFICATION_LOSS_REGISTRY.__doc__ = """
+Losses by the names that ``MODEL.SUPERLOSS.CLS.LOSS`` takes.
+
+A function is called with logits (R, C) and labels (R,) and returns (R,) losses. A class is built
+without arguments, and the object is called likewise. A true attribute ``needs_annotation_ids`` adds
+annotation ids (R,) to the call, -1 for RoIs without one.
+"""
+
+TAU_REGISTRY = Registry("TAU")
+TAU_REGISTRY.__doc__ = """
+Strategies for tau by the names that ``TAU`` takes.
+
+A class or function is called with the keywords ``num_outcomes`` (None where classification is not a
+softmax) and ``momentum``, and returns a module as :class:`~sl_detectron.losses.SuperLoss` takes it.
+"""
+
+for _loss in CLASSIFICATION_LOSSES.values():
+    CLASSIFICATION_LOSS_REGISTRY.register(_loss)
+for _strategy in TAU_STRATEGIES.values():
+    TAU_REGISTRY.register(_strategy)
+
 NUM_OUTCOMES = ("K+1", "K")
+# Where the argument that an error begins with comes from.
+_KEYS = {
+    "tau": "{}.TAU",
+    "lam": "{}.LAMBDA",
+    "sigma": "{}.FIXED_SIGMA (0.0 for off)",
+    "scope": "{}.SCOPE",
+    "granularity": "{}.GRANULARITY",
+    "momentum": "MOMENTUM",
+    "warmup_iters": "WARMUP_ITERS",
+}
 
 
-def superloss_terms_from_config(
+def losses_from_config(
     cfg: CfgNode,
     num_softmax_classes: int | None,
     cls_granularities: Sequence[str] = ("sample", "instance"),
-) -> dict[str, SuperLossTerm | None]:
-    """Build the terms that ``MODEL.SUPERLOSS`` asks for.
+) -> dict[str, Any]:
+    """Build the losses that ``MODEL.SUPERLOSS`` asks for.
 
     Args:
         cfg: a config with the keys of :func:`~sl_detectron.add_superloss_config`
@@ -33,7 +72,9 @@ def superloss_terms_from_config(
         cls_granularities: what the detector can do
 
     Returns:
-        ``superloss_cls`` and ``superloss_box_reg``, None for a term that is off
+        ``superloss_cls`` and ``superloss_box_reg``, None for a term that is off, and
+        ``classification_loss``, None for the detector's stock loss. "data_params" without
+        ``NUM_ANNOTATIONS`` can predict, but raises when it is trained.
 
     Raises:
         KeyError: the config lacks the keys
@@ -45,37 +86,60 @@ def superloss_terms_from_config(
             "right after get_cfg()"
         )
     node = cfg.MODEL.SUPERLOSS
-    _check(0 <= node.MOMENTUM < 1, "MOMENTUM", node.MOMENTUM, "a number in [0, 1)")
-    _check(node.WARMUP_ITERS >= 0, "WARMUP_ITERS", node.WARMUP_ITERS, "0 or above")
-    num_outcomes = _num_outcomes(node.CLS, num_softmax_classes)
+    num_outcomes = _num_outcomes(node.CLS.NUM_OUTCOMES, num_softmax_classes)
     return {
         "superloss_cls": _build_term("CLS", node, num_outcomes, cls_granularities),
         "superloss_box_reg": _build_term("BOX_REG", node, None, ("sample", "instance")),
+        "classification_loss": _classification_loss(node, num_softmax_classes is not None),
     }
 
 
-def classification_loss_from_config(cfg: CfgNode, softmax: bool) -> ClassificationLoss | None:
-    """The loss of ``MODEL.SUPERLOSS.CLS.LOSS`` where it is not the head's own.
+def _build_term(
+    key: str, superloss_node: CfgNode, num_outcomes: int | None, granularities: Sequence[str]
+) -> SuperLossTerm | None:
+    node, warmup_iters = superloss_node[key], superloss_node.WARMUP_ITERS
+    accepted = f"one of {tuple(granularities)} here"
+    _check(node.GRANULARITY in granularities, f"{key}.GRANULARITY", node.GRANULARITY, accepted)
+    superloss: nn.Module
+    try:
+        # All of it also where it is off: what a config says should mean something.
+        tau = _build_tau(node.TAU, num_outcomes, superloss_node.MOMENTUM)
+        superloss = SuperLoss(tau, node.LAMBDA)
+        if node.FIXED_SIGMA != 0:
+            superloss = FixedConfidence(node.FIXED_SIGMA)
+        name, scope = key.lower(), node.SCOPE
+        term = SuperLossTerm(name, superloss, scope, node.GRANULARITY, warmup_iters)
+    except ValueError as error:
+        argument = str(error).partition(" ")[0]
+        where = _KEYS.get(argument, "{}").format(key)
+        raise ValueError(f"MODEL.SUPERLOSS.{where}: {error}") from error
+    return term if node.ENABLED else None
 
-    Args:
-        cfg: a config with the keys of :func:`~sl_detectron.add_superloss_config`
-        softmax: whether the head classifies by a softmax
 
-    Returns:
-        a per-sample loss; None for the head's own. "data_params" without ``NUM_ANNOTATIONS`` can
-        predict, but raises when it is trained.
+def _build_tau(tau: str, num_outcomes: int | None, momentum: float) -> nn.Module:
+    names = [name for name, _ in TAU_REGISTRY if num_outcomes or name != "logC"]
+    if tau in names:
+        return TAU_REGISTRY.get(tau)(num_outcomes=num_outcomes, momentum=momentum)
+    try:
+        float(tau)
+    except ValueError:
+        only = "" if num_outcomes else " (logC is defined for softmax classification only)"
+        raise ValueError(
+            f'tau must be one of {names} or a quoted number such as "1.5"{only}; got {tau!r}'
+        ) from None
+    return build_tau(tau)
 
-    Raises:
-        ValueError: an unknown loss, or one that needs a softmax where there is none
-    """
-    node = cfg.MODEL.SUPERLOSS
-    name, names = node.CLS.LOSS, (*CLASSIFICATION_LOSSES, "data_params")
-    _check(name in names, "CLS.LOSS", name, f"one of {names}")
+
+def _classification_loss(node: CfgNode, softmax: bool) -> ClassificationLoss | None:
+    """The loss of ``CLS.LOSS``; None for the detector's stock loss."""
+    name, names = node.CLS.LOSS, [*(name for name, _ in CLASSIFICATION_LOSS_REGISTRY)]
+    _check(name in (*names, "data_params"), "CLS.LOSS", name, f"one of {[*names, 'data_params']}")
     if name == "cross_entropy":
         return None
     _check(softmax, "CLS.LOSS", name, "'cross_entropy' where classification is not a softmax")
     if name != "data_params":
-        return CLASSIFICATION_LOSSES[name]
+        loss = CLASSIFICATION_LOSS_REGISTRY.get(name)
+        return loss() if isinstance(loss, type) else loss
     lam, num = node.DATA_PARAMS.LAMBDA, node.DATA_PARAMS.NUM_ANNOTATIONS
     _check(0 <= lam < math.inf, "DATA_PARAMS.LAMBDA", lam, "a finite number, at least 0")
     _check(num >= 0, "DATA_PARAMS.NUM_ANNOTATIONS", num, "0 or above")
@@ -89,48 +153,13 @@ def _uncounted(logits: Tensor, labels: Tensor) -> Tensor:
     )
 
 
+def _num_outcomes(form: str, num_softmax_classes: int | None) -> int | None:
+    _check(form in NUM_OUTCOMES, "CLS.NUM_OUTCOMES", form, f"one of {NUM_OUTCOMES}")
+    if num_softmax_classes is None:
+        return None
+    return num_softmax_classes + (form == "K+1")
+
+
 def _check(ok: bool, key: str, value: Any, accepted: str) -> None:
     if not ok:
         raise ValueError(f"MODEL.SUPERLOSS.{key} must be {accepted}; got {value!r}")
-
-
-def _num_outcomes(node: CfgNode, num_softmax_classes: int | None) -> int | None:
-    accepted = f"one of {NUM_OUTCOMES}"
-    _check(node.NUM_OUTCOMES in NUM_OUTCOMES, "CLS.NUM_OUTCOMES", node.NUM_OUTCOMES, accepted)
-    if num_softmax_classes is None:
-        return None
-    return num_softmax_classes + (node.NUM_OUTCOMES == "K+1")
-
-
-def _build_term(
-    key: str, superloss_node: CfgNode, num_outcomes: int | None, granularities: Sequence[str]
-) -> SuperLossTerm | None:
-    node = superloss_node[key]
-    names = TAU_NAMES if num_outcomes else TAU_NAMES[1:]
-    accepted = f'one of {names} or a quoted number such as "1.5"'
-    if not num_outcomes:
-        accepted += " (logC is defined for softmax classification only)"
-    _check(node.TAU in names or _is_number(node.TAU), f"{key}.TAU", node.TAU, accepted)
-    lam, sigma = node.LAMBDA, node.FIXED_SIGMA
-    _check(0 < lam < math.inf, f"{key}.LAMBDA", lam, "a finite number above 0")
-    _check(0 <= sigma < math.inf, f"{key}.FIXED_SIGMA", sigma, "a finite number, 0.0 for off")
-    _check(node.SCOPE in SCOPES, f"{key}.SCOPE", node.SCOPE, f"one of {SCOPES}")
-    granularity, accepted = node.GRANULARITY, f"one of {tuple(granularities)} here"
-    _check(granularity in granularities, f"{key}.GRANULARITY", granularity, accepted)
-    if not node.ENABLED:
-        return None
-    superloss: SuperLoss | FixedConfidence
-    if sigma > 0:
-        superloss = FixedConfidence(sigma)
-    else:
-        momentum = superloss_node.MOMENTUM
-        superloss = SuperLoss(node.TAU, lam, num_outcomes=num_outcomes, momentum=momentum)
-    warmup_iters = superloss_node.WARMUP_ITERS
-    return SuperLossTerm(key.lower(), superloss, node.SCOPE, granularity, warmup_iters)
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return math.isfinite(float(value))
-    except (TypeError, ValueError):
-        return False

@@ -1,98 +1,68 @@
-"""Box predictors whose class computes its losses in a way of its own: are they detectron2's?"""
+"""Box predictors of other projects: classes made of them at run time, and losses they restate."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 
-__all__ = ["MAKERS", "RoILosses", "check_keys", "compare_own_losses"]
+from .per_roi_losses import PerRoILosses
 
-# Methods of FastRCNNOutputLayers that make each of its losses.
-MAKERS = {
-    "loss_cls": ("losses", "sigmoid_cross_entropy_loss"),
-    "loss_box_reg": ("losses", "box_reg_loss"),
-}
-_PER_ROI = {
-    "loss_cls": "classification_losses(scores, gt_classes) -> (R,)",
-    "loss_box_reg": (
-        "foreground_box_losses(proposal_boxes, gt_boxes, pred_deltas, gt_classes) -> (M,)"
-    ),
+__all__ = ["check_restated_losses", "make_subclass"]
+
+
+# For each loss the methods of FastRCNNOutputLayers that make it, and the one of PerRoILosses.
+_MAKERS = {
+    "loss_cls": (("losses", "sigmoid_cross_entropy_loss"), "classification_losses"),
+    "loss_box_reg": (("losses", "box_reg_loss"), "foreground_box_losses"),
 }
 
 
-@dataclass(frozen=True)
-class RoILosses:
-    """What a scalar loss is the mean of: values (S,) and which RoIs they are of, None for all."""
-
-    losses: Tensor
-    index: Tensor | None = None
-
-    @property
-    def where(self) -> Any:
-        """An index of tensors with one entry for every RoI."""
-        return slice(None) if self.index is None else self.index
-
-
-def check_keys(predictor: Any, keys: Sequence[str], losses: Mapping[str, Tensor]) -> None:
-    """Refuse a predictor whose ``losses()`` lack one that the SuperLoss would replace.
-
-    Raises:
-        TypeError: a key is missing
-    """
-    missing = [key for key in keys if key not in losses]
-    if missing:
-        raise TypeError(
-            f"losses() of {type(predictor).__name__} has {sorted(losses)} and no {missing}, which "
-            "the SuperLoss would replace; switch those terms off"
-        )
-
-
-def compare_own_losses(
-    predictor: Any,
-    keys: Sequence[str],
-    own_losses: Mapping[str, Tensor],
-    samples: Mapping[str, RoILosses],
-    num_rois: int,
-    has_per_roi: bool,
-) -> None:
+def check_restated_losses(predictor: type, key: str) -> None:
     """Refuse to put the SuperLoss of detectron2's losses in the place of other losses.
 
+    A class that overrides a method which makes a loss may make any other one of it: that its values
+    equal detectron2's on one batch says nothing about the next.
+
     Args:
-        predictor: a :class:`FastRCNNOutputLayers`
-        keys: which losses to compare
-        own_losses: 0-d tensors, as the class computes them
-        samples: what the SuperLoss would take, by key
-        num_rois: R
-        has_per_roi: whether the class has a ``classification_losses`` of its own
+        predictor: a subclass of :class:`FastRCNNOutputLayers` and :class:`PerRoILosses`
+        key: the loss that the SuperLoss replaces
 
     Raises:
-        TypeError: the losses differ, or draw classes at random and cannot be compared
+        TypeError: a custom class restates the loss, and neither it nor a class derived from it says
+            what the loss is for each RoI
     """
-    name = type(predictor).__name__
-    for key in keys:
-        if key == "loss_cls" and getattr(predictor, "use_fed_loss", False):
-            if has_per_roi:
-                continue
+    makers, per_roi = _MAKERS[key]
+    for cls in predictor.__mro__[: predictor.__mro__.index(FastRCNNOutputLayers)]:
+        if PerRoILosses in cls.__mro__:
+            continue  # the SuperLoss's own class, or one derived from it
+        if per_roi in vars(cls):
+            return
+        restated = [maker for maker in makers if maker in vars(cls)]
+        if restated:
             raise TypeError(
-                f"{name} has federated losses of its own, which draw classes for every loss; give "
-                f"it a method {_PER_ROI[key]} or switch superloss_cls off"
-            )
-        own = float(own_losses[key].detach())
-        expected = math.inf if key not in samples else _mean(predictor, key, samples[key], num_rois)
-        if key in samples and not (math.isfinite(own) and math.isfinite(expected)):
-            continue  # diverged, which is another matter
-        # Wide enough for another order of summation, in 16 bits too.
-        tolerance = 1e-5 if own_losses[key].dtype.itemsize > 2 else 1e-2
-        if not abs(own - expected) <= tolerance * (1 + abs(own)):
-            raise TypeError(
-                f"{name}: its {key} is {own:.6g}, but the losses of its RoIs that the SuperLoss "
-                f"would take come to {expected:.6g}. Give the class a method {_PER_ROI[key]} or "
-                f"switch {key.replace('loss', 'superloss')} off"
+                f"{cls.__name__}.{restated[0]}() restates {key}, so what it is for each RoI is not "
+                f"known. Give {cls.__name__} a method {per_roi}() with the arguments of "
+                f"sl_detectron.modeling.PerRoILosses.{per_roi}, or switch "
+                f"{key.replace('loss', 'superloss')} off"
             )
 
 
-def _mean(predictor: Any, key: str, samples: RoILosses, num_rois: int) -> float:
-    mean = samples.losses.detach().sum() / num_rois
-    return float(mean * predictor.loss_weight.get(key, 1.0))
+def make_subclass(
+    factory: Callable[[Any], Any], extension: type, base: type, namespace: dict[str, Any]
+) -> Any:
+    """Make ``SuperLoss<Base>``, ``extension`` before ``base``, in a form that can be pickled.
+
+    Args:
+        factory: makes this class of ``base``; a function of a module, as a pickle calls it
+        extension: whose methods come first
+        base: whose name it extends
+        namespace: further attributes
+    """
+    reduce = {"__reduce__": lambda self: (_rebuild, (factory, base), dict(vars(self)))}
+    name, module = f"SuperLoss{base.__name__}", {"__module__": base.__module__}
+    return type(name, (extension, base), {**module, **reduce, **namespace})
+
+
+def _rebuild(factory: Callable[[Any], Any], base: type) -> Any:
+    cls = factory(base)
+    return cls.__new__(cls)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 __all__ = [
     "FIELD",
-    "FIRST_LOCAL_ID",
     "UNMATCHED",
     "annotation_ids_of",
+    "check_known_ids",
     "ids_by_target",
     "with_annotation_ids",
 ]
@@ -20,9 +20,9 @@ __all__ = [
 # along wherever it indexes targets.
 FIELD = "gt_annotation_ids"
 UNMATCHED = -1
-# Numbers for the annotations of one batch where the loader gave none: beyond those of any data set,
-# so that nobody takes them for such.
-FIRST_LOCAL_ID = 2**40
+# Where the loader gives no ids, the annotations of a batch count down from here: the numbers tell
+# them apart, and no one can take them for those of a dataset.
+FIRST_LOCAL_ID = -2
 
 
 def with_annotation_ids(targets: list[Instances]) -> list[Instances]:
@@ -40,10 +40,10 @@ def with_annotation_ids(targets: list[Instances]) -> list[Instances]:
     numbered, start = [], FIRST_LOCAL_ID
     for target in targets:
         if not target.has(FIELD):
-            ids = torch.arange(start, start + len(target), device=target.gt_classes.device)
+            ids = torch.arange(start, start - len(target), -1, device=target.gt_classes.device)
             target = Instances(target.image_size, **target.get_fields(), **{FIELD: ids})
         numbered.append(target)
-        start += len(target)
+        start -= len(target)
     return numbered
 
 
@@ -91,3 +91,26 @@ def annotation_ids_of(proposals: list[Instances], foreground: Tensor) -> Tensor 
         if p.has(FIELD):
             image_ids.copy_(p.get(FIELD))
     return torch.where(foreground, ids, UNMATCHED)
+
+
+def check_known_ids(ids: Tensor | None) -> Tensor:
+    """Refuse samples whose annotations the loader did not number.
+
+    Args:
+        ids: (R,) int64, or None where no target had any
+
+    Returns:
+        ``ids``
+
+    Raises:
+        ValueError: there are none
+        RuntimeError: they are of a batch alone; checked on the device, without waiting for it
+    """
+    missing = (
+        "the loss learns for every training annotation, but the loader does not number them: give "
+        f"its instances {FIELD}, as sl_detectron.label_noise.build_noisy_train_loader does"
+    )
+    if ids is None:
+        raise ValueError(missing)
+    torch._assert_async((ids > FIRST_LOCAL_ID).all(), missing)
+    return ids

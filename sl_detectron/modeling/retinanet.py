@@ -6,7 +6,7 @@ Shape legend: N images, R anchors of an image over all levels, K classes, M fore
 from typing import Any
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import cat
 from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from detectron2.structures import Boxes, Instances
@@ -14,7 +14,7 @@ from detectron2.utils.events import get_event_storage
 from fvcore.nn import sigmoid_focal_loss
 
 from .box_regression import box_regression_losses
-from .build import classification_loss_from_config, superloss_terms_from_config
+from .build import losses_from_config
 from .matched_annotations import ids_by_target, with_annotation_ids
 from .superloss_term import GRANULARITIES, SuperLossTerm, reduce_losses
 
@@ -43,16 +43,16 @@ class SuperLossRetinaNet(RetinaNet):
         superloss_cls: SuperLossTerm | None = None,
         superloss_box_reg: SuperLossTerm | None = None,
         **kwargs: Any,
-    ):
+    ) -> None:
         super().__init__(**kwargs)
         self.superloss_cls = superloss_cls
         self.superloss_box_reg = superloss_box_reg
 
     @classmethod
-    def from_config(cls, cfg):
-        terms = superloss_terms_from_config(cfg, None, cls_granularities=GRANULARITIES)
-        classification_loss_from_config(cfg, softmax=False)  # to refuse any but its own
-        return {**super().from_config(cfg), **terms}
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        losses = losses_from_config(cfg, None, cls_granularities=GRANULARITIES)
+        del losses["classification_loss"]  # None: a focal loss has no other choice
+        return {**super().from_config(cfg), **losses}
 
     @torch.no_grad()
     def label_anchors(

@@ -1,7 +1,6 @@
 """ROI heads whose box classification and regression go through the SuperLoss."""
 
 import copy
-import inspect
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -20,13 +19,9 @@ from detectron2.modeling.roi_heads import (
 from detectron2.structures import Instances
 from torch import nn
 
-from .build import (
-    ClassificationLoss,
-    classification_loss_from_config,
-    superloss_terms_from_config,
-)
+from .build import ClassificationLoss, losses_from_config
+from .custom_predictors import make_subclass
 from .fast_rcnn import SuperLossFastRCNNOutputLayers, to_superloss_output_layers
-from .generated import make_subclass
 from .matched_annotations import FIELD, ids_by_target, with_annotation_ids
 from .superloss_term import SuperLossTerm
 
@@ -49,7 +44,7 @@ class SuperLossROIHeadsMixin(ROIHeads):
 
     Heads that are built from a config take the terms of ``MODEL.SUPERLOSS``; heads that are built
     by arguments take ``superloss_cls`` and ``superloss_box_reg``. Each predictor, as each stage of
-    a cascade, gets terms of its own.
+    a cascade, gets its own copy.
 
     Put it before the heads that it extends, or call :func:`superloss_roi_heads`::
 
@@ -65,20 +60,21 @@ class SuperLossROIHeadsMixin(ROIHeads):
         superloss_box_reg: SuperLossTerm | None = None,
         classification_loss: ClassificationLoss | None = None,
         **kwargs: Any,
-    ):
+    ) -> None:
         """
         Args:
-            args, kwargs: of the heads that are extended: a config and an input shape, or arguments
+            args, kwargs: of the heads that are extended: a config and an input shape, or keywords
             superloss_cls: the classification term; None keeps the stock loss
             superloss_box_reg: the box regression term; None keeps the stock loss
-            classification_loss: another loss than the heads' own softmax cross-entropy
+            classification_loss: another loss than the heads' softmax cross-entropy
 
         Raises:
             ValueError: the heads have no :class:`FastRCNNOutputLayers`, or both a config and
                 losses were given
         """
         super().__init__(*args, **kwargs)
-        if not self._box_predictors():
+        predictors = self._box_predictors()
+        if not predictors:
             raise ValueError(
                 f"{type(self).__name__} has no box predictor derived from FastRCNNOutputLayers, "
                 "which the SuperLoss needs"
@@ -88,31 +84,27 @@ class SuperLossROIHeadsMixin(ROIHeads):
             "superloss_box_reg": superloss_box_reg,
             "classification_loss": classification_loss,
         }
-        cfg = next((a for a in (*args, *kwargs.values()) if isinstance(a, CfgNode)), None)
-        if cfg is None:
-            _share(losses, self._box_predictors())
-        elif any(losses.values()):
+        given = [name for name, loss in losses.items() if loss is not None]
+        if args and given:
             raise ValueError(
-                f"{type(self).__name__} was given a config, whose MODEL.SUPERLOSS says which "
-                f"losses it has, and {[k for k, v in losses.items() if v]} beside it"
+                f"{type(self).__name__} was given a config, whose MODEL.SUPERLOSS sets its "
+                f"losses, and {given} beside it"
             )
-        else:
-            # Heads with a from_config have theirs already; older ones take the config themselves.
-            _extend(self._box_predictors(), cfg)
+        if args:  # a config comes first, as build_roi_heads has it; all else are keywords
+            _extend(predictors, args[0])
+        elif given:
+            # The first predictor gets what was given, the others copies.
+            for i, predictor in enumerate(predictors):
+                to_superloss_output_layers(predictor, **(copy.deepcopy(losses) if i else losses))
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, input_shape: Any = None) -> dict[str, Any]:
         """As the heads that are extended, with the SuperLoss in the box predictors."""
-        # configurable hands all arguments to a from_config with **kwargs, and to others those that
-        # they name; the rest goes to __init__.
-        parameters = inspect.signature(super().from_config).parameters.values()
-        takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters)
-        names = set(kwargs) if takes_all else {p.name for p in parameters}
-        taken = {k: v for k, v in kwargs.items() if k in names}
-        ret = super().from_config(cfg, *args, **taken)
+        shape = () if input_shape is None else (input_shape,)  # ROIHeads takes a config only
+        ret = super().from_config(cfg, *shape)
         for value in ret.values():
             _extend(value if isinstance(value, (list, tuple, nn.ModuleList)) else [value], cfg)
-        return {**ret, **{k: v for k, v in kwargs.items() if k not in names}}
+        return ret
 
     def _box_predictors(self) -> list[FastRCNNOutputLayers]:
         return [m for m in self.modules() if isinstance(m, FastRCNNOutputLayers)]
@@ -136,7 +128,7 @@ class SuperLossROIHeadsMixin(ROIHeads):
         return self._with_ids(matched, with_annotation_ids(targets))
 
     def _with_ids(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
-        """Find the annotations of proposals again that have lost their ids, if that is asked."""
+        """Recover annotation ids that the base class dropped, if needed."""
         if not any(getattr(p, "needs_annotation_ids", False) for p in self._box_predictors()):
             return proposals
         for proposal, target in zip(proposals, targets):
@@ -148,25 +140,14 @@ class SuperLossROIHeadsMixin(ROIHeads):
 
 
 def _extend(values: Iterable[Any], cfg: CfgNode) -> None:
-    """Give those predictors the losses of a config that have none yet."""
+    """Give those of the values that are stock predictors the losses of a config."""
     for predictor in values:
-        if not isinstance(predictor, FastRCNNOutputLayers) or isinstance(
-            predictor, SuperLossFastRCNNOutputLayers
-        ):
+        if not isinstance(predictor, FastRCNNOutputLayers):
             continue
-        softmax = not getattr(predictor, "use_sigmoid_ce", False)
-        to_superloss_output_layers(
-            predictor,
-            **superloss_terms_from_config(cfg, predictor.num_classes if softmax else None),
-            classification_loss=classification_loss_from_config(cfg, softmax),
-        )
-
-
-def _share(losses: dict[str, Any], predictors: list[FastRCNNOutputLayers]) -> None:
-    """Give every predictor losses of its own: the first one those that it got, others copies."""
-    if any(losses.values()):
-        for i, predictor in enumerate(predictors):
-            to_superloss_output_layers(predictor, **(copy.deepcopy(losses) if i else losses))
+        if not isinstance(predictor, SuperLossFastRCNNOutputLayers):
+            softmax = not getattr(predictor, "use_sigmoid_ce", False)
+            losses = losses_from_config(cfg, predictor.num_classes if softmax else None)
+            to_superloss_output_layers(predictor, **losses)
 
 
 @cache

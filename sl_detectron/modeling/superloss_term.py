@@ -8,17 +8,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from detectron2.utils.events import get_event_storage
+from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
-from ..losses import FixedConfidence, SuperLoss, group_mean
+from ..losses import FixedConfidence, SuperLoss
+from ..losses.grouping import group_mean
+from .matched_annotations import UNMATCHED
 
 __all__ = ["GRANULARITIES", "SCOPES", "Observer", "SuperLossTerm", "reduce_losses"]
 
 SCOPES = ("foreground", "all")
 # "class" is for the entries of a dense sigmoid loss: RetinaNet.
 GRANULARITIES = ("sample", "instance", "class")
-# As detectron2's PeriodicWriter: values of the iterations between are never looked at.
+# As detectron2's PeriodicWriter, which writes no values of the iterations between.
 LOG_PERIOD = 20
 
 # Called with annotation ids (S,), losses (S,), sigma (S,) and class probabilities (S, K).
@@ -28,6 +30,8 @@ Observer = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 class SuperLossTerm(nn.Module):
     """Reduce per-sample losses to ``sum(SL(l)) / divisor``, detectron2's divisor kept.
 
+    A term may be called outside of a training loop; it then logs nothing.
+
     Args:
         name: scalars are logged as ``superloss_{name}/...``
         superloss: the per-sample loss with its running tau, or a fixed confidence as a control
@@ -35,14 +39,17 @@ class SuperLossTerm(nn.Module):
             every sample goes through the SuperLoss
         granularity: "sample": every sample has its own confidence; "instance": all samples of one
             annotation share that of their mean loss; "class": every entry of a dense loss has one
-        warmup_iters: iterations in which the plain loss is trained on while tau learns
+        warmup_iters: steps that train on the plain loss while tau is estimated; they are counted
+            in the state dict, as tau is
 
-    ``observers`` are called after the loss with detached tensors of the samples that have an
-    annotation id of 0 or above. There are none unless somebody appends one.
+    ``observers`` are called after the loss with detached tensors of the samples that are matched to
+    an annotation; there are none unless one is appended.
 
     Raises:
         ValueError: an argument is out of range
     """
+
+    num_steps: Tensor
 
     def __init__(
         self,
@@ -51,19 +58,21 @@ class SuperLossTerm(nn.Module):
         scope: str = "foreground",
         granularity: str = "sample",
         warmup_iters: int = 0,
-    ):
+    ) -> None:
         super().__init__()
         if scope not in SCOPES:
-            raise ValueError(f"SCOPE must be one of {SCOPES}; got {scope!r}")
+            raise ValueError(f"scope must be one of {SCOPES}; got {scope!r}")
         if granularity not in GRANULARITIES:
-            raise ValueError(f"GRANULARITY must be one of {GRANULARITIES}; got {granularity!r}")
+            raise ValueError(f"granularity must be one of {GRANULARITIES}; got {granularity!r}")
         if warmup_iters < 0:
-            raise ValueError(f"WARMUP_ITERS must be 0 or above; got {warmup_iters!r}")
+            raise ValueError(f"warmup_iters must be 0 or above; got {warmup_iters!r}")
         self.name = name
         self.superloss = superloss
         self.scope = scope
         self.granularity = granularity
         self.warmup_iters = warmup_iters
+        if warmup_iters:  # else it would be a key of every state dict
+            self.register_buffer("num_steps", torch.tensor(0))
         self.observers: list[Observer] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -73,7 +82,7 @@ class SuperLossTerm(nn.Module):
     @property
     @torch.jit.unused
     def needs_annotation_ids(self) -> bool:
-        """Whether somebody asks which annotation a sample is matched to."""
+        """Whether the granularity or an observer asks which annotation a sample is matched to."""
         return self.granularity == "instance" or bool(self.observers)
 
     # Not part of inference: TorchScript need not understand it.
@@ -91,7 +100,7 @@ class SuperLossTerm(nn.Module):
             losses: (...) the samples' losses in nats (or the unit of the box loss)
             foreground: (...) bool, samples that are matched to an annotation
             divisor: what the stock loss divides its sum by
-            annotation_ids: (S,) int64, below 0 for samples without annotation; S is the length of
+            annotation_ids: (S,) int64, -1 for samples without annotation; S is the length of
                 the first dimension of the losses
             probabilities: makes (S, K) class probabilities, for the observers
 
@@ -105,17 +114,16 @@ class SuperLossTerm(nn.Module):
         pooled = losses
         if self.granularity == "instance":
             pooled = _pool(losses, annotation_ids)
-        storage = get_event_storage()
-        logs = (storage.iter + 1) % LOG_PERIOD == 0
+        storage = _storage_to_log_to()
         scalars = {}
-        if logs and isinstance(self.superloss, SuperLoss):
+        if storage is not None and isinstance(self.superloss, SuperLoss):
             # A copy, before the batch moves it: this is the tau that the batch meets.
             scalars["tau"] = self.superloss.tau.clone()
         superlosses, sigma = self.superloss.with_confidence(pooled, mask)
-        if storage.iter < self.warmup_iters:
-            superlosses, sigma = losses, torch.ones_like(sigma)
+        if self.warmup_iters:
+            superlosses, sigma = self._warm_up(losses, superlosses, sigma)
         reduced = superlosses.sum() / divisor
-        if logs:
+        if storage is not None:
             with torch.no_grad():
                 scalars["superloss"] = reduced
                 scalars |= _scalars(losses, sigma, foreground, mask, divisor)
@@ -128,10 +136,17 @@ class SuperLossTerm(nn.Module):
             self._tell(annotation_ids, losses.detach(), sigma, probabilities().detach())
         return reduced
 
+    def _warm_up(self, losses: Tensor, superlosses: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The plain losses in the first steps; chosen on the device, which no step waits for."""
+        is_warm = self.num_steps >= self.warmup_iters
+        if self.training and torch.is_grad_enabled():
+            self.num_steps += 1
+        return torch.where(is_warm, superlosses, losses), torch.where(is_warm, sigma, 1.0)
+
     def _tell(self, ids: Tensor, losses: Tensor, sigma: Tensor, probabilities: Tensor) -> None:
         if losses.dim() > ids.dim():
             losses, sigma = losses.sum(dim=-1), sigma.mean(dim=-1)
-        matched = (ids >= 0).nonzero()[:, 0]
+        matched = (ids != UNMATCHED).nonzero()[:, 0]
         for observer in self.observers:
             observer(ids[matched], losses[matched], sigma[matched], probabilities[matched])
 
@@ -156,6 +171,15 @@ def reduce_losses(
     return term(losses, foreground, divisor, annotation_ids, probabilities)
 
 
+def _storage_to_log_to() -> EventStorage | None:
+    """The storage of the training loop in an iteration that is logged."""
+    try:
+        storage = get_event_storage()
+    except AssertionError:  # there is no training loop
+        return None
+    return storage if (storage.iter + 1) % LOG_PERIOD == 0 else None
+
+
 def _pool(losses: Tensor, annotation_ids: Tensor | None) -> Tensor:
     """The mean loss of its annotation for every sample that has one; the others keep theirs."""
     if annotation_ids is None:
@@ -163,7 +187,7 @@ def _pool(losses: Tensor, annotation_ids: Tensor | None) -> Tensor:
             "GRANULARITY 'instance' needs the annotation that each sample is matched to: call the "
             "detector with its targets, not its losses alone"
         )
-    matched = (annotation_ids >= 0).nonzero()[:, 0]
+    matched = (annotation_ids != UNMATCHED).nonzero()[:, 0]
     return losses.index_copy(0, matched, group_mean(losses[matched], annotation_ids[matched]))
 
 

@@ -13,7 +13,7 @@ from sl_detectron.losses import SuperLoss, superloss
 from sl_detectron.modeling import SuperLossTerm, superloss_roi_heads
 from sl_detectron.modeling.matched_annotations import ids_by_target, with_annotation_ids
 
-LOCAL = 2**40  # ids of a batch whose loader gave none start here
+LOCAL = -2  # ids of a batch whose loader gave none count down from here
 
 
 def superloss_model(detector, *opts):
@@ -88,7 +88,7 @@ def test_numbering_keeps_ids_and_arguments():
     batch = make_batch((2, 0, 1))
     targets = [image["instances"] for image in batch]
     numbered = with_annotation_ids(targets)
-    assert [t.gt_annotation_ids.tolist() for t in numbered] == [[LOCAL, LOCAL + 1], [], [LOCAL + 2]]
+    assert [t.gt_annotation_ids.tolist() for t in numbered] == [[LOCAL, LOCAL - 1], [], [LOCAL - 2]]
     assert not any(t.has("gt_annotation_ids") for t in targets)
     number(batch)
     assert with_annotation_ids(targets)[2].gt_annotation_ids.tolist() == [102]
@@ -189,3 +189,24 @@ def test_warm_up_trains_on_the_plain_loss_while_tau_learns(detector):
             else:
                 torch.testing.assert_close(losses[key], value)
         assert all(not torch.equal(a, t.superloss.tau) for a, t in zip(before, cls_terms(model)))
+
+
+def test_a_term_works_without_a_training_loop():
+    """No event storage: nothing is logged, and the warm-up counts the steps that train."""
+    term = SuperLossTerm("cls", SuperLoss(0.5, 0.25), "all", warmup_iters=2)
+    losses = torch.tensor([0.1, 2.0], requires_grad=True)
+    foreground = torch.tensor([True, True])
+    plain, warm = losses.sum() / 2, superloss(losses, 0.5, 0.25).sum() / 2
+    with torch.no_grad():
+        assert term(losses, foreground, 2) == plain  # of validation: no step
+    values = [term(losses, foreground, 2) for _ in range(3)]
+    torch.testing.assert_close(torch.stack(values), torch.stack([plain, plain, warm]))
+    # A resume goes on with the warm-up where it stopped.
+    resumed = SuperLossTerm("cls", SuperLoss(0.5, 0.25), "all", warmup_iters=4)
+    resumed.load_state_dict(term.state_dict())
+    assert resumed(losses, foreground, 2) == plain
+    torch.testing.assert_close(resumed(losses, foreground, 2), warm)
+
+
+def test_without_a_warm_up_no_key_joins_the_checkpoint():
+    assert not list(SuperLossTerm("cls", SuperLoss(0.5, 0.25)).state_dict())

@@ -6,7 +6,7 @@ import torchvision
 from detectron2.layers import ShapeSpec
 
 from sl_detectron.model_zoo import get_config
-from sl_detectron.modeling import MobileNetV2, build_mobilenet_v2_fpn_backbone
+from sl_detectron.modeling.mobilenet import MobileNetV2, build_mobilenet_v2_fpn_backbone
 
 FRCNN = "PascalVOC-Detection/faster_rcnn_mobilenet_v2_FPN.yaml"
 RETINANET = "PascalVOC-Detection/retinanet_mobilenet_v2_FPN.yaml"
