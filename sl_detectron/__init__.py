@@ -1,4 +1,4 @@
-"""Train detectron2 detectors on partly wrong labels with the SuperLoss.
+"""Train detectron2 detectors on noisy labels with the SuperLoss.
 
 Importing this package registers its heads, meta-architectures and the toy set with detectron2 and
 changes none of detectron2's defaults. ``sl_detectron.losses`` needs torch only.
@@ -12,10 +12,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "add_superloss_config",
+    "get_config",
     "SuperLossStandardROIHeads",
     "SuperLossRes5ROIHeads",
     "SuperLossCascadeROIHeads",
+    "SuperLossRROIHeads",
     "SuperLossRetinaNet",
+    "SuperLossTerm",
+    "superloss_roi_heads",
     "SuperLossTrainer",
     "NoisyLabelMapper",
     "VOCEvaluator",
@@ -42,9 +46,13 @@ else:
     from .engine import SuperLossTrainer
     from .evaluation import VOCEvaluator
     from .label_noise import NoisyLabelMapper
+    from .model_zoo import get_config
     from .modeling import (
         SuperLossCascadeROIHeads,
         SuperLossRes5ROIHeads,
         SuperLossRetinaNet,
+        SuperLossRROIHeads,
         SuperLossStandardROIHeads,
+        SuperLossTerm,
+        superloss_roi_heads,
     )
