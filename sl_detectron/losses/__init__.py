@@ -9,10 +9,10 @@ from .classification import (
     soft_bootstrapping,
     symmetric_cross_entropy,
 )
+from .confidence_aware import introspection
 from .data_params import DataParams, data_params
 from .fixed import FixedConfidence
 from .grouping import group_mean
-from .introspection import introspection
 from .module import SuperLoss
 from .multitask import MultitaskLoss, multitask
 from .reliability import r2d2_reliability
