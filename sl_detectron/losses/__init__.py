@@ -9,13 +9,10 @@ from .classification import (
     soft_bootstrapping,
     symmetric_cross_entropy,
 )
-from .confidence_aware import introspection
+from .confidence_aware import MultitaskLoss, introspection, multitask, r2d2_reliability
 from .data_params import DataParams, data_params
-from .fixed import FixedConfidence
 from .grouping import group_mean
-from .module import SuperLoss
-from .multitask import MultitaskLoss, multitask
-from .reliability import r2d2_reliability
+from .module import FixedConfidence, SuperLoss
 from .superloss import confidence, superloss, superloss_with_confidence
 from .tau import AverageTau, ConstantTau, ExpAverageTau
 
