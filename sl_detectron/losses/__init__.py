@@ -1,7 +1,6 @@
 """The SuperLoss and other losses with a confidence, on per-sample values: any task, torch only."""
 
 from .classification import (
-    CLASSIFICATION_LOSSES,
     cross_entropy,
     focal_loss,
     generalized_cross_entropy,
@@ -11,14 +10,12 @@ from .classification import (
 )
 from .confidence_aware import MultitaskLoss, introspection, multitask, r2d2_reliability
 from .data_params import DataParams, data_params
-from .grouping import group_mean
 from .module import FixedConfidence, SuperLoss
 from .superloss import confidence, superloss, superloss_with_confidence
 from .tau import AverageTau, ConstantTau, ExpAverageTau
 
 __all__ = [
     "AverageTau",
-    "CLASSIFICATION_LOSSES",
     "ConstantTau",
     "DataParams",
     "ExpAverageTau",
@@ -30,7 +27,6 @@ __all__ = [
     "data_params",
     "focal_loss",
     "generalized_cross_entropy",
-    "group_mean",
     "hard_bootstrapping",
     "introspection",
     "multitask",

@@ -7,7 +7,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from ..losses import CLASSIFICATION_LOSSES, DataParams, FixedConfidence, SuperLoss
+from ..losses import DataParams, FixedConfidence, SuperLoss
+from ..losses.classification import CLASSIFICATION_LOSSES
 from .superloss_term import SCOPES, SuperLossTerm
 
 __all__ = ["ClassificationLoss", "classification_loss_from_config", "superloss_terms_from_config"]

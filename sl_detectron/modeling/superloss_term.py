@@ -11,7 +11,8 @@ import torch
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from ..losses import FixedConfidence, SuperLoss, group_mean
+from ..losses import FixedConfidence, SuperLoss
+from ..losses.grouping import group_mean
 
 __all__ = ["GRANULARITIES", "SCOPES", "Observer", "SuperLossTerm", "reduce_losses"]
 
