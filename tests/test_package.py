@@ -17,7 +17,6 @@ ALLOWED: dict[str, set[str]] = {
     "files": set(),
     "config": set(),
     "model_zoo": {"config"},
-    "plots": {"losses"},
     "checkpoint": {"files"},
     "modeling": {"losses", "config"},
     "data": {"files"},
@@ -26,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "audit": {"label_noise", "data", "checkpoint", "losses", "files", "config", "modeling"},
     "visualization": {"label_noise", "data"},
 }
-ALLOWED["engine"] = {*ALLOWED} - {"plots"}
+ALLOWED["engine"] = {*ALLOWED}
 ALLOWED["sweep"] = {*ALLOWED["engine"], "engine"}
 ALLOWED["commands"] = {*ALLOWED["sweep"], "sweep"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -1,7 +1,6 @@
 """The SuperLoss and other losses with a confidence, on per-sample values: any task, torch only."""
 
 from .classification import (
-    CLASSIFICATION_LOSSES,
     cross_entropy,
     focal_loss,
     generalized_cross_entropy,
@@ -9,19 +8,14 @@ from .classification import (
     soft_bootstrapping,
     symmetric_cross_entropy,
 )
+from .confidence_aware import MultitaskLoss, introspection, multitask, r2d2_reliability
 from .data_params import DataParams, data_params
-from .fixed import FixedConfidence
-from .grouping import group_mean
-from .introspection import introspection
-from .module import SuperLoss
-from .multitask import MultitaskLoss, multitask
-from .reliability import r2d2_reliability
+from .module import FixedConfidence, SuperLoss
 from .superloss import confidence, superloss, superloss_with_confidence
 from .tau import AverageTau, ConstantTau, ExpAverageTau
 
 __all__ = [
     "AverageTau",
-    "CLASSIFICATION_LOSSES",
     "ConstantTau",
     "DataParams",
     "ExpAverageTau",
@@ -33,7 +27,6 @@ __all__ = [
     "data_params",
     "focal_loss",
     "generalized_cross_entropy",
-    "group_mean",
     "hard_bootstrapping",
     "introspection",
     "multitask",

@@ -1,8 +1,8 @@
 """Classification losses that resist wrong labels, one value per sample, on softmax logits.
 
-Shape legend: R samples, C classes. Logits are (R, C) floating point of any width, computed and
-returned in float32 at least; labels are (R,) int64 in [0, C). Losses are in nats unless said
-otherwise. p is the softmax of the logits, y the label, t its one-hot vector.
+Shape legend: R samples, C classes. p is the softmax of the logits, y the label, t its one-hot
+vector. All losses take and check `logits` and `labels` as :func:`cross_entropy` does, and return
+(R,) losses in nats unless said otherwise; a parameter out of its range is a ValueError.
 """
 
 from collections.abc import Callable
@@ -12,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .domain import check_domain, check_logits
+from .domain import check_domain, check_logits, widen
 
 __all__ = [
     "CLASSIFICATION_LOSSES",
     "cross_entropy",
-    "focal_loss",
     "generalized_cross_entropy",
+    "symmetric_cross_entropy",
     "hard_bootstrapping",
     "soft_bootstrapping",
-    "symmetric_cross_entropy",
+    "focal_loss",
 ]
 
 
@@ -29,11 +29,11 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """-log p_y.
 
     Args:
-        logits: (R, C)
-        labels: (R,)
+        logits: (R, C) floating point of any width, computed in float32 at least
+        labels: (R,) int64 in [0, C)
 
     Returns:
-        (R,) losses in nats
+        (R,) losses in nats, float32 or float64
 
     Raises:
         ValueError: wrong shape or dtype
@@ -49,15 +49,11 @@ def generalized_cross_entropy(logits: Tensor, labels: Tensor, q: float = 0.7) ->
     """(1 - p_y^q) / q (Zhang and Sabuncu 2018, eq. 6): cross-entropy for q -> 0, 1 - p_y for q = 1.
 
     Args:
-        logits: (R, C)
-        labels: (R,)
+        logits, labels: as in :func:`cross_entropy`
         q: in (0, 1]; a larger one resists more noise and learns more slowly
 
     Returns:
         (R,) losses in [0, 1 / q]
-
-    Raises:
-        ValueError: q out of range; wrong shape or dtype
 
     Example:
         >>> logits = torch.tensor([[0.0, 0.0], [3.0, 0.0]])
@@ -77,17 +73,10 @@ def symmetric_cross_entropy(
     The second, reverse term is -beta * log_zero * (1 - p_y).
 
     Args:
-        logits: (R, C)
-        labels: (R,)
+        logits, labels: as in :func:`cross_entropy`
         alpha: weight of the cross-entropy, at least 0. The paper: 0.1 for CIFAR-10, 6 for CIFAR-100
         beta: weight of the reverse cross-entropy, at least 0. The paper: 1 and 0.1
         log_zero: what stands for log 0, at most 0
-
-    Returns:
-        (R,) losses in nats
-
-    Raises:
-        ValueError: a parameter out of range; wrong shape or dtype
 
     Example:
         >>> logits = torch.tensor([[0.0, 0.0], [3.0, 0.0]])
@@ -107,15 +96,8 @@ def hard_bootstrapping(logits: Tensor, labels: Tensor, beta: float = 0.8) -> Ten
     The label is mixed with the class that the model predicts.
 
     Args:
-        logits: (R, C)
-        labels: (R,)
+        logits, labels: as in :func:`cross_entropy`
         beta: share of the label, in [0, 1]
-
-    Returns:
-        (R,) losses in nats
-
-    Raises:
-        ValueError: beta out of range; wrong shape or dtype
 
     Example:
         >>> hard_bootstrapping(torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([0, 1]))
@@ -129,18 +111,8 @@ def hard_bootstrapping(logits: Tensor, labels: Tensor, beta: float = 0.8) -> Ten
 def soft_bootstrapping(logits: Tensor, labels: Tensor, beta: float = 0.95) -> Tensor:
     """-sum (beta * t + (1 - beta) * p) * log p (Reed et al. 2014, eq. 6).
 
-    The second term is the entropy of p; its gradient goes through both factors.
-
-    Args:
-        logits: (R, C)
-        labels: (R,)
-        beta: share of the label, in [0, 1]
-
-    Returns:
-        (R,) losses in nats
-
-    Raises:
-        ValueError: beta out of range; wrong shape or dtype
+    The second term is the entropy of p; its gradient goes through both factors. Arguments as in
+    :func:`hard_bootstrapping`.
 
     Example:
         >>> soft_bootstrapping(torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([0, 1]))
@@ -159,15 +131,8 @@ def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
     It weighs easy samples down and so wrong labels up: a reference, not a defence.
 
     Args:
-        logits: (R, C)
-        labels: (R,)
+        logits, labels: as in :func:`cross_entropy`
         gamma: at least 0
-
-    Returns:
-        (R,) losses in nats
-
-    Raises:
-        ValueError: gamma out of range; wrong shape or dtype
 
     Example:
         >>> focal_loss(torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.tensor([0, 1]))
@@ -178,6 +143,13 @@ def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
     # Where p_y rounds to 1, the slope of (1 - p_y)^gamma is infinite for gamma < 1: 0 * inf.
     log_p = log_p.clamp(max=-torch.finfo(log_p.dtype).tiny)
     return -((-torch.expm1(log_p)) ** gamma) * log_p
+
+
+def _log_probability(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(R,) log p_y and (R, C) log p."""
+    check_logits(logits, labels)
+    log_all = F.log_softmax(widen(logits)[0], dim=1)
+    return log_all.gather(1, labels[:, None]).squeeze(1), log_all
 
 
 # By the name that a config gives; each takes (R, C) logits and (R,) labels.
@@ -194,11 +166,3 @@ CLASSIFICATION_LOSSES: MappingProxyType[str, Callable[..., Tensor]] = MappingPro
         )
     }
 )
-
-
-def _log_probability(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(R,) log p_y and (R, C) log p."""
-    check_logits(logits, labels)
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    log_all = F.log_softmax(wide, dim=1)
-    return log_all.gather(1, labels[:, None]).squeeze(1), log_all

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .domain import check_domain, check_logits
+from .domain import check_domain, check_logits, widen
 
 __all__ = ["DataParams", "data_params"]
 
@@ -47,7 +47,7 @@ def data_params(logits: Tensor, labels: Tensor, sigma: Tensor | float, lam: floa
     check_domain("lam", lam, not 0 <= lam < math.inf, "finite and at least 0")
     check_domain("labels", labels, labels < 0, "at least 0")  # -100 would be left out silently
     check_domain("sigma", sigma, sigma <= 0, "above 0")
-    wide = logits if logits.dtype == torch.float64 else logits.float()
+    (wide,) = widen(logits)
     sigma = torch.as_tensor(sigma, dtype=wide.dtype, device=wide.device)
     if sigma.shape not in ((), labels.shape):
         raise ValueError(

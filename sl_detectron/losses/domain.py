@@ -1,14 +1,24 @@
 """Checks of arguments: numbers at once, tensors on their device, without waiting for it."""
 
+import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["check_domain", "check_logits", "widen"]
+__all__ = ["as_number", "check_domain", "check_logits", "widen"]
 
 
-def check_domain(name: str, value: Tensor | float, outside: Tensor | bool, accepted: str) -> None:
+def as_number(value: Any) -> float:
+    """The value as a float; nan for what is no number, a bool among them."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return math.nan
+
+
+def check_domain(name: str, value: Any, outside: Tensor | bool, accepted: str) -> None:
     """Refuse a value outside the domain of a loss.
 
     Args:

@@ -1,15 +1,16 @@
-"""The SuperLoss as a module that keeps its own threshold tau."""
+"""The SuperLoss as a module that holds the threshold tau, and a fixed confidence in its place."""
 
 import math
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from .domain import as_number, check_domain
 from .superloss import check_samples, superloss_with_confidence
-from .tau import AverageTau, ConstantTau, ExpAverageTau
+from .tau import build_tau
 
-__all__ = ["SuperLoss"]
+__all__ = ["FixedConfidence", "SuperLoss"]
 
 
 class SuperLoss(nn.Module):
@@ -20,7 +21,8 @@ class SuperLoss(nn.Module):
 
     Args:
         tau: "logC", the log of `num_outcomes` (nats); "Avg", the mean of all losses so far;
-            "ExpAvg", their exponential running average; or a number, also as a string
+            "ExpAvg", their exponential running average; a number, also as a string; or a custom
+            module that :func:`~sl_detectron.losses.tau.build_tau` describes
         lam: regularisation above 0 in the unit of the losses. The paper uses 1 on clean and 0.25
             on noisy labels.
         num_outcomes: number of softmax outcomes, for "logC"
@@ -30,38 +32,33 @@ class SuperLoss(nn.Module):
         ValueError: if an argument is out of range
 
     Example:
-        >>> import torch
         >>> criterion = SuperLoss(tau="ExpAvg", lam=0.25)
-        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]], requires_grad=True)
-        >>> losses = torch.nn.functional.cross_entropy(
-        ...     logits, torch.tensor([0, 0]), reduction="none"
-        ... )
+        >>> losses = torch.tensor([0.1, 2.9], requires_grad=True)  # one a sample, of any task
         >>> criterion(losses).mean().backward()
         >>> criterion.tau
-        tensor(1.1269, dtype=torch.float64)
+        tensor(1.5000, dtype=torch.float64)
         >>> SuperLoss(tau="logC", lam=1.0, num_outcomes=21).tau
         tensor(3.0445, dtype=torch.float64)
     """
 
     def __init__(
         self,
-        tau: str | float = "ExpAvg",
+        tau: str | float | nn.Module = "ExpAvg",
         lam: float = 0.25,
         num_outcomes: int | None = None,
         momentum: float = 0.9,
     ) -> None:
         super().__init__()
         # Only tau has names, so only tau comes as a string.
-        self.lam = math.nan if isinstance(lam, str) else _number(lam)
-        if not 0 < self.lam < math.inf:
-            raise ValueError(f"lam must be a finite number above 0; got {lam!r}")
-        self.threshold = _build_threshold(tau, num_outcomes, momentum)
+        self.lam = math.nan if isinstance(lam, str) else as_number(lam)
+        check_domain("lam", lam, not 0 < self.lam < math.inf, "a finite number above 0")
+        self.threshold = build_tau(tau, num_outcomes=num_outcomes, momentum=momentum)
 
     @property
     @torch.jit.unused
     def tau(self) -> Tensor:
-        """The tau that the next call reads, 0-d float64; a running one is nan before any loss."""
-        return self.threshold.tau
+        """The tau that the next call reads, 0-d; a running one is nan before any loss."""
+        return cast(Tensor, self.threshold.tau)
 
     @torch.jit.unused
     def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -88,29 +85,43 @@ class SuperLoss(nn.Module):
         return f"lam={self.lam}"
 
 
-def _build_threshold(
-    tau: str | float, num_outcomes: int | None, momentum: float
-) -> ConstantTau | AverageTau:
-    if tau == "Avg":
-        return AverageTau()
-    if tau == "ExpAvg":
-        return ExpAverageTau(momentum)
-    if tau == "logC":
-        if num_outcomes is None or num_outcomes < 2:
-            raise ValueError(
-                "tau 'logC' needs num_outcomes, the number of softmax outcomes, at least 2; got "
-                f"{num_outcomes!r}. Without a softmax use 'Avg', 'ExpAvg' or a number."
-            )
-        return ConstantTau(math.log(num_outcomes))
-    value = _number(tau)
-    if not math.isfinite(value):
-        raise ValueError(f"tau must be 'logC', 'Avg', 'ExpAvg' or a finite number; got {tau!r}")
-    return ConstantTau(value)
+class FixedConfidence(nn.Module):
+    """sigma * losses with one sigma for all samples, in the place of a :class:`SuperLoss`.
 
+    The SuperLoss also changes how much a loss weighs in a total: most samples get a sigma above 1.
+    With this module at the same mean sigma one can tell that effect from the choice of samples.
 
-def _number(value: Any) -> float:
-    """The value as a float; nan for what is no number."""
-    try:
-        return math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        return math.nan
+    Args:
+        sigma: above 0; e is what the SuperLoss gives to easy samples
+
+    Raises:
+        ValueError: sigma is not a finite number above 0
+
+    Example:
+        >>> value, sigma = FixedConfidence(2.0).with_confidence(torch.tensor([1.0, 3.0]))
+        >>> value, sigma
+        (tensor([2., 6.]), tensor([2., 2.]))
+    """
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__()
+        check_domain("sigma", sigma, not 0 < sigma < math.inf, "a finite number above 0")
+        self.sigma = float(sigma)
+
+    @torch.jit.unused
+    def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The weighted losses, shape and dtype of the losses; plain outside the mask."""
+        return self.with_confidence(losses, mask)[0]
+
+    def with_confidence(self, losses: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As :meth:`SuperLoss.with_confidence`, without a threshold."""
+        check_samples(losses, mask)
+        # By the number: sigma is rounded to 16 bits, which a product of 16 bits would show.
+        value = losses * self.sigma
+        sigma = torch.full_like(losses, self.sigma, requires_grad=False)
+        if mask is not None:
+            value, sigma = torch.where(mask, value, losses), torch.where(mask, sigma, 1.0)
+        return value, sigma
+
+    def extra_repr(self) -> str:
+        return f"sigma={self.sigma}"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .domain import as_number, check_domain
 from .lambert import Scalar, solve
 
 __all__ = ["check_samples", "confidence", "superloss", "superloss_with_confidence"]
@@ -106,17 +107,12 @@ def confidence(losses: Tensor, tau: Scalar, lam: Scalar) -> Tensor:
 
 
 def _check_scalar(name: str, value: Scalar, above: float) -> Scalar:
-    if isinstance(value, Tensor):
-        if value.dim() != 0:
-            raise ValueError(f"{name} must be a number or 0-d; got shape {tuple(value.shape)}")
+    if isinstance(value, Tensor) and value.dim() == 0:
         return value.detach().to(torch.float64)
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{name} must be a number or a 0-d tensor; got {value!r}") from None
+    number = math.nan if isinstance(value, Tensor) else as_number(value)
     # Comparisons, as torch.compile cannot trace math.isfinite.
-    if not above < number < math.inf:
-        raise ValueError(f"{name} must be above {above} and below inf; got {value!r}")
+    outside = not above < number < math.inf
+    check_domain(name, value, outside, f"above {above} and below inf, a number or a 0-d tensor")
     return number
 
 

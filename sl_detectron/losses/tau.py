@@ -3,39 +3,24 @@
 A strategy is called once per step with the losses of the batch. It returns the tau for this batch,
 which the batch itself enters only if it is the first one, and then takes the batch in. Nothing is
 read back from the device, and with several processes every one holds the same tau.
+:func:`build_tau` says what a custom strategy must do.
 """
 
 import math
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["AverageTau", "ConstantTau", "ExpAverageTau"]
+from .domain import as_number, check_domain
+
+__all__ = ["TAU_STRATEGIES", "AverageTau", "ConstantTau", "ExpAverageTau", "build_tau"]
 
 
-class _KeepDtype(nn.Module):
-    """Buffers move with the module but keep their dtype, also through ``.half()``."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        before = dict(self.named_buffers(recurse=False))
-        super()._apply(fn, recurse)
-        for name, old in before.items():
-            new = self.get_buffer(name)
-            if new.dtype != old.dtype:
-                # From the old values, as the cast has rounded the new ones; meta has none.
-                source = new if old.is_meta else old
-                self.register_buffer(
-                    name,
-                    source.to(device=new.device, dtype=old.dtype),
-                    persistent=name not in self._non_persistent_buffers_set,
-                )
-        return self
-
-
-class ConstantTau(_KeepDtype):
+class ConstantTau(nn.Module):
     """tau = value, whatever the losses are.
 
     Args:
@@ -60,8 +45,8 @@ class ConstantTau(_KeepDtype):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
-        # to_empty() leaves memory as it finds it, and no checkpoint holds this buffer.
-        self.tau.fill_(self.value)
+        # A cast rounds it; to_empty() leaves memory as it finds it, and no checkpoint holds it.
+        self.tau = torch.full_like(self.tau, self.value, dtype=torch.float64)
         return self
 
     @torch.jit.unused
@@ -70,7 +55,7 @@ class ConstantTau(_KeepDtype):
         return self.tau.clone()
 
 
-class AverageTau(_KeepDtype):
+class AverageTau(nn.Module):
     """tau = mean of all finite losses of the training so far.
 
     The buffers `mean` (float64) and `count` (int64, number of losses) are part of the state dict.
@@ -79,12 +64,9 @@ class AverageTau(_KeepDtype):
         >>> strategy = AverageTau()
         >>> strategy.tau
         tensor(nan, dtype=torch.float64)
-        >>> strategy(torch.tensor([1.0, 3.0]))
-        tensor(2., dtype=torch.float64)
-        >>> strategy(torch.tensor([8.0]))
-        tensor(2., dtype=torch.float64)
-        >>> strategy.tau
-        tensor(4., dtype=torch.float64)
+        >>> strategy(torch.tensor([1.0, 3.0])), strategy(torch.tensor([8.0])), strategy.tau
+        (tensor(2., dtype=torch.float64), tensor(2., dtype=torch.float64),
+         tensor(4., dtype=torch.float64))
     """
 
     mean: Tensor
@@ -94,6 +76,16 @@ class AverageTau(_KeepDtype):
         super().__init__()
         self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        before = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = self.get_buffer(name)
+            # From the old values, as a cast has rounded the new ones; meta has none.
+            source = new if old.is_meta or new.dtype == old.dtype else old
+            setattr(self, name, source.to(device=new.device, dtype=old.dtype))
+        return self
 
     @property
     @torch.jit.unused
@@ -150,18 +142,13 @@ class ExpAverageTau(AverageTau):
 
     Example:
         >>> strategy = ExpAverageTau(momentum=0.75)
-        >>> strategy(torch.tensor([1.0, 3.0]))
-        tensor(2., dtype=torch.float64)
-        >>> strategy(torch.tensor([10.0]))
-        tensor(2., dtype=torch.float64)
-        >>> strategy.tau
-        tensor(4., dtype=torch.float64)
+        >>> [strategy(torch.tensor(losses)).item() for losses in ([1.0, 3.0], [10.0], [4.0])]
+        [2.0, 2.0, 4.0]
     """
 
     def __init__(self, momentum: float = 0.9) -> None:
         super().__init__()
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1); got {momentum!r}")
+        check_domain("momentum", momentum, not 0 <= momentum < 1, "in [0, 1)")
         self.momentum = momentum
 
     def extra_repr(self) -> str:
@@ -170,6 +157,78 @@ class ExpAverageTau(AverageTau):
     def _rate(self, num_losses: Tensor) -> Tensor:
         # A batch without a loss has no mean to move to.
         return num_losses.clamp(max=1) * (1 - self.momentum)
+
+
+def logC(*, num_outcomes: int | None = None, **_: Any) -> ConstantTau:
+    """log(num_outcomes) in nats: the cross-entropy of a softmax that says nothing."""
+    if num_outcomes is None or num_outcomes < 2:
+        raise ValueError(
+            "tau 'logC' needs num_outcomes, the number of softmax outcomes, at least 2; got "
+            f"{num_outcomes!r}. Without a softmax use 'Avg', 'ExpAvg' or a number."
+        )
+    return ConstantTau(math.log(num_outcomes))
+
+
+def Avg(**_: Any) -> AverageTau:
+    """The mean of all losses so far."""
+    return AverageTau()
+
+
+def ExpAvg(*, momentum: float = 0.9, **_: Any) -> ExpAverageTau:
+    """The exponential running average of the losses."""
+    return ExpAverageTau(momentum)
+
+
+# By the name that a config gives; each takes the keyword arguments of build_tau and ignores those
+# that it has no use for.
+TAU_STRATEGIES: MappingProxyType[str, Callable[..., nn.Module]] = MappingProxyType(
+    {strategy.__name__: strategy for strategy in (logC, Avg, ExpAvg)}
+)
+
+
+def build_tau(
+    tau: str | float | nn.Module, *, num_outcomes: int | None = None, momentum: float = 0.9
+) -> nn.Module:
+    """The strategy for tau by its name, for a number, or the custom module that is given.
+
+    A custom module is called with the losses and a mask or None, as :meth:`AverageTau.forward` is,
+    and returns the tau of this batch, 0-d on their device. Its attribute `tau` is what the next
+    call reads. It should learn in training with gradients only, hold its state in buffers, and
+    learn the same in all processes.
+
+    Args:
+        tau: a name in `TAU_STRATEGIES`, a finite number, also as a string, or a module
+        num_outcomes, momentum: as of :class:`~sl_detectron.losses.SuperLoss`
+
+    Raises:
+        ValueError: an argument out of range
+
+    Example:
+        >>> class RisingTau(nn.Module):  # a curriculum: step by step more samples are easy
+        ...     def __init__(self) -> None:
+        ...         super().__init__()
+        ...         self.register_buffer("tau", torch.zeros(()))
+        ...
+        ...     def forward(self, losses: Tensor, mask: Tensor | None = None) -> Tensor:
+        ...         tau = self.tau.clone()
+        ...         if self.training and torch.is_grad_enabled():
+        ...             self.tau += 0.5
+        ...         return tau
+        >>> from sl_detectron.losses import SuperLoss
+        >>> criterion = SuperLoss(tau=RisingTau())
+        >>> criterion(torch.tensor([0.0, 1.0])), criterion.tau
+        (tensor([0.0000, 0.6080]), tensor(0.5000))
+    """
+    if isinstance(tau, nn.Module):
+        accepted = "a module with an attribute `tau`, the threshold that its next call reads"
+        check_domain("tau", tau, not hasattr(tau, "tau"), accepted)
+        return tau
+    if isinstance(tau, str) and tau in TAU_STRATEGIES:
+        return TAU_STRATEGIES[tau](num_outcomes=num_outcomes, momentum=momentum)
+    value = as_number(tau)
+    names = ", ".join(map(repr, TAU_STRATEGIES))
+    check_domain("tau", tau, not math.isfinite(value), f"{names} or a finite number")
+    return ConstantTau(value)
 
 
 def _num_processes() -> int:

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from sl_detectron.losses import FixedConfidence, SuperLoss, group_mean, superloss
+from sl_detectron.losses import FixedConfidence, SuperLoss, superloss
+from sl_detectron.losses.grouping import group_mean
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

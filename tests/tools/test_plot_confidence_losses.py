@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from helpers import REPO
-from sl_detectron.plots import PANELS, evaluate_panel, plot_confidence_losses
+from tools.plot_confidence_losses import PANELS, evaluate_panel, plot_confidence_losses
 
 BY_TITLE = {panel.title.split()[0]: panel for panel in PANELS}
 
@@ -49,6 +49,12 @@ def test_losses_of_the_grid(name):
         "SuperLoss": sigma * score + math.log(sigma) ** 2,
     }
     assert losses[1, 3].item() == pytest.approx(expected[name])
+
+
+def test_grid_has_a_row_for_each_score():
+    _, _, losses, gradients = evaluate_panel(BY_TITLE["R2D2"], num=3)
+    assert losses[0].tolist() == [0.5, 0.75, 1.0]
+    assert gradients[0].tolist() == [0.0, 0.5, 1.0]
 
 
 def test_all_pictures_are_drawn(tmp_path, monkeypatch):
