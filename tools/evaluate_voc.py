@@ -21,7 +21,7 @@ from sl_detectron.cli import run_tool, tool_parser  # first: it quiets detectron
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
 from sl_detectron.evaluation import check_report_path, evaluate_files, write_report
-from sl_detectron.evaluation.voc_ap import METRICS
+from sl_detectron.evaluation.average_precision import METRICS
 from sl_detectron.evaluation.voc_result import ABSENT_CLASSES
 
 

@@ -7,7 +7,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 
 from ..data.voc import load_dataset
-from .pascal_voc_evaluation import VOCEvaluator, check_voc_metadata
+from .evaluator import VOCEvaluator, check_voc_metadata
 from .voc_result import ABSENT_CLASSES
 
 __all__ = ["EVALUATORS", "build_evaluator", "check_evaluator"]

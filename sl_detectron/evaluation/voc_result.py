@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from .voc_ap import ClassResult
+from .average_precision import ClassResult
 
 __all__ = ["ABSENT_CLASSES", "VOCResult"]
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
-from .voc_ap import IOU_THRESHOLDS, evaluate_detections
-from .voc_files import load_detections, load_ground_truth
+from .average_precision import IOU_THRESHOLDS, evaluate_detections
+from .files import load_detections, load_ground_truth
 from .voc_result import VOCResult
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from ..data.formats.voc_xml import read_image_set
-from .voc_ap import IOU_THRESHOLDS, METRICS, evaluate_detections
-from .voc_files import load_ground_truth, to_voc_pixels
+from .average_precision import IOU_THRESHOLDS, METRICS, evaluate_detections
+from .files import load_ground_truth, to_voc_pixels
 from .voc_matching import Array, Detections
 from .voc_result import ABSENT_CLASSES, VOCResult
 
