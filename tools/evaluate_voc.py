@@ -20,9 +20,9 @@ from sl_detectron.cli import run_tool, tool_parser  # first: it quiets detectron
 # isort: split
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
-from sl_detectron.evaluation import check_report_path, evaluate_files, write_report
+from sl_detectron.evaluation import evaluate_files, write_report
 from sl_detectron.evaluation.average_precision import METRICS
-from sl_detectron.evaluation.voc_result import ABSENT_CLASSES
+from sl_detectron.evaluation.results import ABSENT_CLASSES, check_report_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:

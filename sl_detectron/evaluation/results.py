@@ -1,66 +1,116 @@
-"""Score files of detections in one call, and write what came out as json and pictures."""
+"""What an evaluation found: as numbers, as a table, and as a report of json and pictures."""
 
 import json
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from detectron2.data.datasets.pascal_voc import CLASS_NAMES
+from tabulate import tabulate
 
-from .average_precision import IOU_THRESHOLDS, evaluate_detections
-from .files import load_detections, load_ground_truth
-from .voc_result import VOCResult
+from .average_precision import ClassResult, check_choice
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["check_report_path", "evaluate_files", "write_report"]
+__all__ = ["ABSENT_CLASSES", "VOCResult", "check_report_path", "write_report"]
 
+# What a class without ground truth does to the mean.
+ABSENT_CLASSES = ("skip", "zero")
 # More names than this would not leave room for the curves.
 _MAX_LEGEND = 40
 
 
-def evaluate_files(
-    voc_root: str | os.PathLike,
-    split: str,
-    detections: str | os.PathLike,
-    metric: str,
-    *,
-    class_names: Sequence[str] = CLASS_NAMES,
-    rounding: bool = False,
-    absent_classes: str = "skip",
-) -> VOCResult:
-    """Score detections in files against a VOC devkit folder; images are not needed.
+@dataclass(frozen=True)
+class VOCResult:
+    """AP and recall of every class at every overlap threshold.
 
     Args:
-        voc_root: holds Annotations/ and ImageSets/Main/
-        split: an image set, e.g. "test"
-        detections: a folder of ``comp4_det_<split>_<class>.txt`` or a json file in COCO's results
-            format, see :func:`load_detections`
+        class_names: C names
+        thresholds: T overlaps, fraction
         metric: "07" or "area"
-        class_names: C names; in json, category_id is the index into them
-        rounding: round what json holds to 3 decimals of score and 1 of coordinates, as
-            detectron2's evaluator does
-        absent_classes: "skip" or "zero", see :class:`VOCEvaluator`
-
-    Returns:
-        the result of every class at every threshold
-
-    Raises:
-        FileNotFoundError, ValueError: a file is missing or wrong
+        classes: C results
+        absent_classes: "skip" leaves classes without ground truth out of the means; "zero" counts
+            them as 0, as detectron2 does
     """
-    image_ids, ground_truth = load_ground_truth(voc_root, split, class_names)
-    found = load_detections(detections, split, image_ids, class_names, rounding)
-    classes = evaluate_detections(found, ground_truth, len(class_names), metric)
-    return VOCResult(class_names, IOU_THRESHOLDS, metric, classes, absent_classes)
+
+    class_names: Sequence[str]
+    thresholds: Sequence[float]
+    metric: str
+    classes: Sequence[ClassResult]
+    absent_classes: str = "skip"
+
+    def __post_init__(self) -> None:
+        check_choice("absent_classes", self.absent_classes, ABSENT_CLASSES)
+
+    @property
+    def absent(self) -> list[str]:
+        """Names of the classes of which the set holds no object, or difficult ones only."""
+        return [n for n, c in zip(self.class_names, self.classes) if not c.num_objects]
+
+    def mean_ap(self) -> dict[int, float]:
+        """Return {threshold in percent: mean AP over classes, percent}."""
+        counted = [c for c in self.classes if c.num_objects or self.absent_classes == "zero"]
+        # One mean per threshold, over a contiguous row: numpy sums a column of a table in another
+        # order, and the last bit would differ from detectron2's.
+        rows = np.array([c.ap * 100 for c in counted]).T.copy()
+        means = [float(np.mean(row)) for row in rows] or [float("nan")] * len(self.thresholds)
+        return {round(t * 100): mean for t, mean in zip(self.thresholds, means)}
+
+    def summary(self) -> dict[str, float]:
+        """Return AP (mean over the thresholds), AP50 and AP75 of all classes, percent."""
+        means = self.mean_ap()
+        return {"AP": float(np.mean(list(means.values()))), "AP50": means[50], "AP75": means[75]}
+
+    def per_class(self) -> dict[str, dict[str, Any]]:
+        """Return {class: what it scored}, percent; AP and recall of an absent class are None."""
+        percents = [round(t * 100) for t in self.thresholds]
+        table = {}
+        for name, result in zip(self.class_names, self.classes):
+            present = result.num_objects > 0
+            ap, recall = (
+                dict(zip(percents, (values * 100).tolist() if present else repeat(None)))
+                for values in (result.ap, result.max_recall)
+            )
+            table[name] = {
+                "AP": float(np.mean(result.ap * 100)) if present else None,
+                "AP50": ap[50],
+                "AP75": ap[75],
+                "recall50": recall[50],
+                "AP_by_iou": ap,
+                "recall_by_iou": recall,
+                "num_objects": result.num_objects,
+                "num_detections": result.num_detections,
+            }
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the curves as plain data; values that are not defined are None."""
+        summary = {k: None if np.isnan(v) else v for k, v in self.summary().items()}
+        return {**summary, "metric": self.metric, "per_class": self.per_class()}
+
+    def table(self) -> str:
+        """Return a table of the classes and their mean."""
+        keys = ("num_objects", "num_detections", "AP", "AP50", "AP75", "recall50")
+        rows = [[name, *(row[k] for k in keys)] for name, row in self.per_class().items()]
+        total = [sum(row[i] for row in rows) for i in (1, 2)]
+        rows.append(["mean", *total, *self.summary().values(), None])
+        return tabulate(
+            rows,
+            headers=["class", "objects", "detections", "AP", "AP50", "AP75", "recall50"],
+            floatfmt=".2f",
+            missingval="-",
+            disable_numparse=[0],
+        )
 
 
 def check_report_path(output: str | os.PathLike) -> None:
-    """Find out before an evaluation whether its report can be written.
+    """Check before an evaluation whether its report can be written.
 
     Args:
         output: path of the json file
