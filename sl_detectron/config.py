@@ -1,6 +1,6 @@
-"""Config keys of the SuperLoss, of label noise and of evaluation, beside detectron2's own."""
+"""Config keys of the SuperLoss, of label noise and of evaluation, beside those of detectron2."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from detectron2.config import CfgNode as CN
@@ -175,14 +175,16 @@ def num_classes_of(cfg: CN) -> int:
     return (cfg.MODEL.RETINANET if is_dense_detector(cfg) else cfg.MODEL.ROI_HEADS).NUM_CLASSES
 
 
-def config_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted name of every key of a nested config, nodes as well as values.
+def config_keys(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{dotted name: value} of every key of a nested config, of nodes as well as values.
 
     Example:
-        >>> list(config_keys({"SOLVER": {"MAX_ITER": 1}, "SEED": 0}))
-        ['SOLVER', 'SOLVER.MAX_ITER', 'SEED']
+        >>> config_keys({"SOLVER": {"MAX_ITER": 1}, "SEED": 0})
+        {'SOLVER': {'MAX_ITER': 1}, 'SOLVER.MAX_ITER': 1, 'SEED': 0}
     """
+    keys = {}
     for key, value in node.items():
-        yield f"{prefix}{key}"
+        keys[f"{prefix}{key}"] = value
         if isinstance(value, Mapping):
-            yield from config_keys(value, f"{prefix}{key}.")
+            keys |= config_keys(value, f"{prefix}{key}.")
+    return keys

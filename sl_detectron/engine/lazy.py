@@ -1,26 +1,26 @@
 """Train what a LazyConfig, a Python file of objects, describes."""
 
 import argparse
-import difflib
-from pathlib import Path
 from typing import Any
 
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import default_setup, default_writers, hooks
+from detectron2.engine import default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer
+from ..cli import did_you_mean
 from ..config import config_keys
 from ..data import shield_workers
 from .finite import trainer_class
 from .hooks import LogTau
-from .resume import ResumeState, SaveAndStop, StopOnSignal, get_rng_state, set_rng_state
+from .launch import setup_job
+from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state
+from .setup import check_weights
 from .trainer import distribute
 
 __all__ = ["setup_lazy_cfg", "train_lazy_net"]
@@ -68,9 +68,7 @@ def setup_lazy_cfg(config_file: str, overrides: list[str]) -> DictConfig:
         raise ValueError(
             "train.amp.enabled needs train.device cuda: detectron2's AMPTrainer runs there only"
         )
-    checkpoint = cfg.train.init_checkpoint
-    if checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"train.init_checkpoint: there is no file {checkpoint!r}")
+    check_weights(cfg.train.init_checkpoint, "train.init_checkpoint")
     return cfg
 
 
@@ -82,23 +80,13 @@ def _check_key(cfg: DictConfig, override: str, config_file: str) -> None:
     if OmegaConf.select(cfg, key, default=_ABSENT) is not _ABSENT:
         return
     container: Any = OmegaConf.to_container(cfg)
-    near = difflib.get_close_matches(key, config_keys(container), n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(key, config_keys(container))
     raise ValueError(f"{config_file} has no {key}{hint} (+{override} adds a key)")
 
 
 def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
-    """Train and evaluate, or evaluate only, on every rank that detectron2's ``launch`` starts.
-
-    Args:
-        cfg: from :func:`setup_lazy_cfg`
-        args: from detectron2's ``default_argument_parser``; ``eval_only`` and ``resume`` count
-
-    Returns:
-        the metrics of the last evaluation; empty on other ranks than the main one
-    """
-    default_setup(cfg, args)
-    setup_logger(cfg.train.output_dir, comm.get_rank(), name="sl_detectron")
+    """:func:`train_net` for a config from :func:`setup_lazy_cfg`."""
+    setup_job(cfg, args)
     model = instantiate(cfg.model).to(cfg.train.device)
     if args.eval_only:
         SafeCheckpointer(model, cfg.train.output_dir).resume_or_load(
@@ -119,23 +107,22 @@ def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
         results.update(_evaluate(cfg, model))
         return results
 
-    on_main: list[Any] = []
+    save = write = None
     if comm.is_main_process():
+        save = hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
         writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
-        on_main = [hooks.PeriodicWriter(writers, period=cfg.train.log_period)]
+        write = hooks.PeriodicWriter(writers, period=cfg.train.log_period)
     trainer.register_hooks(
         [
             stop,
             ResumeState(model, train_loader, stop),
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
-            if comm.is_main_process()
-            else None,
+            save,
             SaveAndStop(stop, checkpointer),
             hooks.EvalHook(cfg.train.eval_period, evaluate),
             LogTau(),
-            *on_main,
+            write,
         ]
     )
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
@@ -149,9 +136,8 @@ def _evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
         return {}
     loader = shield_workers(instantiate(cfg.dataloader.test))
     evaluator = instantiate(cfg.dataloader.evaluator)
-    state = get_rng_state()  # evaluation leaves the random numbers of the training alone
-    results = inference_on_dataset(model, loader, evaluator)
-    set_rng_state(state)
+    with keep_rng_state():
+        results = inference_on_dataset(model, loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     return results

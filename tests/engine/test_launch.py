@@ -21,8 +21,8 @@ from helpers.detectors import build, make_batch, run_ranks, small_config
 from helpers.trainings import RETINANET, start, wait_for_iteration
 from sl_detectron.data import TrainLoader
 from sl_detectron.engine.finite import FiniteTrainer
+from sl_detectron.engine.launch import setup_job
 from sl_detectron.engine.resume import any_rank
-from sl_detectron.engine.setup import setup_job
 from sl_detectron.engine.trainer import distribute
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
