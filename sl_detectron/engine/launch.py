@@ -25,7 +25,7 @@ from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ..cli import USER_ERRORS, run_tool
-from ..data import register_voc_datasets
+from ..data.voc import register_voc_datasets
 
 __all__ = ["iterations_done", "launch_job", "setup_job"]
 

@@ -15,7 +15,7 @@ from torch import nn
 from ..checkpoint import SafeCheckpointer
 from ..cli import did_you_mean
 from ..config import config_keys
-from ..data import shield_workers
+from ..data.train_loader import shield_workers
 from .finite import trainer_class
 from .hooks import LogTau
 from .launch import setup_job

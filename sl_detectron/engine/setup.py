@@ -13,10 +13,11 @@ from detectron2.data import MetadataCatalog
 
 from ..cli import did_you_mean
 from ..config import add_superloss_config, config_keys, is_dense_detector, num_classes_of
-from ..data import check_datasets, register_voc_datasets
+from ..data.voc import check_datasets, register_voc_datasets
 from ..evaluation.evaluator import check_evaluator
 from ..files import load_yaml
-from ..label_noise import check_label_noise, check_train_loader
+from ..label_noise.config import check_label_noise
+from ..label_noise.loader import check_train_loader
 
 __all__ = ["check_weights", "merge_cfg", "refuse_lazy", "setup_cfg"]
 
