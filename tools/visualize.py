@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Draw a data set's labels, what is known to be wrong in them, confidences and detections.
+"""Draw the labels of a dataset, what is known to be wrong in them, confidences and detections.
 
 One picture an image, its panels side by side: the true labels (where DATASETS.LABEL_NOISE is on),
 the labels that training sees, the detections. Labels: red "given (true)" where it is wrong, orange
 where the SuperLoss's mean confidence is below 1, else green. Detections: green for the true class,
-red for a wrong label that the detector has memorised, orange for anything else.
+red for a wrong label that the detector has memorised, orange for anything else. Images come as in
+the dataset (--first set), with most wrong labels first (wrong) or least confidence first (doubted).
 
 Examples:
   The first 10 images of a training set with their noise:
@@ -39,12 +40,7 @@ def cli() -> int:
     parser.add_argument("--audit", metavar="FILE", help="label_audit.json with the confidences")
     parser.add_argument("--dataset", help="registered name; default the first of DATASETS.TRAIN")
     parser.add_argument("--num", type=int, default=20, help="of pictures; default 20")
-    parser.add_argument(
-        "--first",
-        default="set",
-        choices=ORDERS,
-        help="first images: of the set (default), with most wrong labels, or most doubted",
-    )
+    parser.add_argument("--first", default="set", choices=ORDERS, help="which images come first")
     parser.add_argument(
         "--threshold", type=float, default=0.5, help="least score of a detection; default 0.5"
     )

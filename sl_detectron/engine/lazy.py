@@ -1,10 +1,11 @@
 """Train what a LazyConfig, a Python file of objects, describes."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import default_writers, hooks
+from detectron2.engine import HookBase, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from hydra.errors import HydraException
@@ -99,7 +100,6 @@ def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     model = distribute(model, **cfg.train.get("ddp", {}))
     trainer = trainer_class(cfg.train.amp.enabled)(model, train_loader, optimizer)
     checkpointer = SafeCheckpointer(model, cfg.train.output_dir, trainer=trainer)
-    stop = StopOnSignal(cfg.train.checkpointer.period)
     results: dict[str, Any] = {}
 
     def evaluate() -> dict[str, Any]:
@@ -107,28 +107,37 @@ def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
         results.update(_evaluate(cfg, model))
         return results
 
+    trainer.register_hooks(_hooks(cfg, model, train_loader, checkpointer, evaluate))
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+    resumes = args.resume and checkpointer.has_checkpoint()
+    trainer.train(trainer.iter + 1 if resumes else 0, cfg.train.max_iter)
+    return results
+
+
+def _hooks(
+    cfg: DictConfig,
+    model: nn.Module,
+    loader: Any,
+    checkpointer: SafeCheckpointer,
+    evaluate: Callable[[], dict[str, Any]],
+) -> list[HookBase | None]:
+    stop = StopOnSignal(cfg.train.checkpointer.period)
     save = write = None
     if comm.is_main_process():
         save = hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
         writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
         write = hooks.PeriodicWriter(writers, period=cfg.train.log_period)
-    trainer.register_hooks(
-        [
-            stop,
-            ResumeState(model, train_loader, stop),
-            hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            save,
-            SaveAndStop(stop, checkpointer),
-            hooks.EvalHook(cfg.train.eval_period, evaluate),
-            LogTau(),
-            write,
-        ]
-    )
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
-    resumes = args.resume and checkpointer.has_checkpoint()
-    trainer.train(trainer.iter + 1 if resumes else 0, cfg.train.max_iter)
-    return results
+    return [
+        stop,
+        ResumeState(model, loader, stop),
+        hooks.IterationTimer(),
+        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+        save,
+        SaveAndStop(stop, checkpointer),
+        hooks.EvalHook(cfg.train.eval_period, evaluate),
+        LogTau(),
+        write,
+    ]
 
 
 def _evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
