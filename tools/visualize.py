@@ -11,7 +11,7 @@ Examples:
   The first 10 images of a training set with their noise:
     tools/visualize.py --config-file configs/Toy/faster_rcnn_superloss.yaml --num 10 \\
         --output pictures
-  What a training with the SuperLoss doubts most, and what its detector finds there:
+  The least confident labels of a run, and what its detector finds there:
     tools/visualize.py --from-run output --first doubted --num 10 --output pictures
   Detections on a test set, in windows:
     tools/visualize.py --config-file my.yaml --checkpoint model_final.pth --dataset my_test --show
@@ -34,7 +34,9 @@ def cli() -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config-file", default="", help="a file, or a shipped config by name")
     source.add_argument(
-        "--from-run", metavar="DIR", help="OUTPUT_DIR of a training: its config, audit and model"
+        "--from-run",
+        metavar="DIR",
+        help="OUTPUT_DIR of a run: its config, audit and model",
     )
     parser.add_argument("--checkpoint", help="weights whose detections are drawn")
     parser.add_argument("--audit", metavar="FILE", help="label_audit.json with the confidences")

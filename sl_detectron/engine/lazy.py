@@ -39,7 +39,7 @@ NEEDED = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
 
 def setup_lazy_cfg(config_file: str, overrides: list[str]) -> DictConfig:
-    """Load a LazyConfig and check that it has what a training needs.
+    """Load a LazyConfig and check that it has what a training run needs.
 
     Args:
         config_file: path of a Python file in the form of detectron2's LazyConfigs, with the names
@@ -64,7 +64,7 @@ def setup_lazy_cfg(config_file: str, overrides: list[str]) -> DictConfig:
         raise ValueError(f"{config_file}: cannot apply {overrides}: {reason}") from error
     missing = [name for name in NEEDED if name not in cfg]
     if missing:
-        raise ValueError(f"{config_file} has no {', '.join(missing)}; a training needs {NEEDED}")
+        raise ValueError(f"{config_file} has no {', '.join(missing)}; training needs {NEEDED}")
     if cfg.train.amp.enabled and not cfg.train.device.startswith("cuda"):
         raise ValueError(
             "train.amp.enabled needs train.device cuda: detectron2's AMPTrainer runs there only"

@@ -1,4 +1,4 @@
-"""What lets a training go on as if it had never stopped, and stop when a scheduler says so."""
+"""Resume a training run as if it had never stopped, and stop it when a scheduler says so."""
 
 import logging
 import random
@@ -31,8 +31,8 @@ __all__ = [
     "set_rng_state",
 ]
 
-# Exit code of a training that SIGTERM stopped after it wrote a checkpoint: 128 + SIGTERM, as a
-# shell says it. Not 0: who runs a training and then an evaluation must see that it is not done.
+# Exit code of a training run that SIGTERM stopped after it wrote a checkpoint: 128 + SIGTERM, as in
+# a shell. Not 0: a script that trains and then evaluates must see that training is not done.
 STOPPED = 128 + signal.SIGTERM
 # The EMA of the number of foreground anchors, a plain attribute that no state dict has.
 _NORMALIZER = "loss_normalizer"
@@ -79,7 +79,7 @@ class StopOnSignal(HookBase):
 class SaveAndStop(HookBase):
     """End the process with a checkpoint, once :class:`StopOnSignal` says so.
 
-    A training that a kill ended between its last two checkpoints gets the final one.
+    A training run that was killed between its last two checkpoints gets the final one.
     """
 
     def __init__(self, stop: StopOnSignal, checkpointer: SafeCheckpointer):
@@ -91,7 +91,7 @@ class SaveAndStop(HookBase):
             self.checkpointer.complete()
 
     def after_step(self) -> None:
-        # A training that is complete has its last checkpoint already.
+        # A complete training run has its last checkpoint already.
         if not self.stop.stops or self.trainer.iter + 1 >= self.trainer.max_iter:
             return
         self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)

@@ -184,7 +184,7 @@ def _check_output(cfg: CfgNode) -> None:
 
 
 def _check_classes(cfg: CfgNode, datasets: list[str]) -> None:
-    """A wrong NUM_CLASSES would show as an index error, or after the training."""
+    """A wrong NUM_CLASSES would show as an index error, or after training."""
     head = "RETINANET" if is_dense_detector(cfg) else "ROI_HEADS"
     num_classes = num_classes_of(cfg)
     for name in datasets:

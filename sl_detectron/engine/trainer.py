@@ -106,7 +106,7 @@ class SuperLossTrainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
-        """The stock evaluation, without disturbing the RNG state of the training."""
+        """The stock evaluation, without disturbing the training RNG state."""
         with keep_rng_state():
             return super().test(cfg, model, evaluators)
 
