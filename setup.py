@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from runpy import run_path
 
 from setuptools import find_packages, setup
 
@@ -20,17 +21,8 @@ TEST = [*DEMO, *AUDIT, *BENCHMARK, *SLURM, "pytest", "pytest-xdist", "hypothesis
 # What single tests drive, and skip without: a browser, and PointRend, which imports OpenCV.
 TEST += ["selenium", "opencv-python-headless"]
 DEV = [*TEST, "ruff", "mypy", "types-tabulate", "types-PyYAML", "types-tqdm"]
-# Modules of tools/, which become the package sl_detectron.tools.
-SCRIPTS = {
-    "sl-train": "train_net",
-    "sl-demo": "demo",
-    "sl-inject-noise": "inject_noise",
-    "sl-evaluate-voc": "evaluate_voc",
-    "sl-audit": "audit_labels",
-    "sl-visualize": "visualize",
-    "sl-sweep": "sweep",
-    "sl-make-table": "make_table",
-}
+# {module of tools/, which become the package sl_detectron.tools: its console script}
+SCRIPTS = run_path(str(HERE / "sl_detectron/cli.py"))["CONSOLE_SCRIPTS"]
 
 setup(
     name="sl_detectron",
@@ -56,7 +48,7 @@ setup(
     ],
     package_dir={"sl_detectron.configs": "configs", "sl_detectron.tools": "tools"},
     entry_points={
-        "console_scripts": [f"{k} = sl_detectron.tools.{v}:cli" for k, v in SCRIPTS.items()]
+        "console_scripts": [f"{v} = sl_detectron.tools.{k}:cli" for k, v in SCRIPTS.items()]
     },
     package_data={
         "sl_detectron.configs": ["**/*.yaml", "LazyConfig/*.py"],

@@ -7,16 +7,23 @@ import re
 import sys
 import urllib.error
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["USER_ERRORS", "describe", "run_tool", "silence_in_tools", "tool_parser"]
+__all__ = [
+    "USER_ERRORS",
+    "describe",
+    "did_you_mean",
+    "run_tool",
+    "silence_in_tools",
+    "tool_parser",
+]
 
-# What a user can mend; FloatingPointError: a training that diverged.
+# User errors; FloatingPointError: a training run that diverged.
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
-# Beginnings of what detectron2 and torch say about detectron2's own code: a user of a tool cannot
+# Beginnings of what detectron2 and torch say about the code of detectron2: a user of a tool cannot
 # act on it. Everything else is shown.
 KNOWN_WARNINGS = (
     "`torch.jit.script` is deprecated",
@@ -28,7 +35,7 @@ KNOWN_LOG_LINES = {
     "torch.utils.cpp_extension": "No CUDA runtime is found",
 }
 CONSOLE_SCRIPT = "sl-"
-# Of an installation, by the tool that each runs; a test holds them to setup.py.
+# Of an installation, by the tool that each runs; setup.py reads them here.
 CONSOLE_SCRIPTS = {
     "train_net": "sl-train",
     "demo": "sl-demo",
@@ -39,7 +46,7 @@ CONSOLE_SCRIPTS = {
     "sweep": "sl-sweep",
     "make_table": "sl-make-table",
 }
-EXIT_CODES = "Exit code: 0, 1 after an error of the program's own, 2 after one that you can mend."
+EXIT_CODES = "Exit code: 0; 2 user error, explained in one line; 1 internal error."
 
 
 def silence_in_tools() -> None:
@@ -49,8 +56,8 @@ def silence_in_tools() -> None:
     sl_detectron as a library keeps all its warnings.
     """
     program, package = Path(sys.argv[0] if sys.argv else ""), Path(__file__).parent
-    own = (package / "tools", package.parent / "tools")
-    if not (program.name.startswith(CONSOLE_SCRIPT) or program.resolve().parent in own):
+    tools = (package / "tools", package.parent / "tools")
+    if not (program.name.startswith(CONSOLE_SCRIPT) or program.resolve().parent in tools):
         return
     for beginning in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=re.escape(beginning))
@@ -93,8 +100,8 @@ def _as_installed(text: str) -> str:
     """For a user who has no checkout with tools/ and configs/.
 
     Example:
-        >>> _as_installed("tools/make_table.py, configs/Toy/retinanet.yaml, tools/own.py")
-        'sl-make-table, Toy/retinanet.yaml, tools/own.py'
+        >>> _as_installed("tools/make_table.py, configs/Toy/retinanet.yaml, tools/mine.py")
+        'sl-make-table, Toy/retinanet.yaml, tools/mine.py'
     """
     text = re.sub(r"\btools/(\w+)\.py\b", lambda m: CONSOLE_SCRIPTS.get(m[1], m[0]), text)
     return re.sub(r"\bconfigs/(?=[A-Z])", "", text)
@@ -104,15 +111,25 @@ def _nearest_option(message: str, usage: str) -> str:
     """For a misspelt option: which one was meant."""
     unknown = re.search(r"unrecognized arguments:.*?(--[\w-]+)", message)
     options = re.findall(r"--[\w-]+", usage)
-    near = difflib.get_close_matches(unknown[1], options, n=1) if unknown else []
+    return did_you_mean(unknown[1], options) if unknown else ""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of an error that names the nearest known word, if one is near.
+
+    Example:
+        >>> did_you_mean("ouptut", ["output", "seed"])
+        '; did you mean output?'
+    """
+    near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def run_tool(job: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
-    """Run a tool and turn what a user can mend into one line on stderr.
+    """Run a tool and turn a user error into one line on stderr.
 
     Args:
-        job: the tool's work; raises one of ``USER_ERRORS`` for a user to mend
+        job: the tool's work; raises one of ``USER_ERRORS`` for a user error
         args: of :func:`tool_parser`, passed on
 
     Returns:

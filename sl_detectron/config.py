@@ -1,6 +1,6 @@
-"""Config keys of the SuperLoss, of label noise and of evaluation, beside detectron2's own."""
+"""Config keys of the SuperLoss, of label noise and of evaluation, beside those of detectron2."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from detectron2.config import CfgNode as CN
@@ -30,7 +30,7 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.MODEL.SUPERLOSS = CN()
     # Share of the old tau that one step of the exponential average keeps (TAU "ExpAvg").
     cfg.MODEL.SUPERLOSS.MOMENTUM = 0.9
-    # Iterations trained on the plain losses while tau learns already.
+    # Warm-up: train on the plain loss for this many iterations while tau is estimated.
     cfg.MODEL.SUPERLOSS.WARMUP_ITERS = 0
 
     # Add up what training says about every annotation, and write label_audit.json after it. On: a
@@ -51,9 +51,9 @@ def add_superloss_config(cfg: CN) -> None:
     # "logC": log of the number of softmax outcomes; "Avg": mean of all losses so far; "ExpAvg":
     # their exponential running average; or a number in nats, quoted: "1.5".
     cfg.MODEL.SUPERLOSS.CLS.TAU = "ExpAvg"
-    # Regularisation lambda > 0, in units of the loss: it is against differences of losses that it
-    # counts. The paper uses 1.0 on clean and 0.25 on noisy labels. For focal losses, which are a
-    # few tenths, 0.02 was better in our trials.
+    # Regularisation lambda > 0, in units of the loss: only (loss - tau) / lambda matters. The paper
+    # uses 1.0 on clean and 0.25 on noisy labels. For focal losses, which are a few tenths, 0.02 was
+    # better in our trials.
     cfg.MODEL.SUPERLOSS.CLS.LAMBDA = 0.25
     # Which samples go through the SuperLoss and count in tau: "foreground" or "all". Background is
     # most samples and nearly all easy: with "all" it pulls an averaged tau below the loss of
@@ -100,14 +100,14 @@ def add_superloss_config(cfg: CN) -> None:
     # image is another one.
     cfg.MODEL.MOBILENET_V2.CACHE_IMAGES = 0
 
-    # Wrong labels put into the training sets; test sets are never touched.
+    # Label noise put into the training sets; test sets are never touched.
     cfg.DATASETS.LABEL_NOISE = CN()
     # "symmetric": any other class; "symmetric_inclusive": any class, the true one too;
     # "asymmetric": by a map of confusable classes.
     cfg.DATASETS.LABEL_NOISE.TYPE = "symmetric"
     # Fraction of annotations, in [0, 1]; 0.0 is off.
     cfg.DATASETS.LABEL_NOISE.RATE = 0.0
-    # Another seed hits other annotations.
+    # Random seed; selects which annotations are corrupted.
     cfg.DATASETS.LABEL_NOISE.SEED = 0
     # "bernoulli": every annotation by itself; "exact": round(RATE * number) annotations of a set.
     cfg.DATASETS.LABEL_NOISE.MODE = "bernoulli"
@@ -123,28 +123,28 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.DATASETS.LABEL_NOISE.BOX_JITTER.RATE = 0.0
     # Each coordinate moves uniformly by up to this fraction of the box's width or height.
     cfg.DATASETS.LABEL_NOISE.BOX_JITTER.MAGNITUDE = 0.1
-    # Another seed moves other boxes.
+    # Random seed; selects which boxes are moved, and how.
     cfg.DATASETS.LABEL_NOISE.BOX_JITTER.SEED = 0
 
     # Annotations that are left out.
     cfg.DATASETS.LABEL_NOISE.MISSING = CN()
     # Fraction of annotations, in [0, 1]; 0.0 is off.
     cfg.DATASETS.LABEL_NOISE.MISSING.RATE = 0.0
-    # Another seed leaves out others.
+    # Random seed; selects which annotations are left out.
     cfg.DATASETS.LABEL_NOISE.MISSING.SEED = 0
 
     # Boxes without an object, which are added.
     cfg.DATASETS.LABEL_NOISE.SPURIOUS = CN()
     # Their number, as a fraction of that of the annotations; 0.0 is off.
     cfg.DATASETS.LABEL_NOISE.SPURIOUS.RATE = 0.0
-    # Another seed adds other boxes.
+    # Random seed; selects which boxes are added.
     cfg.DATASETS.LABEL_NOISE.SPURIOUS.SEED = 0
 
     # A training image that is missing, cut off or of another size than its annotation says: "error"
     # stops and names it; "skip" warns and takes another image in its place.
     cfg.DATALOADER.BROKEN_IMAGES = "error"
 
-    # VOC-style sets of your own: [{"NAME": ..., "ROOT": ..., "SPLIT": ..., "CLASSES": [...]}, ...];
+    # Custom VOC-style datasets: [{"NAME": ..., "ROOT": ..., "SPLIT": ..., "CLASSES": [...]}, ...];
     # ROOT holds Annotations/, ImageSets/Main/SPLIT.txt and JPEGImages/. Optional: CLASSES, without
     # it VOC's 20; YEAR, 2007 for VOC07's 11-point AP; OTHER_CLASSES, "error" or "ignore" objects
     # of classes that are not in CLASSES.
@@ -175,14 +175,16 @@ def num_classes_of(cfg: CN) -> int:
     return (cfg.MODEL.RETINANET if is_dense_detector(cfg) else cfg.MODEL.ROI_HEADS).NUM_CLASSES
 
 
-def config_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted name of every key of a nested config, nodes as well as values.
+def config_keys(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{dotted name: value} of every key of a nested config, of nodes as well as values.
 
     Example:
-        >>> list(config_keys({"SOLVER": {"MAX_ITER": 1}, "SEED": 0}))
-        ['SOLVER', 'SOLVER.MAX_ITER', 'SEED']
+        >>> config_keys({"SOLVER": {"MAX_ITER": 1}, "SEED": 0})
+        {'SOLVER': {'MAX_ITER': 1}, 'SOLVER.MAX_ITER': 1, 'SEED': 0}
     """
+    keys = {}
     for key, value in node.items():
-        yield f"{prefix}{key}"
+        keys[f"{prefix}{key}"] = value
         if isinstance(value, Mapping):
-            yield from config_keys(value, f"{prefix}{key}.")
+            keys |= config_keys(value, f"{prefix}{key}.")
+    return keys

@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import logging
 import re
+import runpy
 import sys
 import urllib.error
 import warnings
@@ -66,14 +67,18 @@ def test_a_console_script_shows_itself_in_its_examples(monkeypatch):
     assert "What sl-demo does." in shown
     assert "made by sl-sweep\n" in shown
     assert "  sl-train -c Toy/a.yaml\n" in shown
-    assert "Exit code: 0, 1" in shown
+    assert "Exit code: 0; 2 user error, explained in one line; 1 internal error." in shown
 
 
-def test_console_scripts_are_those_of_setup():
-    setup = (REPO / "setup.py").read_text()
-    scripts = dict(re.findall(r'^    "(sl-[a-z-]+)": "(\w+)",$', setup, flags=re.MULTILINE))
+def test_console_scripts_are_those_of_setup(monkeypatch):
+    said = {}
+    monkeypatch.setattr("setuptools.setup", lambda **options: said.update(options))
+    runpy.run_path(str(REPO / "setup.py"))
+    pattern = re.compile(r"(sl-[a-z-]+) = sl_detectron\.tools\.(\w+):cli")
+    scripts = dict(pattern.fullmatch(s).groups() for s in said["entry_points"]["console_scripts"])
     assert scripts
     assert {tool: script for script, tool in scripts.items()} == cli.CONSOLE_SCRIPTS
+    assert all((REPO / "tools" / f"{tool}.py").is_file() for tool in scripts.values())
 
 
 @pytest.mark.parametrize(("tool", "script"), sorted(cli.CONSOLE_SCRIPTS.items()))
@@ -105,21 +110,21 @@ def test_messages_name_console_scripts():
 
 
 def test_exit_codes(capsys):
-    """2 and one line for what a user can mend; anything else keeps its traceback."""
+    """2 and one line for a user error; anything else keeps its traceback."""
 
     def fail(args):
         raise args.error
 
     args = cli.tool_parser("").parse_args([])
     assert cli.run_tool(lambda args: None, args) == 0
-    args.error = ValueError("mend it")
+    args.error = ValueError("a bad value")
     assert cli.run_tool(fail, args) == 2
-    assert re.fullmatch(r".+: error: mend it\n", capsys.readouterr().err)
+    assert re.fullmatch(r".+: error: a bad value\n", capsys.readouterr().err)
     args.error = urllib.error.URLError("no such host")
     assert cli.run_tool(fail, args) == 2
     assert "no such host; set MODEL.WEIGHTS" in capsys.readouterr().err
-    args.debug, args.error = True, ValueError("mend it")
-    with pytest.raises(ValueError, match="mend it"):
+    args.debug, args.error = True, ValueError("a bad value")
+    with pytest.raises(ValueError, match="a bad value"):
         cli.run_tool(fail, args)
     args.debug, args.error = False, RuntimeError("a bug")
     with pytest.raises(RuntimeError, match="a bug"):

@@ -1,13 +1,17 @@
 """The whole package: who imports whom, what importing it does, what it says without detectron2."""
 
 import ast
+import pydoc
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from detectron2.config import get_cfg
 
 from helpers import REPO
+from sl_detectron.config import add_superloss_config, config_keys
 
 PACKAGE = REPO / "sl_detectron"
 # The floors of the package from the ground up: which parts a part may import.
@@ -23,12 +27,13 @@ ALLOWED: dict[str, set[str]] = {
     "label_noise": {"data", "files"},
     "evaluation": {"data", "files"},
     "audit": {"label_noise", "data", "checkpoint", "losses", "files", "config", "modeling"},
-    "visualization": {"label_noise", "data"},
+    "visualization": set(),
 }
 ALLOWED["engine"] = {*ALLOWED}
 ALLOWED["sweep"] = {*ALLOWED["engine"], "engine"}
 ALLOWED["commands"] = {*ALLOWED["sweep"], "sweep"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+ARCHITECTURE = (REPO / "docs" / "architecture.md").read_text()
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -101,3 +106,34 @@ def test_import_registers_and_changes_no_default():
     registered = sorted(["SuperLossRetinaNet", *(f"SuperLoss{h}ROIHeads" for h in heads)])
     datasets = ["toy_digits_test", "toy_digits_train"]
     assert done.stdout == f"{registered}\n{datasets}\nTrue\n", done.stderr
+
+
+def test_architecture_draws_the_layers():
+    """Each line of the diagram against ALLOWED; a line that begins with spaces goes on."""
+    diagram = re.search(r"```text\n(.*?)```", ARCHITECTURE, flags=re.DOTALL)[1]
+    lines = re.sub(r"\n {9,}", " ", diagram).splitlines()
+    rows = [re.fullmatch(r"(\w+) .* <- (.+)", line) for line in lines if " <- " in line]
+    drawn: dict[str, set[str]] = {}
+    for name, imports in (row.groups() for row in reversed(rows)):
+        everything = {"everything below": {*drawn}, "nothing": set()}
+        drawn[name] = everything.get(imports, set(imports.split()))
+    allowed = {name: parts for name, parts in ALLOWED.items() if name != "plots"}
+    assert drawn == allowed
+
+
+def is_in_the_code(name: str) -> bool:
+    """Whether it is a config key, a path, or a module, class or function below sl_detectron."""
+    if name.isupper():
+        cfg = get_cfg()
+        add_superloss_config(cfg)
+        return name in config_keys(cfg)
+    return (REPO / name).exists() or pydoc.locate(f"sl_detectron.{name}") is not None
+
+
+def test_architecture_names_what_is_there():
+    text = re.sub(r"```.*?```", "", ARCHITECTURE, flags=re.DOTALL)
+    stale = [name for name in re.findall(r"`([^`\n]+)`", text) if not is_in_the_code(name)]
+    assert not stale, f"docs/architecture.md names what is not in the code: {stale}"
+    for section in text.split("\n## ")[2:]:
+        lines = section.split("\n", 1)[1].strip().splitlines()
+        assert len(lines) <= 8, section

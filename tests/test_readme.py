@@ -5,7 +5,6 @@ The commands run in the order of the page in one folder, in this process; what r
 comment with a file name become that file.
 """
 
-import ast
 import importlib.util
 import json
 import re
@@ -24,6 +23,7 @@ from detectron2.modeling import StandardROIHeads
 from helpers import REPO
 from sl_detectron.audit import decisions_above, read_audit
 from sl_detectron.audit.decisions import write_decisions
+from sl_detectron.cli import CONSOLE_SCRIPTS
 from sl_detectron.data import (
     TOY_CLASS_NAMES,
     load_voc_dataset,
@@ -63,11 +63,8 @@ def commands(page: str) -> list[str]:
 
 
 def scripts() -> dict[str, Path]:
-    """{console script: its tool}, from setup.py."""
-    for node in ast.walk(ast.parse((REPO / "setup.py").read_text())):
-        if isinstance(node, ast.Assign) and node.targets[0].id == "SCRIPTS":
-            return {k: REPO / f"tools/{v}.py" for k, v in ast.literal_eval(node.value).items()}
-    raise AssertionError("setup.py has no SCRIPTS")
+    """{console script: its tool}, as in setup.py."""
+    return {script: REPO / f"tools/{tool}.py" for tool, script in CONSOLE_SCRIPTS.items()}
 
 
 def replace(text: str) -> str:

@@ -27,7 +27,9 @@ from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, Instances
 
 from sl_detectron.data import register_voc_dataset
-from sl_detectron.evaluation import GroundTruth, VOCEvaluator, load_ground_truth
+from sl_detectron.evaluation import VOCEvaluator
+from sl_detectron.evaluation.average_precision import GroundTruth
+from sl_detectron.evaluation.files import load_ground_truth
 
 NUM_IMAGES = 4952
 IMAGE_SIZE = 500

@@ -2,10 +2,10 @@
 """Score detections in files against a Pascal VOC devkit: AP, AP50, AP75 and each class.
 
 Examples:
-  The devkit's own text files, comp4_det_test_<class>.txt:
+  The text files of the devkit, comp4_det_test_<class>.txt:
     tools/evaluate_voc.py --voc-root VOC2007 --split test --detections results --metric 07 \\
         --output out.json
-  A json file in COCO's results format, and a class list of your own:
+  A json file in COCO's results format, and a custom class list:
     tools/evaluate_voc.py --voc-root mine --split val --detections coco_instances_results.json \\
         --classes cat,dog --metric area --output out.json
   Beside out.json: out_precision_recall.png and out_ap_by_iou.png.
@@ -20,9 +20,9 @@ from sl_detectron.cli import run_tool, tool_parser  # first: it quiets detectron
 # isort: split
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
-from sl_detectron.evaluation import check_report_path, evaluate_files, write_report
-from sl_detectron.evaluation.voc_ap import METRICS
-from sl_detectron.evaluation.voc_result import ABSENT_CLASSES
+from sl_detectron.evaluation import evaluate_files, write_report
+from sl_detectron.evaluation.average_precision import METRICS
+from sl_detectron.evaluation.results import ABSENT_CLASSES, check_report_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +68,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", help="json file to write; pictures go beside it")
     parser.add_argument("--no-pictures", action="store_true", help="write json only")
     parser.add_argument(
-        "--classes", help="a,b,c: class list, may be a subset of the set's; default VOC's 20"
+        "--classes", help="a,b,c: class list, may be a subset of the dataset's; default VOC's 20"
     )
     parser.add_argument(
         "--rounding",

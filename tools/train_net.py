@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train and evaluate a detector on (partly wrong) labels.
+"""Train and evaluate a detector on noisy or clean labels.
 
 Examples:
   Train on the toy set on a CPU:
@@ -9,7 +9,7 @@ Examples:
         --config-file configs/PascalVOC-Detection/faster_rcnn_R_50_FPN_superloss_noisy.yaml \\
         DATASETS.LABEL_NOISE.RATE 0.6
   Go on after an interruption: the same command with --resume. SIGTERM, by which schedulers
-  announce one, ends a training with a checkpoint and exit code 143.
+  announce one, ends a training run with a checkpoint and exit code 143.
   Train a LazyConfig, a Python file; options are KEY=VALUE:
     tools/train_net.py --config-file configs/LazyConfig/toy_faster_rcnn_superloss.py \\
         train.max_iter=100

@@ -1,4 +1,4 @@
-"""Baseline and SuperLoss side by side on the toy set with wrong labels."""
+"""Baseline and SuperLoss side by side on the toy set with noisy labels."""
 
 import multiprocessing
 import os
@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 from tqdm import tqdm
 
 from ..audit.files import strict_json
-from ..engine.progress import iterations_done
-from ..engine.setup import setup_cfg, setup_job
-from ..engine.trainer import SuperLossTrainer
+from ..engine.launch import iterations_done, setup_job
+from ..engine.setup import setup_cfg
+from ..engine.trainer import SuperLossTrainer, build_predictor
 from ..files import write_text
+from ..label_noise import noisy_dataset_dicts
 from ..model_zoo import get_config_file
 from ..sweep.statistics import paired_difference
 from ..visualization.comparison import draw_comparison
@@ -27,6 +29,7 @@ __all__ = ["METHODS", "run_demo"]
 METHODS = {"baseline": "Toy/faster_rcnn.yaml", "SuperLoss": "Toy/faster_rcnn_superloss.yaml"}
 METRICS = ("AP", "AP50", "AP75")
 RUNS_JSON = "demo.json"
+SCORE_THRESHOLD = 0.5
 
 
 def run_demo(output: str | os.PathLike, seeds: list[int], opts: list[str]) -> str:
@@ -54,7 +57,7 @@ def run_demo(output: str | os.PathLike, seeds: list[int], opts: list[str]) -> st
         for seed in seeds:
             results |= _train_pair({m: runs[m, seed] for m in METHODS}, seed, bar)
     _write_runs(results, output / RUNS_JSON)
-    draw_comparison({method: runs[method, seeds[0]] for method in METHODS}, output / "demo.png")
+    _draw({method: runs[method, seeds[0]] for method in METHODS}, output / "demo.png")
     return _table(results, seeds)
 
 
@@ -69,8 +72,8 @@ def _train_pair(
 ) -> dict[tuple[str, int], dict[str, float]]:
     """Train both methods at once: two runs of one thread are faster than one of two threads.
 
-    Every run has a process of its own: detectron2's loggers write to all files that a process has
-    ever given them.
+    Every run has its process: detectron2's loggers write to all files that a process has ever
+    given them.
     """
     started, done_before = time.time(), bar.n
     context = multiprocessing.get_context("spawn")
@@ -86,7 +89,7 @@ def _train_pair(
 
 
 def _train(cfg: CfgNode) -> dict[str, float]:
-    """One run in a process of its own; its log goes to the run's log.txt only."""
+    """One run in its own process; its log goes to the run's log.txt only."""
     torch.set_num_threads(1)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
     Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
@@ -94,6 +97,18 @@ def _train(cfg: CfgNode) -> dict[str, float]:
     trainer = SuperLossTrainer(cfg)
     trainer.resume_or_load(resume=False)
     return trainer.train()["bbox"]
+
+
+def _draw(runs: dict[str, CfgNode], path: Path) -> None:
+    """The runs of one seed share the training set and its noise."""
+    cfg = next(iter(runs.values()))
+    name = cfg.DATASETS.TRAIN[0]
+    predictors = {
+        method: build_predictor(cfg, Path(cfg.OUTPUT_DIR, "model_final.pth"), SCORE_THRESHOLD)
+        for method, cfg in runs.items()
+    }
+    classes = MetadataCatalog.get(name).thing_classes
+    draw_comparison(noisy_dataset_dicts(cfg)[name], classes, predictors, path)
 
 
 def _table(results: dict[tuple[str, int], dict[str, float]], seeds: list[int]) -> str:

@@ -8,24 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, detection_utils
-from detectron2.engine import DefaultPredictor
+from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
 from ..audit import AUDIT_JSON, read_audit
 from ..audit.run import last_checkpoint
 from ..data.voc import load_dataset
-from ..engine.config_files import refuse_lazy
-from ..engine.setup import setup_cfg
+from ..engine.setup import refuse_lazy, setup_cfg
+from ..engine.trainer import build_predictor
 from ..label_noise import noisy_dataset_dicts
 from ..model_zoo import find_config
-from ..visualization.boxes import (
-    annotation_boxes,
-    build_predictor,
-    detection_boxes,
-    draw_boxes,
-    is_wrong,
-)
+from ..visualization.boxes import is_wrong
+from ..visualization.comparison import DPI, panels_of, side_by_side
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,17 +27,16 @@ if TYPE_CHECKING:
 __all__ = ["ORDERS", "run_visualize"]
 
 Record = dict[str, Any]
-# Which images come first: those of the set, with most wrong labels, or with the lowest confidence.
+# Which images come first: as in the dataset, with most wrong labels, with the least confidence.
 ORDERS = ("set", "wrong", "doubted")
-DPI = 100
 _NO_LAZY = (
-    "which is not drawn: give a YAML config of the same detector and data sets as --config-file, "
+    "which is not drawn: give a YAML config of the same detector and datasets as --config-file, "
     "and for detections the weights as --checkpoint"
 )
 
 
 def run_visualize(args: argparse.Namespace) -> str:
-    """Draw images of a data set, one picture each, and save or show them.
+    """Draw images of a dataset, one picture each, and save or show them.
 
     Args:
         args: of the tool
@@ -52,7 +45,7 @@ def run_visualize(args: argparse.Namespace) -> str:
         what to print
 
     Raises:
-        ValueError: an option does not fit the data set, or there is no screen to show pictures on
+        ValueError: an option does not fit the dataset, or there is no screen to show pictures on
         FileNotFoundError: there is no such run, checkpoint or audit
         ImportError: OpenCV is not installed
     """
@@ -71,8 +64,8 @@ def run_visualize(args: argparse.Namespace) -> str:
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
     for number, record in enumerate(tqdm(chosen, unit="image", dynamic_ncols=True)):
-        panels = _panels(record, true.get(record["image_id"]), classes, sigma, predictor)
-        figure = _figure(panels, args.show)
+        panels = panels_of(record, classes, true.get(record["image_id"]), sigma, predictor)
+        figure = side_by_side(panels, args.show)
         if args.output:
             figure.savefig(args.output / _file_name(number, record), dpi=DPI)
         if args.show:
@@ -133,51 +126,6 @@ def _order(records: Sequence[Record], first: str, sigma: Mapping[int, float]) ->
         return min((sigma.get(a.get("annotation_id", -1), np.inf) for a in annotations), default=9)
 
     return list(records) if first == "set" else sorted(records, key=key)
-
-
-def _panels(
-    record: Record,
-    clean: Record | None,
-    classes: Sequence[str],
-    sigma: Mapping[int, float],
-    predictor: DefaultPredictor | None,
-) -> dict[str, np.ndarray]:
-    """{title: picture} of one image."""
-    image = detection_utils.read_image(record["file_name"], "BGR")
-    annotations = record.get("annotations", [])
-    boxes = {}
-    if clean is not None:
-        boxes["true labels"] = annotation_boxes(clean["annotations"], classes)
-    boxes["labels, σ: mean confidence" if sigma else "labels"] = annotation_boxes(
-        annotations, classes, sigma
-    )
-    if predictor is not None:
-        detections = predictor(image)["instances"].to("cpu")
-        boxes["detections"] = detection_boxes(detections, annotations, classes)
-    return {title: draw_boxes(image[:, :, ::-1], drawn) for title, drawn in boxes.items()}
-
-
-def _figure(panels: Mapping[str, np.ndarray], show: bool) -> "Figure":
-    """The panels side by side, each pixel as it is."""
-    height, width = next(iter(panels.values())).shape[:2]
-    size = (len(panels) * width / DPI, height / DPI + 0.3)
-    if show:
-        import matplotlib.pyplot as plt
-
-        if plt.get_backend().lower() == "agg":
-            raise ValueError("--show needs a screen, and there is none here; use --output DIR")
-        figure = plt.figure(figsize=size)
-    else:
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=size)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (title, picture) in zip(axes, panels.items()):
-        axis.imshow(picture)
-        axis.set_title(title, fontsize=9)
-        axis.axis("off")
-    figure.subplots_adjust(0, 0, 1, 1 - 0.3 / size[1], wspace=0.01)
-    return figure
 
 
 def _show(figure: "Figure") -> None:

@@ -2,8 +2,8 @@
 
 from .launch import launch_job
 from .lazy import setup_lazy_cfg, train_lazy_net
-from .setup import setup_cfg, train_net
-from .trainer import SuperLossTrainer
+from .setup import setup_cfg
+from .trainer import SuperLossTrainer, train_net
 
 __all__ = [
     "SuperLossTrainer",

@@ -34,7 +34,7 @@ class FiniteTrainer(SimpleTrainer):
             message = " ".join(str(error).split())
             if message.startswith("iteration"):
                 raise
-            # The proposal generator's own check, of boxes and scores.
+            # The check of the proposal generator, of boxes and scores.
             raise FloatingPointError(self._where(message)) from error
         finally:
             hook.remove()

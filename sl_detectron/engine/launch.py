@@ -1,8 +1,10 @@
-"""Start a job on every rank, and make one clear end of it if a rank fails or is told to stop."""
+"""Start a job on every rank, see how far it is, and end it clearly if a rank fails or must stop."""
 
 import argparse
 import atexit
 import contextlib
+import copy
+import json
 import logging
 import multiprocessing
 import os
@@ -12,15 +14,20 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from detectron2.engine import launch
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup, launch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from ..cli import run_tool
+from ..cli import USER_ERRORS, run_tool
+from ..data.voc import register_voc_datasets
 
-__all__ = ["launch_job"]
+__all__ = ["iterations_done", "launch_job", "setup_job"]
 
 
 def launch_job(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: Any) -> None:
@@ -33,7 +40,7 @@ def launch_job(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: An
             long a rank waits for another one
 
     Raises:
-        SystemExit: a rank ended with an exit code of its own, after it said why
+        SystemExit: a rank ended with an exit code, after it said why
         ChildProcessError: a rank was killed, or waited too long for another; all are stopped
     """
     if args.num_gpus * args.num_machines <= 1:
@@ -103,3 +110,65 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
     for child in multiprocessing.active_children():
         if child.pid is not None:
             os.kill(child.pid, signal.SIGTERM)
+
+
+def setup_job(cfg: Any, args: argparse.Namespace | None = None) -> None:
+    """detectron2's ``default_setup`` (loggers, config backup, seeds) with our logger beside it.
+
+    Args:
+        cfg: from :func:`setup_cfg` or :func:`setup_lazy_cfg`
+        args: the command line, to be logged
+    """
+    if isinstance(cfg, CfgNode):
+        # detectron2's launch starts fresh processes, which know no dataset of this config.
+        register_voc_datasets(cfg.DATASETS.CUSTOM_VOC)
+        output = cfg.OUTPUT_DIR
+    else:
+        output = cfg.train.output_dir
+    default_setup(cfg, args)
+    setup_logger(output, comm.get_rank(), name="sl_detectron")
+    if not getattr(args, "debug", False):
+        for handler in logging.getLogger("detectron2").handlers:
+            # The one of the console; log.txt keeps the traceback.
+            if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
+                handler.setFormatter(_WithoutTraceback(handler.formatter))
+
+
+class _WithoutTraceback(logging.Formatter):
+    """Says a user error in one line, as the command line says it."""
+
+    def __init__(self, stock: logging.Formatter | None):
+        super().__init__()
+        # setup_logger gives out the same handlers again.
+        if isinstance(stock, _WithoutTraceback):
+            stock = stock.stock
+        self.stock: logging.Formatter = stock or logging.Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, USER_ERRORS):
+            # A copy: the other handlers get the same record, and cache its traceback in it.
+            record = copy.copy(record)
+            reason = " ".join(str(error).split())
+            record.msg, record.args = f"{record.getMessage()} {reason}", ()
+            record.exc_info = record.exc_text = None
+        return self.stock.format(record)
+
+
+def iterations_done(output: str | os.PathLike, since: float = 0.0) -> int:
+    """The iterations that a run, also one of another process, has written to its metrics file.
+
+    Args:
+        output: the run's ``OUTPUT_DIR``
+        since: seconds since the epoch; a file last written before belongs to an older run
+
+    Returns:
+        their number, 0 before the first; detectron2 writes every 20 iterations
+    """
+    path = Path(output) / "metrics.json"
+    try:
+        if path.stat().st_mtime < since:
+            return 0
+        return int(json.loads(path.read_text().splitlines()[-1])["iteration"]) + 1
+    except (OSError, ValueError, IndexError):  # not there yet, or caught in the middle of a write
+        return 0

@@ -1,26 +1,27 @@
 """Train what a LazyConfig, a Python file of objects, describes."""
 
 import argparse
-import difflib
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import default_setup, default_writers, hooks
+from detectron2.engine import HookBase, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer
+from ..cli import did_you_mean
 from ..config import config_keys
-from ..data import shield_workers
+from ..data.train_loader import shield_workers
 from .finite import trainer_class
 from .hooks import LogTau
-from .resume import ResumeState, SaveAndStop, StopOnSignal, get_rng_state, set_rng_state
+from .launch import setup_job
+from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state
+from .setup import check_weights
 from .trainer import distribute
 
 __all__ = ["setup_lazy_cfg", "train_lazy_net"]
@@ -38,7 +39,7 @@ NEEDED = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
 
 def setup_lazy_cfg(config_file: str, overrides: list[str]) -> DictConfig:
-    """Load a LazyConfig and check that it has what a training needs.
+    """Load a LazyConfig and check that it has what a training run needs.
 
     Args:
         config_file: path of a Python file in the form of detectron2's LazyConfigs, with the names
@@ -63,14 +64,12 @@ def setup_lazy_cfg(config_file: str, overrides: list[str]) -> DictConfig:
         raise ValueError(f"{config_file}: cannot apply {overrides}: {reason}") from error
     missing = [name for name in NEEDED if name not in cfg]
     if missing:
-        raise ValueError(f"{config_file} has no {', '.join(missing)}; a training needs {NEEDED}")
+        raise ValueError(f"{config_file} has no {', '.join(missing)}; training needs {NEEDED}")
     if cfg.train.amp.enabled and not cfg.train.device.startswith("cuda"):
         raise ValueError(
             "train.amp.enabled needs train.device cuda: detectron2's AMPTrainer runs there only"
         )
-    checkpoint = cfg.train.init_checkpoint
-    if checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"train.init_checkpoint: there is no file {checkpoint!r}")
+    check_weights(cfg.train.init_checkpoint, "train.init_checkpoint")
     return cfg
 
 
@@ -82,23 +81,13 @@ def _check_key(cfg: DictConfig, override: str, config_file: str) -> None:
     if OmegaConf.select(cfg, key, default=_ABSENT) is not _ABSENT:
         return
     container: Any = OmegaConf.to_container(cfg)
-    near = difflib.get_close_matches(key, config_keys(container), n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(key, config_keys(container))
     raise ValueError(f"{config_file} has no {key}{hint} (+{override} adds a key)")
 
 
 def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
-    """Train and evaluate, or evaluate only, on every rank that detectron2's ``launch`` starts.
-
-    Args:
-        cfg: from :func:`setup_lazy_cfg`
-        args: from detectron2's ``default_argument_parser``; ``eval_only`` and ``resume`` count
-
-    Returns:
-        the metrics of the last evaluation; empty on other ranks than the main one
-    """
-    default_setup(cfg, args)
-    setup_logger(cfg.train.output_dir, comm.get_rank(), name="sl_detectron")
+    """:func:`train_net` for a config from :func:`setup_lazy_cfg`."""
+    setup_job(cfg, args)
     model = instantiate(cfg.model).to(cfg.train.device)
     if args.eval_only:
         SafeCheckpointer(model, cfg.train.output_dir).resume_or_load(
@@ -111,7 +100,6 @@ def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     model = distribute(model, **cfg.train.get("ddp", {}))
     trainer = trainer_class(cfg.train.amp.enabled)(model, train_loader, optimizer)
     checkpointer = SafeCheckpointer(model, cfg.train.output_dir, trainer=trainer)
-    stop = StopOnSignal(cfg.train.checkpointer.period)
     results: dict[str, Any] = {}
 
     def evaluate() -> dict[str, Any]:
@@ -119,29 +107,37 @@ def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
         results.update(_evaluate(cfg, model))
         return results
 
-    on_main: list[Any] = []
-    if comm.is_main_process():
-        writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
-        on_main = [hooks.PeriodicWriter(writers, period=cfg.train.log_period)]
-    trainer.register_hooks(
-        [
-            stop,
-            ResumeState(model, train_loader, stop),
-            hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
-            if comm.is_main_process()
-            else None,
-            SaveAndStop(stop, checkpointer),
-            hooks.EvalHook(cfg.train.eval_period, evaluate),
-            LogTau(),
-            *on_main,
-        ]
-    )
+    trainer.register_hooks(_hooks(cfg, model, train_loader, checkpointer, evaluate))
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
     resumes = args.resume and checkpointer.has_checkpoint()
     trainer.train(trainer.iter + 1 if resumes else 0, cfg.train.max_iter)
     return results
+
+
+def _hooks(
+    cfg: DictConfig,
+    model: nn.Module,
+    loader: Any,
+    checkpointer: SafeCheckpointer,
+    evaluate: Callable[[], dict[str, Any]],
+) -> list[HookBase | None]:
+    stop = StopOnSignal(cfg.train.checkpointer.period)
+    save = write = None
+    if comm.is_main_process():
+        save = hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
+        writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
+        write = hooks.PeriodicWriter(writers, period=cfg.train.log_period)
+    return [
+        stop,
+        ResumeState(model, loader, stop),
+        hooks.IterationTimer(),
+        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+        save,
+        SaveAndStop(stop, checkpointer),
+        hooks.EvalHook(cfg.train.eval_period, evaluate),
+        LogTau(),
+        write,
+    ]
 
 
 def _evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
@@ -149,9 +145,8 @@ def _evaluate(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
         return {}
     loader = shield_workers(instantiate(cfg.dataloader.test))
     evaluator = instantiate(cfg.dataloader.evaluator)
-    state = get_rng_state()  # evaluation leaves the random numbers of the training alone
-    results = inference_on_dataset(model, loader, evaluator)
-    set_rng_state(state)
+    with keep_rng_state():
+        results = inference_on_dataset(model, loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     return results

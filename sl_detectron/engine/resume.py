@@ -1,9 +1,11 @@
-"""What lets a training go on as if it had never stopped, and stop when a scheduler says so."""
+"""Resume a training run as if it had never stopped, and stop it when a scheduler says so."""
 
 import logging
 import random
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -25,11 +27,12 @@ __all__ = [
     "StopOnSignal",
     "any_rank",
     "get_rng_state",
+    "keep_rng_state",
     "set_rng_state",
 ]
 
-# Exit code of a training that SIGTERM stopped after it wrote a checkpoint: 128 + SIGTERM, as a
-# shell says it. Not 0: who runs a training and then an evaluation must see that it is not done.
+# Exit code of a training run that SIGTERM stopped after it wrote a checkpoint: 128 + SIGTERM, as in
+# a shell. Not 0: a script that trains and then evaluates must see that training is not done.
 STOPPED = 128 + signal.SIGTERM
 # The EMA of the number of foreground anchors, a plain attribute that no state dict has.
 _NORMALIZER = "loss_normalizer"
@@ -76,7 +79,7 @@ class StopOnSignal(HookBase):
 class SaveAndStop(HookBase):
     """End the process with a checkpoint, once :class:`StopOnSignal` says so.
 
-    A training that a kill ended between its last two checkpoints gets the final one.
+    A training run that was killed between its last two checkpoints gets the final one.
     """
 
     def __init__(self, stop: StopOnSignal, checkpointer: SafeCheckpointer):
@@ -88,7 +91,7 @@ class SaveAndStop(HookBase):
             self.checkpointer.complete()
 
     def after_step(self) -> None:
-        # A training that is complete has its last checkpoint already.
+        # A complete training run has its last checkpoint already.
         if not self.stop.stops or self.trainer.iter + 1 >= self.trainer.max_iter:
             return
         self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
@@ -102,7 +105,7 @@ class ResumeState(HookBase):
     """Put into checkpoints what every rank has for itself, and bring the data to where they were.
 
     These are the random states of Python, numpy and torch, the loss normalizer of RetinaNet and
-    the seed of the data. The trainer saves a hook's state with its own.
+    the seed of the data. The trainer saves the state of its hooks.
 
     Args:
         model: the detector
@@ -132,7 +135,7 @@ class ResumeState(HookBase):
 
     def after_step(self) -> None:
         if self.stop.checkpoint_is_due():
-            self._ranks = comm.gather(self._own())
+            self._ranks = comm.gather(self._state_of_rank())
             self._iteration = self.trainer.iter
 
     def after_train(self) -> None:
@@ -143,7 +146,7 @@ class ResumeState(HookBase):
         """Random states and normalizers by rank, and what decides the order of the data."""
         ranks, iteration = self._ranks, self._iteration
         if comm.get_world_size() == 1:  # nobody else to ask, so right at any time
-            ranks, iteration = [self._own()], self.trainer.iter
+            ranks, iteration = [self._state_of_rank()], self.trainer.iter
         data = {} if self.loader is None else {"data": self.loader.state_dict()}
         return {"ranks": ranks, "iteration": iteration, **data}
 
@@ -151,7 +154,7 @@ class ResumeState(HookBase):
         """Keep the state until training starts: what is built before then draws numbers too."""
         self._loaded = state
 
-    def _own(self) -> dict[str, Any]:
+    def _state_of_rank(self) -> dict[str, Any]:
         return {"rng": get_rng_state(), "normalizers": _normalizers(self.model)}
 
     def _restore(self) -> None:
@@ -166,9 +169,9 @@ class ResumeState(HookBase):
             )
             _set_normalizers(self.model, ranks[0]["normalizers"])
             return
-        own = ranks[comm.get_rank()]
-        _set_normalizers(self.model, own["normalizers"])
-        set_rng_state(own["rng"])
+        state = ranks[comm.get_rank()]
+        _set_normalizers(self.model, state["normalizers"])
+        set_rng_state(state["rng"])
 
 
 def any_rank(flag: bool) -> bool:
@@ -201,6 +204,16 @@ def set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+@contextmanager
+def keep_rng_state() -> Iterator[None]:
+    """Leave with the random states as they were, whatever is drawn inside."""
+    state = get_rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)
 
 
 def _normalizers(model: nn.Module) -> dict[str, float]:

@@ -1,11 +1,7 @@
-"""From a command line to a checked, frozen config, and from a config to a trained detector."""
+"""From a command line to a checked, frozen config."""
 
-import argparse
-import copy
-import difflib
-import logging
+import os
 import re
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,25 +10,22 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
-from detectron2.engine import default_setup
-from detectron2.evaluation import verify_results
-from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
-from ..checkpoint import SafeCheckpointer
-from ..cli import USER_ERRORS
+from ..cli import did_you_mean
 from ..config import add_superloss_config, config_keys, is_dense_detector, num_classes_of
-from ..data import check_datasets, register_voc_datasets
-from ..evaluation import check_evaluator
-from ..label_noise import check_label_noise, check_train_loader
-from .config_files import merge_config_file
-from .trainer import SuperLossTrainer
+from ..data.voc import check_datasets, register_voc_datasets
+from ..evaluation.evaluator import check_evaluator
+from ..files import load_yaml
+from ..label_noise.config import check_label_noise
+from ..label_noise.loader import check_train_loader
 
-__all__ = ["merge_cfg", "setup_cfg", "setup_job", "train_net"]
+__all__ = ["check_weights", "merge_cfg", "refuse_lazy", "setup_cfg"]
+
+BASE_KEY = "_BASE_"
 
 
 def setup_cfg(config_file: str, opts: list[str], eval_only: bool = False) -> CfgNode:
-    """Merge a config, register the sets that it names and check what can be checked early.
+    """Merge a config, register the datasets that it names and check what can be checked early.
 
     Args:
         config_file: path of a YAML file; empty for detectron2's defaults
@@ -44,7 +37,7 @@ def setup_cfg(config_file: str, opts: list[str], eval_only: bool = False) -> Cfg
 
     Raises:
         ValueError: a bad key or value, by name
-        FileNotFoundError: a data set lacks a file
+        FileNotFoundError: a dataset lacks a file
         ImportError: ``VIS_PERIOD`` is on, and what draws is not installed
     """
     cfg = merge_cfg(config_file, opts)
@@ -68,20 +61,23 @@ def merge_cfg(config_file: str, opts: list[str]) -> CfgNode:
     """Merge a config file and options over all defaults, without a look at data or device.
 
     Args:
-        config_file: path of a YAML file; empty for detectron2's defaults
+        config_file: path of a YAML file, which may hold plain values only; empty for detectron2's
+            defaults
         opts: ``[KEY, VALUE, ...]``
 
     Returns:
         a config that can still be changed
 
     Raises:
-        ValueError: a bad key or value, by name
+        ValueError: a bad key or value, by name; the file or one of its bases is not a config, holds
+            code or names itself as its base
     """
     cfg = get_cfg()
     add_superloss_config(cfg)
     try:
         if config_file:
-            merge_config_file(cfg, config_file)
+            _check_file(Path(config_file))
+            cfg.merge_from_file(config_file, allow_unsafe=False)
         cfg.merge_from_list(opts)
     except (KeyError, AssertionError, ValueError) as error:
         raise ValueError(_explain(error, cfg)) from error
@@ -90,69 +86,70 @@ def merge_cfg(config_file: str, opts: list[str]) -> CfgNode:
     return cfg
 
 
-def setup_job(cfg: CfgNode, args: argparse.Namespace | None = None) -> None:
-    """detectron2's ``default_setup`` (loggers, config backup, seeds) with our logger beside it.
+def refuse_lazy(file: str | os.PathLike, advice: str) -> None:
+    """Name a LazyConfig, or what its training left as config.yaml, before yacs stumbles.
 
     Args:
-        cfg: from :func:`setup_cfg`
-        args: the command line, to be logged
+        file: a config; one that does not exist is left to what reads it
+        advice: what to do, after "... is a LazyConfig, "
+
+    Raises:
+        ValueError: the file is one
     """
-    # detectron2's launch starts fresh processes, which know no set of this config.
-    register_voc_datasets(cfg.DATASETS.CUSTOM_VOC)
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="sl_detectron", abbrev_name="sl_detectron")
-    if not getattr(args, "debug", False):
-        for handler in logging.getLogger("detectron2").handlers:
-            # The one of the console; log.txt keeps the traceback.
-            if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
-                handler.setFormatter(_WithoutTraceback(handler.formatter))
+    path = Path(file)
+    if path.suffix == ".py" or (
+        path.is_file() and "_target_:" in path.read_text("utf-8", "replace")
+    ):
+        raise ValueError(f"{path} is a LazyConfig, {advice}")
 
 
-def train_net(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
-    """Train and evaluate, or evaluate only, on every rank that detectron2's ``launch`` starts.
+def check_weights(path: str, key: str) -> None:
+    """Check before training that a checkpoint on this machine exists; URLs are not looked up.
 
     Args:
-        cfg: from :func:`setup_cfg`
-        args: from detectron2's ``default_argument_parser``; ``eval_only`` and ``resume`` count
+        path: the value of the key; empty for none
+        key: named in the error
 
-    Returns:
-        the metrics of the last evaluation; empty on other ranks than the main one
+    Raises:
+        FileNotFoundError: it does not
     """
-    if not args.resume:  # to resume needs none
-        _check_weights(cfg)
-    setup_job(cfg, args)
-    if args.eval_only:
-        model = SuperLossTrainer.build_model(cfg)
-        checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = SuperLossTrainer.test(cfg, model)
-        if comm.is_main_process():
-            verify_results(cfg, results)
-        return results
-    trainer = SuperLossTrainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    if path and "://" not in path and not Path(path.partition("?")[0]).is_file():
+        raise FileNotFoundError(f"{key}: there is no checkpoint {path}")
 
 
-class _WithoutTraceback(logging.Formatter):
-    """Says what a user can mend in one line, as the command line says it."""
+def _check_file(path: Path, above: tuple[Path, ...] = ()) -> None:
+    """Refuse a file that is not a config of plain values, and such bases of it."""
+    named = f"{path} (_BASE_ of {above[-1]})" if above else f"{path}"
+    if path.resolve() in {p.resolve() for p in above}:
+        raise ValueError(f"{named}: a config cannot be its own base")
+    if not path.is_file():
+        raise ValueError(f"config file {named} does not exist")
+    content = _load(path, named)
+    if not isinstance(content, dict):
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise ValueError(f"{named} is not a config: it holds {found}, not KEY: value")
+    bases = content.get(BASE_KEY, ())
+    for base in bases if isinstance(bases, list | tuple) else [bases]:
+        if not isinstance(base, str):
+            raise ValueError(f"{named}: {BASE_KEY} must be a path; got {base!r}")
+        if not base.startswith(("http://", "https://")):
+            _check_file(path.parent / os.path.expanduser(base), (*above, path))
 
-    def __init__(self, stock: logging.Formatter | None):
-        super().__init__()
-        # setup_logger gives out the same handlers again.
-        if isinstance(stock, _WithoutTraceback):
-            stock = stock.stock
-        self.stock: logging.Formatter = stock or logging.Formatter()
 
-    def format(self, record: logging.LogRecord) -> str:
-        error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, USER_ERRORS):
-            # A copy: the other handlers get the same record, and cache its traceback in it.
-            record = copy.copy(record)
-            reason = " ".join(str(error).split())
-            record.msg, record.args = f"{record.getMessage()} {reason}", ()
-            record.exc_info = record.exc_text = None
-        return self.stock.format(record)
+def _load(path: Path, named: str) -> Any:
+    try:
+        # Decoded here: yaml names no file for bytes that are not text.
+        return load_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{named} is not UTF-8 text: {error}") from error
+    except yaml.constructor.ConstructorError as error:
+        mark = error.problem_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        reason = f"{named}{line}: refused, a config holds values only: {error.problem}"
+        raise ValueError(reason) from error
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{named} is not a config: {reason}") from error
 
 
 def _check_device(cfg: CfgNode) -> None:
@@ -171,12 +168,6 @@ def _check_device(cfg: CfgNode) -> None:
         )
 
 
-def _check_weights(cfg: CfgNode) -> None:
-    path = cfg.MODEL.WEIGHTS
-    if path and "://" not in path and not Path(path.partition("?")[0]).is_file():
-        raise FileNotFoundError(f"MODEL.WEIGHTS: there is no checkpoint {path}")
-
-
 def _check_drawing(cfg: CfgNode) -> None:
     if cfg.VIS_PERIOD > 0 and not all(map(find_spec, ("cv2", "matplotlib"))):
         raise ImportError(
@@ -193,14 +184,14 @@ def _check_output(cfg: CfgNode) -> None:
 
 
 def _check_classes(cfg: CfgNode, datasets: list[str]) -> None:
-    """A wrong NUM_CLASSES would show as an index error, or after the training."""
+    """A wrong NUM_CLASSES would show as an index error, or after training."""
     head = "RETINANET" if is_dense_detector(cfg) else "ROI_HEADS"
     num_classes = num_classes_of(cfg)
     for name in datasets:
         classes = MetadataCatalog.get(name).get("thing_classes")
         if classes is not None and len(classes) != num_classes:
             raise ValueError(
-                f"MODEL.{head}.NUM_CLASSES is {num_classes}, but data set {name!r} has "
+                f"MODEL.{head}.NUM_CLASSES is {num_classes}, but dataset {name!r} has "
                 f"{len(classes)} classes; set it to {len(classes)}"
             )
 
@@ -215,7 +206,5 @@ def _explain(error: Exception, cfg: CfgNode) -> str:
         return f"{key} takes a {wanted}{hint}; got a {given} ({message})"
     missing = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
     if missing:
-        near = difflib.get_close_matches(missing[1], config_keys(cfg), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        return f"there is no config key {missing[1]}{hint}"
+        return f"there is no config key {missing[1]}{did_you_mean(missing[1], config_keys(cfg))}"
     return message

@@ -1,16 +1,18 @@
-"""A trainer for noisy labels on detectron2's own hooks, checkpoints and command line."""
+"""A trainer for noisy labels on the hooks and checkpoints of detectron2, and what it trains."""
 
+import argparse
 import logging
+import os
 import weakref
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
+from detectron2.engine import DefaultPredictor, DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.engine.hooks import EvalHook
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -18,16 +20,18 @@ from torch import nn
 from ..audit.run import build_annotation_tracker
 from ..checkpoint import SafeCheckpointer
 from ..config import add_superloss_config
-from ..data import shield_workers
+from ..data.train_loader import shield_workers
 from ..evaluation import build_evaluator
 from ..label_noise import build_noisy_train_loader, noisy_dataset_dicts
 from ..losses import DataParams
 from ..modeling import SuperLossTerm
 from .finite import trainer_class
 from .hooks import DrawTrainingImages, LogTau, TrackAnnotations
-from .resume import ResumeState, SaveAndStop, StopOnSignal, get_rng_state, set_rng_state
+from .launch import setup_job
+from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state
+from .setup import check_weights
 
-__all__ = ["SuperLossTrainer", "distribute"]
+__all__ = ["SuperLossTrainer", "build_predictor", "distribute", "train_net"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +57,7 @@ class SuperLossTrainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode):
-        # Not DefaultTrainer's own: it offers no way to pass device_ids to create_ddp_model.
+        # Not DefaultTrainer.__init__, which cannot pass device_ids to create_ddp_model.
         TrainerBase.__init__(self)
         for name in ("detectron2", "sl_detectron"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
@@ -102,12 +106,9 @@ class SuperLossTrainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
-        """The stock evaluation; training goes on with the random numbers it would have without."""
-        state = get_rng_state()
-        try:
+        """The stock evaluation, without disturbing the training RNG state."""
+        with keep_rng_state():
             return super().test(cfg, model, evaluators)
-        finally:
-            set_rng_state(state)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -125,12 +126,12 @@ class SuperLossTrainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """The stock optimizer; the temperatures of "data_params" get settings of their own."""
+        """The stock optimizer; the temperatures of "data_params" get their custom settings."""
         optimizer = super().build_optimizer(cfg, model)
         for criterion in (m for m in model.modules() if isinstance(m, DataParams)):
-            own = {id(p) for p in criterion.parameters()}
+            temperatures = {id(p) for p in criterion.parameters()}
             for group in optimizer.param_groups:
-                group["params"] = [p for p in group["params"] if id(p) not in own]
+                group["params"] = [p for p in group["params"] if id(p) not in temperatures]
             optimizer.add_param_group(criterion.param_group(cfg.MODEL.SUPERLOSS.DATA_PARAMS.LR))
         return optimizer
 
@@ -174,3 +175,48 @@ def distribute(model: nn.Module, **kwargs: Any) -> nn.Module:
     if next(model.parameters()).device.type == "cpu":
         kwargs["device_ids"] = None
     return create_ddp_model(model, **{"broadcast_buffers": False, **kwargs})
+
+
+def train_net(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
+    """Train and evaluate, or evaluate only, on every rank that detectron2's ``launch`` starts.
+
+    Args:
+        cfg: from :func:`setup_cfg`
+        args: from detectron2's ``default_argument_parser``; ``eval_only`` and ``resume`` count
+
+    Returns:
+        the metrics of the last evaluation; empty on other ranks than the main one
+    """
+    if not args.resume:  # to resume needs none
+        check_weights(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
+    setup_job(cfg, args)
+    if args.eval_only:
+        model = SuperLossTrainer.build_model(cfg)
+        checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = SuperLossTrainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = SuperLossTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def build_predictor(
+    cfg: CfgNode, weights: str | os.PathLike, score_threshold: float
+) -> DefaultPredictor:
+    """detectron2's predictor with other weights; it keeps detections of at least that score.
+
+    Raises:
+        FileNotFoundError: there are no such weights
+        ValueError: the file is not a checkpoint, or holds code
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    # Loaded afterwards: DefaultPredictor would run the code of a pickle.
+    cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = score_threshold
+    predictor = DefaultPredictor(cfg)
+    SafeCheckpointer(predictor.model).load(str(weights))
+    return predictor

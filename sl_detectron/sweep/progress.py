@@ -7,7 +7,7 @@ from typing import NamedTuple, TextIO
 
 from tqdm import tqdm
 
-from ..engine.progress import iterations_done
+from ..engine.launch import iterations_done
 from .plan import PlannedCell
 from .state import CELL_LOG, RESULT
 

@@ -30,7 +30,8 @@ from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 from ..engine.launch import launch_job
-from ..engine.setup import setup_cfg, train_net
+from ..engine.setup import setup_cfg
+from ..engine.trainer import train_net
 from .state import (
     BEGUN,
     CELL_LOG,

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from ..config import add_superloss_config
+from ..config import add_superloss_config, config_keys
 from ..files import write_text
 
 __all__ = [
@@ -128,16 +128,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 def _flat(cfg: dict[str, Any]) -> dict[str, Any]:
     """{"SECTION.KEY": value} with lists for tuples, as in a YAML file."""
-    flat: dict[str, Any] = {}
-
-    def add(node: dict[str, Any], prefix: str) -> None:
-        for key, value in node.items():
-            if isinstance(value, dict):
-                add(value, f"{prefix}{key}.")
-            else:
-                flat[prefix + key] = value
-
     # By way of JSON: the config may hold tuples, and a file has lists.
-    add(json.loads(json.dumps(cfg)), "")
-    del flat["OUTPUT_DIR"]
-    return flat
+    keys = config_keys(json.loads(json.dumps(cfg)))
+    del keys["OUTPUT_DIR"]
+    return {key: value for key, value in keys.items() if not isinstance(value, dict)}

@@ -1,21 +1,16 @@
 """Labelled boxes of annotations and detections, and detectron2's Visualizer to draw them."""
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
-from detectron2.engine import DefaultPredictor
 from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
 
 __all__ = [
     "LabelledBox",
     "annotation_boxes",
     "boxes_of",
-    "build_predictor",
     "detection_boxes",
     "draw_boxes",
     "is_wrong",
@@ -134,23 +129,6 @@ def detection_boxes(
                 colour = WRONG
         labelled.append(LabelledBox(box, f"{classes[category]} {score:.0%}", colour))
     return labelled
-
-
-def build_predictor(
-    cfg: CfgNode, weights: str | os.PathLike, score_threshold: float
-) -> DefaultPredictor:
-    """detectron2's predictor with other weights; it keeps detections of at least that score.
-
-    Raises:
-        FileNotFoundError: there are no such weights
-    """
-    if not Path(weights).is_file():
-        raise FileNotFoundError(f"there is no checkpoint {weights}")
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = str(weights)
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = score_threshold
-    return DefaultPredictor(cfg)
 
 
 def draw_boxes(image: np.ndarray, boxes: Sequence[LabelledBox]) -> np.ndarray:

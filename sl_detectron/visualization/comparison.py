@@ -1,71 +1,132 @@
-"""A picture of what detectors make of wrong labels, image by image."""
+"""Pictures side by side: the labels of an image, true and given, and what detectors find."""
 
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, detection_utils
+import numpy as np
+from detectron2.data import detection_utils
 
-from ..label_noise import noisy_dataset_dicts
-from .boxes import LabelledBox, annotation_boxes, build_predictor, detection_boxes, is_wrong
+from .boxes import LabelledBox, annotation_boxes, detection_boxes, draw_boxes, is_wrong
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["draw_comparison"]
+__all__ = ["DPI", "draw_comparison", "panels_of", "side_by_side"]
 
-SCORE_THRESHOLD = 0.5
+Record = dict[str, Any]
+# detectron2's DefaultPredictor: a BGR image to {"instances": ...}.
+Predictor = Callable[[np.ndarray], Mapping[str, Any]]
+
+DPI = 100
 NUM_IMAGES = 3
 LABEL_HEIGHT = 0.05  # of a picture's longer side, at the size that is drawn
 
 
-def draw_comparison(runs: dict[str, CfgNode], path: str | os.PathLike) -> None:
-    """Draw training images with the most wrong labels beside each detector's boxes on them.
+def panels_of(
+    record: Record,
+    classes: Sequence[str],
+    clean: Record | None = None,
+    sigma: Mapping[int, float] | None = None,
+    predictor: Predictor | None = None,
+) -> dict[str, np.ndarray]:
+    """Draw the labels of one image, and the detections on it.
+
+    Args:
+        record: a dataset dict, with or without noise
+        classes: K names
+        clean: the record without noise; None for no panel of true labels
+        sigma: {annotation id: mean confidence}, of those that have one
+        predictor: None for no panel of detections
+
+    Returns:
+        {title: (H', W', 3) uint8 RGB}
+    """
+    image = detection_utils.read_image(record["file_name"], "BGR")
+    annotations = record.get("annotations", [])
+    boxes = {}
+    if clean is not None:
+        boxes["true labels"] = annotation_boxes(clean["annotations"], classes)
+    boxes["labels, σ: mean confidence" if sigma else "labels"] = annotation_boxes(
+        annotations, classes, sigma
+    )
+    if predictor is not None:
+        detections = predictor(image)["instances"].to("cpu")
+        boxes["detections"] = detection_boxes(detections, annotations, classes)
+    return {title: draw_boxes(image[:, :, ::-1], drawn) for title, drawn in boxes.items()}
+
+
+def side_by_side(panels: Mapping[str, np.ndarray], show: bool = False) -> "Figure":
+    """Put pictures of one height into a figure of :data:`DPI`, each pixel as it is.
+
+    Args:
+        panels: {title: (H, W, 3) uint8 RGB}
+        show: make a figure of pyplot, which can open a window
+
+    Raises:
+        ValueError: to show, but there is no screen
+    """
+    height, width = next(iter(panels.values())).shape[:2]
+    size = (len(panels) * width / DPI, height / DPI + 0.3)
+    if show:
+        import matplotlib.pyplot as plt
+
+        if plt.get_backend().lower() == "agg":
+            raise ValueError("--show needs a screen, and there is none here; use --output DIR")
+        figure = plt.figure(figsize=size)
+    else:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=size)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, picture) in zip(axes, panels.items()):
+        axis.imshow(picture)
+        axis.set_title(title, fontsize=9)
+        axis.axis("off")
+    figure.subplots_adjust(0, 0, 1, 1 - 0.3 / size[1], wspace=0.01)
+    return figure
+
+
+def draw_comparison(
+    records: Sequence[Record],
+    classes: Sequence[str],
+    predictors: Mapping[str, Predictor],
+    path: str | os.PathLike,
+) -> None:
+    """Draw the images with the most wrong labels beside each detector's boxes on them.
 
     Annotations: green where the label is right, red where it is wrong ("given (true)").
     Detections: green for the true class, red for the wrong label of the annotation that they
     cover (the detector has memorised it), orange for anything else.
 
     Args:
-        runs: finished runs by the title of their column; all share one training set and its noise
+        records: noisy dataset dicts
+        classes: K names
+        predictors: by the title of their column
         path: the picture, by its suffix a PNG or PDF
     """
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    cfg = next(iter(runs.values()))
-    dataset_name = cfg.DATASETS.TRAIN[0]
-    classes = MetadataCatalog.get(dataset_name).thing_classes
-    records = noisy_dataset_dicts(cfg)[dataset_name]
     records = sorted(records, key=lambda r: -sum(map(is_wrong, r["annotations"])))[:NUM_IMAGES]
-    predictors = {
-        title: build_predictor(cfg, Path(cfg.OUTPUT_DIR, "model_final.pth"), SCORE_THRESHOLD)
-        for title, cfg in runs.items()
-    }
-    columns = 1 + len(runs)
-    figure, axes = plt.subplots(
-        len(records), columns, figsize=(4 * columns, 4 * len(records)), squeeze=False
-    )
+    columns = 1 + len(predictors)
+    figure = Figure(figsize=(4 * columns, 4 * len(records)))
+    axes = figure.subplots(len(records), columns, squeeze=False)
     for row, record in zip(axes, records):
         image = detection_utils.read_image(record["file_name"], "BGR")
-        panels = {
+        boxes = {
             "labels given; red: wrong (true)": annotation_boxes(record["annotations"], classes)
         }
         for title, predictor in predictors.items():
             detections = predictor(image)["instances"].to("cpu")
-            panels[title] = detection_boxes(detections, record["annotations"], classes)
-        for axis, (title, boxes) in zip(row, panels.items()):
+            boxes[title] = detection_boxes(detections, record["annotations"], classes)
+        for axis, (title, drawn) in zip(row, boxes.items()):
             axis.imshow(image[:, :, ::-1])
             axis.set_title(title)
-            _draw(axis, boxes, LABEL_HEIGHT * max(image.shape[:2]))
-    for axis in axes.flat:
-        axis.axis("off")
+            _draw(axis, drawn, LABEL_HEIGHT * max(image.shape[:2]))
+            axis.axis("off")
     figure.tight_layout()
     figure.savefig(path, dpi=80)
-    plt.close(figure)
 
 
 def _draw(axis: "Axes", boxes: list[LabelledBox], label_height: float) -> None:

@@ -1,6 +1,5 @@
 """Hooks of the trainer."""
 
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -9,10 +8,10 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from sl_detectron.data import register_toy_datasets
-from sl_detectron.engine import SuperLossTrainer, hooks, setup_cfg
+from sl_detectron.engine import SuperLossTrainer, hooks
 from sl_detectron.engine.hooks import LogTau
 from sl_detectron.losses import SuperLoss
-from sl_detectron.model_zoo import get_config, get_config_file
+from sl_detectron.model_zoo import get_config
 from sl_detectron.modeling import SuperLossTerm
 
 
@@ -72,14 +71,3 @@ def test_confidences_are_means_over_the_samples_of_an_annotation():
     seen.append((torch.tensor([5]), torch.tensor([0.1])))
     assert hooks._means(seen) == {3: 1.5, 5: pytest.approx(0.3)}
     assert hooks._means([]) == {}
-
-
-@pytest.mark.parametrize("missing", ["cv2", "matplotlib"])
-def test_what_draws_is_missed_before_training(monkeypatch, missing):
-    """And by a training that is to draw only."""
-    file = get_config_file("Toy/faster_rcnn.yaml")
-    opts = ["DATASETS.TEST", "()", "VIS_PERIOD", "2"]
-    monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ImportError, match=r"VIS_PERIOD is 2, .*sl_detectron\[visualize\]"):
-        setup_cfg(file, opts)
-    assert setup_cfg(file, opts, eval_only=True).VIS_PERIOD == 2

@@ -1,6 +1,8 @@
 """Several processes: one state, equal to one process with the same batch; a dead one ends all."""
 
+import argparse
 import atexit
+import logging
 import os
 import re
 import signal
@@ -13,11 +15,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from helpers.detectors import build, make_batch, run_ranks, small_config
 from helpers.trainings import RETINANET, start, wait_for_iteration
 from sl_detectron.data import TrainLoader
 from sl_detectron.engine.finite import FiniteTrainer
+from sl_detectron.engine.launch import setup_job
 from sl_detectron.engine.resume import any_rank
 from sl_detectron.engine.trainer import distribute
 
@@ -202,3 +206,24 @@ def test_a_rank_that_hangs_is_waited_for_no_longer_than_the_timeout(tmp_path):
         run_ranks(silent_rank, 2, tmp_path, timeout=5)
     assert (tmp_path / "asleep").exists()
     assert time.monotonic() - started < 600
+
+
+def test_the_log_file_keeps_the_traceback_that_the_console_leaves_out(tmp_path, capsys):
+    cfg = small_config("standard", superloss=True)
+    cfg.OUTPUT_DIR = str(tmp_path)
+    setup_logger.cache_clear()
+    parent = logging.getLogger("detectron2")
+    before, parent.handlers = parent.handlers, []
+    try:
+        setup_job(cfg, argparse.Namespace(debug=False, config_file="", opts=[]))
+        try:
+            raise ValueError("a bug\nof two lines")
+        except ValueError:
+            logging.getLogger("detectron2.engine.train_loop").exception("Exception during %s:", "a")
+    finally:
+        parent.handlers = before
+        setup_logger.cache_clear()
+    printed = "".join(capsys.readouterr())
+    assert "Traceback" not in printed
+    assert "Exception during a: a bug of two lines" in printed
+    assert "Traceback" in (tmp_path / "log.txt").read_text()

@@ -29,6 +29,12 @@ def start(env, config, output, *opts, resume=False, **driver):
     )
 
 
+def train_net(env, *args):
+    """tools/train_net.py in its own process, to its end."""
+    command = [sys.executable, str(REPO / "tools" / "train_net.py"), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env=env)
+
+
 def run(*args, **kwargs):
     process = start(*args, **kwargs)
     printed, _ = process.communicate()

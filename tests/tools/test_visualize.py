@@ -1,6 +1,9 @@
 """tools/visualize.py as a user runs it: which panels, which colours, which images come first."""
 
 import importlib.util
+import os
+import pickle
+import re
 import sys
 
 import numpy as np
@@ -133,6 +136,21 @@ def test_a_lazy_config_gets_one_line(visualize, tmp_path, capsys):
         assert visualize(*source, "--output", tmp_path / "out", config=()) == 2
         (error,) = capsys.readouterr().err.strip().splitlines()
         assert "is a LazyConfig, which is not drawn: give a YAML config" in error
+
+
+class Shell:
+    """Its pickle runs a command when it is loaded."""
+
+    def __reduce__(self):
+        return os.system, ("touch code_has_run",)
+
+
+def test_a_checkpoint_with_code_is_refused(visualize, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.pkl").write_bytes(pickle.dumps({"model": Shell()}))
+    assert visualize("--checkpoint", "weights.pkl", "--num", 1, "--output", "out") == 2
+    assert re.search(r"weights\.pkl is refused.*system", capsys.readouterr().err)
+    assert [p.name for p in tmp_path.iterdir()] == ["weights.pkl"]
 
 
 def test_says_where_to_draw(visualize, capsys):

@@ -1,36 +1,46 @@
-"""VOC evaluation inside detectron2's inference loop."""
+"""The evaluators of a test set inside detectron2's inference loop."""
 
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.utils import comm
 
 from ..data.formats.voc_xml import read_image_set
-from .voc_ap import IOU_THRESHOLDS, METRICS, evaluate_detections
-from .voc_files import load_ground_truth, to_voc_pixels
-from .voc_matching import Array, Detections
-from .voc_result import ABSENT_CLASSES, VOCResult
+from ..data.voc import load_dataset
+from .average_precision import (
+    IOU_THRESHOLDS,
+    METRICS,
+    Array,
+    Detections,
+    check_choice,
+    evaluate_detections,
+)
+from .files import load_ground_truth, to_voc_pixels
+from .results import ABSENT_CLASSES, VOCResult
 
-__all__ = ["VOCEvaluator", "check_voc_metadata"]
+__all__ = ["VOCEvaluator", "build_evaluator", "check_evaluator"]
+
+EVALUATORS = ("voc", "coco")
 
 logger = logging.getLogger(__name__)
 
 
 class VOCEvaluator(DatasetEvaluator):
-    """Pascal VOC AP for any VOC style set and class list.
+    """Pascal VOC AP for any VOC style dataset and class list.
 
     On VOC's own sets AP, AP50 and AP75 equal those of detectron2's
     ``PascalVOCDetectionEvaluator`` to the last bit. The ground truth is read from disk by every
     :meth:`evaluate`.
 
     Args:
-        dataset_name: a set whose metadata has thing_classes, dirname and split
+        dataset_name: a dataset whose metadata has thing_classes, dirname and split
         metric: "07", VOC 2007's 11-point AP; "area" under the curve; None for "07" if the
             metadata says year 2007, else "area"
         rounding: round scores to 3 decimals and coordinates to 1, as detectron2's text files do;
@@ -40,7 +50,7 @@ class VOCEvaluator(DatasetEvaluator):
             detections)
 
     Raises:
-        ValueError: an unknown choice, or a set that is not in VOC's form
+        ValueError: an unknown choice, or a dataset that is not in VOC's form
 
     Example::
 
@@ -57,16 +67,12 @@ class VOCEvaluator(DatasetEvaluator):
         rounding: bool = True,
         absent_classes: str = "skip",
     ):
-        check_voc_metadata(dataset_name)
+        _check_voc_metadata(dataset_name)
         metadata = MetadataCatalog.get(dataset_name)
         if metric is None:
             metric = "07" if metadata.get("year") == 2007 else "area"
-        if metric not in METRICS:
-            raise ValueError(f"metric must be one of {METRICS}; got {metric!r}")
-        if absent_classes not in ABSENT_CLASSES:
-            raise ValueError(
-                f"absent_classes must be one of {ABSENT_CLASSES}; got {absent_classes!r}"
-            )
+        check_choice("metric", metric, METRICS)
+        check_choice("absent_classes", absent_classes, ABSENT_CLASSES)
         self._dataset_name = dataset_name
         self._root, self._split = metadata.dirname, metadata.split
         self._class_names = metadata.thing_classes
@@ -165,21 +171,6 @@ class VOCEvaluator(DatasetEvaluator):
             logger.warning("No ground truth, %s the mean: %s", effect, ", ".join(result.absent))
 
 
-def check_voc_metadata(dataset_name: str) -> None:
-    """Refuse a set whose metadata does not say where its annotations are.
-
-    Raises:
-        ValueError: names what is missing
-    """
-    metadata = MetadataCatalog.get(dataset_name)
-    for key in ("thing_classes", "dirname", "split"):
-        if not hasattr(metadata, key):
-            raise ValueError(
-                f"data set {dataset_name!r} has no {key!r} in its metadata, as VOC style sets "
-                "have; register it with register_voc_dataset"
-            )
-
-
 def _pack(predictions: Sequence[tuple[int, Array, Array, Array]]) -> tuple[Array, ...]:
     """A few large arrays instead of many small ones: they travel between processes."""
     empty = (0, np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 4), np.float32))
@@ -191,3 +182,95 @@ def _pack(predictions: Sequence[tuple[int, Array, Array, Array]]) -> tuple[Array
         np.concatenate(scores),
         np.concatenate(boxes),
     )
+
+
+def build_evaluator(
+    dataset_name: str,
+    kind: str = "voc",
+    output_dir: str | os.PathLike | None = None,
+    absent_classes: str = "skip",
+) -> DatasetEvaluator:
+    """Build the evaluator of a registered dataset.
+
+    One registered from a COCO json is always evaluated COCO style. On a VOC style dataset, "coco"
+    gives COCO's twelve metrics of the same predictions by pycocotools; difficult objects become
+    crowd regions, the only objects that COCO neither counts as missed nor as false when found.
+
+    Args:
+        dataset_name: in detectron2's catalogs
+        kind: "voc" or "coco", the value of ``TEST.EVALUATOR``
+        output_dir: where "coco" writes the converted ground truth and the predictions, in the
+            subfolder ``inference``
+        absent_classes: "skip" or "zero", see :class:`VOCEvaluator`
+
+    Returns:
+        a detectron2 evaluator whose results have "bbox" with "AP", "AP50" and "AP75", percent
+
+    Raises:
+        ValueError: unknown kind, a dataset not in VOC's form, or "coco" without output_dir
+    """
+    check_evaluator(dataset_name, kind, absent_classes)
+    folder = None if output_dir is None else os.path.join(output_dir, "inference")
+    if _is_coco(dataset_name):
+        return COCOEvaluator(dataset_name, output_dir=folder)
+    if kind == "voc":
+        return VOCEvaluator(dataset_name, absent_classes=absent_classes)
+    if folder is None:
+        raise ValueError(f"COCO style evaluation of {dataset_name!r} needs an output_dir")
+    return _coco_evaluator(dataset_name, folder)
+
+
+def check_evaluator(dataset_name: str, kind: str, absent_classes: str = "skip") -> None:
+    """Check before training whether a test set can be evaluated.
+
+    Args:
+        dataset_name: in detectron2's catalogs
+        kind: the value of ``TEST.EVALUATOR``
+        absent_classes: the value of ``TEST.ABSENT_CLASSES``
+
+    Raises:
+        ValueError: an unknown value, or a dataset that is neither in VOC's form nor in COCO's
+    """
+    check_choice("TEST.EVALUATOR", kind, EVALUATORS)
+    check_choice("TEST.ABSENT_CLASSES", absent_classes, ABSENT_CLASSES)
+    if not _is_coco(dataset_name):
+        _check_voc_metadata(dataset_name)
+
+
+def _check_voc_metadata(dataset_name: str) -> None:
+    metadata = MetadataCatalog.get(dataset_name)
+    for key in ("thing_classes", "dirname", "split"):
+        if not hasattr(metadata, key):
+            raise ValueError(
+                f"dataset {dataset_name!r} has no {key!r} in its metadata, as VOC style datasets "
+                "have; register it with register_voc_dataset"
+            )
+
+
+def _is_coco(dataset_name: str) -> bool:
+    metadata = MetadataCatalog.get(dataset_name)
+    # A VOC set has a json_file too once any COCOEvaluator has seen it; a dirname, COCO has not.
+    return hasattr(metadata, "json_file") and not hasattr(metadata, "dirname")
+
+
+def _coco_evaluator(dataset_name: str, folder: str) -> COCOEvaluator:
+    # Under a temporary name: COCOEvaluator writes json_file into the metadata and would read that
+    # same file in the next run, even after the dataset has changed.
+    name = f"{dataset_name}_coco_style"
+    DatasetCatalog.register(
+        name, lambda: [_difficult_as_crowd(r) for r in load_dataset(dataset_name)]
+    )
+    try:
+        MetadataCatalog.get(name).thing_classes = MetadataCatalog.get(dataset_name).thing_classes
+        return COCOEvaluator(
+            name, ("bbox",), output_dir=folder, use_fast_impl=False, allow_cached_coco=False
+        )
+    finally:
+        DatasetCatalog.remove(name)
+        if name in MetadataCatalog:
+            MetadataCatalog.remove(name)
+
+
+def _difficult_as_crowd(record: dict[str, Any]) -> dict[str, Any]:
+    annotations = [{**a, "iscrowd": a.get("difficult", 0)} for a in record["annotations"]]
+    return {**record, "annotations": annotations}

@@ -10,12 +10,9 @@ import pytest
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
 from helpers.devkit import write_devkit
-from sl_detectron.evaluation import (
-    check_report_path,
-    evaluate_files,
-    load_detections,
-    write_report,
-)
+from sl_detectron.evaluation import evaluate_files, write_report
+from sl_detectron.evaluation.files import load_detections
+from sl_detectron.evaluation.results import check_report_path
 
 IDS = ["000012", "2008_000003", "my image"]
 CLASSES = ["cat", "dog"]

@@ -9,16 +9,53 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
 from ..data.formats.voc_xml import class_ids_of, read_voc_annotations
-from .voc_matching import Array, Detections, GroundTruth
+from .average_precision import IOU_THRESHOLDS, Array, Detections, GroundTruth, evaluate_detections
+from .results import VOCResult
 
-__all__ = ["load_detections", "load_ground_truth", "to_voc_pixels"]
+__all__ = ["evaluate_files", "load_detections", "load_ground_truth", "to_voc_pixels"]
 
 logger = logging.getLogger(__name__)
 
 # Beyond any class list, within an int64.
 _MAX_CLASS = 2**31
+
+
+def evaluate_files(
+    voc_root: str | os.PathLike,
+    split: str,
+    detections: str | os.PathLike,
+    metric: str,
+    *,
+    class_names: Sequence[str] = CLASS_NAMES,
+    rounding: bool = False,
+    absent_classes: str = "skip",
+) -> VOCResult:
+    """Score detections in files against a VOC devkit folder; images are not needed.
+
+    Args:
+        voc_root: holds Annotations/ and ImageSets/Main/
+        split: an image set, e.g. "test"
+        detections: a folder of ``comp4_det_<split>_<class>.txt`` or a json file in COCO's results
+            format, see :func:`load_detections`
+        metric: "07" or "area"
+        class_names: C names; in json, category_id is the index into them
+        rounding: round what json holds to 3 decimals of score and 1 of coordinates, as
+            detectron2's evaluator does
+        absent_classes: "skip" or "zero", see :class:`VOCEvaluator`
+
+    Returns:
+        the result of every class at every threshold
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing or wrong
+    """
+    image_ids, ground_truth = load_ground_truth(voc_root, split, class_names)
+    found = load_detections(detections, split, image_ids, class_names, rounding)
+    classes = evaluate_detections(found, ground_truth, len(class_names), metric)
+    return VOCResult(class_names, IOU_THRESHOLDS, metric, classes, absent_classes)
 
 
 def load_ground_truth(

@@ -6,13 +6,13 @@ from detectron2.evaluation.pascal_voc_evaluation import voc_ap
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sl_detectron.evaluation import (
+from sl_detectron.evaluation.average_precision import (
     Detections,
     GroundTruth,
     average_precision,
+    best_overlaps,
     evaluate_detections,
 )
-from sl_detectron.evaluation.voc_matching import best_overlaps
 
 BOX = (11.0, 11.0, 20.0, 20.0)
 FAR = (101.0, 101.0, 110.0, 110.0)

@@ -1,0 +1,129 @@
+"""Models at the edges: low precision, nothing to learn from, one class or a thousand."""
+
+import pytest
+import torch
+from detectron2.structures import Boxes
+
+from helpers.detectors import NUM_CLASSES, build, make_batch, run_losses, small_config
+from sl_detectron.losses import SuperLoss
+
+DETECTORS = ("standard", "retinanet")
+
+
+def superloss_config(detector, num_classes=NUM_CLASSES, tau="ExpAvg"):
+    cfg = small_config(detector, superloss=True)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
+    cfg.MODEL.SUPERLOSS.CLS.TAU = tau
+    cfg.MODEL.SUPERLOSS.BOX_REG.ENABLED = True
+    return cfg
+
+
+def assert_finite(losses, gradients, model):
+    assert all(value.isfinite() for value in losses.values()), losses
+    assert all(g.isfinite().all() for g in gradients.values())
+    for criterion in (m for m in model.modules() if isinstance(m, SuperLoss)):
+        assert not criterion.tau.isinf()
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_bfloat16_autocast(detector):
+    """tau and the losses are of float32 size and near those of float32."""
+    model, batch = build(superloss_config(detector)), make_batch()
+    exact, _, _ = run_losses(model, batch)
+    model = build(superloss_config(detector))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses, gradients, _ = run_losses(model, batch)
+    assert_finite(losses, gradients, model)
+    for criterion in (m for m in model.modules() if isinstance(m, SuperLoss)):
+        assert criterion.tau.dtype in (torch.float32, torch.float64)
+    if detector == "retinanet":  # no sampling, so the same anchors
+        torch.testing.assert_close(
+            {k: v.float() for k, v in losses.items()}, exact, rtol=0.05, atol=0.05
+        )
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize("counts", [(0,), (0, 0), (3, 0)])
+def test_images_without_objects(detector, counts):
+    model = build(superloss_config(detector))
+    for _ in range(2):  # the first batch may be the one without
+        losses, gradients, _ = run_losses(model, make_batch(counts))
+        assert_finite(losses, gradients, model)
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize("num_classes", [1, 1000])
+@pytest.mark.parametrize("tau", ["ExpAvg", "logC"])
+def test_one_class_and_a_thousand(detector, num_classes, tau):
+    if (detector, tau) == ("retinanet", "logC"):
+        pytest.skip("logC is of softmax only")
+    cfg = superloss_config(detector, num_classes, tau)
+    model, batch = build(cfg), make_batch()
+    for sample in batch:
+        sample["instances"].gt_classes %= num_classes
+        sample["instances"].gt_classes[:1] = num_classes - 1
+    losses, gradients, _ = run_losses(model, batch)
+    assert_finite(losses, gradients, model)
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize("size", [1.0, 0.01])
+def test_boxes_of_a_pixel(detector, size):
+    model, batch = build(superloss_config(detector)), make_batch()
+    for sample in batch:
+        corners = sample["instances"].gt_boxes.tensor[:, :2]
+        sample["instances"].gt_boxes = Boxes(torch.cat([corners, corners + size], dim=1))
+    losses, gradients, _ = run_losses(model, batch)
+    assert_finite(losses, gradients, model)
+
+
+def test_a_batch_of_ignored_anchors_only():
+    model = build(superloss_config("retinanet"))
+    label = model.label_anchors
+
+    def ignore_all(anchors, targets):
+        labels, boxes = label(anchors, targets)
+        return [torch.full_like(image_labels, -1) for image_labels in labels], boxes
+
+    model.label_anchors = ignore_all
+    for _ in range(2):
+        losses, gradients, _ = run_losses(model, make_batch())
+        assert all(value == 0 for value in losses.values())
+        assert_finite(losses, gradients, model)
+        assert all((g == 0).all() for g in gradients.values())
+    model.label_anchors = label
+    losses, gradients, _ = run_losses(model, make_batch())
+    assert_finite(losses, gradients, model)
+    assert losses["loss_cls"] != 0
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_labels_that_are_all_wrong(detector):
+    """Steps on labels that no two images agree on: losses stay finite, tau follows them."""
+    model = build(superloss_config(detector))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    batch = make_batch()
+    for step in range(4):
+        for sample in batch:
+            classes = sample["instances"].gt_classes
+            sample["instances"].gt_classes = (classes + step) % NUM_CLASSES
+        losses, gradients, _ = run_losses(model, batch)
+        assert_finite(losses, gradients, model)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tau", ["Avg", "ExpAvg", "1.5"])
+def test_half_precision_losses(dtype, tau):
+    """Losses of a model under autocast, up to the largest that float16 can hold."""
+    losses = torch.tensor([0.0, 1e-4, 1.0, 30.0, 6e4], dtype=dtype, requires_grad=True)
+    criterion = SuperLoss(float(tau) if tau == "1.5" else tau)
+    value, sigma = criterion.with_confidence(losses)
+    value.float().sum().backward()
+    assert value.isfinite().all()
+    assert sigma.isfinite().all()
+    assert losses.grad.dtype == dtype
+    assert losses.grad.isfinite().all()
+    exact = SuperLoss(float(tau) if tau == "1.5" else tau)(losses.detach().double())
+    torch.testing.assert_close(value.double(), exact, rtol=2e-2, atol=2e-2)
