@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "label_noise": {"data", "files"},
     "evaluation": {"data", "files"},
     "audit": {"label_noise", "data", "checkpoint", "losses", "files", "config", "modeling"},
-    "visualization": {"label_noise", "data"},
+    "visualization": {"label_noise", "data", "checkpoint"},
 }
 ALLOWED["engine"] = {*ALLOWED} - {"plots"}
 ALLOWED["sweep"] = {*ALLOWED["engine"], "engine"}

@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-from pathlib import Path
 from typing import Any
 
 from detectron2.config import LazyConfig, instantiate
@@ -15,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from ..checkpoint import SafeCheckpointer
+from ..checkpoint import SafeCheckpointer, check_checkpoint
 from ..config import config_keys
 from ..data import shield_workers
 from .finite import trainer_class
@@ -68,9 +67,7 @@ def setup_lazy_cfg(config_file: str, overrides: list[str]) -> DictConfig:
         raise ValueError(
             "train.amp.enabled needs train.device cuda: detectron2's AMPTrainer runs there only"
         )
-    checkpoint = cfg.train.init_checkpoint
-    if checkpoint and "://" not in checkpoint and not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"train.init_checkpoint: there is no file {checkpoint!r}")
+    check_checkpoint(cfg.train.init_checkpoint, "train.init_checkpoint")
     return cfg
 
 

@@ -19,7 +19,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..checkpoint import SafeCheckpointer
+from ..checkpoint import SafeCheckpointer, check_checkpoint
 from ..cli import USER_ERRORS
 from ..config import add_superloss_config, config_keys, is_dense_detector, num_classes_of
 from ..data import check_datasets, register_voc_datasets
@@ -119,7 +119,7 @@ def train_net(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
         the metrics of the last evaluation; empty on other ranks than the main one
     """
     if not args.resume:  # to resume needs none
-        _check_weights(cfg)
+        check_checkpoint(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
     setup_job(cfg, args)
     if args.eval_only:
         model = SuperLossTrainer.build_model(cfg)
@@ -169,12 +169,6 @@ def _check_device(cfg: CfgNode) -> None:
         raise ValueError(
             "SOLVER.AMP.ENABLED needs MODEL.DEVICE cuda: detectron2's AMPTrainer runs there only"
         )
-
-
-def _check_weights(cfg: CfgNode) -> None:
-    path = cfg.MODEL.WEIGHTS
-    if path and "://" not in path and not Path(path.partition("?")[0]).is_file():
-        raise FileNotFoundError(f"MODEL.WEIGHTS: there is no checkpoint {path}")
 
 
 def _check_drawing(cfg: CfgNode) -> None:

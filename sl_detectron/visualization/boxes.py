@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +9,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
+
+from ..checkpoint import check_checkpoint
 
 __all__ = [
     "LabelledBox",
@@ -144,8 +145,7 @@ def build_predictor(
     Raises:
         FileNotFoundError: there are no such weights
     """
-    if not Path(weights).is_file():
-        raise FileNotFoundError(f"there is no checkpoint {weights}")
+    check_checkpoint(weights)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = str(weights)
