@@ -12,7 +12,7 @@ Examples:
   The 50 most suspect cats and dogs each, and what cleanlab and FiftyOne read:
     tools/audit_labels.py --from-run output --output audit --classes cat,dog --top 50 --per-class \\
         --formats cleanlab fiftyone
-  A corrected data set, of what the report's decisions.json says, or of all that is above 0.95:
+  A corrected dataset, of what the report's decisions.json says, or of all that is above 0.95:
     tools/audit_labels.py --apply decisions.json --output corrected
     tools/audit_labels.py --from-run output --output audit --correct-above 0.95
   Against known noise, beside plain losses and cleanlab's ObjectLab:
@@ -24,8 +24,9 @@ import sys
 from collections.abc import Sequence
 
 from sl_detectron.cli import run_tool, tool_parser
-from sl_detectron.commands.audit import FORMATS, apply_file, run_audit
-from sl_detectron.model_zoo import find_config
+from sl_detectron.commands.audit import apply_file, run_audit
+
+FORMATS = ("cleanlab", "fiftyone")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def audit_or_apply(args: argparse.Namespace) -> None:
-    args.config_file = find_config(args.config_file)
     print(apply_file(args.apply, args.output) if args.apply else run_audit(args))
 
 
@@ -49,7 +49,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--top", type=int, help="how many annotations to list and to show; default all"
     )
     parser.add_argument("--per-class", action="store_true", help="--top of every given class")
-    parser.add_argument("--classes", default="", help="a,b,c: given classes to list; default all")
+    parser.add_argument(
+        "--classes", type=_names, default=[], help="a,b,c: given classes to list; default all"
+    )
     parser.add_argument(
         "--crops", type=int, default=10_000, help="annotations in the report; default 10000"
     )
@@ -79,6 +81,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.apply and not given <= {"apply", "output", "debug"}:
         parser.error("--apply takes --output and nothing else")
     return args
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")] if text else []
 
 
 def cli() -> int:

@@ -9,36 +9,24 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..audit import (
-    LabelAudit,
-    apply_decisions,
-    decisions_above,
-    read_decisions,
-    top_suspects,
-    write_audit,
-    write_report,
-)
-from ..audit.correct import folder_names
-from ..audit.decisions import check_threshold
+from ..audit.correct import apply_decisions, folder_names
+from ..audit.decisions import check_threshold, decisions_above, read_decisions
 from ..audit.exchange import write_cleanlab, write_fiftyone
-from ..audit.records import check_top, dataset_source
-from ..audit.report import check_crops
-from ..audit.run import (
-    audit_checkpoint,
-    audit_run,
-    evaluate_run,
-    last_checkpoint,
-)
+from ..audit.files import write_audit
+from ..audit.records import LabelAudit, check_top, top_suspects
+from ..audit.report import check_crops, write_report
+from ..audit.run import audit_checkpoint, audit_run, evaluate_run
 from ..audit.scoring import evaluation_table, plot_evaluation, write_evaluation
+from ..checkpoint import check_checkpoint, last_checkpoint
 from ..config import num_classes_of
+from ..data import AnnotationTable
+from ..data.annotation_ids import dataset_source
 from ..data.formats.folder import refuse_to_overwrite
-from ..engine.config_files import refuse_lazy
-from ..engine.setup import setup_cfg
-from ..label_noise import noises_from_config, read_manifest
+from ..label_noise import noises_from_config, noisy_dataset_dicts, read_manifest
+from . import run_config
 
-__all__ = ["FORMATS", "apply_file", "run_audit"]
+__all__ = ["apply_file", "run_audit"]
 
-FORMATS = ("cleanlab", "fiftyone")
 CORRECTED = "corrected"
 # What an evaluation needs beyond the requirements of the package.
 _EXTRAS = ("cleanlab", "sklearn", "matplotlib")
@@ -62,16 +50,22 @@ def run_audit(args: argparse.Namespace) -> str:
 
     Raises:
         ValueError, OSError, ImportError: something does not fit; as far as it can be known before
-            the annotations are looked at
+            the annotations are scored
     """
     out = Path(args.output)
-    classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
     _check_arguments(args, out)
-    cfg = _config(args)
-    checkpoint = args.checkpoint or last_checkpoint(cfg.OUTPUT_DIR)
-    _check_run(args, cfg, checkpoint, classes)
-    audit = audit_checkpoint(cfg, checkpoint) if args.checkpoint else audit_run(cfg, checkpoint)
-    kept = top_suspects(audit, args.top, args.per_class, classes)
+    # Test sets need not be there, nor what draws; of a run not even its training sets.
+    opts = ["DATASETS.TEST", "()", "VIS_PERIOD", "0"]
+    cfg = run_config(args, opts, _NO_LAZY, eval_only=bool(args.from_run))
+    checkpoint = args.checkpoint or last_checkpoint(args.from_run)
+    check_checkpoint(checkpoint)
+    _check_run(args, cfg)
+    if args.from_run:
+        table, audit = AnnotationTable.read(args.from_run), audit_run(args.from_run)
+    else:
+        table = AnnotationTable.of(noisy_dataset_dicts(cfg))
+        audit = audit_checkpoint(cfg, checkpoint, table)
+    kept = top_suspects(audit, args.top, args.per_class, args.classes)
     write_audit(kept, out)
     if "cleanlab" in args.formats:
         write_cleanlab(audit, out)
@@ -82,7 +76,7 @@ def run_audit(args: argparse.Namespace) -> str:
     if args.correct_above is not None:
         lines += _correct_above(audit, args.correct_above, out / CORRECTED)
     if args.evaluate or args.manifest:
-        evaluation = evaluate_run(cfg, audit, args.manifest, checkpoint)
+        evaluation = evaluate_run(cfg, audit, table, args.manifest, checkpoint)
         write_evaluation(evaluation, out / "evaluation.json")
         plot_evaluation(evaluation, out / "evaluation.png")
         lines.append(evaluation_table(evaluation))
@@ -90,7 +84,7 @@ def run_audit(args: argparse.Namespace) -> str:
 
 
 def apply_file(decisions: str | os.PathLike, out: str | os.PathLike) -> str:
-    """Write the corrected data sets of a file of decisions.
+    """Write the corrected datasets of a file of decisions.
 
     Args:
         decisions: saved by the report
@@ -121,19 +115,15 @@ def _check_arguments(args: argparse.Namespace, out: Path) -> None:
         )
 
 
-def _check_run(
-    args: argparse.Namespace, cfg: CfgNode, checkpoint: str | Path, classes: list[str]
-) -> None:
-    """What can be said before the annotations are looked at."""
-    if not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"there is no checkpoint {checkpoint}")
+def _check_run(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """What can be said before the annotations are scored."""
     if num_classes_of(cfg) < 2:
         raise ValueError(
             "an audit suggests another class, and this detector has one only: it cannot be audited"
         )
     # A COCO set's classes are not known before it is read.
     names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
-    check_top(names or classes, args.top, classes)
+    check_top(names or args.classes, args.top, args.classes)
     has_noise = bool(noises_from_config(cfg) or cfg.DATASETS.LABEL_NOISE.MANIFEST)
     if args.evaluate and not args.manifest and not has_noise:
         raise ValueError(
@@ -159,19 +149,6 @@ def _correct_above(audit: LabelAudit, threshold: float, out: Path) -> list[str]:
     if not decisions.decisions:
         return [f"no suspicion reaches {threshold}: nothing is corrected"]
     return _counts(apply_decisions(decisions, out), out, decisions.sources)
-
-
-def _config(args: argparse.Namespace) -> CfgNode:
-    # Test sets need not be there to audit a training set, nor what draws.
-    opts = [*args.opts, "DATASETS.TEST", "()", "VIS_PERIOD", "0"]
-    if args.checkpoint:
-        refuse_lazy(args.config_file, _NO_LAZY)
-        return setup_cfg(args.config_file, opts)
-    file = Path(args.from_run, "config.yaml")
-    if not file.is_file():
-        raise FileNotFoundError(f"{args.from_run} is not the output of a training: no {file.name}")
-    refuse_lazy(file, _NO_LAZY)
-    return setup_cfg(str(file), [*opts, "OUTPUT_DIR", args.from_run])
 
 
 def _summary(audit: LabelAudit, num_listed: int) -> str:

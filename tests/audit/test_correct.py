@@ -16,15 +16,9 @@ from helpers.audit_cases import (
     write_coco,
     write_devkit,
 )
-from sl_detectron.audit import (
-    Decision,
-    Decisions,
-    apply_decisions,
-    decisions_above,
-    read_decisions,
-    write_decisions,
-)
+from sl_detectron.audit import apply_decisions, decisions_above, read_decisions
 from sl_detectron.audit.correct import folder_names
+from sl_detectron.audit.decisions import Decision, Decisions, write_decisions
 from sl_detectron.data import load_voc_dataset
 from sl_detectron.label_noise import SymmetricNoise
 from sl_detectron.label_noise.export import export_noisy_voc

@@ -341,7 +341,7 @@ def checkpoint_cases() -> list[Case]:
         cases.append(Case(f"checkpoint {name}", "train_net.py", args, culprit, change, log))
         args = [a.replace("weights.pth", file) for a in AUDIT]
         cases.append(Case(f"checkpoint {name}", "audit_labels.py", args, culprit, change))
-    other = "not of the config's detector"
+    other = "does not match this config"
     cases.append(Case("checkpoint of another model", "audit_labels.py", AUDIT, other))
     return cases
 
