@@ -20,34 +20,23 @@ from detectron2.utils import comm
 
 from .files import replacing
 
-__all__ = [
-    "SafeCheckpointer",
-    "atomic_write",
-    "check_checkpoint",
-    "last_checkpoint",
-    "read_checkpoint",
-]
+__all__ = ["SafeCheckpointer", "check_checkpoint", "last_checkpoint", "read_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
-# What the model zoo's .pkl files are made of: dicts of arrays.
+# Where numpy 1 and numpy 2 say that the makers of arrays and scalars are.
+_MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
+# What the .pkl files of the model zoo are made of: dicts of arrays. Converters leave tensors too.
 _ARRAYS = {
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    # Tensors, as converters to .pkl leave them.
-    ("torch._utils", "_rebuild_tensor_v2"),
+    *("collections.OrderedDict", "_codecs.encode", "numpy.ndarray", "numpy.dtype"),
+    *(f"{module}.{name}" for module in _MULTIARRAY for name in ("_reconstruct", "scalar")),
+    "torch._utils._rebuild_tensor_v2",
 }
 # Before this version weights_only could be made to run code (CVE-2025-32434).
 _SAFE_TORCH = "2.6"
 _FINAL = "model_final.pth"
 _POINTER = "last_checkpoint"
-_OF_TRAINING = re.compile(r"model_(\d{7}|final)\.pth")
+_PERIODIC = re.compile(r"model_\d{7}\.pth")
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
@@ -73,10 +62,6 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
             _warn_of_old_torch()
             with _numpy_allowed():
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    except _Refused as error:
-        raise ValueError(
-            f"{path} is refused as a checkpoint: it is a pickle with {error}"
-        ) from None
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(f"{path} {_why_unreadable(str(error) or repr(error))}") from error
     if not isinstance(content, dict):
@@ -122,9 +107,9 @@ def _checkpoints(folder: str | os.PathLike) -> list[Path]:
     folder, found = Path(folder), []
     if (folder / _POINTER).is_file():
         found = [folder / (folder / _POINTER).read_text(errors="replace").strip()]
-    of_training = [p for p in folder.glob("model_*.pth") if _OF_TRAINING.fullmatch(p.name)]
-    # Names, not times: a copy of a folder has the times of copying.
-    found += sorted(of_training, key=lambda p: (p.name != _FINAL, p.name), reverse=True)
+    # By names, not times: a copy of a folder has the times of copying.
+    periodic = [p for p in folder.glob("model_*.pth") if _PERIODIC.fullmatch(p.name)]
+    found += [*sorted(periodic, reverse=True), folder / _FINAL]
     return [p for p in dict.fromkeys(found) if p.is_file()]
 
 
@@ -146,8 +131,8 @@ def _numpy_allowed() -> AbstractContextManager:
     reconstruct, scalar = array.__reduce__()[0], number.__reduce__()[0]
     dtypes = {type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OV"}
     by_name: list[Any] = [
-        (made, f"numpy.{core}.multiarray.{name}")
-        for core in ("core", "_core")
+        (made, f"{module}.{name}")
+        for module in _MULTIARRAY
         for made, name in ((reconstruct, "_reconstruct"), (scalar, "scalar"))
     ]
     return torch.serialization.safe_globals([np.ndarray, np.dtype, *dtypes, *by_name])
@@ -240,7 +225,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         final, source = Path(self.save_dir, _FINAL), self._resumed_from
         if source is None or source.parent != final.parent or not self.save_to_disk:
             return
-        if source.name == _FINAL or not _OF_TRAINING.fullmatch(source.name):
+        if not _PERIODIC.fullmatch(source.name):
             return
         with open(source, "rb") as file, atomic_write(final) as copy:
             shutil.copyfileobj(file, copy)
@@ -350,16 +335,12 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             os.close(folder)
 
 
-class _Refused(Exception):
-    pass
-
-
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return _load_storage  # torch's own would run code
-        if (module, name) not in _ARRAYS:
-            raise _Refused(f"{module}.{name}")
+            return _load_storage  # torch's would run code
+        if f"{module}.{name}" not in _ARRAYS:
+            raise pickle.UnpicklingError(f"unsupported class {module}.{name}")
         return super().find_class(module, name)
 
 

@@ -25,11 +25,12 @@ from .tracker import AnnotationTracker
 __all__ = ["audit_checkpoint", "audit_run", "evaluate_run", "score_checkpoint"]
 
 
-def audit_run(folder: str | os.PathLike) -> LabelAudit:
+def audit_run(folder: str | os.PathLike, table: AnnotationTable | None = None) -> LabelAudit:
     """Rank annotations by the statistics in a run's last checkpoint, without model or datasets.
 
     Args:
         folder: ``OUTPUT_DIR`` of the run
+        table: the run's; None reads it
 
     Raises:
         FileNotFoundError: there is no checkpoint, or no table of annotations
@@ -42,7 +43,7 @@ def audit_run(folder: str | os.PathLike) -> LabelAudit:
             f"{path} holds no annotation statistics: the model had no SuperLoss, or "
             "MODEL.SUPERLOSS.TRACK_ANNOTATIONS was off; audit it by --checkpoint"
         )
-    table = AnnotationTable.read(folder)
+    table = table or AnnotationTable.read(folder)
     num_classes = state["sums"].shape[1] - AnnotationTracker.NUM_VALUES
     tracker = AnnotationTracker(table.num_annotations, num_classes, table.fingerprint)
     tracker.load_state_dict(state)

@@ -59,9 +59,10 @@ def run_audit(args: argparse.Namespace) -> str:
     cfg = run_config(args, opts, _NO_LAZY, eval_only=bool(args.from_run))
     checkpoint = args.checkpoint or last_checkpoint(args.from_run)
     check_checkpoint(checkpoint)
-    _check_run(args, cfg)
-    if args.from_run:
-        table, audit = AnnotationTable.read(args.from_run), audit_run(args.from_run)
+    table = AnnotationTable.read(args.from_run) if args.from_run else None
+    _check_run(args, cfg, table)
+    if table is not None:
+        audit = audit_run(args.from_run, table)
     else:
         table = AnnotationTable.of(noisy_dataset_dicts(cfg))
         audit = audit_checkpoint(cfg, checkpoint, table)
@@ -115,14 +116,16 @@ def _check_arguments(args: argparse.Namespace, out: Path) -> None:
         )
 
 
-def _check_run(args: argparse.Namespace, cfg: CfgNode) -> None:
-    """What can be said before the annotations are scored."""
+def _check_run(args: argparse.Namespace, cfg: CfgNode, table: AnnotationTable | None) -> None:
+    """What can be said before the annotations are scored, and those of a checkpoint are read."""
+    sources = table.sources if table else {n: dataset_source(n) for n in cfg.DATASETS.TRAIN}
     if num_classes_of(cfg) < 2:
         raise ValueError(
             "an audit suggests another class, and this detector has one only: it cannot be audited"
         )
-    # A COCO set's classes are not known before it is read.
-    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+    # The classes of a COCO json are not known before it is read.
+    first = next(iter(sources))
+    names = table.classes if table else MetadataCatalog.get(first).get("thing_classes")
     check_top(names or args.classes, args.top, args.classes)
     has_noise = bool(noises_from_config(cfg) or cfg.DATASETS.LABEL_NOISE.MANIFEST)
     if args.evaluate and not args.manifest and not has_noise:
@@ -137,8 +140,7 @@ def _check_run(args: argparse.Namespace, cfg: CfgNode) -> None:
             "--correct-above corrects files, and the labels of this run have "
             "DATASETS.LABEL_NOISE, which is in no file (sl-inject-noise writes it to disk)"
         )
-    for name in cfg.DATASETS.TRAIN:
-        source = dataset_source(name)
+    for source in sources.values():
         path = source.get("root") or source.get("json_file")
         if path:
             refuse_to_overwrite(Path(args.output, CORRECTED), Path(path))

@@ -1,9 +1,9 @@
 """A number for every training annotation that stays with it from the record to the tensors.
 
 detectron2 turns a record's annotations into tensors, drops those that a crop left empty, and keeps
-no trace of which tensor row was which annotation. Here every annotation gets an id, and
+no trace of which tensor row was which annotation. Here every annotation gets an id,
 :class:`AnnotationIdMapper` carries it through any mapper into ``instances.gt_annotation_ids``, and
-:class:`AnnotationTable` keeps what an id stands for.
+:class:`AnnotationTable` keeps what the ids stand for.
 """
 
 import hashlib
@@ -102,8 +102,10 @@ class AnnotationTable:
                     continue
                 last = max(last, *(a["annotation_id"] for a in annotations))
                 image: Record = {"dataset": name, "image_id": image_id_of(record)}
-                # Not the file's name, so that a run can go on where the images were moved.
-                digest.update(repr((image, [*map(_counted, annotations)])).encode())
+                # Training leaves crowds out; file names change where images are moved.
+                trained = [a for a in annotations if "iscrowd" not in a]
+                kept = [(a["annotation_id"], a["category_id"], a["bbox"]) for a in trained]
+                digest.update(repr((name, image["image_id"], kept)).encode())
                 image["file_name"] = str(record.get("file_name", ""))
                 image |= {key: int(record[key]) for key in ("height", "width") if key in record}
                 images.append(json.dumps({**image, "annotations": annotations}))
@@ -177,13 +179,6 @@ def _compact(annotation: Record) -> Record:
     return {**compact, "iscrowd": 1} if annotation.get("iscrowd", 0) else compact
 
 
-def _counted(annotation: Record) -> tuple[Any, ...] | None:
-    """What a fingerprint is of: nothing of a crowd, which training leaves out."""
-    if "iscrowd" in annotation:
-        return None
-    return annotation["annotation_id"], annotation["category_id"], annotation["bbox"]
-
-
 def dataset_source(name: str) -> dict[str, Any]:
     """Where the files of a registered dataset are, for corrections.
 
@@ -193,12 +188,8 @@ def dataset_source(name: str) -> dict[str, Any]:
     """
     metadata = MetadataCatalog.get(name)
     if hasattr(metadata, "dirname") and hasattr(metadata, "split"):
-        return {
-            "format": "voc",
-            "root": str(metadata.dirname),
-            "split": metadata.split,
-            "other_classes": metadata.get("other_classes", "error"),
-        }
+        voc = {"format": "voc", "root": str(metadata.dirname), "split": metadata.split}
+        return {**voc, "other_classes": metadata.get("other_classes", "error")}
     if metadata.get("json_file"):
         return {"format": "coco", "json_file": str(metadata.json_file)}
     return {"format": "other"}

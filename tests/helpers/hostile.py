@@ -361,7 +361,7 @@ def image_cases() -> list[Case]:
         "of another size": other_size,
         "a program": write("voc/JPEGImages/b.jpg", b"\x7fELF" + bytes(999)),
     }
-    left = {"log.txt", "config.yaml", "metrics.json", "events."}
+    left = {"log.txt", "config.yaml", "metrics.json", "annotations.jsonl", "events."}
     image = r"image 'b', \S*b\.jpg: \S.*BROKEN_IMAGES"
     cases = [
         Case(f"image {name}", "train_net.py", train(), image, change, left)
