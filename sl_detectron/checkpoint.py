@@ -232,7 +232,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(_FINAL)
 
     def _remove_stale(self) -> None:
-        """What a training that was killed left half-written; an evaluation must not touch it."""
+        """What a killed run left half-written; an evaluation must not touch it."""
         if self.save_dir and self.save_to_disk and "trainer" in self.checkpointables:
             for pattern in (".model_*.pth.tmp", f".{_POINTER}.tmp"):
                 for stale in Path(self.save_dir).glob(pattern):

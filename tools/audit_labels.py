@@ -5,7 +5,7 @@ Writes label_audit.json, label_audit.csv and index.html, a report to decide in; 
 higher suspicion is more suspect.
 
 Examples:
-  A training with the SuperLoss has the statistics in its checkpoints:
+  A training run with the SuperLoss has the statistics in its checkpoints:
     tools/audit_labels.py --from-run output --output audit
   Any detector, also a stock one or one of a LazyConfig, by one pass over its DATASETS.TRAIN:
     tools/audit_labels.py --config-file my.yaml --checkpoint model_final.pth --output audit
@@ -40,7 +40,7 @@ def audit_or_apply(args: argparse.Namespace) -> None:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = tool_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--from-run", metavar="DIR", help="OUTPUT_DIR of a training")
+    source.add_argument("--from-run", metavar="DIR", help="OUTPUT_DIR of a training run")
     source.add_argument("--checkpoint", help="weights of any detector; needs --config-file")
     source.add_argument("--apply", metavar="FILE", help="decisions.json that the report saved")
     parser.add_argument("--config-file", default="", help="of --checkpoint")

@@ -1,4 +1,4 @@
-"""From what a training or a model says about annotations to the ranked list of a label audit.
+"""From what a training run or a model says about annotations to the ranked list of a label audit.
 
 Shape legend: A annotations of the training sets, K classes.
 """

@@ -1,4 +1,4 @@
-"""What a training said about each annotation, summed up on the device as it goes.
+"""What a training run said about each annotation, summed up on the device as it goes.
 
 Shape legend: A annotations of the training sets, S samples (RoIs or anchors) of a step, K classes.
 """

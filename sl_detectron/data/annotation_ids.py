@@ -34,7 +34,7 @@ def number_annotations(sets: Mapping[str, Sequence[Record]]) -> dict[str, list[R
     """Number the annotations of all training sets, 0 to A-1 in the order of sets and records.
 
     Args:
-        sets: {data set name: dataset dicts}, never changed
+        sets: {dataset name: dataset dicts}, never changed
 
     Returns:
         the same sets; each annotation has the key ``annotation_id``

@@ -35,7 +35,7 @@ class LogTau(HookBase):
     """After training, log every tau of every rank.
 
     They are equal: each step sums the losses over ranks before it moves tau. A line that shows
-    otherwise is the first thing to know about a training that went wrong.
+    otherwise is the first thing to know about a training run that went wrong.
     """
 
     def after_train(self) -> None:

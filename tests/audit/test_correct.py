@@ -175,7 +175,7 @@ def test_names_that_make_one_folder_make_several(tmp_path, names):
 def test_files_with_other_classes_are_named(tmp_path):
     """With another class list than that of the training an index means another object."""
     root = write_devkit(tmp_path / "devkit", {**IMAGES, "d": [("bird", (1, 1, 9, 9))]})
-    message = r"do not fit data set 'set': .*d\.xml: class 'bird' is not in the class list"
+    message = r"do not fit dataset 'set': .*d\.xml: class 'bird' is not in the class list"
     with pytest.raises(ValueError, match=message):
         apply_decisions(decided(root, DOG_A), tmp_path / "out")
     assert not (tmp_path / "out").exists()
