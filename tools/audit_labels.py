@@ -24,17 +24,13 @@ import sys
 from collections.abc import Sequence
 
 from sl_detectron.cli import run_tool, tool_parser
-from sl_detectron.commands.audit import apply_file, run_audit
+from sl_detectron.commands.audit import run_audit
 
 FORMATS = ("cleanlab", "fiftyone")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool(audit_or_apply, parse_args(argv))
-
-
-def audit_or_apply(args: argparse.Namespace) -> None:
-    print(apply_file(args.apply, args.output) if args.apply else run_audit(args))
+    return run_tool(lambda args: print(run_audit(args)), parse_args(argv))
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

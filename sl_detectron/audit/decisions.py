@@ -20,14 +20,7 @@ from ..files import write_text
 from .files import VERSION, read_json, strict_json
 from .records import LabelAudit
 
-__all__ = [
-    "Decision",
-    "Decisions",
-    "check_threshold",
-    "decisions_above",
-    "read_decisions",
-    "write_decisions",
-]
+__all__ = ["Decision", "Decisions", "decisions_above", "read_decisions", "write_decisions"]
 
 VERDICTS = ("wrong", "right", "unsure")
 # The key under which a source of each format says where its files are.
@@ -82,26 +75,14 @@ def decisions_above(audit: LabelAudit, threshold: float) -> Decisions:
     Raises:
         ValueError: the threshold is not in (0.5, 1]
     """
-    check_threshold(threshold)
-    return Decisions(
-        audit.classes,
-        audit.sources,
-        tuple(
-            Decision(a.dataset, a.image_id, a.index, a.bbox, a.label, "wrong", a.suggested_label)
-            for a in audit.annotations
-            if a.suspicion >= threshold
-        ),
-    )
-
-
-def check_threshold(threshold: float) -> None:
-    """Refuse a threshold that :func:`decisions_above` cannot take.
-
-    Raises:
-        ValueError: it is not in (0.5, 1]
-    """
     if not 0.5 < threshold <= 1:
         raise ValueError(f"the threshold of suspicion must be in (0.5, 1]; got {threshold}")
+    decisions = tuple(
+        Decision(a.dataset, a.image_id, a.index, a.bbox, a.label, "wrong", a.suggested_label)
+        for a in audit.annotations
+        if a.suspicion >= threshold
+    )
+    return Decisions(audit.classes, audit.sources, decisions)
 
 
 def write_decisions(decisions: Decisions, path: str | os.PathLike) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["AuditedAnnotation", "LabelAudit", "check_top", "top_suspects"]
+__all__ = ["AuditedAnnotation", "LabelAudit", "top_suspects"]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,11 @@ def top_suspects(
     Raises:
         ValueError: a class that the audit does not have, or ``num`` below 1
     """
-    check_top(audit.classes, num, classes)
+    unknown = sorted({*classes} - {*audit.classes})
+    if unknown:
+        raise ValueError(f"the audit has no class {unknown}; it has {[*audit.classes]}")
+    if num is not None and num < 1:
+        raise ValueError(f"the number of suspects must be at least 1; got {num}")
     counts: Counter[str] = Counter()
     kept = []
     for annotation in audit.annotations:
@@ -95,21 +99,3 @@ def top_suspects(
             counts[group] += 1
             kept.append(annotation)
     return replace(audit, annotations=tuple(kept))
-
-
-def check_top(names: Sequence[str], num: int | None, classes: Sequence[str]) -> None:
-    """Refuse what :func:`top_suspects` cannot take.
-
-    Args:
-        names: the K classes of the audit
-        num: how many to keep
-        classes: given classes to keep
-
-    Raises:
-        ValueError: a class that the audit does not have, or ``num`` below 1
-    """
-    unknown = sorted(set(classes) - set(names))
-    if unknown:
-        raise ValueError(f"the audit has no class {unknown}; it has {list(names)}")
-    if num is not None and num < 1:
-        raise ValueError(f"the number of suspects must be at least 1; got {num}")

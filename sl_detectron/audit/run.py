@@ -78,8 +78,8 @@ def evaluate_run(
     cfg: CfgNode,
     audit: LabelAudit,
     table: AnnotationTable,
+    checkpoint: str | os.PathLike,
     manifest: str = "",
-    checkpoint: str | os.PathLike | None = None,
 ) -> AuditEvaluation:
     """Score an audit against known noise, beside the model's losses and cleanlab's ObjectLab.
 
@@ -87,8 +87,8 @@ def evaluate_run(
         cfg: of the run
         audit: of the same run
         table: what was audited; it tells the truth about noise in memory
+        checkpoint: whose losses and detections make the reference scores
         manifest: of noise that is in the files
-        checkpoint: whose losses and detections make the reference scores; None for none of them
 
     Raises:
         ValueError: no label is known to be wrong
@@ -96,14 +96,12 @@ def evaluate_run(
     truth = table.true_classes()
     if manifest:
         truth = truth_from_manifest(table, read_manifest(manifest), audit.classes)
-    references: dict[str, dict[int, float]] = {}
-    if checkpoint is not None:
-        records = [*table.records()]
-        scores = score_checkpoint(cfg, checkpoint, records, detect=True)
-        references["loss of the final model"] = _mean_losses(scores)
-        lab = objectlab_scores(records, scores.detections, num_classes_of(cfg))
-        for name, qualities in lab.items():
-            references[f"ObjectLab, {name}"] = {i: -quality for i, quality in qualities.items()}
+    records = [*table.records()]
+    scores = score_checkpoint(cfg, checkpoint, records, detect=True)
+    references = {"loss of the final model": _mean_losses(scores)}
+    lab = objectlab_scores(records, scores.detections, num_classes_of(cfg))
+    for name, qualities in lab.items():
+        references[f"ObjectLab, {name}"] = {i: -quality for i, quality in qualities.items()}
     return evaluate_audit(audit, truth, references)
 
 

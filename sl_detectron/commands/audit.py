@@ -2,7 +2,6 @@
 
 import argparse
 import os
-from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,10 +9,10 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..audit.correct import apply_decisions, folder_names
-from ..audit.decisions import check_threshold, decisions_above, read_decisions
+from ..audit.decisions import Decisions, decisions_above, read_decisions
 from ..audit.exchange import write_cleanlab, write_fiftyone
 from ..audit.files import write_audit
-from ..audit.records import LabelAudit, check_top, top_suspects
+from ..audit.records import LabelAudit, top_suspects
 from ..audit.report import check_crops, write_report
 from ..audit.run import audit_checkpoint, audit_run, evaluate_run
 from ..audit.scoring import evaluation_table, plot_evaluation, write_evaluation
@@ -25,7 +24,7 @@ from ..data.formats.folder import refuse_to_overwrite
 from ..label_noise import noises_from_config, noisy_dataset_dicts, read_manifest
 from . import run_config
 
-__all__ = ["apply_file", "run_audit"]
+__all__ = ["run_audit"]
 
 CORRECTED = "corrected"
 # What an evaluation needs beyond the requirements of the package.
@@ -37,7 +36,7 @@ _NO_LAZY = (
 
 
 def run_audit(args: argparse.Namespace) -> str:
-    """Audit a run or a checkpoint and write everything that was asked for.
+    """Audit a run or a checkpoint, or carry decisions out, and write all that was asked for.
 
     The list and the report hold what ``top``, ``per_class`` and ``classes`` leave; what is made for
     other tools, and corrections, are of all annotations.
@@ -53,6 +52,8 @@ def run_audit(args: argparse.Namespace) -> str:
             the annotations are scored
     """
     out = Path(args.output)
+    if args.apply:
+        return "\n".join(_correct(read_decisions(args.apply), out))
     _check_arguments(args, out)
     # Test sets need not be there, nor what draws; of a run not even its training sets.
     opts = ["DATASETS.TEST", "()", "VIS_PERIOD", "0"]
@@ -66,6 +67,16 @@ def run_audit(args: argparse.Namespace) -> str:
     else:
         table = AnnotationTable.of(noisy_dataset_dicts(cfg))
         audit = audit_checkpoint(cfg, checkpoint, table)
+    lines = _write(args, audit, out)
+    if args.evaluate or args.manifest:
+        evaluation = evaluate_run(cfg, audit, table, checkpoint, args.manifest)
+        write_evaluation(evaluation, out / "evaluation.json")
+        plot_evaluation(evaluation, out / "evaluation.png")
+        lines.append(evaluation_table(evaluation))
+    return "\n".join(lines)
+
+
+def _write(args: argparse.Namespace, audit: LabelAudit, out: Path) -> list[str]:
     kept = top_suspects(audit, args.top, args.per_class, args.classes)
     write_audit(kept, out)
     if "cleanlab" in args.formats:
@@ -75,27 +86,11 @@ def run_audit(args: argparse.Namespace) -> str:
     page = write_report(kept, out, args.crops, args.crop_size, progress=True)
     lines = [_summary(audit, len(kept.annotations)), f"report: {page}"]
     if args.correct_above is not None:
-        lines += _correct_above(audit, args.correct_above, out / CORRECTED)
-    if args.evaluate or args.manifest:
-        evaluation = evaluate_run(cfg, audit, table, args.manifest, checkpoint)
-        write_evaluation(evaluation, out / "evaluation.json")
-        plot_evaluation(evaluation, out / "evaluation.png")
-        lines.append(evaluation_table(evaluation))
-    return "\n".join(lines)
-
-
-def apply_file(decisions: str | os.PathLike, out: str | os.PathLike) -> str:
-    """Write the corrected datasets of a file of decisions.
-
-    Args:
-        decisions: saved by the report
-        out: new folder
-
-    Returns:
-        what to print
-    """
-    read = read_decisions(decisions)
-    return "\n".join(_counts(apply_decisions(read, out), Path(out), read.sources))
+        decisions = decisions_above(audit, args.correct_above)
+        if not decisions.decisions:
+            return [*lines, f"no suspicion reaches {args.correct_above}: nothing is corrected"]
+        lines += _correct(decisions, out / CORRECTED)
+    return lines
 
 
 def _check_arguments(args: argparse.Namespace, out: Path) -> None:
@@ -104,7 +99,7 @@ def _check_arguments(args: argparse.Namespace, out: Path) -> None:
         raise FileExistsError(f"--output {out} is a file; give a folder")
     check_crops(args.crops, args.crop_size)
     if args.correct_above is not None:
-        check_threshold(args.correct_above)
+        decisions_above(LabelAudit((), {}, ()), args.correct_above)  # refuses a wrong number
         if os.path.lexists(out / CORRECTED):
             raise FileExistsError(f"{out / CORRECTED} exists; remove it or give another --output")
     if args.manifest:
@@ -126,7 +121,7 @@ def _check_run(args: argparse.Namespace, cfg: CfgNode, table: AnnotationTable | 
     # The classes of a COCO json are not known before it is read.
     first = next(iter(sources))
     names = table.classes if table else MetadataCatalog.get(first).get("thing_classes")
-    check_top(names or args.classes, args.top, args.classes)
+    top_suspects(LabelAudit(names or args.classes, {}, ()), args.top, classes=args.classes)
     has_noise = bool(noises_from_config(cfg) or cfg.DATASETS.LABEL_NOISE.MANIFEST)
     if args.evaluate and not args.manifest and not has_noise:
         raise ValueError(
@@ -146,13 +141,6 @@ def _check_run(args: argparse.Namespace, cfg: CfgNode, table: AnnotationTable | 
             refuse_to_overwrite(Path(args.output, CORRECTED), Path(path))
 
 
-def _correct_above(audit: LabelAudit, threshold: float, out: Path) -> list[str]:
-    decisions = decisions_above(audit, threshold)
-    if not decisions.decisions:
-        return [f"no suspicion reaches {threshold}: nothing is corrected"]
-    return _counts(apply_decisions(decisions, out), out, decisions.sources)
-
-
 def _summary(audit: LabelAudit, num_listed: int) -> str:
     listed = f"; {num_listed} are listed" if num_listed < len(audit.annotations) else ""
     suspects = sum(a.suspicion > 0.5 for a in audit.annotations)
@@ -163,8 +151,6 @@ def _summary(audit: LabelAudit, num_listed: int) -> str:
     )
 
 
-def _counts(counts: dict[str, int], out: Path, datasets: Iterable[str]) -> list[str]:
-    folders = folder_names(datasets)
-    return [
-        f"{count} corrections of {name}: {out / folders[name]}" for name, count in counts.items()
-    ]
+def _correct(decisions: Decisions, out: Path) -> list[str]:
+    counts, folders = apply_decisions(decisions, out), folder_names(decisions.sources)
+    return [f"{counts[name]} corrections of {name}: {out / folders[name]}" for name in counts]
