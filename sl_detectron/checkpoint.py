@@ -20,27 +20,23 @@ from detectron2.utils import comm
 
 from .files import replacing
 
-__all__ = ["SafeCheckpointer", "atomic_write", "read_checkpoint"]
+__all__ = ["SafeCheckpointer", "check_checkpoint", "last_checkpoint", "read_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
-# What the model zoo's .pkl files are made of: dicts of arrays.
+# Where numpy 1 and numpy 2 say that the makers of arrays and scalars are.
+_MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
+# What the .pkl files of the model zoo are made of: dicts of arrays. Converters leave tensors too.
 _ARRAYS = {
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    # Tensors, as converters to .pkl leave them.
-    ("torch._utils", "_rebuild_tensor_v2"),
+    *("collections.OrderedDict", "_codecs.encode", "numpy.ndarray", "numpy.dtype"),
+    *(f"{module}.{name}" for module in _MULTIARRAY for name in ("_reconstruct", "scalar")),
+    "torch._utils._rebuild_tensor_v2",
 }
 # Before this version weights_only could be made to run code (CVE-2025-32434).
 _SAFE_TORCH = "2.6"
 _FINAL = "model_final.pth"
-_OF_TRAINING = re.compile(r"model_(\d{7}|final)\.pth")
+_POINTER = "last_checkpoint"
+_PERIODIC = re.compile(r"model_\d{7}\.pth")
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
@@ -56,9 +52,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         FileNotFoundError: there is no such file
         ValueError: it is cut off, no checkpoint, or holds more than tensors and arrays
     """
+    check_checkpoint(path)
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
         if path.suffix == ".pkl":
             with open(path, "rb") as file:
@@ -67,10 +62,6 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
             _warn_of_old_torch()
             with _numpy_allowed():
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    except _Refused as error:
-        raise ValueError(
-            f"{path} is refused as a checkpoint: it is a pickle with {error}"
-        ) from None
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(f"{path} {_why_unreadable(str(error) or repr(error))}") from error
     if not isinstance(content, dict):
@@ -78,26 +69,70 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
+def check_checkpoint(path: str | os.PathLike, key: str = "") -> None:
+    """Refuse a checkpoint that is not there; an address is left to what downloads it.
+
+    Args:
+        path: a file, with or without a query as in "model.pkl?matching_heuristics=True", an address
+            such as detectron2://..., or "" for none
+        key: of the config that names it
+
+    Raises:
+        FileNotFoundError: there is no such file
+    """
+    name = str(path or "")
+    if name and "://" not in name and not Path(name.partition("?")[0]).is_file():
+        raise FileNotFoundError(f"{key}: there is no checkpoint {name}".removeprefix(": "))
+
+
+def last_checkpoint(folder: str | os.PathLike) -> Path:
+    """The checkpoint that a training run wrote last.
+
+    Raises:
+        FileNotFoundError: there is none
+    """
+    found = _checkpoints(folder)
+    if not found:
+        raise FileNotFoundError(f"{folder} is not the output of a training run: no checkpoint")
+    return found[0]
+
+
+def _checkpoints(folder: str | os.PathLike) -> list[Path]:
+    """Those of a training run: the one it wrote last, then the others, newest first.
+
+    The final one comes last: it may be that of a shorter run which was then extended.
+    """
+    if not folder:
+        return []
+    folder, found = Path(folder), []
+    if (folder / _POINTER).is_file():
+        found = [folder / (folder / _POINTER).read_text(errors="replace").strip()]
+    # By names, not times: a copy of a folder has the times of copying.
+    periodic = [p for p in folder.glob("model_*.pth") if _PERIODIC.fullmatch(p.name)]
+    found += [*sorted(periodic, reverse=True), folder / _FINAL]
+    return [p for p in dict.fromkeys(found) if p.is_file()]
+
+
 @cache
 def _warn_of_old_torch() -> None:
     if torch.__version__ < _SAFE_TORCH:
         logger.warning(
-            "torch %s is older than 2.6, in which weights_only loading was mended "
+            "torch %s is older than 2.6, in which weights_only loading was repaired "
             "(CVE-2025-32434): load only checkpoints that you trust",
             torch.__version__,
         )
 
 
 def _numpy_allowed() -> AbstractContextManager:
-    """Arrays and scalars of numpy load too: a hook of one's own may have them in its state."""
-    if torch.__version__ < _SAFE_TORCH:  # it knows no names but its own numpy's
+    """Arrays and scalars of numpy load too: a custom hook may have them in its state."""
+    if torch.__version__ < _SAFE_TORCH:  # it takes no names but its numpy's
         return nullcontext()
     array, number = np.zeros(1), np.float64(0)
     reconstruct, scalar = array.__reduce__()[0], number.__reduce__()[0]
     dtypes = {type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OV"}
     by_name: list[Any] = [
-        (made, f"numpy.{core}.multiarray.{name}")
-        for core in ("core", "_core")
+        (made, f"{module}.{name}")
+        for module in _MULTIARRAY
         for made, name in ((reconstruct, "_reconstruct"), (scalar, "scalar"))
     ]
     return torch.serialization.safe_globals([np.ndarray, np.dtype, *dtypes, *by_name])
@@ -147,17 +182,16 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Write the name of the last checkpoint, in one piece."""
-        with atomic_write(Path(self.save_dir, "last_checkpoint")) as file:
+        with atomic_write(Path(self.save_dir, _POINTER)) as file:
             file.write(last_filename_basename.encode())
 
     def has_checkpoint(self) -> bool:
-        """Whether a training has left a checkpoint to go on from."""
-        return bool(self._candidates())
+        """Whether a training run has left a checkpoint to go on from."""
+        return bool(self.get_checkpoint_file())
 
     def get_checkpoint_file(self) -> str:
         """The checkpoint to go on from; empty where there is none."""
-        candidates = self._candidates()
-        return str(candidates[0]) if candidates else ""
+        return str(next(iter(_checkpoints(self.save_dir)), ""))
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """As the base class; goes back to an earlier checkpoint if the last one is damaged.
@@ -191,25 +225,23 @@ class SafeCheckpointer(DetectionCheckpointer):
         final, source = Path(self.save_dir, _FINAL), self._resumed_from
         if source is None or source.parent != final.parent or not self.save_to_disk:
             return
-        if source.name == _FINAL or not _OF_TRAINING.fullmatch(source.name):
+        if not _PERIODIC.fullmatch(source.name):
             return
         with open(source, "rb") as file, atomic_write(final) as copy:
             shutil.copyfileobj(file, copy)
         self.tag_last_checkpoint(_FINAL)
 
     def _remove_stale(self) -> None:
-        """What a training that was killed left half-written; an evaluation must not touch it."""
+        """What a killed run left half-written; an evaluation must not touch it."""
         if self.save_dir and self.save_to_disk and "trainer" in self.checkpointables:
-            for pattern in (".model_*.pth.tmp", ".last_checkpoint.tmp"):
+            for pattern in (".model_*.pth.tmp", f".{_POINTER}.tmp"):
                 for stale in Path(self.save_dir).glob(pattern):
                     stale.unlink(missing_ok=True)
 
     def _choose(self) -> Path | None:
         """The newest checkpoint that the first rank can read; all ranks take that one, or none."""
-        chosen, reason = None, ""
-        if comm.is_main_process():
-            chosen, reason = self._newest_readable()
-        chosen, reason = comm.all_gather((chosen, reason))[0]
+        found = self._newest_readable() if comm.is_main_process() else None
+        chosen, reason = comm.all_gather(found)[0]
         if chosen is not None and not comm.is_main_process():
             reason = self._why_unreadable(chosen)
         reasons = [r for r in comm.all_gather(reason) if r]
@@ -218,16 +250,14 @@ class SafeCheckpointer(DetectionCheckpointer):
         return chosen
 
     def _newest_readable(self) -> tuple[Path | None, str]:
-        candidates = self._candidates()
-        reasons = []
-        for candidate in candidates:
+        reasons: list[str] = []
+        for candidate in _checkpoints(self.save_dir):
             reason = self._why_unreadable(candidate)
             if not reason:
                 return candidate, ""
             reasons.append(reason)
             logger.warning("%s; going back to the checkpoint before it", reason)
-        reason = f"no checkpoint can be read. {'; '.join(reasons)}" if candidates else ""
-        return None, reason
+        return None, f"no checkpoint can be read. {'; '.join(reasons)}" if reasons else ""
 
     def _why_unreadable(self, path: Path) -> str:
         try:
@@ -251,25 +281,6 @@ class SafeCheckpointer(DetectionCheckpointer):
             raise FileNotFoundError(f"MODEL.WEIGHTS: there is no checkpoint {path}") from error
         finally:
             self._parsed_url_during_load = None
-
-    def _candidates(self) -> list[Path]:
-        """Checkpoints to resume from: the last one, then those of the training, newest first.
-
-        The final one comes last: it may be that of a shorter training which was then extended.
-        """
-        if not self.save_dir:
-            return []
-        folder = Path(self.save_dir)
-        pointer = folder / "last_checkpoint"
-        found = []
-        if pointer.is_file():
-            found = [folder / pointer.read_text(errors="replace").strip()]
-        of_training = [p for p in folder.glob("model_*.pth") if _OF_TRAINING.fullmatch(p.name)]
-        # Names, not times: a copy of a folder has the times of copying.
-        numbered = [p for p in of_training if p.name != _FINAL]
-        found += sorted(numbered, key=lambda p: p.name, reverse=True)
-        found += [p for p in of_training if p.name == _FINAL]
-        return [p for p in dict.fromkeys(found) if p.is_file()]
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = self._content.pop(filename, None) or self._parse(filename)
@@ -324,16 +335,12 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             os.close(folder)
 
 
-class _Refused(Exception):
-    pass
-
-
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return _load_storage  # torch's own would run code
-        if (module, name) not in _ARRAYS:
-            raise _Refused(f"{module}.{name}")
+            return _load_storage  # torch's would run code
+        if f"{module}.{name}" not in _ARRAYS:
+            raise pickle.UnpicklingError(f"unsupported class {module}.{name}")
         return super().find_class(module, name)
 
 

@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"files"},
     "label_noise": {"data", "files"},
     "evaluation": {"data", "files"},
-    "audit": {"label_noise", "data", "checkpoint", "losses", "files", "config", "modeling"},
+    "audit": {"label_noise", "data", "checkpoint", "losses", "files", "config"},
     "visualization": set(),
 }
 ALLOWED["engine"] = {*ALLOWED}

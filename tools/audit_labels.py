@@ -5,14 +5,14 @@ Writes label_audit.json, label_audit.csv and index.html, a report to decide in; 
 higher suspicion is more suspect.
 
 Examples:
-  A training with the SuperLoss has the statistics in its checkpoints:
+  A training run with the SuperLoss has the statistics in its checkpoints:
     tools/audit_labels.py --from-run output --output audit
   Any detector, also a stock one or one of a LazyConfig, by one pass over its DATASETS.TRAIN:
     tools/audit_labels.py --config-file my.yaml --checkpoint model_final.pth --output audit
   The 50 most suspect cats and dogs each, and what cleanlab and FiftyOne read:
     tools/audit_labels.py --from-run output --output audit --classes cat,dog --top 50 --per-class \\
         --formats cleanlab fiftyone
-  A corrected data set, of what the report's decisions.json says, or of all that is above 0.95:
+  A corrected dataset, of what the report's decisions.json says, or of all that is above 0.95:
     tools/audit_labels.py --apply decisions.json --output corrected
     tools/audit_labels.py --from-run output --output audit --correct-above 0.95
   Against known noise, beside plain losses and cleanlab's ObjectLab:
@@ -24,23 +24,19 @@ import sys
 from collections.abc import Sequence
 
 from sl_detectron.cli import run_tool, tool_parser
-from sl_detectron.commands.audit import FORMATS, apply_file, run_audit
-from sl_detectron.model_zoo import find_config
+from sl_detectron.commands.audit import run_audit
+
+FORMATS = ("cleanlab", "fiftyone")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool(audit_or_apply, parse_args(argv))
-
-
-def audit_or_apply(args: argparse.Namespace) -> None:
-    args.config_file = find_config(args.config_file)
-    print(apply_file(args.apply, args.output) if args.apply else run_audit(args))
+    return run_tool(lambda args: print(run_audit(args)), parse_args(argv))
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = tool_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--from-run", metavar="DIR", help="OUTPUT_DIR of a training")
+    source.add_argument("--from-run", metavar="DIR", help="OUTPUT_DIR of a training run")
     source.add_argument("--checkpoint", help="weights of any detector; needs --config-file")
     source.add_argument("--apply", metavar="FILE", help="decisions.json that the report saved")
     parser.add_argument("--config-file", default="", help="of --checkpoint")
@@ -49,7 +45,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--top", type=int, help="how many annotations to list and to show; default all"
     )
     parser.add_argument("--per-class", action="store_true", help="--top of every given class")
-    parser.add_argument("--classes", default="", help="a,b,c: given classes to list; default all")
+    parser.add_argument(
+        "--classes", type=_names, default=[], help="a,b,c: given classes to list; default all"
+    )
     parser.add_argument(
         "--crops", type=int, default=10_000, help="annotations in the report; default 10000"
     )
@@ -79,6 +77,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.apply and not given <= {"apply", "output", "debug"}:
         parser.error("--apply takes --output and nothing else")
     return args
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")] if text else []
 
 
 def cli() -> int:

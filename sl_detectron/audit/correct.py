@@ -32,19 +32,19 @@ Record = dict[str, Any]
 
 
 def apply_decisions(decisions: Decisions, out: str | os.PathLike) -> dict[str, int]:
-    """Write a corrected copy of every data set in which something was found wrong.
+    """Write a corrected copy of every dataset in which something was found wrong.
 
     Args:
         decisions: those with the verdict "wrong" are carried out
-        out: new folder; each data set goes to the folder in it that :func:`folder_names` says
+        out: new folder; each dataset goes to the folder in it that :func:`folder_names` says
 
     Returns:
-        {data set name: number of corrections}
+        {dataset name: number of corrections}
 
     Raises:
         FileExistsError: ``out`` exists
-        FileNotFoundError: a data set is not where it was
-        ValueError: there is nothing to correct, a data set is neither VOC nor COCO, or its files
+        FileNotFoundError: a dataset is not where it was
+        ValueError: there is nothing to correct, a dataset is neither VOC nor COCO, or its files
             do not have the label that a decision is about, or other classes
     """
     out = Path(out)
@@ -58,12 +58,12 @@ def apply_decisions(decisions: Decisions, out: str | os.PathLike) -> dict[str, i
         source = decisions.sources[name]
         if source.get("format") not in _WRITERS:
             raise ValueError(
-                f"data set {name!r} is neither a VOC devkit folder nor a COCO json; "
+                f"dataset {name!r} is neither a VOC devkit folder nor a COCO json; "
                 "correct it yourself from the file of decisions"
             )
         path = Path(source.get("root") or source.get("json_file") or "")
         if not path.exists():
-            raise FileNotFoundError(f"data set {name!r} is not at {path} any more")
+            raise FileNotFoundError(f"dataset {name!r} is not at {path} any more")
         refuse_to_overwrite(out, path)
     with complete_or_nothing(out) as partial:
         folders = folder_names(decisions.sources)
@@ -82,7 +82,7 @@ def _write_voc(decisions: Decisions, name: str, wrong: list[Decision], target: P
         # By another class list the objects of a file would be counted otherwise than training did.
         read_voc_annotations(root, source["split"], classes, source.get("other_classes", "error"))
     except ValueError as error:
-        raise ValueError(f"the decisions do not fit data set {name!r}: {error}") from error
+        raise ValueError(f"the decisions do not fit dataset {name!r}: {error}") from error
     by_file: dict[str, list[Decision]] = defaultdict(list)
     for decision in wrong:
         by_file[f"{decision.image_id}.xml"].append(decision)
@@ -160,7 +160,7 @@ def _corners(annotation: Record) -> list[float]:
 
 
 def folder_names(datasets: Iterable[str]) -> dict[str, str]:
-    """Names of data sets as those of folders, each another also where case does not count.
+    """Names of datasets as those of folders, each another also where case does not count.
 
     Example:
         >>> folder_names(["voc_2007", "a/b", "a_b", "..", ""])

@@ -1,6 +1,6 @@
 """What a person, or a threshold, decided about suspects: the file between report and correction.
 
-``decisions.json`` holds the class names, where each data set is, and one entry per decision::
+``decisions.json`` holds the class names, where each dataset is, and one entry per decision::
 
     {"dataset": "voc_2007_trainval", "image_id": "000005", "index": 2,
      "bbox": [164, 10, 252, 145], "given": "chair", "verdict": "wrong", "label": "person"}
@@ -9,29 +9,22 @@
 null where the box should go.
 """
 
-import json
 import os
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..data.formats.voc_xml import class_ids_of
 from ..files import write_text
-from .files import strict_json
+from .files import VERSION, read_json, strict_json
 from .records import LabelAudit
 
-__all__ = [
-    "Decision",
-    "Decisions",
-    "check_threshold",
-    "decisions_above",
-    "read_decisions",
-    "write_decisions",
-]
+__all__ = ["Decision", "Decisions", "decisions_above", "read_decisions", "write_decisions"]
 
 VERDICTS = ("wrong", "right", "unsure")
-VERSION = 1
+# The key under which a source of each format says where its files are.
+PATH_KEYS = {"voc": "root", "coco": "json_file"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +32,7 @@ class Decision:
     """The verdict on one annotation.
 
     Args:
-        dataset: name of its data set
+        dataset: name of its dataset
         image_id: of its image
         index: position in the image's annotations, from 0
         bbox: (x0, y0, x1, y1) in pixels, 0-based edges
@@ -63,7 +56,7 @@ class Decisions:
 
     Args:
         classes: K names in the order of the class ids
-        sources: {data set name: where its files are}
+        sources: {dataset name: where its files are}
         decisions: at most one per annotation
     """
 
@@ -82,26 +75,14 @@ def decisions_above(audit: LabelAudit, threshold: float) -> Decisions:
     Raises:
         ValueError: the threshold is not in (0.5, 1]
     """
-    check_threshold(threshold)
-    return Decisions(
-        audit.classes,
-        audit.sources,
-        tuple(
-            Decision(a.dataset, a.image_id, a.index, a.bbox, a.label, "wrong", a.suggested_label)
-            for a in audit.annotations
-            if a.suspicion >= threshold
-        ),
-    )
-
-
-def check_threshold(threshold: float) -> None:
-    """Refuse a threshold that :func:`decisions_above` cannot take.
-
-    Raises:
-        ValueError: it is not in (0.5, 1]
-    """
     if not 0.5 < threshold <= 1:
         raise ValueError(f"the threshold of suspicion must be in (0.5, 1]; got {threshold}")
+    decisions = tuple(
+        Decision(a.dataset, a.image_id, a.index, a.bbox, a.label, "wrong", a.suggested_label)
+        for a in audit.annotations
+        if a.suspicion >= threshold
+    )
+    return Decisions(audit.classes, audit.sources, decisions)
 
 
 def write_decisions(decisions: Decisions, path: str | os.PathLike) -> None:
@@ -120,64 +101,50 @@ def read_decisions(path: str | os.PathLike) -> Decisions:
         FileNotFoundError: there is no such file
         ValueError: it is not a file of decisions, or an entry is wrong; names it
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file of decisions {path}; the report saves one")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["version"] != VERSION:
-            raise ValueError(f"version {data['version']!r} is not {VERSION}")
+
+    def parse(data: dict[str, Any]) -> tuple[Decisions, list[Any]]:
         classes, sources = tuple(map(str, data["classes"])), dict(data["sources"])
         class_ids_of(classes)
-        rows = list(data["decisions"])
         for name, source in sources.items():
             _check_source(name, source)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a file of decisions: {error!r}") from error
-    decisions = tuple(
-        _decision(row, f"{path}: decisions[{i}]", classes, sources) for i, row in enumerate(rows)
-    )
+        return Decisions(classes, sources, ()), list(data["decisions"])
+
+    empty, rows = read_json(path, "file of decisions", "the report saves one", parse)
+    decisions = [_decision(row, f"{path}: decisions[{i}]", empty) for i, row in enumerate(rows)]
     counts = Counter((d.dataset, str(d.image_id), d.index) for d in decisions)
     twice = [key for key, count in counts.items() if count > 1]
     if twice:
-        raise ValueError(f"{path} decides twice on (data set, image, index) {twice[0]}")
-    return Decisions(classes, sources, decisions)
+        raise ValueError(f"{path} decides twice on (dataset, image, index) {twice[0]}")
+    return replace(empty, decisions=tuple(decisions))
 
 
-def _decision(
-    row: Any, where: str, classes: tuple[str, ...], sources: dict[str, dict[str, Any]]
-) -> Decision:
-    keys = list(Decision.__dataclass_fields__)
+def _decision(row: Any, where: str, of: Decisions) -> Decision:
+    keys = [field.name for field in fields(Decision)]
     if not isinstance(row, dict) or not set(keys) <= row.keys():
         raise ValueError(f"{where} needs the keys {keys}; got {row!r}")
-    box = row["bbox"]
+    box, index, datasets = row["bbox"], row["index"], [*of.sources]
     is_box = isinstance(box, list) and [_is_coordinate(x) for x in box] == [True] * 4
-    decision = Decision(**{key: row[key] for key in keys} | {"bbox": tuple(box) if is_box else ()})
-    allowed: dict[str, tuple[bool, str]] = {
-        "dataset": (
-            isinstance(decision.dataset, str) and decision.dataset in sources,
-            f"one of {list(sources)}",
-        ),
-        "image_id": (_is_image_id(decision.image_id), "an integer or a plain relative name"),
-        "index": (type(decision.index) is int and decision.index >= 0, "an integer from 0"),
+    allowed = {
+        "dataset": (row["dataset"] in datasets, f"one of {datasets}"),
+        "image_id": (_is_image_id(row["image_id"]), "an integer or a plain relative name"),
+        "index": (type(index) is int and index >= 0, "an integer from 0"),
         "bbox": (is_box, "four numbers"),
-        "given": (decision.given in classes, f"one of {list(classes)}"),
-        "verdict": (decision.verdict in VERDICTS, f"one of {VERDICTS}"),
-        "label": (decision.label in (None, *classes), f"null or one of {list(classes)}"),
+        "given": (row["given"] in of.classes, f"one of {[*of.classes]}"),
+        "verdict": (row["verdict"] in VERDICTS, f"one of {VERDICTS}"),
+        "label": (row["label"] in (None, *of.classes), f"null or one of {[*of.classes]}"),
     }
     for key, (fits, accepted) in allowed.items():
         if not fits:
             raise ValueError(f"{where}: {key} must be {accepted}; got {row[key]!r}")
-    return decision
+    return Decision(**{**{key: row[key] for key in keys}, "bbox": tuple(box)})
 
 
 def _check_source(name: str, source: Any) -> None:
-    """Where the files of a data set are; the form of one decides which correction reads it."""
-    where = {"voc": "root", "coco": "json_file"}
+    """Where the files of a dataset are; the form of one decides which correction reads it."""
     if not isinstance(source, dict) or not isinstance(source.get("format"), str):
         raise ValueError(f"source {name!r} needs a format")
-    key = where.get(source["format"])
-    if key is not None and not (isinstance(source.get(key), str) and source[key]):
+    key = PATH_KEYS.get(source["format"])
+    if key and not (isinstance(source.get(key), str) and source[key]):
         raise ValueError(
             f"source {name!r} of format {source['format']!r} needs a path as its {key}"
         )

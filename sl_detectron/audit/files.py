@@ -9,19 +9,22 @@ import csv
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..files import replacing
 from .records import AuditedAnnotation, LabelAudit
 
-__all__ = ["AUDIT_JSON", "AUDIT_CSV", "read_audit", "strict_json", "write_audit"]
+__all__ = ["AUDIT_JSON", "read_audit", "read_json", "strict_json", "write_audit"]
 
 AUDIT_JSON = "label_audit.json"
 AUDIT_CSV = "label_audit.csv"
+# Of the json files of an audit and of decisions.
 VERSION = 1
 
+T = TypeVar("T")
 _NAMES = [f.name for f in fields(AuditedAnnotation)]
 
 
@@ -70,23 +73,40 @@ def read_audit(path: str | os.PathLike) -> LabelAudit:
         FileNotFoundError: there is no such file
         ValueError: it is not an audit
     """
+
+    def parse(data: dict[str, Any]) -> LabelAudit:
+        annotations = tuple(_annotation(row) for row in data["annotations"])
+        numbers = int(data["num_unseen"]), int(data["fingerprint"])
+        return LabelAudit(tuple(data["classes"]), data["sources"], annotations, *numbers)
+
+    return read_json(path, "label audit", "sl-audit makes one", parse)
+
+
+def read_json(
+    path: str | os.PathLike, what: str, remedy: str, parse: Callable[[dict[str, Any]], T]
+) -> T:
+    """Read a file of ours and say which one it was if that fails.
+
+    Args:
+        path: of the json file
+        what: it is
+        remedy: where there is no such file
+        parse: makes the result of the file's content
+
+    Raises:
+        FileNotFoundError: there is no such file
+        ValueError: it is not JSON of this version, or does not parse
+    """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no label audit {path}; sl-audit makes one")
+        raise FileNotFoundError(f"there is no {what} {path}; {remedy}")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["version"] != VERSION:
             raise ValueError(f"version {data['version']!r} is not {VERSION}")
-        annotations = tuple(_annotation(row) for row in data["annotations"])
-        return LabelAudit(
-            tuple(data["classes"]),
-            data["sources"],
-            annotations,
-            int(data["num_unseen"]),
-            str(data.get("fingerprint", "")),  # older versions wrote none
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a label audit: {error!r}") from error
+        return parse(data)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a {what}: {error!r}") from error
 
 
 def strict_json(value: Any, **options: Any) -> str:

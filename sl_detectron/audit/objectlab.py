@@ -4,26 +4,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from detectron2.structures import BoxMode, Instances
+from detectron2.structures import Instances
+
+from ..data.formats.annotations import Record
 
 __all__ = ["cleanlab_labels", "cleanlab_predictions", "objectlab_scores"]
-
-Record = dict[str, Any]
 
 
 def cleanlab_labels(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Annotations as cleanlab's ``labels``: per image ``bboxes`` (L, 4) XYXY and ``labels`` (L,).
 
     Args:
-        records: dataset dicts; crowd regions are left out
+        records: from :meth:`~sl_detectron.data.AnnotationTable.records`; crowds are left out
     """
     labels = []
     for record in records:
         annotations = _counted(record)
-        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
         labels.append(
             {
-                "bboxes": np.array(boxes, dtype=float).reshape(-1, 4),
+                "bboxes": np.array([a["bbox"] for a in annotations], dtype=float).reshape(-1, 4),
                 "labels": np.array([a["category_id"] for a in annotations], dtype=int),
                 "image_name": str(record.get("file_name", record["image_id"])),
             }
@@ -50,7 +49,7 @@ def objectlab_scores(
     """ObjectLab's label quality of every annotation; **lower is more suspect**.
 
     Args:
-        records: dataset dicts whose annotations have an ``annotation_id``
+        records: from :meth:`~sl_detectron.data.AnnotationTable.records`
         detections: of each record, from the same detector
         num_classes: K
 
@@ -91,4 +90,4 @@ def objectlab_scores(
 
 
 def _counted(record: Record) -> list[Record]:
-    return [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
+    return [a for a in record["annotations"] if not a.get("iscrowd", 0)]

@@ -1,28 +1,21 @@
-"""From what a training or a model says about annotations to the ranked list of a label audit.
+"""From what a training run or a model says about annotations to the ranked list of a label audit.
 
 Shape legend: A annotations of the training sets, K classes.
 """
 
-import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from detectron2.structures import BoxMode
 
-from ..data import annotation_fingerprint
-from ..data.formats.annotations import image_id_of
-from .records import AuditedAnnotation, LabelAudit, dataset_source
+from ..data import AnnotationTable
+from ..data.formats.annotations import Annotation, Record
+from .records import AuditedAnnotation, LabelAudit
 from .tracker import AnnotationStatistics
 
 __all__ = ["audit_annotations", "suspicion"]
 
 # How many of an annotation's most probable classes are kept.
 NUM_TOP = 3
-
-logger = logging.getLogger(__name__)
-
-Record = dict[str, Any]
 
 
 def suspicion(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -45,85 +38,49 @@ def suspicion(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     return torch.where(other > 0, other / (other + given).clamp_min(1e-30), 0.0)
 
 
-def audit_annotations(
-    sets: Mapping[str, Sequence[Record]],
-    classes: Sequence[str],
-    statistics: AnnotationStatistics,
-    fingerprint: str | None = None,
-) -> LabelAudit:
+def audit_annotations(table: AnnotationTable, statistics: AnnotationStatistics) -> LabelAudit:
     """Rank the annotations of training sets by :func:`suspicion`.
 
     Args:
-        sets: {data set name: dataset dicts} whose annotations have an ``annotation_id``, as
-            :func:`~sl_detectron.label_noise.noisy_dataset_dicts` returns them
-        classes: K names, at least two
-        statistics: from the tracker of a training on these sets, or of one pass over them
-        fingerprint: the tracker's; an empty one, of an older version, is only warned of; None
-            where the statistics were made of ``sets`` themselves
+        table: the annotations
+        statistics: from the tracker of a training run on them, or of one pass over them
 
     Raises:
-        ValueError: the statistics are of other sets or classes
+        ValueError: the statistics are of other annotations or classes
     """
-    _check_size(sets, classes, statistics)
-    found = annotation_fingerprint(sets)
-    if fingerprint and fingerprint != found:
+    num_rows, num_classes = statistics.probabilities.shape
+    classes = table.classes or tuple(map(str, range(num_classes)))
+    if (num_rows, num_classes) != (table.num_annotations, len(classes)):
         raise ValueError(
-            f"the statistics are of other annotations than {', '.join(sets)} at hand, though of as "
-            "many: the files, the sets' names or DATASETS.LABEL_NOISE have changed since the "
-            "training; bring those of the training back, or audit by --checkpoint"
+            f"the statistics are of {num_rows} annotations and {num_classes} classes, the table "
+            f"has {table.num_annotations} and {len(classes)}: they are not of one run"
         )
-    if fingerprint == "":
-        logger.warning(
-            "The statistics do not say which annotations they are of (an older version wrote "
-            "them); if the sets or their noise have changed since, this audit is wrong"
-        )
-    entries = list(_entries(sets))
     statistics = AnnotationStatistics(*(values.cpu() for values in statistics))
-    seen = [e for e in entries if statistics.num_samples[e[3]["annotation_id"]] > 0]
+    entries = [
+        (record, index, annotation)
+        for record in table.records()
+        for index, annotation in enumerate(record["annotations"])
+        if "iscrowd" not in annotation
+    ]
+    seen = [e for e in entries if statistics.num_samples[e[2]["annotation_id"]] > 0]
     annotations = _audited(seen, classes, statistics) if seen else []
     annotations.sort(key=lambda a: (-a.suspicion, a.annotation_id))
     return LabelAudit(
-        classes=tuple(classes),
-        sources={name: dataset_source(name) for name in sets},
+        classes=classes,
+        sources=table.sources,
         annotations=tuple(annotations),
         num_unseen=len(entries) - len(seen),
-        fingerprint=found,
+        fingerprint=table.fingerprint,
     )
 
 
-def _check_size(
-    sets: Mapping[str, Sequence[Record]], classes: Sequence[str], statistics: AnnotationStatistics
-) -> None:
-    num_rows, num_classes = statistics.probabilities.shape
-    # Crowds have an id too, but nothing is said of them. One annotation less, and all ids after it
-    # would be those of their neighbours.
-    ids = [a["annotation_id"] for rs in sets.values() for r in rs for a in r.get("annotations", ())]
-    last = max(ids, default=-1)
-    if last + 1 != num_rows or num_classes != len(classes) or num_classes < 2:
-        raise ValueError(
-            f"the statistics are of {num_rows} annotations and {num_classes} classes, the "
-            f"training sets have ids up to {last} and {len(classes)} classes (at least 2 are "
-            "needed): they are not of one run, or the data set has changed since"
-        )
-
-
-def _entries(sets: Mapping[str, Sequence[Record]]) -> Any:
-    """Yield set, record, position and annotation of all that training looks at."""
-    for name, records in sets.items():
-        for record in records:
-            for index, annotation in enumerate(record.get("annotations", ())):
-                if not annotation.get("iscrowd", 0):
-                    yield name, record, index, annotation
-
-
 def _audited(
-    entries: Sequence[tuple[str, Record, int, Record]],
+    entries: Sequence[tuple[Record, int, Annotation]],
     classes: Sequence[str],
     statistics: AnnotationStatistics,
 ) -> list[AuditedAnnotation]:
     ids = torch.tensor([annotation["annotation_id"] for *_, annotation in entries])
-    classes_given = [int(annotation["category_id"]) for *_, annotation in entries]
-    labels = torch.tensor(classes_given)
+    labels = torch.tensor([annotation["category_id"] for *_, annotation in entries])
     probabilities = statistics.probabilities[ids]
     suggested = _without_given(probabilities, labels).argmax(dim=1).tolist()
     rows = torch.arange(len(ids))
@@ -145,18 +102,18 @@ def _audited(
     return [
         AuditedAnnotation(
             annotation_id=annotation["annotation_id"],
-            dataset=name,
-            image_id=image_id_of(record),
+            dataset=record["dataset"],
+            image_id=record["image_id"],
             index=index,
-            file_name=str(record.get("file_name", "")),
-            bbox=_box(annotation),
-            label=classes[classes_given[i]],
+            file_name=record["file_name"],
+            bbox=tuple(annotation["bbox"]),
+            label=classes[annotation["category_id"]],
             suggested_label=classes[suggested[i]],
             num_samples=int(statistics.num_samples[ids[i]]),
             top_labels=tops[i],
             **{key: column[i] for key, column in values.items()},
         )
-        for i, (name, record, index, annotation) in enumerate(entries)
+        for i, (record, index, annotation) in enumerate(entries)
     ]
 
 
@@ -167,11 +124,3 @@ def _without_given(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.T
 def _rounded(values: torch.Tensor) -> list[float]:
     """Six significant digits: what a file needs, and the same on every machine."""
     return [float(f"{value:.6g}") for value in values.tolist()]
-
-
-def _box(annotation: Record) -> tuple[float, float, float, float]:
-    box = BoxMode.convert(
-        [float(x) for x in annotation["bbox"]], annotation["bbox_mode"], BoxMode.XYXY_ABS
-    )
-    x0, y0, x1, y1 = (round(x, 2) for x in box)
-    return x0, y0, x1, y1

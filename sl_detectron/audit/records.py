@@ -2,12 +2,10 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from detectron2.data import MetadataCatalog
-
-__all__ = ["AuditedAnnotation", "LabelAudit", "check_top", "dataset_source", "top_suspects"]
+__all__ = ["AuditedAnnotation", "LabelAudit", "top_suspects"]
 
 
 @dataclass(frozen=True)
@@ -16,8 +14,8 @@ class AuditedAnnotation:
 
     Args:
         annotation_id: its number in the training sets
-        dataset: name of its data set
-        image_id: of its image, as in the data set
+        dataset: name of its dataset
+        image_id: of its image, as in the dataset
         index: position in the image's annotations, from 0
         file_name: of the image
         bbox: (x0, y0, x1, y1) in pixels, 0-based edges
@@ -60,18 +58,18 @@ class LabelAudit:
 
     Args:
         classes: K names in the order of the class ids
-        sources: {data set name: where its files are}, see :func:`dataset_source`
+        sources: {dataset name: where its files are}, from
+            :func:`~sl_detectron.data.annotation_ids.dataset_source`
         annotations: most suspect first
         num_unseen: annotations that no sample was ever matched to; they are not ranked
-        fingerprint: of all annotations of the training sets, from
-            :func:`~sl_detectron.data.annotation_fingerprint`; empty where it is not known
+        fingerprint: of all annotations, see :class:`~sl_detectron.data.AnnotationTable`
     """
 
     classes: tuple[str, ...]
     sources: dict[str, dict[str, Any]]
     annotations: tuple[AuditedAnnotation, ...]
-    num_unseen: int = field(default=0)
-    fingerprint: str = field(default="")
+    num_unseen: int = 0
+    fingerprint: int = 0
 
 
 def top_suspects(
@@ -88,7 +86,11 @@ def top_suspects(
     Raises:
         ValueError: a class that the audit does not have, or ``num`` below 1
     """
-    check_top(audit.classes, num, classes)
+    unknown = sorted({*classes} - {*audit.classes})
+    if unknown:
+        raise ValueError(f"the audit has no class {unknown}; it has {[*audit.classes]}")
+    if num is not None and num < 1:
+        raise ValueError(f"the number of suspects must be at least 1; got {num}")
     counts: Counter[str] = Counter()
     kept = []
     for annotation in audit.annotations:
@@ -97,41 +99,3 @@ def top_suspects(
             counts[group] += 1
             kept.append(annotation)
     return replace(audit, annotations=tuple(kept))
-
-
-def check_top(names: Sequence[str], num: int | None, classes: Sequence[str]) -> None:
-    """Refuse what :func:`top_suspects` cannot take.
-
-    Args:
-        names: the K classes of the audit
-        num: how many to keep
-        classes: given classes to keep
-
-    Raises:
-        ValueError: a class that the audit does not have, or ``num`` below 1
-    """
-    unknown = sorted(set(classes) - set(names))
-    if unknown:
-        raise ValueError(f"the audit has no class {unknown}; it has {list(names)}")
-    if num is not None and num < 1:
-        raise ValueError(f"the number of suspects must be at least 1; got {num}")
-
-
-def dataset_source(name: str) -> dict[str, Any]:
-    """Where the files of a registered set are, for corrections.
-
-    Returns:
-        ``{"format": "voc", "root", "split", "other_classes"}``, ``{"format": "coco",
-        "json_file"}``, or ``{"format": "other"}``
-    """
-    metadata = MetadataCatalog.get(name)
-    if hasattr(metadata, "dirname") and hasattr(metadata, "split"):
-        return {
-            "format": "voc",
-            "root": str(metadata.dirname),
-            "split": metadata.split,
-            "other_classes": metadata.get("other_classes", "error"),
-        }
-    if metadata.get("json_file"):
-        return {"format": "coco", "json_file": str(metadata.json_file)}
-    return {"format": "other"}

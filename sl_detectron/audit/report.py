@@ -3,7 +3,6 @@
 The page's parts are in ``page/``. Data go in as JSON and reach the document as text only.
 """
 
-import hashlib
 import html
 import importlib.resources
 import math
@@ -24,20 +23,11 @@ REPORT = "index.html"
 NUM_BINS = 40
 SUSPECT = 0.5
 _SCRIPTS = ("model.js", "charts.js", "gallery.js", "main.js")
-# Column of a row on the page: how it is found in an annotation.
-_VALUES = {
-    "annotation_id": "annotation_id",
-    "image_id": "image_id",
-    "index": "index",
-    "bbox": "bbox",
-    "suspicion": "suspicion",
-    "expected": "expected_correctness",
-    "confidence": "confidence",
-    "last_confidence": "last_confidence",
-    "mean_loss": "mean_loss",
-    "last_loss": "last_loss",
-    "num_samples": "num_samples",
-}
+# Columns of a row on the page that are fields of an annotation.
+_FIELDS = (
+    *("annotation_id", "image_id", "index", "bbox", "suspicion", "expected_correctness"),
+    *("confidence", "last_confidence", "mean_loss", "last_loss", "num_samples"),
+)
 
 
 def write_report(
@@ -114,7 +104,7 @@ def _page_data(audit: LabelAudit, shown: Sequence[AuditedAnnotation]) -> dict[st
     datasets = list(audit.sources)
     rows = [
         [
-            *(getattr(a, name) for name in _VALUES.values()),
+            *(getattr(a, name) for name in _FIELDS),
             datasets.index(a.dataset),
             ids[a.label],
             ids[a.suggested_label],
@@ -125,12 +115,12 @@ def _page_data(audit: LabelAudit, shown: Sequence[AuditedAnnotation]) -> dict[st
     return {
         "subtitle": ", ".join(datasets),
         # Decisions are about annotations: they outlive a report of more or fewer of them.
-        "fingerprint": audit.fingerprint or _fingerprint(audit),
+        "fingerprint": audit.fingerprint,
         "classes": audit.classes,
         "datasets": datasets,
         "sources": audit.sources,
         "summary": _summary(audit, ids),
-        "columns": [*_VALUES, "dataset", "label", "suggested", "top"],
+        "columns": [*_FIELDS, "dataset", "label", "suggested", "top"],
         "rows": rows,
     }
 
@@ -139,10 +129,8 @@ def _summary(audit: LabelAudit, ids: dict[str, int]) -> dict[str, Any]:
     annotations = audit.annotations
     suspects = [a for a in annotations if a.suspicion > SUSPECT]
     histogram = [[0, 0] for _ in range(NUM_BINS)]
-    confidences = [a.confidence for a in annotations if math.isfinite(a.confidence)]
-    for a in annotations:
-        if not math.isfinite(a.confidence):
-            continue
+    finite = [a for a in annotations if math.isfinite(a.confidence)]
+    for a in finite:
         place = min(NUM_BINS - 1, int(a.confidence / math.e * NUM_BINS))
         histogram[place][a.suspicion > SUSPECT] += 1
     pairs = Counter((ids[a.label], ids[a.suggested_label]) for a in suspects)
@@ -151,15 +139,7 @@ def _summary(audit: LabelAudit, ids: dict[str, int]) -> dict[str, Any]:
         "num_images": len({(a.dataset, a.image_id) for a in annotations}),
         "num_suspects": len(suspects),
         "num_unseen": audit.num_unseen,
-        "mean_confidence": sum(confidences) / max(len(confidences), 1),
+        "mean_confidence": sum(a.confidence for a in finite) / max(len(finite), 1),
         "histogram": histogram,
         "pairs": [[*pair, count] for pair, count in pairs.most_common()],
     }
-
-
-def _fingerprint(audit: LabelAudit) -> str:
-    """What tells this list's decisions from another's where the audit does not say."""
-    digest = hashlib.sha256()
-    for a in audit.annotations:
-        digest.update(f"{a.dataset}\0{a.image_id}\0{a.index}\0{a.label}\0".encode())
-    return digest.hexdigest()[:16]

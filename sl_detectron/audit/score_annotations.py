@@ -10,6 +10,7 @@ Shape legend: S samples (boxes or anchors), K classes.
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
@@ -18,18 +19,19 @@ from detectron2.data import transforms as T
 from detectron2.modeling import GeneralizedRCNN, RetinaNet
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 from tqdm import tqdm
 
-__all__ = ["Probe", "probe_annotations"]
+from ..data.formats.annotations import Record
 
-Record = dict[str, Any]
+__all__ = ["AnnotationScores", "score_annotations"]
 
 
-class Probe(NamedTuple):
-    """
+class AnnotationScores(NamedTuple):
+    """What a detector says about annotations.
+
     Args:
         ids: (S,) int64 annotation ids
         losses: (S,) classification losses of the given labels, nats
@@ -45,18 +47,18 @@ class Probe(NamedTuple):
 
 
 @torch.no_grad()
-def probe_annotations(
+def score_annotations(
     model: nn.Module,
     records: Sequence[Record],
     cfg: CfgNode,
     detect: bool = False,
     progress: bool = False,
-) -> Probe:
-    """Look at every annotation with a model in evaluation mode, at the size of test images.
+) -> AnnotationScores:
+    """Score every annotation with a model in evaluation mode, at the size of test images.
 
     Args:
         model: a :class:`GeneralizedRCNN` or a :class:`RetinaNet`, or derived from one
-        records: dataset dicts whose annotations have an ``annotation_id``
+        records: from :meth:`~sl_detectron.data.AnnotationTable.records`
         cfg: of the model; ``INPUT`` counts
         detect: whether to run its detection too
         progress: whether to show a progress bar
@@ -68,9 +70,9 @@ def probe_annotations(
         ValueError: the detector is of another kind
     """
     if isinstance(model, GeneralizedRCNN):
-        look = _look_at_boxes
+        score = _score_boxes
     elif isinstance(model, RetinaNet):
-        look = _look_at_anchors
+        score = _score_anchors
     else:
         raise ValueError(
             f"a {type(model).__name__} cannot be audited: the detector must be a GeneralizedRCNN "
@@ -83,13 +85,13 @@ def probe_annotations(
         inputs, targets = _load(record, augmentations, cfg.INPUT.FORMAT)
         targets = targets.to(model.device)
         if len(targets):
-            parts.append([values.cpu() for values in look(model, inputs, targets)])
+            parts.append([values.cpu() for values in score(model, inputs, targets)])
         if detect:
             detections.append(model([inputs])[0]["instances"].to("cpu"))
     if not parts:
         raise ValueError("the training sets have no annotation")
     ids, losses, probabilities = (torch.cat(values) for values in zip(*parts))
-    return Probe(ids, losses.float(), probabilities.float(), detections)
+    return AnnotationScores(ids, losses.float(), probabilities.float(), detections)
 
 
 def _load(record: Record, augmentations: T.Augmentation, image_format: str) -> Any:
@@ -102,10 +104,9 @@ def _load(record: Record, augmentations: T.Augmentation, image_format: str) -> A
     height, width = image.shape[:2]
     augmented = T.AugInput(image)
     transform = augmentations(augmented)
-    annotations = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
-    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
     targets = Instances(augmented.image.shape[:2])
-    corners = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4).numpy()
+    corners = np.array([a["bbox"] for a in annotations], dtype=float).reshape(-1, 4)
     targets.gt_boxes = Boxes(torch.as_tensor(transform.apply_box(corners)).float())
     targets.gt_boxes.clip(targets.image_size)
     for field, key in (("gt_classes", "category_id"), ("gt_annotation_ids", "annotation_id")):
@@ -114,7 +115,7 @@ def _load(record: Record, augmentations: T.Augmentation, image_format: str) -> A
     return {"image": pixels, "height": height, "width": width}, targets
 
 
-def _look_at_boxes(
+def _score_boxes(
     model: GeneralizedRCNN, inputs: Record, targets: Instances
 ) -> tuple[Tensor, Tensor, Tensor]:
     images = model.preprocess_image([inputs])
@@ -151,7 +152,7 @@ def _answers_of_boxes(
             yield F.cross_entropy(scores, labels, reduction="none"), classes.softmax(dim=1)
 
 
-def _look_at_anchors(
+def _score_anchors(
     model: RetinaNet, inputs: Record, targets: Instances
 ) -> tuple[Tensor, Tensor, Tensor]:
     images = model.preprocess_image([inputs])

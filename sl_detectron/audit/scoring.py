@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from ..data import AnnotationTable
+from ..data.formats.annotations import Annotation, Record
 from ..files import write_text
 from .files import strict_json
 from .records import LabelAudit
@@ -24,15 +26,12 @@ __all__ = [
     "evaluation_table",
     "plot_evaluation",
     "truth_from_manifest",
-    "truth_from_records",
     "write_evaluation",
 ]
 
 OURS = "suspicion"
 # Below k = the number of wrong labels, beyond which no score can be all right.
 CUTOFFS = (10, 50, 100, 500, 1000)
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,25 +71,13 @@ class AuditEvaluation:
     scores: dict[str, ScoreQuality]
 
 
-def truth_from_records(sets: Mapping[str, Sequence[Record]]) -> dict[int, int]:
-    """{annotation id: true class} from label noise in memory; K for a box without an object."""
-    return {
-        a["annotation_id"]: int(a.get("true_category_id", a["category_id"]))
-        for records in sets.values()
-        for record in records
-        for a in record.get("annotations", ())
-    }
-
-
 def truth_from_manifest(
-    sets: Mapping[str, Sequence[Record]],
-    lines: Iterable[Mapping[str, Any]],
-    classes: Sequence[str],
+    table: AnnotationTable, lines: Iterable[Mapping[str, Any]], classes: Sequence[str]
 ) -> dict[int, int]:
-    """{annotation id: true class} of sets that hold the noise of a manifest on disk.
+    """{annotation id: true class} of datasets that hold the noise of a manifest on disk.
 
     Args:
-        sets: the noisy sets, as training sees them
+        table: of the noisy datasets
         lines: from :func:`~sl_detectron.label_noise.read_manifest`
         classes: K names
 
@@ -100,25 +87,24 @@ def truth_from_manifest(
     by_image: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for line in lines:
         by_image.setdefault((line["dataset"], str(line["image_id"])), []).append(line)
-    strangers = sorted({name for name, _ in by_image} - sets.keys())
-    if strangers:
+    others = sorted({name for name, _ in by_image} - table.sources.keys())
+    if others:
         raise ValueError(
-            f"the manifest is of the data sets {strangers}, the audit of {list(sets)}: give the "
-            "manifest the name that the set is registered by"
+            f"the manifest is of the datasets {others}, the audit of {list(table.sources)}: give "
+            "the manifest the name that the dataset is registered by"
         )
-    truth = truth_from_records(sets)
-    for name, records in sets.items():
-        for record in records:
-            changes = by_image.get((name, str(record["image_id"])), [])
-            gone = [c["annotation"] for c in changes if c["what"] == "missing"]
-            for change in changes:
-                if change["what"] not in ("label", "spurious"):
-                    continue
-                # The manifest counts clean annotations; those that went missing are not there.
-                index = change["annotation"] - sum(g < change["annotation"] for g in gone)
-                wrong = _noisy_annotation(record, index, change, classes)
-                old = change["old"]
-                truth[wrong["annotation_id"]] = len(classes) if old is None else classes.index(old)
+    truth = table.true_classes()
+    for record in table.records():
+        changes = by_image.get((record["dataset"], str(record["image_id"])), [])
+        gone = [c["annotation"] for c in changes if c["what"] == "missing"]
+        for change in changes:
+            if change["what"] not in ("label", "spurious"):
+                continue
+            # The manifest counts clean annotations; those that went missing are not there.
+            index = change["annotation"] - sum(g < change["annotation"] for g in gone)
+            wrong = _noisy_annotation(record, index, change, classes)
+            old = change["old"]
+            truth[wrong["annotation_id"]] = len(classes) if old is None else classes.index(old)
     return truth
 
 
@@ -170,11 +156,8 @@ def evaluate_audit(
 def evaluation_table(evaluation: AuditEvaluation) -> str:
     """A text table of an evaluation, in percent."""
     rows = [
-        [
-            name,
-            *(f"{100 * x:.1f}" for x in (q.auroc, q.average_precision, *q.precision_at.values())),
-        ]
-        for name, q in evaluation.scores.items()
+        [name, *(f"{100 * x:.1f}" for x in quality.values())]
+        for name, quality in evaluation.scores.items()
     ]
     cutoffs = [f"P@{k}" for k in evaluation.scores[OURS].precision_at]
     table = tabulate(rows, ["score", "AUROC", "AP", *cutoffs], disable_numparse=True)
@@ -215,17 +198,18 @@ def plot_evaluation(evaluation: AuditEvaluation, path: str | os.PathLike) -> Non
 
 def _noisy_annotation(
     record: Record, index: int, change: Mapping[str, Any], classes: Sequence[str]
-) -> Record:
-    """The annotation that a change made, if the set holds it."""
+) -> Annotation:
+    """The annotation that a change made, if the dataset holds it."""
     new = change["new"] if change["what"] == "label" else change["new"]["category"]
-    annotations = record.get("annotations", ())
+    annotations: list[Annotation] = record["annotations"]
     if index < len(annotations) and new in classes:
-        annotation: Record = annotations[index]
+        annotation = annotations[index]
         if annotation["category_id"] == classes.index(new):
             return annotation
     raise ValueError(
         f"the manifest says {change['what']} noise made annotation {change['annotation']} of image "
-        f"{record['image_id']!r} a {new!r}, but it is not in the set: not this set's manifest"
+        f"{record['image_id']!r} a {new!r}, but it is not in the dataset: not this dataset's "
+        "manifest"
     )
 
 

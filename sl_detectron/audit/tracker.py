@@ -1,9 +1,8 @@
-"""What a training said about each annotation, summed up on the device as it goes.
+"""What a training run said about each annotation, summed up on the device as it goes.
 
 Shape legend: A annotations of the training sets, S samples (RoIs or anchors) of a step, K classes.
 """
 
-import logging
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,16 +12,12 @@ import torch.distributed as dist
 from detectron2.utils import comm
 from torch import nn
 
-__all__ = ["AnnotationStatistics", "AnnotationTracker", "knowledge"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["AnnotationStatistics", "AnnotationTracker", "entropy_weight"]
 
 # Columns of the sums before the K class probabilities.
-_COUNT, _LOSS, _SIGMA, _KNOWLEDGE, _CLASSES = range(5)
-# Above 0, so that a mean over samples that know nothing is still a mean.
-_LEAST_KNOWLEDGE = 1e-6
-# Of a SHA-256; all zeros where it is not known.
-_FINGERPRINT_BYTES = 32
+_COUNT, _LOSS, _SIGMA, _WEIGHT, _CLASSES = range(5)
+# Above 0, so that a mean over uniform distributions is still a mean.
+_LEAST_WEIGHT = 1e-6
 
 
 class AnnotationStatistics(NamedTuple):
@@ -36,7 +31,7 @@ class AnnotationStatistics(NamedTuple):
             cascade, over those of all its stages
         last_sigma: (A,) likewise
         probabilities: (A, K) mean predicted class distribution, every sample weighted by its
-            :func:`knowledge`
+            :func:`entropy_weight`
     """
 
     num_samples: torch.Tensor
@@ -47,12 +42,11 @@ class AnnotationStatistics(NamedTuple):
     probabilities: torch.Tensor
 
 
-def knowledge(probabilities: torch.Tensor) -> torch.Tensor:
-    """How much a class distribution says: 1 - H(p) / log K, from 0 for uniform to 1 for certain.
+def entropy_weight(probabilities: torch.Tensor) -> torch.Tensor:
+    """The weight of a class distribution: 1 - H(p) / log K, from 0 for uniform to 1 for certain.
 
-    Where the probabilities sum to less than 1, because a sigmoid finds no class probable, it is
-    that much less. A detector in its first iterations knows nothing about any annotation, and what
-    it says then should not count as much as what it says later.
+    Where the probabilities of a sigmoid sum to less than 1, the weight is that much less. So the
+    nearly uniform predictions of a detector's first iterations count less than later ones.
 
     Args:
         probabilities: (S, K), K at least 2; need not sum to 1, as those of a sigmoid
@@ -61,7 +55,7 @@ def knowledge(probabilities: torch.Tensor) -> torch.Tensor:
         (S,) in [0, 1]
 
     Example:
-        >>> knowledge(torch.tensor([[0.5, 0.5], [0.9, 0.1], [1.0, 0.0], [0.1, 0.0]]))
+        >>> entropy_weight(torch.tensor([[0.5, 0.5], [0.9, 0.1], [1.0, 0.0], [0.1, 0.0]]))
         tensor([0.0000, 0.5310, 1.0000, 0.1000])
     """
     tiny = torch.finfo(probabilities.dtype).tiny
@@ -82,8 +76,7 @@ class AnnotationTracker(nn.Module):
     Args:
         num_annotations: A; annotation ids are 0..A-1
         num_classes: K, at least 2
-        fingerprint: of the annotations, from
-            :func:`~sl_detectron.data.annotation_fingerprint`; empty where it is not known
+        fingerprint: of the annotations, see :class:`~sl_detectron.data.AnnotationTable`
 
     Raises:
         ValueError: there are fewer than two classes: no other could be suggested
@@ -103,9 +96,9 @@ class AnnotationTracker(nn.Module):
     last: torch.Tensor
     last_step: torch.Tensor
     step: torch.Tensor
-    fingerprint_bytes: torch.Tensor
+    fingerprint: torch.Tensor
 
-    def __init__(self, num_annotations: int, num_classes: int, fingerprint: str = ""):
+    def __init__(self, num_annotations: int, num_classes: int, fingerprint: int = 0):
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"tracking labels needs at least 2 classes; got {num_classes}")
@@ -113,17 +106,11 @@ class AnnotationTracker(nn.Module):
         # could only drop after a trip to the host.
         rows = num_annotations + 1
         self.register_buffer("sums", torch.zeros(rows, _CLASSES + num_classes))
-        self.register_buffer("last", torch.zeros(rows, _KNOWLEDGE))
+        self.register_buffer("last", torch.zeros(rows, _WEIGHT))
         self.register_buffer("last_step", torch.full((rows,), -1))
         self.register_buffer("step", torch.tensor(0))
-        digest = bytes.fromhex(fingerprint) or bytes(_FINGERPRINT_BYTES)
-        self.register_buffer("fingerprint_bytes", torch.tensor(list(digest), dtype=torch.uint8))
+        self.register_buffer("fingerprint", torch.tensor(fingerprint))
         self.register_load_state_dict_post_hook(lambda module, _: module._keep_on_main())
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the annotations that the statistics are of; empty where it is not known."""
-        return _hex(self.fingerprint_bytes)
 
     @torch.no_grad()
     def forward(
@@ -156,7 +143,7 @@ class AnnotationTracker(nn.Module):
         rows = torch.where(known, annotation_ids, num_annotations)
         values = torch.stack([torch.ones_like(losses), losses, sigma], dim=1).to(self.sums)
         probabilities = probabilities.to(values)
-        weights = knowledge(probabilities).clamp_min(_LEAST_KNOWLEDGE)[:, None]
+        weights = entropy_weight(probabilities).clamp_min(_LEAST_WEIGHT)[:, None]
         sums = torch.cat([values, weights, weights * probabilities], dim=1)
         self.sums.index_add_(0, rows, sums)
         # A sum of its own rather than an assignment: of two samples of one annotation, which one
@@ -180,44 +167,29 @@ class AnnotationTracker(nn.Module):
         self._keep_on_main()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As every module's. A state without fingerprint, of an older version, is taken as it is.
+        """As every module's.
 
         Raises:
             ValueError: the state is of other annotations or classes
         """
-        unknown = torch.zeros_like(self.fingerprint_bytes)
-        state_dict = {"fingerprint_bytes": unknown, **state_dict}
-        self._check(state_dict)
-        return super().load_state_dict(state_dict, *args, **kwargs)
-
-    def _check(self, state_dict: Mapping[str, Any]) -> None:
-        remedy = (
-            "resume with the same training sets and noise, or set "
-            "MODEL.SUPERLOSS.TRACK_ANNOTATIONS False"
+        theirs, ours = (
+            f"{rows - 1} annotations of {columns - _CLASSES} classes"
+            for rows, columns in (state_dict["sums"].shape, self.sums.shape)
         )
-        sums = state_dict.get("sums")
-        if sums is not None and sums.shape != self.sums.shape:
-            theirs, ours = (
-                f"{rows - 1} annotations of {columns - _CLASSES} classes"
-                for rows, columns in (sums.shape, self.sums.shape)
-            )
-            raise ValueError(f"the checkpoint tracked {theirs}, this run has {ours}: {remedy}")
-        theirs, ours = _hex(state_dict["fingerprint_bytes"]), self.fingerprint
-        if theirs and ours and theirs != ours:
+        said = f"{theirs}, this run has {ours}" if theirs != ours else ""
+        if not said and int(state_dict["fingerprint"]) != int(self.fingerprint):
+            said = "as many annotations as this run has, but other ones"
+        if said:
             raise ValueError(
-                "the checkpoint tracked as many annotations as this run has, but other ones: "
-                f"{remedy}"
+                f"the checkpoint tracked {said}: resume with the same training sets and noise, or "
+                "set MODEL.SUPERLOSS.TRACK_ANNOTATIONS False"
             )
-        if ours and not theirs:
-            logger.warning(
-                "The checkpoint does not say which annotations it tracked; it is taken to be of "
-                "those of this run"
-            )
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     def statistics(self) -> AnnotationStatistics:
         """Means of all annotations; on the main process, after :meth:`synchronize`."""
         sums, last = self.sums[:-1], self.last[:-1]
-        means = sums[:, _LOSS:_KNOWLEDGE] / sums[:, :_LOSS]
+        means = sums[:, _LOSS:_WEIGHT] / sums[:, :_LOSS]
         last_means = last[:, _LOSS:] / last[:, :_LOSS]
         return AnnotationStatistics(
             num_samples=sums[:, _COUNT].long(),
@@ -225,7 +197,7 @@ class AnnotationTracker(nn.Module):
             mean_sigma=means[:, 1],
             last_loss=last_means[:, 0],
             last_sigma=last_means[:, 1],
-            probabilities=sums[:, _CLASSES:] / sums[:, _KNOWLEDGE:_CLASSES],
+            probabilities=sums[:, _CLASSES:] / sums[:, _WEIGHT:_CLASSES],
         )
 
     def _keep_on_main(self) -> None:
@@ -234,7 +206,3 @@ class AnnotationTracker(nn.Module):
             self.sums.zero_()
             self.last.zero_()
             self.last_step.fill_(-1)
-
-
-def _hex(digest: torch.Tensor) -> str:
-    return bytes(digest.tolist()).hex() if digest.any() else ""

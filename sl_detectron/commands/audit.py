@@ -2,42 +2,30 @@
 
 import argparse
 import os
-from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..audit import (
-    LabelAudit,
-    apply_decisions,
-    decisions_above,
-    read_decisions,
-    top_suspects,
-    write_audit,
-    write_report,
-)
-from ..audit.correct import folder_names
-from ..audit.decisions import check_threshold
+from ..audit.correct import apply_decisions, folder_names
+from ..audit.decisions import Decisions, decisions_above, read_decisions
 from ..audit.exchange import write_cleanlab, write_fiftyone
-from ..audit.records import check_top, dataset_source
-from ..audit.report import check_crops
-from ..audit.run import (
-    audit_checkpoint,
-    audit_run,
-    evaluate_run,
-    last_checkpoint,
-)
+from ..audit.files import write_audit
+from ..audit.records import LabelAudit, top_suspects
+from ..audit.report import check_crops, write_report
+from ..audit.run import audit_checkpoint, audit_run, evaluate_run
 from ..audit.scoring import evaluation_table, plot_evaluation, write_evaluation
+from ..checkpoint import check_checkpoint, last_checkpoint
 from ..config import num_classes_of
+from ..data import AnnotationTable
+from ..data.annotation_ids import dataset_source
 from ..data.formats.folder import refuse_to_overwrite
-from ..engine.setup import refuse_lazy, setup_cfg
-from ..label_noise import noises_from_config, read_manifest
+from ..label_noise import noises_from_config, noisy_dataset_dicts, read_manifest
+from . import run_config
 
-__all__ = ["FORMATS", "apply_file", "run_audit"]
+__all__ = ["run_audit"]
 
-FORMATS = ("cleanlab", "fiftyone")
 CORRECTED = "corrected"
 # What an evaluation needs beyond the requirements of the package.
 _EXTRAS = ("cleanlab", "sklearn", "matplotlib")
@@ -48,7 +36,7 @@ _NO_LAZY = (
 
 
 def run_audit(args: argparse.Namespace) -> str:
-    """Audit a run or a checkpoint and write everything that was asked for.
+    """Audit a run or a checkpoint, or carry decisions out, and write all that was asked for.
 
     The list and the report hold what ``top``, ``per_class`` and ``classes`` leave; what is made for
     other tools, and corrections, are of all annotations.
@@ -61,16 +49,35 @@ def run_audit(args: argparse.Namespace) -> str:
 
     Raises:
         ValueError, OSError, ImportError: something does not fit; as far as it can be known before
-            the annotations are looked at
+            the annotations are scored
     """
     out = Path(args.output)
-    classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
+    if args.apply:
+        return "\n".join(_correct(read_decisions(args.apply), out))
     _check_arguments(args, out)
-    cfg = _config(args)
-    checkpoint = args.checkpoint or last_checkpoint(cfg.OUTPUT_DIR)
-    _check_run(args, cfg, checkpoint, classes)
-    audit = audit_checkpoint(cfg, checkpoint) if args.checkpoint else audit_run(cfg, checkpoint)
-    kept = top_suspects(audit, args.top, args.per_class, classes)
+    # Test sets need not be there, nor what draws; of a run not even its training sets.
+    opts = ["DATASETS.TEST", "()", "VIS_PERIOD", "0"]
+    cfg = run_config(args, opts, _NO_LAZY, eval_only=bool(args.from_run))
+    checkpoint = args.checkpoint or last_checkpoint(args.from_run)
+    check_checkpoint(checkpoint)
+    table = AnnotationTable.read(args.from_run) if args.from_run else None
+    _check_run(args, cfg, table)
+    if table is not None:
+        audit = audit_run(args.from_run, table)
+    else:
+        table = AnnotationTable.of(noisy_dataset_dicts(cfg))
+        audit = audit_checkpoint(cfg, checkpoint, table)
+    lines = _write(args, audit, out)
+    if args.evaluate or args.manifest:
+        evaluation = evaluate_run(cfg, audit, table, checkpoint, args.manifest)
+        write_evaluation(evaluation, out / "evaluation.json")
+        plot_evaluation(evaluation, out / "evaluation.png")
+        lines.append(evaluation_table(evaluation))
+    return "\n".join(lines)
+
+
+def _write(args: argparse.Namespace, audit: LabelAudit, out: Path) -> list[str]:
+    kept = top_suspects(audit, args.top, args.per_class, args.classes)
     write_audit(kept, out)
     if "cleanlab" in args.formats:
         write_cleanlab(audit, out)
@@ -79,27 +86,11 @@ def run_audit(args: argparse.Namespace) -> str:
     page = write_report(kept, out, args.crops, args.crop_size, progress=True)
     lines = [_summary(audit, len(kept.annotations)), f"report: {page}"]
     if args.correct_above is not None:
-        lines += _correct_above(audit, args.correct_above, out / CORRECTED)
-    if args.evaluate or args.manifest:
-        evaluation = evaluate_run(cfg, audit, args.manifest, checkpoint)
-        write_evaluation(evaluation, out / "evaluation.json")
-        plot_evaluation(evaluation, out / "evaluation.png")
-        lines.append(evaluation_table(evaluation))
-    return "\n".join(lines)
-
-
-def apply_file(decisions: str | os.PathLike, out: str | os.PathLike) -> str:
-    """Write the corrected data sets of a file of decisions.
-
-    Args:
-        decisions: saved by the report
-        out: new folder
-
-    Returns:
-        what to print
-    """
-    read = read_decisions(decisions)
-    return "\n".join(_counts(apply_decisions(read, out), Path(out), read.sources))
+        decisions = decisions_above(audit, args.correct_above)
+        if not decisions.decisions:
+            return [*lines, f"no suspicion reaches {args.correct_above}: nothing is corrected"]
+        lines += _correct(decisions, out / CORRECTED)
+    return lines
 
 
 def _check_arguments(args: argparse.Namespace, out: Path) -> None:
@@ -108,7 +99,7 @@ def _check_arguments(args: argparse.Namespace, out: Path) -> None:
         raise FileExistsError(f"--output {out} is a file; give a folder")
     check_crops(args.crops, args.crop_size)
     if args.correct_above is not None:
-        check_threshold(args.correct_above)
+        decisions_above(LabelAudit((), {}, ()), args.correct_above)  # refuses a wrong number
         if os.path.lexists(out / CORRECTED):
             raise FileExistsError(f"{out / CORRECTED} exists; remove it or give another --output")
     if args.manifest:
@@ -120,19 +111,17 @@ def _check_arguments(args: argparse.Namespace, out: Path) -> None:
         )
 
 
-def _check_run(
-    args: argparse.Namespace, cfg: CfgNode, checkpoint: str | Path, classes: list[str]
-) -> None:
-    """What can be said before the annotations are looked at."""
-    if not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"there is no checkpoint {checkpoint}")
+def _check_run(args: argparse.Namespace, cfg: CfgNode, table: AnnotationTable | None) -> None:
+    """What can be said before the annotations are scored, and those of a checkpoint are read."""
+    sources = table.sources if table else {n: dataset_source(n) for n in cfg.DATASETS.TRAIN}
     if num_classes_of(cfg) < 2:
         raise ValueError(
             "an audit suggests another class, and this detector has one only: it cannot be audited"
         )
-    # A COCO set's classes are not known before it is read.
-    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
-    check_top(names or classes, args.top, classes)
+    # The classes of a COCO json are not known before it is read.
+    first = next(iter(sources))
+    names = table.classes if table else MetadataCatalog.get(first).get("thing_classes")
+    top_suspects(LabelAudit(names or args.classes, {}, ()), args.top, classes=args.classes)
     has_noise = bool(noises_from_config(cfg) or cfg.DATASETS.LABEL_NOISE.MANIFEST)
     if args.evaluate and not args.manifest and not has_noise:
         raise ValueError(
@@ -146,31 +135,10 @@ def _check_run(
             "--correct-above corrects files, and the labels of this run have "
             "DATASETS.LABEL_NOISE, which is in no file (sl-inject-noise writes it to disk)"
         )
-    for name in cfg.DATASETS.TRAIN:
-        source = dataset_source(name)
+    for source in sources.values():
         path = source.get("root") or source.get("json_file")
         if path:
             refuse_to_overwrite(Path(args.output, CORRECTED), Path(path))
-
-
-def _correct_above(audit: LabelAudit, threshold: float, out: Path) -> list[str]:
-    decisions = decisions_above(audit, threshold)
-    if not decisions.decisions:
-        return [f"no suspicion reaches {threshold}: nothing is corrected"]
-    return _counts(apply_decisions(decisions, out), out, decisions.sources)
-
-
-def _config(args: argparse.Namespace) -> CfgNode:
-    # Test sets need not be there to audit a training set, nor what draws.
-    opts = [*args.opts, "DATASETS.TEST", "()", "VIS_PERIOD", "0"]
-    if args.checkpoint:
-        refuse_lazy(args.config_file, _NO_LAZY)
-        return setup_cfg(args.config_file, opts)
-    file = Path(args.from_run, "config.yaml")
-    if not file.is_file():
-        raise FileNotFoundError(f"{args.from_run} is not the output of a training: no {file.name}")
-    refuse_lazy(file, _NO_LAZY)
-    return setup_cfg(str(file), [*opts, "OUTPUT_DIR", args.from_run])
 
 
 def _summary(audit: LabelAudit, num_listed: int) -> str:
@@ -183,8 +151,6 @@ def _summary(audit: LabelAudit, num_listed: int) -> str:
     )
 
 
-def _counts(counts: dict[str, int], out: Path, datasets: Iterable[str]) -> list[str]:
-    folders = folder_names(datasets)
-    return [
-        f"{count} corrections of {name}: {out / folders[name]}" for name, count in counts.items()
-    ]
+def _correct(decisions: Decisions, out: Path) -> list[str]:
+    counts, folders = apply_decisions(decisions, out), folder_names(decisions.sources)
+    return [f"{counts[name]} corrections of {name}: {out / folders[name]}" for name in counts]

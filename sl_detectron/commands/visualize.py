@@ -11,15 +11,14 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
-from ..audit import AUDIT_JSON, read_audit
-from ..audit.run import last_checkpoint
+from ..audit.files import AUDIT_JSON, read_audit
+from ..checkpoint import last_checkpoint
 from ..data.voc import load_dataset
-from ..engine.setup import refuse_lazy, setup_cfg
 from ..engine.trainer import build_predictor
 from ..label_noise import noisy_dataset_dicts
-from ..model_zoo import find_config
 from ..visualization.boxes import is_wrong
 from ..visualization.comparison import DPI, panels_of, side_by_side
+from . import run_config
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +50,11 @@ def run_visualize(args: argparse.Namespace) -> str:
     """
     if args.num < 1:
         raise ValueError(f"--num must be 1 or above; got {args.num}")
-    cfg = _config(args)
+    # Sets that are not drawn need not be there; without detections no device is needed either.
+    opts = ["DATASETS.TEST", str((args.dataset,) if args.dataset else ())]
+    if not (args.checkpoint or args.from_run):
+        opts += ["MODEL.DEVICE", "cpu"]
+    cfg = run_config(args, opts, _NO_LAZY)
     name = args.dataset or cfg.DATASETS.TRAIN[0]
     given, true = _records(cfg, name)
     classes = MetadataCatalog.get(name).thing_classes
@@ -73,20 +76,6 @@ def run_visualize(args: argparse.Namespace) -> str:
     return f"{len(chosen)} of {len(given)} images of {name} drawn" + (
         f": {args.output}" if args.output else ""
     )
-
-
-def _config(args: argparse.Namespace) -> CfgNode:
-    file = find_config(args.config_file)
-    if args.from_run:
-        file = str(Path(args.from_run, "config.yaml"))
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"{args.from_run} is not the output of a training: no {file}")
-    refuse_lazy(file, _NO_LAZY)
-    # Sets that are not drawn need not be there; without detections no device is needed either.
-    opts = [*args.opts, "DATASETS.TEST", str((args.dataset,) if args.dataset else ())]
-    if not (args.checkpoint or args.from_run):
-        opts += ["MODEL.DEVICE", "cpu"]
-    return setup_cfg(file, opts)
 
 
 def _records(cfg: CfgNode, name: str) -> tuple[list[Record], dict[Any, Record]]:

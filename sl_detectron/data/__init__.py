@@ -2,7 +2,7 @@
 
 import os
 
-from .annotation_ids import AnnotationIdMapper, annotation_fingerprint, number_annotations
+from .annotation_ids import AnnotationIdMapper, AnnotationTable, number_annotations
 from .toy import TOY_CLASS_NAMES, make_toy_dataset, register_toy_datasets
 from .train_loader import BROKEN_IMAGES, TrainLoader, shield_workers
 from .voc import check_datasets, load_voc_dataset, register_voc_dataset, register_voc_datasets
@@ -14,7 +14,7 @@ __all__ = [
     "check_datasets",
     "AnnotationIdMapper",
     "number_annotations",
-    "annotation_fingerprint",
+    "AnnotationTable",
     "TrainLoader",
     "BROKEN_IMAGES",
     "shield_workers",

@@ -28,6 +28,8 @@ from detectron2.utils.serialize import PicklableWrapper
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from .annotation_ids import AnnotationTable
+
 __all__ = ["BROKEN_IMAGES", "TrainLoader", "shield_workers"]
 
 BROKEN_IMAGES = ("error", "skip")
@@ -57,9 +59,8 @@ class TrainLoader:
         broken_images: "error" stops at an image that cannot be read; "skip" warns and takes another
 
     ``start_batch`` is the number of batches to leave out, to be set before the first is asked for;
-    ``image_ids`` are those of the batch that was given last, ``num_annotations`` is one more than
-    the largest ``annotation_id``, for those who keep a row per annotation; ``fingerprint`` and
-    ``true_classes`` are for :func:`build_noisy_train_loader` to set.
+    ``image_ids`` are those of the batch that was given last. ``annotations`` is the table of all
+    annotations where :func:`build_noisy_train_loader` has set it.
 
     Raises:
         ValueError: a batch size that the ranks cannot share, a record without size, an unknown word
@@ -103,10 +104,7 @@ class TrainLoader:
         self.seed = comm.shared_random_seed() if seed is None else seed
         # Of the size: a reference to the records would keep them in memory beside their copy.
         self.make_sampler = make_sampler or (lambda seed: TrainingSampler(size, seed=seed))
-        ids = (a.get("annotation_id", -1) for r in dataset for a in r.get("annotations", ()))
-        self.num_annotations = max(ids, default=-1) + 1
-        self.fingerprint = ""
-        self.true_classes: dict[int, int] = {}
+        self.annotations: AnnotationTable | None = None
         self.start_batch = 0
         self.image_ids: list[Any] = []
         self._wide = _wide_images(dataset) if aspect_ratio_grouping else None
@@ -124,14 +122,13 @@ class TrainLoader:
             "num_images": self.num_images,
             "sampler": type(self.sampler).__name__,
             "aspect_ratio_grouping": self._wide is not None,
-            "labels": self.fingerprint[:12],
+            "labels": self.annotations and self.annotations.fingerprint,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the seed; warns if what else decides the data has changed."""
         ours = self.state_dict()
-        # An older checkpoint says less.
-        changed = [k for k in ours if k != "seed" and k in state and ours[k] != state[k]]
+        changed = [key for key in ours if key != "seed" and ours[key] != state[key]]
         if changed:
             logger.warning(
                 "The data are not those of before the interruption, or come in another order: %s",

@@ -1,33 +1,41 @@
 """Training hooks for detectron2's trainers."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import detection_utils
+from detectron2.data import MetadataCatalog, detection_utils
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..audit import AUDIT_JSON, AnnotationTracker, write_audit
-from ..audit.run import audit_tracked, class_names_of
+from ..audit.files import AUDIT_JSON, write_audit
+from ..audit.ranking import audit_annotations
+from ..audit.tracker import AnnotationTracker
+from ..config import num_classes_of
+from ..data import AnnotationTable
 from ..losses import SuperLoss
 from ..modeling import SuperLossTerm
 from ..visualization.boxes import LabelledBox, draw_boxes, labelled_box
 from .resume import StopOnSignal
 
-__all__ = ["DrawTrainingImages", "LogTau", "TrackAnnotations"]
+__all__ = ["DrawTrainingImages", "LogTau", "TrackAnnotations", "build_annotation_tracker"]
 
 logger = logging.getLogger(__name__)
+
+# Above, tracking is left out: so many annotations would fill a GPU without being asked.
+MAX_BYTES = 2**30
 
 
 class LogTau(HookBase):
     """After training, log every tau of every rank.
 
     They are equal: each step sums the losses over ranks before it moves tau. A line that shows
-    otherwise is the first thing to know about a training that went wrong.
+    otherwise is the first thing to know about a training run that went wrong.
     """
 
     def after_train(self) -> None:
@@ -44,21 +52,82 @@ class LogTau(HookBase):
             logger.info("tau by rank of %s: %s", name, [rank[name] for rank in by_rank])
 
 
+def build_annotation_tracker(
+    cfg: CfgNode, model: nn.Module, annotations: AnnotationTable | None
+) -> AnnotationTracker | None:
+    """A tracker that observes every classification term of a model.
+
+    Args:
+        cfg: with ``MODEL.SUPERLOSS.TRACK_ANNOTATIONS``
+        model: the detector, also inside of DistributedDataParallel
+        annotations: of the training loader, if it has them
+
+    Returns:
+        None where the key is off, the model has no SuperLoss, the loader has no table of
+        annotations, there is one class only, or the statistics would take more than 1 GiB
+    """
+    observed = _classification_terms(model)
+    num_classes = max(observed.values(), default=0)
+    # With one class no other one can be suggested.
+    if not (cfg.MODEL.SUPERLOSS.TRACK_ANNOTATIONS and annotations and num_classes > 1):
+        return None
+    tracker = AnnotationTracker(annotations.num_annotations, num_classes, annotations.fingerprint)
+    num_bytes = sum(buffer.nbytes for buffer in tracker.buffers())
+    if num_bytes > MAX_BYTES:
+        logger.warning(
+            "No label audit: statistics of %d annotations would take %.1f GiB; set "
+            "MODEL.SUPERLOSS.TRACK_ANNOTATIONS False to silence this",
+            annotations.num_annotations,
+            num_bytes / 2**30,
+        )
+        return None
+    tracker.to(cfg.MODEL.DEVICE)
+    for i, term in enumerate(observed):
+        # The stages of a cascade, which come in this order, make one step.
+        term.observers.append(tracker if i == 0 else partial(tracker, begins_step=False))
+    return tracker
+
+
+def _classification_terms(model: nn.Module) -> dict[SuperLossTerm, int]:
+    """{term: number of classes K of the module that has it}."""
+    terms = {}
+    for module in model.modules():
+        num_classes: Any = getattr(module, "num_classes", 0)
+        for child in module.children():
+            if isinstance(child, SuperLossTerm) and child.name == "cls":
+                terms[child] = int(num_classes)
+    return terms
+
+
 class TrackAnnotations(HookBase):
     """Keep the checkpoints' annotation statistics complete; write the label audit after training.
 
-    Register it before the hook that writes checkpoints.
+    Register it before the hook that writes checkpoints. As training starts it writes the table of
+    annotations, which an audit of the run needs beside a checkpoint.
 
     Args:
         tracker: what the loss terms tell about every annotation
-        cfg: of the run; the audit goes into its ``OUTPUT_DIR``
+        annotations: of the training loader
+        folder: ``OUTPUT_DIR`` of the run
         stop: says when a checkpoint is due
     """
 
-    def __init__(self, tracker: AnnotationTracker, cfg: CfgNode, stop: StopOnSignal):
+    def __init__(
+        self,
+        tracker: AnnotationTracker,
+        annotations: AnnotationTable,
+        folder: str | os.PathLike,
+        stop: StopOnSignal,
+    ):
         self.tracker = tracker
-        self.cfg = cfg
+        self.annotations = annotations
+        self.folder = folder
         self.stop = stop
+
+    def before_train(self) -> None:
+        # Of a resumed run too: its checkpoint was refused if it is of other annotations.
+        if comm.is_main_process():
+            self.annotations.write(self.folder)
 
     def after_step(self) -> None:
         if self.stop.checkpoint_is_due():
@@ -75,13 +144,13 @@ class TrackAnnotations(HookBase):
             )
             return
         try:
-            audit = audit_tracked(self.cfg, self.tracker)
-            write_audit(audit, self.cfg.OUTPUT_DIR)
+            audit = audit_annotations(self.annotations, self.tracker.statistics())
+            write_audit(audit, self.folder)
         except Exception as error:
             # The checkpoint holds the statistics; the evaluation that follows must not be lost.
             logger.error(
-                "No label audit (%s: %s). Mend that and run sl-audit --from-run %s",
-                *(type(error).__name__, error, self.cfg.OUTPUT_DIR),
+                "No label audit (%s: %s). Correct that and run sl-audit --from-run %s",
+                *(type(error).__name__, error, self.folder),
             )
             return
         logger.info("Ranked %d annotations: %s", len(audit.annotations), AUDIT_JSON)
@@ -103,7 +172,8 @@ class DrawTrainingImages(HookBase):
     def __init__(self, cfg: CfgNode, true_classes: Mapping[int, int], max_images: int = 4):
         self.period = cfg.VIS_PERIOD
         self.format = cfg.INPUT.FORMAT
-        self.classes = class_names_of(cfg)
+        names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+        self.classes = names or [str(i) for i in range(num_classes_of(cfg))]
         self.true_classes = true_classes
         self.max_images = max_images
         self._batch: Sequence[dict[str, Any]] | None = None
@@ -116,9 +186,7 @@ class DrawTrainingImages(HookBase):
             return
         model = self.trainer.model
         self._handle = model.register_forward_pre_hook(self._keep_batch)
-        self._observed = [
-            m for m in model.modules() if isinstance(m, SuperLossTerm) and m.name == "cls"
-        ]
+        self._observed = [*_classification_terms(model)]
         for term in self._observed:
             term.observers.append(self._keep_confidences)
 

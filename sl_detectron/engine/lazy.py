@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from ..checkpoint import SafeCheckpointer
+from ..checkpoint import SafeCheckpointer, check_checkpoint
 from ..cli import did_you_mean
 from ..config import config_keys
 from ..data.train_loader import shield_workers
@@ -21,7 +21,6 @@ from .finite import trainer_class
 from .hooks import LogTau
 from .launch import setup_job
 from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state
-from .setup import check_weights
 from .trainer import distribute
 
 __all__ = ["setup_lazy_cfg", "train_lazy_net"]
@@ -69,7 +68,7 @@ def setup_lazy_cfg(config_file: str, overrides: list[str]) -> DictConfig:
         raise ValueError(
             "train.amp.enabled needs train.device cuda: detectron2's AMPTrainer runs there only"
         )
-    check_weights(cfg.train.init_checkpoint, "train.init_checkpoint")
+    check_checkpoint(cfg.train.init_checkpoint, "train.init_checkpoint")
     return cfg
 
 

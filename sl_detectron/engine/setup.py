@@ -19,7 +19,7 @@ from ..files import load_yaml
 from ..label_noise.config import check_label_noise
 from ..label_noise.loader import check_train_loader
 
-__all__ = ["check_weights", "merge_cfg", "refuse_lazy", "setup_cfg"]
+__all__ = ["merge_cfg", "refuse_lazy", "setup_cfg"]
 
 BASE_KEY = "_BASE_"
 
@@ -101,20 +101,6 @@ def refuse_lazy(file: str | os.PathLike, advice: str) -> None:
         path.is_file() and "_target_:" in path.read_text("utf-8", "replace")
     ):
         raise ValueError(f"{path} is a LazyConfig, {advice}")
-
-
-def check_weights(path: str, key: str) -> None:
-    """Check before training that a checkpoint on this machine exists; URLs are not looked up.
-
-    Args:
-        path: the value of the key; empty for none
-        key: named in the error
-
-    Raises:
-        FileNotFoundError: it does not
-    """
-    if path and "://" not in path and not Path(path.partition("?")[0]).is_file():
-        raise FileNotFoundError(f"{key}: there is no checkpoint {path}")
 
 
 def _check_file(path: Path, above: tuple[Path, ...] = ()) -> None:

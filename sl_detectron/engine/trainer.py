@@ -17,19 +17,18 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from ..audit.run import build_annotation_tracker
-from ..checkpoint import SafeCheckpointer
+from ..checkpoint import SafeCheckpointer, check_checkpoint
 from ..config import add_superloss_config
+from ..data import AnnotationTable
 from ..data.train_loader import shield_workers
 from ..evaluation import build_evaluator
-from ..label_noise import build_noisy_train_loader, noisy_dataset_dicts
+from ..label_noise import build_noisy_train_loader
 from ..losses import DataParams
 from ..modeling import SuperLossTerm
 from .finite import trainer_class
-from .hooks import DrawTrainingImages, LogTau, TrackAnnotations
+from .hooks import DrawTrainingImages, LogTau, TrackAnnotations, build_annotation_tracker
 from .launch import setup_job
 from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state
-from .setup import check_weights
 
 __all__ = ["SuperLossTrainer", "build_predictor", "distribute", "train_net"]
 
@@ -63,16 +62,18 @@ class SuperLossTrainer(DefaultTrainer):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        cfg = _count_annotations(cfg)
+        # Before the model, which may learn a value for each annotation.
+        data_loader = shield_workers(self.build_train_loader(cfg))
+        annotations: AnnotationTable | None = getattr(data_loader, "annotations", None)
+        cfg = _with_num_annotations(cfg, annotations)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        data_loader = shield_workers(self.build_train_loader(cfg))
         model = distribute(model)
         self._trainer = trainer_class(cfg.SOLVER.AMP.ENABLED)(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         # None where nothing is tracked.
-        self.annotation_tracker = build_annotation_tracker(cfg, model, data_loader)
+        self.annotation_tracker = build_annotation_tracker(cfg, model, annotations)
         if self.annotation_tracker is not None:
             self.checkpointer.add_checkpointable("annotation_tracker", self.annotation_tracker)
         self.start_iter = 0
@@ -93,10 +94,12 @@ class SuperLossTrainer(DefaultTrainer):
         """The stock hooks with those of this package around them."""
         stop = StopOnSignal(self.cfg.SOLVER.CHECKPOINT_PERIOD)
         first: list[HookBase | None] = [stop, ResumeState(self.model, self.data_loader, stop)]
-        if self.annotation_tracker is not None:
-            first.append(TrackAnnotations(self.annotation_tracker, self.cfg, stop))
+        annotations: AnnotationTable | None = getattr(self.data_loader, "annotations", None)
+        if self.annotation_tracker is not None and annotations is not None:
+            tracker, folder = self.annotation_tracker, self.cfg.OUTPUT_DIR
+            first.append(TrackAnnotations(tracker, annotations, folder, stop))
         if self.cfg.VIS_PERIOD > 0 and comm.is_main_process():
-            true_classes = getattr(self.data_loader, "true_classes", {})
+            true_classes = annotations.true_classes() if annotations else {}
             first.append(DrawTrainingImages(self.cfg, true_classes))
         stock = super().build_hooks()
         # A scheduler does not wait for an evaluation.
@@ -153,19 +156,16 @@ class SuperLossTrainer(DefaultTrainer):
         )
 
 
-def _count_annotations(cfg: CfgNode) -> CfgNode:
+def _with_num_annotations(cfg: CfgNode, annotations: AnnotationTable | None) -> CfgNode:
     """The config with the number of training annotations, where the loss learns for each."""
     node = cfg.MODEL.get("SUPERLOSS")
-    if node is None:  # the model says what is missing, if it needs it
+    if annotations is None or node is None:  # the model says what is missing, if it needs it
         return cfg
     if node.CLS.LOSS != "data_params" or node.DATA_PARAMS.NUM_ANNOTATIONS:
         return cfg
-    sets = noisy_dataset_dicts(cfg)
     cfg = cfg.clone()
     cfg.defrost()
-    # The largest id and one: images that a filter dropped have used up theirs.
-    ids = [a["annotation_id"] for rs in sets.values() for r in rs for a in r.get("annotations", ())]
-    cfg.MODEL.SUPERLOSS.DATA_PARAMS.NUM_ANNOTATIONS = max(ids, default=-1) + 1
+    cfg.MODEL.SUPERLOSS.DATA_PARAMS.NUM_ANNOTATIONS = annotations.num_annotations
     cfg.freeze()
     return cfg
 
@@ -188,7 +188,7 @@ def train_net(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
         the metrics of the last evaluation; empty on other ranks than the main one
     """
     if not args.resume:  # to resume needs none
-        check_weights(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
+        check_checkpoint(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
     setup_job(cfg, args)
     if args.eval_only:
         model = SuperLossTrainer.build_model(cfg)

@@ -22,7 +22,7 @@ from detectron2.data.build import (
 from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler
 from torch.utils.data import Sampler
 
-from ..data.annotation_ids import AnnotationIdMapper, annotation_fingerprint, number_annotations
+from ..data.annotation_ids import AnnotationIdMapper, AnnotationTable, number_annotations
 from ..data.formats.annotations import Record
 from ..data.formats.changes import Change
 from ..data.formats.manifest import changes_from_manifest, read_manifest
@@ -62,9 +62,7 @@ def build_noisy_train_loader(
 
     Returns:
         batches as those of :func:`detectron2.data.build_detection_train_loader`; its
-        ``num_annotations`` is one more than the largest ``annotation_id``, its ``fingerprint`` the
-        :func:`~sl_detectron.data.annotation_fingerprint` of all, its ``true_classes`` the true
-        class by ``annotation_id`` where noise changed it
+        ``annotations`` are the :class:`~sl_detectron.data.AnnotationTable` of the noisy sets
 
     Raises:
         ValueError: if the noise is set wrongly or does not fit the data sets
@@ -82,14 +80,7 @@ def build_noisy_train_loader(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         broken_images=cfg.DATALOADER.get("BROKEN_IMAGES", "error"),
     )
-    # For those who keep a row per annotation.
-    loader.fingerprint = annotation_fingerprint(sets)
-    loader.true_classes = {
-        a["annotation_id"]: a["true_category_id"]
-        for r in records
-        for a in r.get("annotations", ())
-        if "true_category_id" in a
-    }
+    loader.annotations = AnnotationTable.of(sets)
     return loader
 
 

@@ -16,15 +16,9 @@ from helpers.audit_cases import (
     write_coco,
     write_devkit,
 )
-from sl_detectron.audit import (
-    Decision,
-    Decisions,
-    apply_decisions,
-    decisions_above,
-    read_decisions,
-    write_decisions,
-)
+from sl_detectron.audit import apply_decisions, decisions_above, read_decisions
 from sl_detectron.audit.correct import folder_names
+from sl_detectron.audit.decisions import Decision, Decisions, write_decisions
 from sl_detectron.data import load_voc_dataset
 from sl_detectron.label_noise import SymmetricNoise
 from sl_detectron.label_noise.export import export_noisy_voc
@@ -181,7 +175,7 @@ def test_names_that_make_one_folder_make_several(tmp_path, names):
 def test_files_with_other_classes_are_named(tmp_path):
     """With another class list than that of the training an index means another object."""
     root = write_devkit(tmp_path / "devkit", {**IMAGES, "d": [("bird", (1, 1, 9, 9))]})
-    message = r"do not fit data set 'set': .*d\.xml: class 'bird' is not in the class list"
+    message = r"do not fit dataset 'set': .*d\.xml: class 'bird' is not in the class list"
     with pytest.raises(ValueError, match=message):
         apply_decisions(decided(root, DOG_A), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -12,15 +12,12 @@ from detectron2.data import detection_utils
 from PIL import Image
 
 from helpers.audit_cases import CLASSES, EVIL, HEIGHT, IMAGES, PROBABILITIES, WIDTH, make_audit
-from sl_detectron.audit import (
-    AnnotationTracker,
-    audit_annotations,
-    read_audit,
-    top_suspects,
-    write_audit,
-)
+from sl_detectron.audit import read_audit, write_audit
 from sl_detectron.audit.exchange import read_cleanlab, write_cleanlab, write_fiftyone
-from sl_detectron.audit.ranking import suspicion
+from sl_detectron.audit.ranking import audit_annotations, suspicion
+from sl_detectron.audit.records import top_suspects
+from sl_detectron.audit.tracker import AnnotationTracker
+from sl_detectron.data import AnnotationTable
 
 
 @pytest.fixture
@@ -50,6 +47,7 @@ def test_suspicion_of_classes_without_any_probability():
 
 def test_files_round_trip(audit, tmp_path):
     write_audit(audit, tmp_path / "out")
+    assert audit.fingerprint
     assert read_audit(tmp_path / "out" / "label_audit.json") == audit
     with open(tmp_path / "out" / "label_audit.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -83,7 +81,7 @@ def test_unsampled_and_crowd_annotations_are_not_ranked():
     tracker = AnnotationTracker(3, 2)
     tracker(torch.tensor([0, 1]), torch.ones(2), torch.ones(2), torch.full((2, 2), 0.5))
     sets = {"no_such_set": [{"image_id": np.int64(7), "annotations": annotations}]}
-    audit = audit_annotations(sets, ["x", "y"], tracker.statistics())
+    audit = audit_annotations(AnnotationTable.of(sets), tracker.statistics())
     assert [a.annotation_id for a in audit.annotations] == [0]
     assert audit.num_unseen == 1
     assert json.dumps(audit.annotations[0].image_id) == "7"
@@ -93,9 +91,10 @@ def test_unsampled_and_crowd_annotations_are_not_ranked():
 def test_statistics_of_another_run_are_refused(num, classes):
     annotation = {"bbox": [0, 0, 9, 9], "bbox_mode": 0, "category_id": 0, "annotation_id": 2}
     sets = {"no_such_set": [{"image_id": 1, "annotations": [annotation]}]}
+    table = dataclasses.replace(AnnotationTable.of(sets), classes=("x", "y"))
     statistics = AnnotationTracker(num, classes).statistics()
     with pytest.raises(ValueError, match="not of one run"):
-        audit_annotations(sets, ["x", "y"], statistics)
+        audit_annotations(table, statistics)
 
 
 def test_head_of_the_list(audit):
@@ -195,12 +194,3 @@ def test_a_number_that_is_not_finite_is_null(audit, tmp_path):
         assert next(csv.DictReader(file))["mean_loss"] == ""
     strict(write_fiftyone(odd_audit, tmp_path / "fiftyone").read_text())
     strict(write_cleanlab(odd_audit, tmp_path).read_text())
-
-
-def test_an_audit_of_an_older_version_is_read(audit, tmp_path):
-    write_audit(audit, tmp_path)
-    data = json.loads((tmp_path / "label_audit.json").read_text())
-    assert data.pop("fingerprint") == audit.fingerprint != ""
-    (tmp_path / "label_audit.json").write_text(json.dumps(data))
-    read = read_audit(tmp_path / "label_audit.json")
-    assert read == dataclasses.replace(audit, fingerprint="")

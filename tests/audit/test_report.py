@@ -12,8 +12,9 @@ from PIL import Image
 
 from helpers.audit_cases import CLASSES, EVIL, PROBABILITIES, make_audit
 from helpers.browser import downloaded, start
-from sl_detectron.audit import apply_decisions, read_decisions, top_suspects, write_report
+from sl_detectron.audit import apply_decisions, read_decisions, write_report
 from sl_detectron.audit.crops import make_crops
+from sl_detectron.audit.records import top_suspects
 from sl_detectron.data import load_voc_dataset
 
 

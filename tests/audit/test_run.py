@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,16 +11,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from helpers import REPO
 from helpers.detectors import NUM_CLASSES, build, make_batch, run_losses, small_config
-from sl_detectron.audit import AnnotationTracker, audit_annotations, read_audit
-from sl_detectron.audit.run import (
-    audit_checkpoint,
-    audit_run,
-    build_annotation_tracker,
-    evaluate_run,
-)
-from sl_detectron.audit.score_annotations import Probe
-from sl_detectron.data import TOY_CLASS_NAMES, number_annotations, register_toy_datasets
+from sl_detectron.audit import audit_checkpoint, audit_run, read_audit
+from sl_detectron.audit.run import evaluate_run
+from sl_detectron.audit.score_annotations import AnnotationScores
+from sl_detectron.audit.tracker import AnnotationTracker
+from sl_detectron.data import TOY_CLASS_NAMES, AnnotationTable, register_toy_datasets
 from sl_detectron.engine import SuperLossTrainer, setup_cfg
+from sl_detectron.engine.hooks import build_annotation_tracker
 from sl_detectron.label_noise import noisy_dataset_dicts
 
 CONFIGS = REPO / "configs" / "Toy"
@@ -92,7 +88,48 @@ def test_training_leaves_a_ranked_list(run):
     total = sum(len(r["annotations"]) for r in records.values())
     assert audit.num_unseen == total - len(audit.annotations)
     assert audit.sources["toy_digits_train"]["format"] == "voc"
-    assert audit_run(cfg) == audit
+    assert audit_run(output) == audit
+
+
+def test_the_table_of_a_run_is_what_its_loader_had(run):
+    cfg, output, trainer = run
+    table = AnnotationTable.read(output)
+    sets = noisy_dataset_dicts(cfg)
+    assert table == trainer.data_loader.annotations == AnnotationTable.of(sets)
+    assert table.classes == TOY_CLASS_NAMES
+    annotations = [a for r in sets["toy_digits_train"] for a in r["annotations"]]
+    assert table.num_annotations == len(annotations)
+    truth = {a["annotation_id"]: a.get("true_category_id", a["category_id"]) for a in annotations}
+    assert table.true_classes() == truth
+
+
+def test_a_run_is_audited_without_its_datasets(run, monkeypatch):
+    def read(*_):
+        raise AssertionError("a dataset was read")
+
+    monkeypatch.setattr("sl_detectron.label_noise.loader.load_dataset", read)
+    assert audit_run(run[1]).annotations
+
+
+def test_a_run_without_its_table_says_what_to_do(run, tmp_path):
+    (tmp_path / "model_final.pth").symlink_to(run[1] / "model_final.pth")
+    with pytest.raises(
+        FileNotFoundError, match=r"no \S*annotations\.jsonl.* or audit .*--checkpoint"
+    ):
+        audit_run(tmp_path)
+    text = (run[1] / "annotations.jsonl").read_text()
+    for damaged in ("", text.replace("annotation_id", "id"), text + "[]\n", "{}\n" + text):
+        (tmp_path / "annotations.jsonl").write_text(damaged)
+        with pytest.raises(ValueError, match=r"annotations\.jsonl is not a table of annotations"):
+            audit_run(tmp_path)
+
+
+def test_a_checkpoint_of_an_earlier_run_in_the_folder_is_refused(run, tmp_path):
+    """A run on other noise began in the same folder and has left no checkpoint yet."""
+    (tmp_path / "model_final.pth").symlink_to(run[1] / "model_final.pth")
+    AnnotationTable.of(noisy_dataset_dicts(with_seed(run[0], 77))).write(tmp_path)
+    with pytest.raises(ValueError, match="as many annotations as this run has, but other ones"):
+        audit_run(tmp_path)
 
 
 def test_state_is_in_every_checkpoint_and_not_in_the_model(run):
@@ -113,7 +150,8 @@ def test_resumed_training_goes_on_counting(detector, tmp_path):
     trainer = SuperLossTrainer(cfg)
     trainer.resume_or_load(resume=True)
     # A second tracker, which starts at nothing, sees what the resumed training adds.
-    added = AnnotationTracker(trainer.data_loader.num_annotations, len(TOY_CLASS_NAMES))
+    num_annotations = trainer.data_loader.annotations.num_annotations
+    added = AnnotationTracker(num_annotations, len(TOY_CLASS_NAMES))
     for module in trainer.model.modules():
         if trainer.annotation_tracker in getattr(module, "observers", ()):
             module.observers.append(added)
@@ -136,27 +174,30 @@ def test_off_by_a_key(tmp_path):
     assert "annotation_tracker" not in checkpoint(tmp_path)
     assert not (tmp_path / "label_audit.json").exists()
     with pytest.raises(ValueError, match="holds no annotation statistics"):
-        audit_run(cfg)
+        audit_run(tmp_path)
     # A run that tracks goes on from it.
     cfg = config(tmp_path, iters=2)
     assert int(train(cfg, resume=True).annotation_tracker.step) == 1
 
 
+def table_of(num_annotations):
+    return AnnotationTable(num_annotations, 0, (), {}, ())
+
+
 def test_one_class_is_not_tracked():
     cfg = small_config("standard", superloss=True)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
-    loader = SimpleNamespace(num_annotations=9)
-    assert build_annotation_tracker(cfg, build(cfg), loader) is None
+    assert build_annotation_tracker(cfg, build(cfg), table_of(9)) is None
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
-    assert build_annotation_tracker(cfg, build(cfg), loader) is not None
-    assert build_annotation_tracker(cfg, build(cfg), []) is None
+    assert build_annotation_tracker(cfg, build(cfg), table_of(9)) is not None
+    assert build_annotation_tracker(cfg, build(cfg), None) is None
 
 
 @pytest.mark.parametrize("detector", ["cascade", "c4_masks", "retinanet"])
 def test_every_detector_tells_of_its_foreground(detector):
     cfg = small_config(detector, superloss=True)
     model = build(cfg)
-    tracker = build_annotation_tracker(cfg, model, SimpleNamespace(num_annotations=4))
+    tracker = build_annotation_tracker(cfg, model, table_of(4))
     batch = make_batch((3, 1))
     for image, ids in zip(batch, ([0, 1, 2], [3])):
         image["instances"].gt_annotation_ids = torch.tensor(ids)
@@ -178,7 +219,7 @@ def test_a_stock_model_is_not_tracked(tmp_path):
 
 
 def test_too_large_to_track_says_so(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("sl_detectron.audit.run.MAX_BYTES", 1000)
+    monkeypatch.setattr("sl_detectron.engine.hooks.MAX_BYTES", 1000)
     with caplog.at_level(logging.WARNING):
         assert SuperLossTrainer(config(tmp_path)).annotation_tracker is None
     assert "MODEL.SUPERLOSS.TRACK_ANNOTATIONS False" in caplog.text
@@ -195,7 +236,8 @@ def test_audit_and_evaluation_of_a_stock_checkpoint(detector, tmp_path):
     assert len(audit.annotations) + audit.num_unseen == total
     # Each annotation is one box to ROI heads; for anchors it may lose all of them to neighbours.
     assert audit.num_unseen == 0 or detector == "retinanet"
-    evaluation = evaluate_run(cfg, audit, checkpoint=tmp_path / "model_final.pth")
+    table = AnnotationTable.of(sets)
+    evaluation = evaluate_run(cfg, audit, table, checkpoint=tmp_path / "model_final.pth")
     flipped = sum("true_category_id" in a for r in sets["toy_digits_train"]
                   for a in r["annotations"])  # fmt: skip
     assert evaluation.num_wrong == flipped
@@ -216,25 +258,9 @@ def test_checkpoint_of_a_lazy_config_by_a_yaml_of_the_same_detector(tmp_path):
 def test_missing_files_are_named(tmp_path):
     cfg = config(tmp_path)
     with pytest.raises(FileNotFoundError, match="not the output of a training"):
-        audit_run(cfg)
+        audit_run(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint .*gone\.pth"):
         audit_checkpoint(cfg, tmp_path / "gone.pth")
-
-
-def test_statistics_of_a_set_that_has_changed_are_refused(run):
-    """One annotation less, and every later one would get what was said of its neighbour."""
-    cfg, output = run[0], run[1]
-    sets = noisy_dataset_dicts(cfg)
-    state = checkpoint(output)["annotation_tracker"]
-    rows, columns = state["sums"].shape
-    tracker = AnnotationTracker(rows - 1, columns - AnnotationTracker.NUM_VALUES)
-    tracker.load_state_dict(state)
-    audit_annotations(sets, TOY_CLASS_NAMES, tracker.statistics())
-    ((name, records),) = sets.items()
-    fewer = [{**records[0], "annotations": records[0]["annotations"][1:]}, *records[1:]]
-    (renumbered,) = number_annotations({name: fewer}).values()
-    with pytest.raises(ValueError, match="the data set has changed since"):
-        audit_annotations({name: renumbered}, TOY_CLASS_NAMES, tracker.statistics())
 
 
 def with_seed(cfg, seed):
@@ -244,24 +270,14 @@ def with_seed(cfg, seed):
     return cfg
 
 
-def test_another_noise_of_the_same_size_is_refused(run):
+def test_a_resume_on_other_annotations_is_refused(run):
     """As many annotations and classes: only their fingerprint tells that labels moved."""
-    cfg = run[0]
-    assert audit_run(with_seed(cfg, cfg.DATASETS.LABEL_NOISE.SEED)).annotations
-    with pytest.raises(ValueError, match="of other annotations than toy_digits_train at hand"):
-        audit_run(with_seed(cfg, 77))
+    cfg, output = run[0], run[1]
+    before = audit_run(output)
     with pytest.raises(ValueError, match="as many annotations as this run has, but other ones"):
         train(with_seed(cfg, 77), resume=True)
-
-
-def test_a_checkpoint_of_an_older_version_is_audited_with_a_warning(run, tmp_path, caplog):
-    cfg, output = run[0], run[1]
-    state = checkpoint(output)
-    del state["annotation_tracker"]["fingerprint_bytes"]
-    torch.save(state, tmp_path / "old.pth")
-    with caplog.at_level(logging.WARNING):
-        assert audit_run(cfg, tmp_path / "old.pth") == audit_run(cfg)
-    assert caplog.text.count("do not say which annotations they are of") == 1
+    # What it has of its own annotations stays.
+    assert audit_run(output) == before
 
 
 def test_images_without_annotations_and_nothing_matched(tmp_path, monkeypatch):
@@ -274,19 +290,20 @@ def test_images_without_annotations_and_nothing_matched(tmp_path, monkeypatch):
     nothing = torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(0, 10), []
     module = "sl_detectron.audit.run"
     monkeypatch.setattr(f"{module}.noisy_dataset_dicts", lambda _: sets)
-    monkeypatch.setattr(f"{module}.probe_checkpoint", lambda *_, **__: Probe(*nothing))
+    scores = AnnotationScores(*nothing)
+    monkeypatch.setattr(f"{module}.score_checkpoint", lambda *_, **__: scores)
     monkeypatch.setattr(f"{module}.objectlab_scores", lambda *_: {})
     audit = audit_checkpoint(cfg, "any.pth")
     assert audit.annotations == ()
     assert audit.num_unseen == sum(len(r["annotations"]) for r in records[1:])
     with pytest.raises(ValueError, match="0 of 0 labels are wrong"):
-        evaluate_run(cfg, audit, checkpoint="any.pth")
+        evaluate_run(cfg, audit, AnnotationTable.of(sets), checkpoint="any.pth")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"model": {"foo": torch.zeros(1)}}, "is not of the config's detector: for .* no weights"),
+        ({"model": {"foo": torch.zeros(1)}}, "does not match this config: .* are missing"),
         ([1, 2], "is not a checkpoint: it holds a list"),
         (None, "cannot be read as a checkpoint"),
     ],
@@ -308,7 +325,7 @@ def test_an_audit_that_fails_does_not_take_the_evaluation_along(tmp_path, caplog
     def fail(*_):
         raise KeyError("image_id")
 
-    monkeypatch.setattr("sl_detectron.engine.hooks.audit_tracked", fail)
+    monkeypatch.setattr("sl_detectron.engine.hooks.audit_annotations", fail)
     with caplog.at_level(logging.ERROR):
         train(cfg)
     assert "No label audit (KeyError: 'image_id')" in caplog.text

@@ -9,7 +9,7 @@ from fvcore.nn import sigmoid_focal_loss
 from PIL import Image
 
 from helpers.detectors import NUM_CLASSES, build, small_config
-from sl_detectron.audit.score_annotations import probe_annotations
+from sl_detectron.audit.score_annotations import score_annotations
 
 HEIGHT, WIDTH = 120, 160
 
@@ -58,11 +58,11 @@ def features_of(model, record):
 @pytest.mark.parametrize("detector", ["standard", "c4", "cascade"])
 def test_roi_heads(detector, records):
     model, cfg = model_of(detector)
-    probe = probe_annotations(model, records, cfg)
-    assert probe.ids.tolist() == [0, 1, 2]
-    assert probe.probabilities.shape == (3, NUM_CLASSES)
-    torch.testing.assert_close(probe.probabilities.sum(dim=1), torch.ones(3))
-    assert probe.detections == []
+    answers = score_annotations(model, records, cfg)
+    assert answers.ids.tolist() == [0, 1, 2]
+    assert answers.probabilities.shape == (3, NUM_CLASSES)
+    torch.testing.assert_close(answers.probabilities.sum(dim=1), torch.ones(3))
+    assert answers.detections == []
     # The first image by hand, as detectron2's heads compute it.
     _, features = features_of(model, records[0])
     boxes = Boxes(torch.tensor([a["bbox"] for a in records[0]["annotations"]]).float())
@@ -79,8 +79,8 @@ def test_roi_heads(detector, records):
             scores = cascade_scores(heads, features, boxes)
     losses = torch.stack([F.cross_entropy(s, labels, reduction="none") for s in scores]).mean(0)
     softmax = torch.stack([s[:, :-1].softmax(dim=1) for s in scores]).mean(0)
-    torch.testing.assert_close(probe.losses[:2], losses)
-    torch.testing.assert_close(probe.probabilities[:2], softmax)
+    torch.testing.assert_close(answers.losses[:2], losses)
+    torch.testing.assert_close(answers.probabilities[:2], softmax)
 
 
 def cascade_scores(heads, features, boxes):
@@ -99,18 +99,18 @@ def test_sigmoid_classifier(records):
     model, cfg = model_of("standard", USE_SIGMOID_CE=True)
     if not getattr(model.roi_heads.box_predictor, "use_sigmoid_ce", False):
         pytest.skip("this detectron2 has no sigmoid classification")
-    probe = probe_annotations(model, records, cfg)
+    answers = score_annotations(model, records, cfg)
     labels = torch.tensor([0, 2, 2])
     target = F.one_hot(labels, NUM_CLASSES).float()
-    losses = F.binary_cross_entropy(probe.probabilities, target, reduction="none").sum(dim=1)
-    torch.testing.assert_close(probe.losses, losses)
+    losses = F.binary_cross_entropy(answers.probabilities, target, reduction="none").sum(dim=1)
+    torch.testing.assert_close(answers.losses, losses)
 
 
 def test_retinanet_answers_by_its_anchors(records):
     model, cfg = model_of("retinanet")
-    probe = probe_annotations(model, records, cfg, detect=True)
-    assert set(probe.ids.tolist()) == {0, 1, 2}
-    assert len(probe.detections) == len(records)
+    answers = score_annotations(model, records, cfg, detect=True)
+    assert set(answers.ids.tolist()) == {0, 1, 2}
+    assert len(answers.detections) == len(records)
     labels = torch.tensor([0, 2, 2])
     # The matching of detectron2's own training.
     _, features = features_of(model, records[0])
@@ -120,16 +120,16 @@ def test_retinanet_answers_by_its_anchors(records):
     target.gt_classes = labels[:2]
     (matched,), _ = model.label_anchors(model.anchor_generator(features), [target])
     foreground = (matched >= 0) & (matched < NUM_CLASSES)
-    assert int((probe.ids < 2).sum()) == int(foreground.sum())
-    assert labels[probe.ids[probe.ids < 2]].tolist() == matched[foreground].tolist()
-    logits = torch.logit(probe.probabilities.double())
-    one_hot = F.one_hot(labels[probe.ids], NUM_CLASSES).double()
+    assert int((answers.ids < 2).sum()) == int(foreground.sum())
+    assert labels[answers.ids[answers.ids < 2]].tolist() == matched[foreground].tolist()
+    logits = torch.logit(answers.probabilities.double())
+    one_hot = F.one_hot(labels[answers.ids], NUM_CLASSES).double()
     focal = sigmoid_focal_loss(
         logits.float(), one_hot.float(), cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA, 2.0
     ).sum(1)
-    torch.testing.assert_close(probe.losses, focal, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(answers.losses, focal, rtol=1e-4, atol=1e-6)
 
 
 def test_other_detectors_are_refused(records):
     with pytest.raises(ValueError, match="a Linear cannot be audited"):
-        probe_annotations(torch.nn.Linear(1, 1), records, small_config("standard", False))
+        score_annotations(torch.nn.Linear(1, 1), records, small_config("standard", False))

@@ -13,10 +13,9 @@ from sl_detectron.audit.scoring import (
     evaluation_table,
     plot_evaluation,
     truth_from_manifest,
-    truth_from_records,
     write_evaluation,
 )
-from sl_detectron.data import load_voc_dataset, number_annotations
+from sl_detectron.data import AnnotationTable, load_voc_dataset, number_annotations
 from sl_detectron.label_noise import (
     MissingAnnotations,
     SpuriousBoxes,
@@ -71,6 +70,10 @@ def test_table_picture_and_json(audit, tmp_path):
     assert data["scores"]["suspicion"]["auroc"] == pytest.approx(7 / 8)
 
 
+def table(records, name="set"):
+    return AnnotationTable.of(number_annotations({name: records}))
+
+
 def test_manifest_on_disk_tells_the_same_truth_as_noise_in_memory(tmp_path):
     images = {f"{name}{i}": objects for i in range(6) for name, objects in IMAGES.items()}
     root = write_devkit(tmp_path / "devkit", images)
@@ -80,13 +83,13 @@ def test_manifest_on_disk_tells_the_same_truth_as_noise_in_memory(tmp_path):
     assert {line["what"] for line in lines} == {"label", "missing", "spurious"}
     clean = load_voc_dataset(root, "train", CLASSES)
     in_memory, _ = inject(clean, noises, len(CLASSES), "set")
-    expected = truth_from_records(number_annotations({"set": in_memory}))
-    on_disk = number_annotations({"set": load_voc_dataset(tmp_path / "noisy", "train", CLASSES)})
-    assert truth_from_manifest(on_disk, lines, CLASSES) == expected
-    with pytest.raises(ValueError, match="not this set's manifest"):
-        truth_from_manifest(number_annotations({"set": clean}), lines, CLASSES)
-    with pytest.raises(ValueError, match=r"of the data sets \['set'\], the audit of \['other'\]"):
-        truth_from_manifest({"other": on_disk["set"]}, lines, CLASSES)
+    expected = table(in_memory).true_classes()
+    on_disk = load_voc_dataset(tmp_path / "noisy", "train", CLASSES)
+    assert truth_from_manifest(table(on_disk), lines, CLASSES) == expected
+    with pytest.raises(ValueError, match="not this dataset's manifest"):
+        truth_from_manifest(table(clean), lines, CLASSES)
+    with pytest.raises(ValueError, match=r"of the datasets \['set'\], the audit of \['other'\]"):
+        truth_from_manifest(table(on_disk, "other"), lines, CLASSES)
 
 
 @pytest.mark.parametrize("score", [0.99, 0.6])

@@ -1,5 +1,6 @@
 """Every annotation can be followed from its record to the tensors that a model gets."""
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetMapper
@@ -7,7 +8,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode, Instances
 from PIL import Image
 
-from sl_detectron.data import AnnotationIdMapper, annotation_fingerprint, number_annotations
+from sl_detectron.data import AnnotationIdMapper, AnnotationTable, number_annotations
 from sl_detectron.label_noise import SymmetricNoise, inject
 
 
@@ -127,20 +128,50 @@ def test_a_mapper_with_classes_of_its_own_is_named(mapper):
         AnnotationIdMapper(mapper)({"image_id": 7, "annotations": annotations})
 
 
+def test_the_table_keeps_what_training_saw(tmp_path):
+    box = {"bbox": np.array([1, 2.004, 7, 7]), "bbox_mode": BoxMode.XYWH_ABS}
+    annotations = [
+        {**box, "category_id": np.int64(3), "true_category_id": 1, "mask": [1, 2]},
+        {**box, "category_id": 0, "iscrowd": 1},
+        {"bbox": (1, 2, 8, 9), "bbox_mode": BoxMode.XYXY_ABS, "category_id": 2, "iscrowd": 0},
+        {"bbox": [5, 5, 4, 2, 90], "bbox_mode": BoxMode.XYWHA_ABS, "category_id": 2},
+    ]
+    record = {"image_id": np.int64(7), "file_name": "7.jpg", "height": 90, "width": 100}
+    sets = {"a": [{**record, "annotations": annotations}, {"image_id": 8}], "b": []}
+    table = AnnotationTable.of(number_annotations(sets))
+    corners = [1.0, 2.0, 8.0, 9.0]
+    kept = [
+        {"annotation_id": 0, "bbox": corners, "category_id": 3, "true_category_id": 1},
+        {"annotation_id": 1, "bbox": corners, "category_id": 0, "iscrowd": 1},
+        {"annotation_id": 2, "bbox": corners, "category_id": 2},
+        {"annotation_id": 3, "bbox": [4.0, 3.0, 6.0, 7.0], "category_id": 2},
+    ]
+    assert [*table.records()] == [{"dataset": "a", **record, "annotations": kept}]
+    assert table.true_classes() == {0: 1, 1: 0, 2: 2, 3: 2}
+    assert table.num_annotations == 4
+    table.write(tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["annotations.jsonl"]
+    assert AnnotationTable.read(tmp_path / "run") == table
+
+
+def fingerprint_of(sets):
+    return AnnotationTable.of(sets).fingerprint
+
+
 def test_fingerprint_tells_other_annotations_of_the_same_size(tmp_path):
     records = [make_record(tmp_path, i, 3) for i in range(2)]
     numbered = number_annotations({"a": records})
-    fingerprint = annotation_fingerprint(numbered)
-    assert len(bytes.fromhex(fingerprint)) == 32
-    assert annotation_fingerprint(number_annotations({"a": records})) == fingerprint
-    assert annotation_fingerprint({"b": numbered["a"]}) != fingerprint
-    assert annotation_fingerprint({"a": numbered["a"][::-1]}) != fingerprint
+    fingerprint = fingerprint_of(numbered)
+    assert 0 < fingerprint < 2**48
+    assert fingerprint_of(number_annotations({"a": records})) == fingerprint
+    assert fingerprint_of({"b": numbered["a"]}) != fingerprint
+    assert fingerprint_of({"a": numbered["a"][::-1]}) != fingerprint
 
     def changed(position=1, **values):
         annotations = list(numbered["a"][0]["annotations"])
         annotations[position] = {**annotations[position], **values}
         record = {**numbered["a"][0], "annotations": annotations}
-        return annotation_fingerprint({"a": [record, numbered["a"][1]]})
+        return fingerprint_of({"a": [record, numbered["a"][1]]})
 
     assert changed(category_id=4) != fingerprint
     assert changed(annotation_id=99) != fingerprint
@@ -154,7 +185,7 @@ def test_fingerprint_does_not_depend_on_images_without_objects(tmp_path):
     record = make_record(tmp_path)
     empty = {"image_id": 9}
     fingerprints = {
-        annotation_fingerprint(number_annotations({"a": records}))
+        fingerprint_of(number_annotations({"a": records}))
         for records in ([record], [record, empty], [empty, record])
     }
     assert len(fingerprints) == 1

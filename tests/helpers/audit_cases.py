@@ -1,4 +1,4 @@
-"""Small data sets and audits that the tests of the audit build on."""
+"""Small datasets and audits that the tests of the audit build on."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sl_detectron.audit import AnnotationTracker, LabelAudit, audit_annotations
-from sl_detectron.data import load_voc_dataset, number_annotations, register_voc_dataset
+from sl_detectron.audit import LabelAudit
+from sl_detectron.audit.ranking import audit_annotations
+from sl_detectron.audit.tracker import AnnotationTracker
+from sl_detectron.data import (
+    AnnotationTable,
+    load_voc_dataset,
+    number_annotations,
+    register_voc_dataset,
+)
 
 # A name that would be markup, or end a script, if it were not escaped.
 EVIL = '</script><img src=x onerror="window.hacked=1">&\''
@@ -90,7 +97,7 @@ def make_audit(tmp_path: Path, probabilities: torch.Tensor, name: str) -> LabelA
     tracker = AnnotationTracker(len(labels), len(CLASSES))
     losses = -probabilities[torch.arange(len(labels)), labels].log()
     tracker(torch.arange(len(labels)), losses, (1 - losses).exp().clamp(max=2.7), probabilities)
-    return audit_annotations(sets, CLASSES, tracker.statistics())
+    return audit_annotations(AnnotationTable.of(sets), tracker.statistics())
 
 
 # The second and the fourth annotation look wrong: dog -> cat, and dog -> the evil class.

@@ -341,7 +341,7 @@ def checkpoint_cases() -> list[Case]:
         cases.append(Case(f"checkpoint {name}", "train_net.py", args, culprit, change, log))
         args = [a.replace("weights.pth", file) for a in AUDIT]
         cases.append(Case(f"checkpoint {name}", "audit_labels.py", args, culprit, change))
-    other = "not of the config's detector"
+    other = "does not match this config"
     cases.append(Case("checkpoint of another model", "audit_labels.py", AUDIT, other))
     return cases
 
@@ -361,7 +361,7 @@ def image_cases() -> list[Case]:
         "of another size": other_size,
         "a program": write("voc/JPEGImages/b.jpg", b"\x7fELF" + bytes(999)),
     }
-    left = {"log.txt", "config.yaml", "metrics.json", "events."}
+    left = {"log.txt", "config.yaml", "metrics.json", "annotations.jsonl", "events."}
     image = r"image 'b', \S*b\.jpg: \S.*BROKEN_IMAGES"
     cases = [
         Case(f"image {name}", "train_net.py", train(), image, change, left)

@@ -1,4 +1,4 @@
-"""tools/audit_labels.py as a user runs it, from noise on disk to a corrected data set."""
+"""tools/audit_labels.py as a user runs it, from noise on disk to a corrected dataset."""
 
 import importlib.util
 import json
@@ -7,7 +7,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from helpers import REPO
-from sl_detectron.audit import Decision, Decisions, read_audit, write_decisions
+from sl_detectron.audit import read_audit
+from sl_detectron.audit.decisions import Decision, Decisions, write_decisions
 from sl_detectron.data import TOY_CLASS_NAMES, make_toy_dataset
 from sl_detectron.engine import SuperLossTrainer, setup_cfg
 from sl_detectron.label_noise import SymmetricNoise

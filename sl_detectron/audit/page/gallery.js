@@ -133,7 +133,7 @@ function fillInspector() {
     ["image", imageName(row)], ["annotation", `${row.index} (id ${row.annotation_id})`],
     ["box, pixels", row.bbox.map((x) => Math.round(x)).join(", ")],
     ["suspicion", fixed(row.suspicion, 3)],
-    ["given label correct with", percent(row.expected, 1)],
+    ["given label correct with", percent(row.expected_correctness, 1)],
     ["confidence σ, mean / last",
       `${fixed(row.confidence, 3)} / ${fixed(row.last_confidence, 3)}`],
     ["loss, mean / last", `${fixed(row.mean_loss, 3)} / ${fixed(row.last_loss, 3)}`],

@@ -36,7 +36,7 @@ function element(tag, className = "", text = "") {
 
 const VERSION = 1;
 const decisions = new Map(); // place in rows -> {verdict, label}; label is a class id or null
-// Key -> entry of a file: decisions on annotations of these data sets that this page does not hold,
+// Key -> entry of a file: decisions on annotations of these datasets that this page does not hold,
 // because it is a shorter list than the one they were made in. They are saved with the others.
 const elsewhere = new Map();
 const keyOf = (dataset, image, index) => JSON.stringify([dataset, String(image), index]);
