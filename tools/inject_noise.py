@@ -24,7 +24,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
 from sl_detectron.config import add_superloss_config
-from sl_detectron.data.formats.coco_edits import CocoFile
+from sl_detectron.data.formats.coco_json import CocoFile
 from sl_detectron.data.formats.restore import restore_clean
 from sl_detectron.label_noise.config import TYPES, noises_from_config
 from sl_detectron.label_noise.export import export_noisy_coco, export_noisy_voc

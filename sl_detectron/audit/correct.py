@@ -15,7 +15,7 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
-from ..data.formats.coco_edits import CocoFile
+from ..data.formats.coco_json import CocoFile
 from ..data.formats.devkit import FileChanges, link_devkit, write_annotations
 from ..data.formats.edits import apply_edits
 from ..data.formats.folder import OWN_FILES, complete_or_nothing, refuse_to_overwrite

@@ -7,8 +7,8 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
+from .asymmetric import VOC_CONFUSION, confusion_by_id, load_confusion
 from .boxes import BoxJitter, MissingAnnotations, SpuriousBoxes
-from .confusion import VOC_CONFUSION, confusion_by_id, load_confusion
 from .noises import MODES, AsymmetricNoise, Noise, SymmetricNoise
 
 __all__ = ["noises_from_config", "check_label_noise", "train_classes"]

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..data.formats.annotations import Record
 from ..data.formats.changes import Change
-from ..data.formats.coco_edits import CocoFile
+from ..data.formats.coco_json import CocoFile
 from ..data.formats.devkit import FileChanges, link_devkit, write_annotations
 from ..data.formats.edits import apply_edits
 from ..data.formats.folder import (

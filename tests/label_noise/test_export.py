@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sl_detectron.data import load_voc_dataset
-from sl_detectron.data.formats.coco_edits import CocoFile
+from sl_detectron.data.formats.coco_json import CocoFile
 from sl_detectron.data.formats.edits import Edit, apply_edits, undo_edits
 from sl_detectron.data.formats.restore import restore_clean
 from sl_detectron.data.formats.voc_edits import voc_edits

@@ -193,7 +193,8 @@ def test_an_error_half_way_leaves_nothing(devkit, tmp_path, monkeypatch):
 def test_killed_half_way_leaves_nothing_that_looks_finished(devkit, tmp_path, step):
     script = (
         "import os, signal, runpy, sys\n"
-        "from sl_detectron.label_noise import devkit, export\n"
+        "from sl_detectron.data.formats import devkit\n"
+        "from sl_detectron.label_noise import export\n"
         f"{step} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
