@@ -18,9 +18,10 @@ from detectron2.structures import BoxMode
 from ..data.formats.coco_json import CocoFile
 from ..data.formats.devkit import FileChanges, link_devkit, write_annotations
 from ..data.formats.edits import apply_edits
-from ..data.formats.folder import OWN_FILES, complete_or_nothing, refuse_to_overwrite
 from ..data.formats.manifest import write_manifest
+from ..data.formats.restore import OWN_FILES
 from ..data.formats.voc_xml import parse_voc_xml, read_voc_annotations
+from ..files import new_folder, refuse_to_overwrite
 from ..label_noise import Change
 from .decisions import Decision, Decisions
 
@@ -65,7 +66,7 @@ def apply_decisions(decisions: Decisions, out: str | os.PathLike) -> dict[str, i
         if not path.exists():
             raise FileNotFoundError(f"data set {name!r} is not at {path} any more")
         refuse_to_overwrite(out, path)
-    with complete_or_nothing(out) as partial:
+    with new_folder(out) as partial:
         folders = folder_names(decisions.sources)
         for name, wrong in by_set.items():
             target = partial / folders[name]

@@ -13,10 +13,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ..files import replacing
+from ..files import finite, replacing, strict_json
 from .records import AuditedAnnotation, LabelAudit
 
-__all__ = ["AUDIT_JSON", "AUDIT_CSV", "read_audit", "strict_json", "write_audit"]
+__all__ = ["AUDIT_JSON", "AUDIT_CSV", "read_audit", "write_audit"]
 
 AUDIT_JSON = "label_audit.json"
 AUDIT_CSV = "label_audit.csv"
@@ -34,7 +34,7 @@ def write_audit(audit: LabelAudit, folder: str | os.PathLike) -> None:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [_finite(asdict(annotation)) for annotation in audit.annotations]
+    rows = [finite(asdict(annotation)) for annotation in audit.annotations]
     head: dict[str, Any] = {
         "version": VERSION,
         "score": "suspicion, in [0, 1]; higher is more suspect",
@@ -87,30 +87,6 @@ def read_audit(path: str | os.PathLike) -> LabelAudit:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a label audit: {error!r}") from error
-
-
-def strict_json(value: Any, **options: Any) -> str:
-    """JSON that every reader takes: a number that is not finite becomes null.
-
-    Args:
-        value: of dicts with string keys, lists, tuples, strings and numbers
-        options: for ``json.dumps``
-
-    Example:
-        >>> strict_json({"loss": [float("nan"), 1.5], "class": "Säge"})
-        '{"loss": [null, 1.5], "class": "Säge"}'
-    """
-    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, **options)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
 
 
 def _annotation(row: dict[str, Any]) -> AuditedAnnotation:

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from ..files import write_text
-from .files import strict_json
+from ..files import write_json
 from .records import LabelAudit
 
 __all__ = [
@@ -187,7 +186,7 @@ def evaluation_table(evaluation: AuditEvaluation) -> str:
 
 def write_evaluation(evaluation: AuditEvaluation, path: str | os.PathLike) -> None:
     """Write an evaluation as JSON."""
-    write_text(Path(path), strict_json(asdict(evaluation), indent=1) + "\n")
+    write_json(Path(path), asdict(evaluation), indent=1)
 
 
 def plot_evaluation(evaluation: AuditEvaluation, path: str | os.PathLike) -> None:

@@ -31,9 +31,9 @@ from ..audit.run import (
 )
 from ..audit.scoring import evaluation_table, plot_evaluation, write_evaluation
 from ..config import num_classes_of
-from ..data.formats.folder import refuse_to_overwrite
 from ..engine.config_files import refuse_lazy
 from ..engine.setup import setup_cfg
+from ..files import refuse_to_overwrite
 from ..label_noise import noises_from_config, read_manifest
 
 __all__ = ["FORMATS", "apply_file", "run_audit"]

@@ -13,11 +13,10 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 from tqdm import tqdm
 
-from ..audit.files import strict_json
 from ..engine.progress import iterations_done
 from ..engine.setup import setup_cfg, setup_job
 from ..engine.trainer import SuperLossTrainer
-from ..files import write_text
+from ..files import write_json
 from ..model_zoo import get_config_file
 from ..sweep.statistics import paired_difference
 from ..visualization.comparison import draw_comparison
@@ -124,4 +123,4 @@ def _differences(results: dict[tuple[str, int], dict[str, float]], seeds: list[i
 
 def _write_runs(results: dict[tuple[str, int], dict[str, float]], path: Path) -> None:
     runs = [{"method": m, "seed": seed, "metrics": r} for (m, seed), r in results.items()]
-    write_text(path, strict_json(runs, indent=1) + "\n")
+    write_json(path, runs, indent=1)

@@ -8,8 +8,6 @@ be trained in minutes on a CPU without a download.
 import contextlib
 import logging
 import os
-import shutil
-import tempfile
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from ..files import new_folder
 from .voc import load_voc_dataset, set_voc_metadata
 
 __all__ = ["TOY_CLASS_NAMES", "TOY_SPLITS", "make_toy_dataset", "register_toy_datasets"]
@@ -54,31 +53,26 @@ def make_toy_dataset(root: str | os.PathLike, seed: int = 0) -> Path:
     if root.exists():
         raise FileExistsError(f"{root} exists; remove it to make the toy set anew")
     digits, labels = _load_digits()
-    root.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    order = np.random.default_rng(seed).permutation(len(digits))
+    cut = int(len(order) * TRAIN_SHARE)
+    pools = {"train": order[:cut], "test": order[cut:]}
     try:
-        for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
-            (scratch / folder).mkdir(parents=True)
-        order = np.random.default_rng(seed).permutation(len(digits))
-        cut = int(len(order) * TRAIN_SHARE)
-        pools = {"train": order[:cut], "test": order[cut:]}
-        for index, (split, num_images) in enumerate(TOY_SPLITS.items()):
-            names = [f"{split}_{i:04d}" for i in range(num_images)]
-            for i, name in enumerate(names):
-                rng = np.random.default_rng([seed, index, i])
-                image, objects = _compose(rng, digits, labels, pools[split])
-                Image.fromarray(image).save(scratch / "JPEGImages" / f"{name}.jpg", quality=95)
-                _write_xml(scratch / "Annotations" / f"{name}.xml", name, objects)
-            image_set = scratch / "ImageSets" / "Main" / f"{split}.txt"
-            image_set.write_text("\n".join(names) + "\n")
-        scratch.chmod(0o755)
-        os.rename(scratch, root)
+        with new_folder(root) as folder:
+            for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
+                (folder / name).mkdir(parents=True)
+            for index, (split, num_images) in enumerate(TOY_SPLITS.items()):
+                names = [f"{split}_{i:04d}" for i in range(num_images)]
+                for i, name in enumerate(names):
+                    rng = np.random.default_rng([seed, index, i])
+                    image, objects = _compose(rng, digits, labels, pools[split])
+                    Image.fromarray(image).save(folder / "JPEGImages" / f"{name}.jpg", quality=95)
+                    _write_xml(folder / "Annotations" / f"{name}.xml", name, objects)
+                image_set = folder / "ImageSets" / "Main" / f"{split}.txt"
+                image_set.write_text("\n".join(names) + "\n")
     except OSError:
         # Another process may have finished the same set first; rename refuses a full folder.
         if not root.exists():
             raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return root
 
 

@@ -2,14 +2,15 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
+from ..files import replacing
 from .voc_ap import IOU_THRESHOLDS, evaluate_detections
 from .voc_files import load_detections, load_ground_truth
 from .voc_result import VOCResult
@@ -96,18 +97,17 @@ def write_report(result: VOCResult, output: str | os.PathLike, pictures: bool = 
     check_report_path(output)
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that the last step is a rename within one file system.
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as scratch:
-        files = {output: Path(scratch, "report.json")}
-        files[output].write_text(json.dumps(result.to_dict(), indent=1) + "\n")
-        for kind, plot in (("precision_recall", _plot_curves), ("ap_by_iou", _plot_ap_by_iou)):
-            if pictures:
-                path = output.with_name(f"{output.stem}_{kind}.png")
-                files[path] = Path(scratch, path.name)
-                plot(result).savefig(files[path], dpi=120)
-        for path, written in files.items():
-            os.replace(written, path)
-    return list(files)
+    figures = {}
+    for kind, plot in (("precision_recall", _plot_curves), ("ap_by_iou", _plot_ap_by_iou)):
+        if pictures:
+            figures[output.with_name(f"{output.stem}_{kind}.png")] = plot(result)
+    with ExitStack() as stack:
+        stack.enter_context(replacing(output)).write_text(
+            json.dumps(result.to_dict(), indent=1) + "\n"
+        )
+        for path, figure in figures.items():
+            figure.savefig(stack.enter_context(replacing(path)), format="png", dpi=120)
+    return [output, *figures]
 
 
 def _plot_curves(result: VOCResult) -> "Figure":

@@ -50,7 +50,7 @@ def load_confusion(path: str) -> dict[str, dict[str, float]]:
         raise FileNotFoundError(f"no confusion map at {path}; give the path of a YAML file")
     with PathManager.open(path) as f:
         try:
-            content = load_yaml(f)
+            content = load_yaml(f.read())
         except (yaml.YAMLError, ValueError) as error:
             raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict) or not content:

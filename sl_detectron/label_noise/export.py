@@ -19,16 +19,10 @@ from ..data.formats.changes import Change
 from ..data.formats.coco_json import CocoFile
 from ..data.formats.devkit import FileChanges, link_devkit, write_annotations
 from ..data.formats.edits import apply_edits
-from ..data.formats.folder import (
-    DESCRIPTION,
-    MANIFEST,
-    OWN_FILES,
-    PICTURE,
-    complete_or_nothing,
-    refuse_to_overwrite,
-)
 from ..data.formats.manifest import write_manifest
+from ..data.formats.restore import DESCRIPTION, MANIFEST, OWN_FILES, PICTURE
 from ..data.voc import load_voc_dataset
+from ..files import new_folder, refuse_to_overwrite
 from .injection import inject
 from .noises import Noise
 from .plot import plot_confusion
@@ -79,7 +73,7 @@ def export_noisy_voc(
     statistics = noise_statistics(records, changes, len(class_names))
     by_image = _by_image(changes)
     changed = _changed_files(by_image, noisy, class_names)
-    with complete_or_nothing(out) as partial, _pool(num_workers) as run:
+    with new_folder(out) as partial, _pool(num_workers) as run:
         link_devkit(root, partial)
         edits = write_annotations(root, partial, changed, class_names, run, progress)
         ordered = (group for image_id in sorted(by_image) for group in edits[f"{image_id}.xml"])
@@ -116,7 +110,7 @@ def export_noisy_coco(
     _, changes = inject(records, noises, len(classes), dataset_name)
     edits = coco.edits(changes)
     statistics = noise_statistics(records, changes, len(classes))
-    with complete_or_nothing(out) as partial:
+    with new_folder(out) as partial:
         noisy = apply_edits(coco.content, (edit for group in edits for edit in group))
         (partial / file).write_bytes(noisy)
         write_manifest(partial / MANIFEST, changes, edits, classes, dataset_name)

@@ -8,11 +8,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ...files import new_folder, refuse_to_overwrite
 from .edits import Edit, undo_edits
-from .folder import DESCRIPTION, MANIFEST, OWN_FILES, complete_or_nothing, refuse_to_overwrite
 from .manifest import read_manifest
 
-__all__ = ["restore_clean"]
+__all__ = ["DESCRIPTION", "MANIFEST", "OWN_FILES", "PICTURE", "restore_clean"]
+
+MANIFEST = "manifest.jsonl"
+DESCRIPTION = "noise.json"
+PICTURE = "confusion.png"
+# What a noisy copy holds beside the files of its source.
+OWN_FILES = (MANIFEST, DESCRIPTION, PICTURE)
 
 
 def restore_clean(noisy: str | Path, out: str | Path | None = None, progress: bool = False) -> Path:
@@ -36,7 +42,7 @@ def restore_clean(noisy: str | Path, out: str | Path | None = None, progress: bo
     if out is not None:
         refuse_to_overwrite(target, noisy)
     edits = _read_edits(noisy, _read_file_name(noisy / DESCRIPTION))
-    with complete_or_nothing(target, replaces=out is None) as partial:
+    with new_folder(target, replaces=out is None) as partial:
         own = [str(noisy / name) for name in OWN_FILES]
         shutil.copytree(
             noisy,
