@@ -14,19 +14,29 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"a": [float("inf"), 1]})
     assert path.read_text() == '{"a": [null, 1]}\n'
-    with pytest.raises(KeyboardInterrupt), replacing(path) as partial:
-        partial.write_text("half")
-        raise KeyboardInterrupt
+
+    def fail():
+        with replacing(path) as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
     assert path.read_text() == '{"a": [null, 1]}\n'
     assert os.listdir(tmp_path) == ["a.json"]
 
 
 def test_a_folder_of_another_process_stays(tmp_path):
     out = tmp_path / "deep" / "out"
-    with pytest.raises(OSError, match="not empty"), new_folder(out) as partial:
-        (partial / "ours").touch()
-        out.mkdir()
-        (out / "theirs").touch()
+
+    def make():
+        with new_folder(out) as partial:
+            (partial / "ours").touch()
+            out.mkdir()
+            (out / "theirs").touch()
+
+    with pytest.raises(OSError, match="not empty"):
+        make()
     assert os.listdir(out) == ["theirs"]
     assert os.listdir(out.parent) == ["out"]
 

@@ -1,8 +1,8 @@
-"""Corrected copies of data sets: the bytes of wrong labels change, nothing else does.
+"""Corrected copies of datasets: wrong labels change, nothing else does.
 
-Each data set with a correction gets a folder of its own: a VOC devkit folder with links to what
-does not change, or the COCO json. ``corrections.jsonl`` in it says what was changed, in the form
-of a manifest of label noise with the byte edits that undo it. The originals are only read.
+Each dataset with a correction gets a folder: a VOC devkit folder with links to what does not
+change, where the bytes of wrong labels do, or the COCO json. ``corrections.jsonl`` in it says what
+was changed, in the form of a manifest of label noise. The originals are only read.
 """
 
 import os
@@ -13,11 +13,9 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from detectron2.structures import BoxMode
-
+from ..data.formats.annotations import corners
 from ..data.formats.coco_json import CocoFile
 from ..data.formats.devkit import FileChanges, link_devkit, write_annotations
-from ..data.formats.edits import apply_edits
 from ..data.formats.manifest import write_manifest
 from ..data.formats.restore import OWN_FILES
 from ..data.formats.voc_xml import parse_voc_xml, read_voc_annotations
@@ -96,7 +94,7 @@ def _write_voc(decisions: Decisions, name: str, wrong: list[Decision], target: P
     edits = write_annotations(root, target, changed, classes)
     changes = [change for group, _ in changed.values() for change in group]
     groups = [group for file in changed for group in edits[file]]
-    write_manifest(target / CORRECTIONS, changes, groups, classes, name)
+    write_manifest(target / CORRECTIONS, changes, classes, name, groups)
 
 
 def _file_changes(path: Path, wrong: list[Decision], classes: Sequence[str]) -> FileChanges:
@@ -124,14 +122,12 @@ def _write_coco(decisions: Decisions, name: str, wrong: list[Decision], target: 
     changes = []
     for decision in sorted(wrong, key=lambda d: (str(d.image_id), d.index)):
         annotations = records.get(str(decision.image_id), [])
-        found = [(classes[a["category_id"]], _corners(a)) for a in annotations]
+        found = [(classes[a["category_id"]], corners(a)) for a in annotations]
         _check(decision, dict(enumerate(found)).get(decision.index), coco.path)
         box = annotations[decision.index]["bbox"]
         changes.append(_change(decision, decision.index, box, classes))
-    edits = coco.edits(changes)
-    corrected = apply_edits(coco.content, (edit for group in edits for edit in group))
-    (target / coco.path.name).write_bytes(corrected)
-    write_manifest(target / CORRECTIONS, changes, edits, classes, name)
+    (target / coco.path.name).write_bytes(coco.with_changes(changes))
+    write_manifest(target / CORRECTIONS, changes, classes, name)
 
 
 _WRITERS = {"voc": _write_voc, "coco": _write_coco}
@@ -153,11 +149,6 @@ def _check(
         "training had DATASETS.LABEL_NOISE, which is in no file (sl-inject-noise writes it "
         "to disk)"
     )
-
-
-def _corners(annotation: Record) -> list[float]:
-    box = [float(x) for x in annotation["bbox"]]
-    return BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)
 
 
 def folder_names(datasets: Iterable[str]) -> dict[str, str]:

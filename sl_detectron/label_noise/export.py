@@ -1,16 +1,17 @@
 """Noisy copies of data sets on disk.
 
 A copy holds the annotation files with noise, ``manifest.jsonl`` (one change per line, see
-:mod:`sl_detectron.data.formats.manifest`, with the byte edits that undo it), ``noise.json``
-(how it was made) and ``confusion.png``. It appears under its name only when it is complete.
+:mod:`sl_detectron.data.formats.manifest`), ``noise.json`` (how it was made) and ``confusion.png``.
+What makes it clean again are the byte edits in the manifest of a VOC copy, the ``original.json`` of
+a COCO copy. It appears under its name only when it is complete.
 """
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,10 @@ from ..data.formats.annotations import Record
 from ..data.formats.changes import Change
 from ..data.formats.coco_json import CocoFile
 from ..data.formats.devkit import FileChanges, link_devkit, write_annotations
-from ..data.formats.edits import apply_edits
 from ..data.formats.manifest import write_manifest
-from ..data.formats.restore import DESCRIPTION, MANIFEST, OWN_FILES, PICTURE
+from ..data.formats.restore import DESCRIPTION, MANIFEST, ORIGINAL, OWN_FILES, PICTURE
 from ..data.voc import load_voc_dataset
-from ..files import new_folder, refuse_to_overwrite
+from ..files import new_folder, refuse_to_overwrite, write_json
 from .injection import inject
 from .noises import Noise
 from .plot import plot_confusion
@@ -77,7 +77,7 @@ def export_noisy_voc(
         link_devkit(root, partial)
         edits = write_annotations(root, partial, changed, class_names, run, progress)
         ordered = (group for image_id in sorted(by_image) for group in edits[f"{image_id}.xml"])
-        write_manifest(partial / MANIFEST, changes, ordered, class_names, dataset_name)
+        write_manifest(partial / MANIFEST, changes, class_names, dataset_name, ordered)
         _describe(partial, dataset_name, noises, class_names)
         plot_confusion(statistics, class_names, partial / PICTURE)
     return statistics
@@ -108,12 +108,11 @@ def export_noisy_coco(
         raise ValueError(f"{coco.path}: the copy needs the name {file}; rename the file")
     records = coco.records()
     _, changes = inject(records, noises, len(classes), dataset_name)
-    edits = coco.edits(changes)
     statistics = noise_statistics(records, changes, len(classes))
     with new_folder(out) as partial:
-        noisy = apply_edits(coco.content, (edit for group in edits for edit in group))
-        (partial / file).write_bytes(noisy)
-        write_manifest(partial / MANIFEST, changes, edits, classes, dataset_name)
+        (partial / file).write_bytes(coco.with_changes(changes))
+        (partial / ORIGINAL).write_bytes(coco.content)
+        write_manifest(partial / MANIFEST, changes, classes, dataset_name)
         _describe(partial, dataset_name, noises, classes, file)
         plot_confusion(statistics, classes, partial / PICTURE)
     return statistics
@@ -169,8 +168,9 @@ def _describe(
 ) -> None:
     description = {
         "file": file,
+        "sha256": sha256((folder / file).read_bytes()).hexdigest() if file else "",
         "dataset": dataset_name,
         "noises": [repr(noise) for noise in noises],
         "classes": list(class_names),
     }
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+    write_json(folder / DESCRIPTION, description, indent=2)

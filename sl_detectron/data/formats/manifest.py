@@ -94,22 +94,25 @@ def manifest_lines(
 def write_manifest(
     path: Path,
     changes: Iterable[Change],
-    edits: Iterable[Sequence[Edit]],
     class_names: Sequence[str],
     dataset_name: str,
+    edits: Iterable[Sequence[Edit]] | None = None,
 ) -> None:
-    """Write a new manifest whose lines also hold the byte edits that a file got.
+    """Write a new manifest.
 
     Args:
         path: of the new file
-        changes: of one data set
-        edits: for each change those of its file
+        changes: of one dataset
         class_names: K names in the order of the class ids
         dataset_name: written into every line
+        edits: for each change the byte edits that its file got, written beside it
     """
+    lines = manifest_lines(changes, class_names, dataset_name)
+    if edits is not None:
+        groups = ([edit.to_json() for edit in group] for group in edits)
+        lines = ({**line, "edits": group} for line, group in zip(lines, groups))
     with path.open("x", encoding="ascii", newline="\n") as f:
-        for line, group in zip(manifest_lines(changes, class_names, dataset_name), edits):
-            f.write(json.dumps({**line, "edits": [edit.to_json() for edit in group]}) + "\n")
+        f.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def read_manifest(path: str) -> list[Line]:
