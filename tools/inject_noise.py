@@ -26,9 +26,8 @@ from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from sl_detectron.config import add_superloss_config
 from sl_detectron.data.formats.coco_json import CocoFile
 from sl_detectron.data.formats.restore import restore_clean
-from sl_detectron.label_noise.config import TYPES, noises_from_config
+from sl_detectron.label_noise.config import noises_from_config
 from sl_detectron.label_noise.export import export_noisy_coco, export_noisy_voc
-from sl_detectron.label_noise.noises import MODES
 from sl_detectron.label_noise.stats import NoiseStatistics, statistics_table, uniformity_test
 
 
@@ -130,8 +129,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--type",
         default="symmetric",
-        choices=TYPES,
-        help="which class takes a label's place: any other, any or a look-alike; default symmetric",
+        help="which class takes a label's place: symmetric, any other; symmetric_inclusive, any; "
+        "asymmetric, a look-alike; default symmetric",
     )
     parser.add_argument(
         "--rate", type=float, default=0.0, help="fraction of labels in [0, 1]; default 0"
@@ -142,8 +141,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--mode",
         default="bernoulli",
-        choices=MODES,
-        help="each annotation by its own draw, or exactly round(rate * n); default bernoulli",
+        help="bernoulli, each annotation by its own draw; exact, round(rate * n) of them; default "
+        "bernoulli",
     )
     parser.add_argument("--confusion", default="", help="YAML map for --type asymmetric")
     parser.add_argument("--box-jitter", type=float, default=0.0, help="fraction of boxes")

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ..data.formats.annotations import corners
+from ..data.formats.changes import Change
 from ..data.formats.coco_json import CocoFile
 from ..data.formats.devkit import FileChanges, link_devkit, write_annotations
 from ..data.formats.manifest import write_manifest
 from ..data.formats.restore import OWN_FILES
 from ..data.formats.voc_xml import parse_voc_xml, read_voc_annotations
 from ..files import new_folder, refuse_to_overwrite
-from ..label_noise import Change
 from .decisions import Decision, Decisions
 
 __all__ = ["CORRECTIONS", "apply_decisions", "folder_names"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from detectron2.structures import BoxMode
 
-from ..data import annotation_fingerprint
+from ..data.annotation_ids import annotation_fingerprint
 from ..data.formats.annotations import image_id_of
 from .records import AuditedAnnotation, LabelAudit, dataset_source
 from .tracker import AnnotationStatistics

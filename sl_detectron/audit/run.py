@@ -17,7 +17,8 @@ from torch import nn
 
 from ..checkpoint import SafeCheckpointer, read_checkpoint
 from ..config import num_classes_of
-from ..label_noise import noisy_dataset_dicts, read_manifest
+from ..data.formats.manifest import read_manifest
+from ..label_noise import noisy_dataset_dicts
 from ..losses import confidence
 from ..modeling import SuperLossTerm
 from . import AnnotationTracker, LabelAudit, audit_annotations

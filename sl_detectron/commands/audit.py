@@ -31,10 +31,11 @@ from ..audit.run import (
 )
 from ..audit.scoring import evaluation_table, plot_evaluation, write_evaluation
 from ..config import num_classes_of
+from ..data.formats.manifest import read_manifest
 from ..engine.config_files import refuse_lazy
 from ..engine.setup import setup_cfg
 from ..files import refuse_to_overwrite
-from ..label_noise import noises_from_config, read_manifest
+from ..label_noise.config import has_label_noise
 
 __all__ = ["FORMATS", "apply_file", "run_audit"]
 
@@ -134,7 +135,7 @@ def _check_run(
     # A COCO set's classes are not known before it is read.
     names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
     check_top(names or classes, args.top, classes)
-    has_noise = bool(noises_from_config(cfg) or cfg.DATASETS.LABEL_NOISE.MANIFEST)
+    has_noise = has_label_noise(cfg)
     if args.evaluate and not args.manifest and not has_noise:
         raise ValueError(
             "--evaluate compares with known noise, and DATASETS.LABEL_NOISE of this run is off; "

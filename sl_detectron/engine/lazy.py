@@ -17,7 +17,7 @@ from torch import nn
 
 from ..checkpoint import SafeCheckpointer
 from ..config import config_keys
-from ..data import shield_workers
+from ..data.train_loader import shield_workers
 from .finite import trainer_class
 from .hooks import LogTau
 from .resume import ResumeState, SaveAndStop, StopOnSignal, get_rng_state, set_rng_state

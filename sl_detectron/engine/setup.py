@@ -22,9 +22,10 @@ from detectron2.utils.logger import setup_logger
 from ..checkpoint import SafeCheckpointer
 from ..cli import USER_ERRORS
 from ..config import add_superloss_config, config_keys, is_dense_detector, num_classes_of
-from ..data import check_datasets, register_voc_datasets
+from ..data.voc import check_datasets, register_voc_datasets
 from ..evaluation import check_evaluator
-from ..label_noise import check_label_noise, check_train_loader
+from ..label_noise.config import check_label_noise
+from ..label_noise.loader import check_train_loader
 from .config_files import merge_config_file
 from .trainer import SuperLossTrainer
 

@@ -18,7 +18,7 @@ from torch import nn
 from ..audit.run import build_annotation_tracker
 from ..checkpoint import SafeCheckpointer
 from ..config import add_superloss_config
-from ..data import shield_workers
+from ..data.train_loader import shield_workers
 from ..evaluation import build_evaluator
 from ..label_noise import build_noisy_train_loader, noisy_dataset_dicts
 from ..losses import DataParams

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..data.formats.annotations import Annotation, corners, in_mode, make_spurious
-from .noises import Draws, ImageSize, Noise, below, fraction
+from .noises import NOISE_REGISTRY, Draws, ImageSize, Noise, below, fraction
 
 __all__ = ["BoxJitter", "MissingAnnotations", "SpuriousBoxes"]
 
@@ -16,6 +16,7 @@ BOX_GRID = 16
 MIN_BOX_SIZE = 1 + 1 / BOX_GRID
 
 
+@NOISE_REGISTRY.register("box_jitter")
 @dataclass(frozen=True, kw_only=True)
 class BoxJitter(Noise):
     """Move each box coordinate: x += U(-m, m) * width, y += U(-m, m) * height.
@@ -34,7 +35,7 @@ class BoxJitter(Noise):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.magnitude < 0.5:
-            raise ValueError(f"magnitude of box_jitter must be in (0, 0.5); got {self.magnitude!r}")
+            raise ValueError(f"magnitude must be in (0, 0.5); got {self.magnitude!r}")
 
     def corrupt(
         self, annotation: Annotation, draws: Draws, size: ImageSize, num_classes: int
@@ -47,6 +48,7 @@ class BoxJitter(Noise):
         return {**annotation, "bbox": in_mode([x1, y1, x2, y2], annotation["bbox_mode"])}
 
 
+@NOISE_REGISTRY.register("missing")
 @dataclass(frozen=True, kw_only=True)
 class MissingAnnotations(Noise):
     """Leave annotations out, as an annotator who overlooked an object."""
@@ -59,6 +61,7 @@ class MissingAnnotations(Noise):
         return None
 
 
+@NOISE_REGISTRY.register("spurious")
 @dataclass(frozen=True, kw_only=True)
 class SpuriousBoxes(Noise):
     """Add boxes without an object: the hit annotation's size, any place, any class.

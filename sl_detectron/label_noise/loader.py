@@ -28,7 +28,7 @@ from ..data.formats.changes import Change
 from ..data.formats.manifest import changes_from_manifest, read_manifest
 from ..data.train_loader import BROKEN_IMAGES, TrainLoader
 from ..data.voc import load_dataset
-from .config import noises_from_config, train_classes
+from .config import check_label_noise, noises_from_config, train_classes
 from .injection import apply_changes, inject
 from .noises import Noise
 from .stats import noise_statistics, statistics_table
@@ -131,10 +131,12 @@ def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:
         ValueError: if the noise is set wrongly or does not fit the data sets, or no image is left
     """
     check_train_loader(cfg)
+    check_label_noise(cfg)
     names = cfg.DATASETS.TRAIN
-    noises = noises_from_config(cfg)
     manifest = _read_manifest(cfg)
+    # Loading a COCO set sets its class names, which noises may ask for.
     sets = {name: _load(name) for name in names}
+    noises = noises_from_config(cfg)
     if noises or manifest is not None:
         sets = _inject(sets, train_classes(cfg), noises, manifest)
     elif all(MetadataCatalog.get(name).get("thing_classes") for name in names):

@@ -12,22 +12,21 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sl_detectron.data import load_voc_dataset
+from sl_detectron.data.formats.changes import Change
 from sl_detectron.data.formats.coco_json import CocoFile
 from sl_detectron.data.formats.edits import Edit, apply_edits, undo_edits
+from sl_detectron.data.formats.manifest import changes_from_manifest, read_manifest
 from sl_detectron.data.formats.restore import restore_clean
 from sl_detectron.data.formats.voc_edits import voc_edits
 from sl_detectron.label_noise import (
     BoxJitter,
-    Change,
     MissingAnnotations,
     SpuriousBoxes,
     SymmetricNoise,
-    apply_changes,
-    changes_from_manifest,
     inject,
-    read_manifest,
 )
 from sl_detectron.label_noise.export import export_noisy_coco, export_noisy_voc
+from sl_detectron.label_noise.injection import apply_changes
 from sl_detectron.label_noise.stats import noise_statistics, statistics_table, uniformity_test
 
 CLASSES = ["cat", "dog", "R&D", "zürich"]
