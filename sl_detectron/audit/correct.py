@@ -19,7 +19,7 @@ from ..data.formats.coco_json import CocoFile
 from ..data.formats.devkit import FileChanges, link_devkit, write_annotations
 from ..data.formats.manifest import write_manifest
 from ..data.formats.restore import OWN_FILES
-from ..data.formats.voc_xml import parse_voc_xml, read_voc_annotations
+from ..data.formats.voc_xml import parse_voc_xml, read_voc_annotations, zero_based
 from ..files import new_folder, refuse_to_overwrite
 from .decisions import Decision, Decisions
 
@@ -102,7 +102,7 @@ def _file_changes(path: Path, wrong: list[Decision], classes: Sequence[str]) -> 
     # Objects of other classes may have been ignored: a decision counts the others.
     positions = [i for i, obj in enumerate(objects) if obj.name in classes]
     names: list[str | None] = [obj.name for obj in objects]
-    boxes = [[o.box[0] - 1.0, o.box[1] - 1.0, o.box[2], o.box[3]] for o in objects]
+    boxes = [zero_based(obj.box) for obj in objects]
     changes = []
     for decision in sorted(wrong, key=lambda d: d.index):
         position = dict(enumerate(positions)).get(decision.index, len(objects))

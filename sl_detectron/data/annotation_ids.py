@@ -16,8 +16,9 @@ __all__ = ["AnnotationIdMapper", "annotation_fingerprint", "number_annotations"]
 
 Record = dict[str, Any]
 
-# No class id: what comes out as another number did not go through unchanged.
-_FIRST = 2**40
+# Stand-ins for class ids start here, far from any class id: what comes out as another number did
+# not go through the mapper unchanged.
+_STAND_INS = 2**40
 
 
 def number_annotations(sets: Mapping[str, Sequence[Record]]) -> dict[str, list[Record]]:
@@ -116,7 +117,7 @@ class AnnotationIdMapper:
         annotations = record.get("annotations", ())
         if not annotations or any("annotation_id" not in a for a in annotations):
             return self.mapper(record)
-        positions = [{**a, "category_id": _FIRST + i} for i, a in enumerate(annotations)]
+        positions = [{**a, "category_id": _STAND_INS + i} for i, a in enumerate(annotations)]
         mapped = self.mapper({**record, "annotations": positions})
         instances = mapped.get("instances") if isinstance(mapped, dict) else None
         fields = {} if instances is None else instances.get_fields()
@@ -124,7 +125,7 @@ class AnnotationIdMapper:
         if (
             instances is None
             or classes is None
-            or ((classes < _FIRST) | (classes >= _FIRST + len(annotations))).any()
+            or ((classes < _STAND_INS) | (classes >= _STAND_INS + len(annotations))).any()
         ):
             raise ValueError(
                 f"image {record.get('image_id')!r}: {self.mapper} does not pass category_id on to "
@@ -134,5 +135,5 @@ class AnnotationIdMapper:
         # New objects: the mapper may keep what it returned.
         for field, key in (("gt_classes", "category_id"), ("gt_annotation_ids", "annotation_id")):
             values = torch.tensor([a[key] for a in annotations], dtype=torch.int64)
-            fields = {**fields, field: values[classes - _FIRST]}
+            fields = {**fields, field: values[classes - _STAND_INS]}
         return {**mapped, "instances": Instances(instances.image_size, **fields)}

@@ -16,6 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from ..files import new_folder
+from .formats.voc_xml import CORNERS, one_based
 from .voc import load_voc_dataset, set_voc_metadata
 
 __all__ = ["TOY_CLASS_NAMES", "TOY_SPLITS", "make_toy_dataset", "register_toy_datasets"]
@@ -167,19 +168,19 @@ def _free_place(
 
 
 def _write_xml(path: Path, name: str, objects: list[tuple[str, tuple[int, int, int, int]]]) -> None:
-    """One VOC annotation; its pixel indices are 1-based and inclusive."""
+    """One VOC annotation."""
     root = ET.Element("annotation")
     ET.SubElement(root, "filename").text = f"{name}.jpg"
     size = ET.SubElement(root, "size")
     for key, value in (("width", IMAGE_SIZE), ("height", IMAGE_SIZE), ("depth", 3)):
         ET.SubElement(size, key).text = str(value)
-    for class_name, (x0, y0, x1, y1) in objects:
+    for class_name, corners in objects:
         obj = ET.SubElement(root, "object")
         ET.SubElement(obj, "name").text = class_name
         ET.SubElement(obj, "pose").text = "Unspecified"
         ET.SubElement(obj, "truncated").text = ET.SubElement(obj, "difficult").text = "0"
         box = ET.SubElement(obj, "bndbox")
-        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), (x0 + 1, y0 + 1, x1, y1)):
-            ET.SubElement(box, key).text = str(value)
+        for key, corner in zip(CORNERS, one_based(corners)):
+            ET.SubElement(box, key).text = str(corner)
     ET.indent(root)
     ET.ElementTree(root).write(path)

@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import pascal_voc
 from detectron2.structures import BoxMode
 
-from .formats.voc_xml import check_other_classes, class_ids_of, read_voc_annotations
+from .formats.voc_xml import check_other_classes, class_ids_of, read_voc_annotations, zero_based
 
 __all__ = [
     "load_voc_dataset",
@@ -66,8 +66,7 @@ def load_voc_dataset(
         instances = [
             {
                 "category_id": class_ids[obj.name],
-                # 1-based inclusive pixels become the 0-based edges around them.
-                "bbox": [obj.box[0] - 1.0, obj.box[1] - 1.0, obj.box[2], obj.box[3]],
+                "bbox": zero_based(obj.box),
                 "bbox_mode": BoxMode.XYXY_ABS,
                 "difficult": int(obj.difficult),
             }

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..data.formats.annotations import Annotation, corners, in_mode, make_spurious
+from ..data.formats.annotations import Annotation, corners, from_corners, make_spurious
 from .noises import NOISE_REGISTRY, Draws, ImageSize, Noise, below, fraction
 
 __all__ = ["BoxJitter", "MissingAnnotations", "SpuriousBoxes"]
@@ -45,7 +45,7 @@ class BoxJitter(Noise):
         height, width = size
         x1, x2 = _move(x1, x2, shift[0], shift[2], width)
         y1, y2 = _move(y1, y2, shift[1], shift[3], height)
-        return {**annotation, "bbox": in_mode([x1, y1, x2, y2], annotation["bbox_mode"])}
+        return {**annotation, "bbox": from_corners([x1, y1, x2, y2], annotation["bbox_mode"])}
 
 
 @NOISE_REGISTRY.register("missing")
@@ -84,7 +84,7 @@ class SpuriousBoxes(Noise):
         h = min(math.ceil((y2 - y1) * BOX_GRID) / BOX_GRID, height)
         x = math.floor(fraction(draws[1]) * (width - w) * BOX_GRID) / BOX_GRID
         y = math.floor(fraction(draws[2]) * (height - h) * BOX_GRID) / BOX_GRID
-        box = in_mode([x, y, x + w, y + h], annotation["bbox_mode"])
+        box = from_corners([x, y, x + w, y + h], annotation["bbox_mode"])
         return make_spurious(annotation, below(num_classes, draws[0]), box)
 
 

@@ -25,8 +25,7 @@ from ..data.voc import load_voc_dataset
 from ..files import new_folder, refuse_to_overwrite, write_json
 from .injection import inject
 from .noises import Noise
-from .plot import plot_confusion
-from .stats import NoiseStatistics, noise_statistics
+from .stats import NoiseStatistics, noise_statistics, plot_confusion
 
 __all__ = ["export_noisy_voc", "export_noisy_coco"]
 

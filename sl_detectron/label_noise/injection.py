@@ -14,7 +14,7 @@ from hashlib import blake2b
 from struct import Struct
 from typing import Any
 
-from ..data.formats.annotations import Annotation, Record, corners, in_mode, make_spurious
+from ..data.formats.annotations import Annotation, Record, corners, from_corners, make_spurious
 from ..data.formats.changes import Change, apply_change, compare, order
 from .noises import DRAWS_PER_ANNOTATION, Noise
 
@@ -128,7 +128,7 @@ def _as_sibling(added: Annotation, sibling: Annotation) -> Annotation:
     # The fields of the clean first annotation, whichever was hit: a file and a replayed manifest
     # know no other.
     return make_spurious(
-        sibling, added["category_id"], in_mode(corners(added), sibling["bbox_mode"])
+        sibling, added["category_id"], from_corners(corners(added), sibling["bbox_mode"])
     )
 
 

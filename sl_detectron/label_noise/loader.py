@@ -26,7 +26,7 @@ from ..data.annotation_ids import AnnotationIdMapper, annotation_fingerprint, nu
 from ..data.formats.annotations import Record
 from ..data.formats.changes import Change
 from ..data.formats.manifest import changes_from_manifest, read_manifest
-from ..data.train_loader import BROKEN_IMAGES, TrainLoader
+from ..data.train_loader import TrainLoader, check_loading
 from ..data.voc import load_dataset
 from .config import check_label_noise, noises_from_config, train_classes
 from .injection import apply_changes, inject
@@ -105,13 +105,10 @@ def check_train_loader(cfg: CfgNode) -> None:
     names = cfg.DATASETS.TRAIN
     if not names or len(set(names)) < len(names):
         raise ValueError(f"DATASETS.TRAIN must name different data sets; got {tuple(names)}")
-    sampler, broken = cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.get("BROKEN_IMAGES", "error")
+    sampler = cfg.DATALOADER.SAMPLER_TRAIN
     if sampler not in _SAMPLERS:
         raise ValueError(f"DATALOADER.SAMPLER_TRAIN must be one of {_SAMPLERS}; got {sampler!r}")
-    if broken not in BROKEN_IMAGES:
-        raise ValueError(f"DATALOADER.BROKEN_IMAGES must be one of {BROKEN_IMAGES}; got {broken!r}")
-    if cfg.SOLVER.IMS_PER_BATCH < 1:
-        raise ValueError(f"SOLVER.IMS_PER_BATCH must be above 0; got {cfg.SOLVER.IMS_PER_BATCH}")
+    check_loading(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.BROKEN_IMAGES)
 
 
 def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:

@@ -136,7 +136,7 @@ def test_a_noise_of_another_project_with_a_node(cfg):
         with pytest.raises(ValueError, match=r"LABEL_NOISE.MY_SHIFT.RATE must be in \[0, 1\]"):
             check_label_noise(cfg)
         set_noise(cfg, MY_SHIFT__RATE=0.5, TYPE="my_shift")
-        with pytest.raises(ValueError, match="LABEL_NOISE.TYPE must be one of"):
+        with pytest.raises(ValueError, match=r"LABEL_NOISE\.TYPE must be one of"):
             check_label_noise(cfg)
     finally:
         NOISE_REGISTRY._obj_map.pop("my_shift")

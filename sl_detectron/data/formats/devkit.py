@@ -12,7 +12,7 @@ from tqdm import tqdm
 from .changes import Change
 from .edits import Edit, apply_edits
 from .voc_edits import voc_edits
-from .voc_xml import parse_voc_xml
+from .voc_xml import parse_voc_xml, zero_based
 
 __all__ = ["FileChanges", "LoadedObject", "link_devkit", "loaded_objects", "write_annotations"]
 
@@ -73,10 +73,7 @@ def write_annotations(
 
 def loaded_objects(path: Path) -> list[LoadedObject]:
     """Return every object of an annotation file, as training will read it."""
-    return [
-        (name, [x1 - 1.0, y1 - 1.0, x2, y2])
-        for name, (x1, y1, x2, y2), _ in parse_voc_xml(path).objects
-    ]
+    return [(obj.name, zero_based(obj.box)) for obj in parse_voc_xml(path).objects]
 
 
 def _files(folder: Path) -> list[str]:

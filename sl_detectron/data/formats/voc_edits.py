@@ -8,12 +8,12 @@ from xml.sax.saxutils import escape
 
 from .changes import Change
 from .edits import Edit
+from .voc_xml import CORNERS, one_based
 
 __all__ = ["voc_edits"]
 
 # An attribute's value may hold ">".
 _TAG = re.compile(rb"""<(?:[^>"']|"[^"]*"|'[^']*')*>""")
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _OBJECT = """
 \t<object>
 \t\t<name>{name}</name>
@@ -114,22 +114,17 @@ def _replace(xml: bytes, span: Span, new: bytes) -> Edit:
 
 def _move(xml: bytes, spans: dict[str, Span], change: Change) -> list[Edit]:
     # A coordinate that stays keeps its text: files hold more digits than a float needs.
-    old, new = (_one_based(box) for box in (change.old, change.new))
+    old, new = (one_based(box) for box in (change.old, change.new))
     return [
         _replace(xml, spans[f"object/bndbox/{corner}"], _encode(_number(new[i])))
-        for i, corner in enumerate(_CORNERS)
+        for i, corner in enumerate(CORNERS)
         if new[i] != old[i]
     ]
 
 
 def _fields(change: Change, class_names: Sequence[str]) -> dict[str, Any]:
-    corners = dict(zip(_CORNERS, map(_number, _one_based(change.new["bbox"]))))
+    corners = dict(zip(CORNERS, map(_number, one_based(change.new["bbox"]))))
     return {"name": escape(class_names[change.new["category_id"]]), **corners}
-
-
-def _one_based(box: Sequence[float]) -> list[float]:
-    """VOC counts pixels from 1 and includes the last one."""
-    return [box[0] + 1, box[1] + 1, box[2], box[3]]
 
 
 def _number(value: float) -> str:

@@ -14,22 +14,24 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 __all__ = [
+    "CORNERS",
     "OTHER_CLASSES",
     "VOCAnnotation",
     "VOCObject",
     "check_other_classes",
     "class_ids_of",
+    "one_based",
     "parse_voc_xml",
     "read_image_set",
     "read_voc_annotations",
+    "zero_based",
 ]
 
 # What an object whose class is not in the list does.
 OTHER_CLASSES = ("error", "ignore")
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 logger = logging.getLogger(__name__)
-
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class VOCObject(NamedTuple):
@@ -92,6 +94,16 @@ def parse_voc_xml(path: str | os.PathLike, one_pixel_boxes: bool = False) -> VOC
         for i, obj in enumerate(root.findall("object"))
     ]
     return VOCAnnotation(path, _parse_size(root, path), objects)
+
+
+def zero_based(box: Sequence[float]) -> list[float]:
+    """Turn VOC's corners, 1-based and inclusive pixels, into the 0-based edges around them."""
+    return [box[0] - 1.0, box[1] - 1.0, box[2], box[3]]
+
+
+def one_based(box: Sequence[float]) -> list[float]:
+    """Inverse of :func:`zero_based`."""
+    return [box[0] + 1, box[1] + 1, box[2], box[3]]
 
 
 def read_voc_annotations(
@@ -236,14 +248,14 @@ def _parse_object(obj: ET.Element, where: str, one_pixel_boxes: bool) -> VOCObje
     corners = obj.find("bndbox")
     if corners is None:
         raise ValueError(f"{where} ({name}) has no <bndbox>")
-    texts = [corners.findtext(key) for key in _CORNERS]
+    texts = [corners.findtext(key) for key in CORNERS]
     difficult = obj.findtext("difficult") or "0"
     try:
         xmin, ymin, xmax, ymax = (float(text or "") for text in texts)
         is_difficult = int(difficult) != 0
     except ValueError:
         given = ", ".join(
-            f"{k}={t!r}" for k, t in zip((*_CORNERS, "difficult"), (*texts, difficult))
+            f"{k}={t!r}" for k, t in zip((*CORNERS, "difficult"), (*texts, difficult))
         )
         raise ValueError(f"{where} ({name}) needs numbers; got {given}") from None
     finite = all(map(math.isfinite, (xmin, ymin, xmax, ymax)))
