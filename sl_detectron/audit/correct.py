@@ -16,7 +16,7 @@ from typing import Any
 from ..data.formats.annotations import corners
 from ..data.formats.changes import Change
 from ..data.formats.coco_json import CocoFile
-from ..data.formats.devkit import FileChanges, link_devkit, write_annotations
+from ..data.formats.devkit import FileChanges, copy_devkit
 from ..data.formats.manifest import write_manifest
 from ..data.formats.restore import OWN_FILES
 from ..data.formats.voc_xml import parse_voc_xml, read_voc_annotations, zero_based
@@ -90,11 +90,8 @@ def _write_voc(decisions: Decisions, name: str, wrong: list[Decision], target: P
         for file, group in sorted(by_file.items())
     }
     # Files of a noisy copy speak of noise that the corrected copy does not have.
-    link_devkit(root, target, leave_out=(*OWN_FILES, CORRECTIONS))
-    edits = write_annotations(root, target, changed, classes)
-    changes = [change for group, _ in changed.values() for change in group]
-    groups = [group for file in changed for group in edits[file]]
-    write_manifest(target / CORRECTIONS, changes, classes, name, groups)
+    leave_out = (*OWN_FILES, CORRECTIONS)
+    copy_devkit(root, target, changed, classes, name, CORRECTIONS, leave_out=leave_out)
 
 
 def _file_changes(path: Path, wrong: list[Decision], classes: Sequence[str]) -> FileChanges:

@@ -188,7 +188,7 @@ def test_an_error_half_way_leaves_nothing(devkit, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "step", ["devkit.voc_edits", "export.write_manifest", "export.plot_confusion"]
+    "step", ["devkit.voc_edits", "devkit.write_manifest", "export.plot_confusion"]
 )
 def test_killed_half_way_leaves_nothing_that_looks_finished(devkit, tmp_path, step):
     script = (
