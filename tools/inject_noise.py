@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Write a noisy copy of a data set, or make a noisy copy clean again.
+"""Write a noisy copy of a dataset, or make a noisy copy clean again.
 
 Examples:
   A VOC devkit folder with 40 % wrong labels in trainval; images are linked:
     tools/inject_noise.py --voc-root VOC2007 --split trainval --rate 0.4 --output noisy/VOC2007
-  A COCO json, labels wrong by a map of your own:
+  A COCO json, labels wrong by a custom map:
     tools/inject_noise.py --coco-json train.json --type asymmetric --confusion map.yaml \\
         --rate 0.2 --output noisy
   The clean set again, from the copy and its manifest alone:

@@ -25,7 +25,7 @@ def number_annotations(sets: Mapping[str, Sequence[Record]]) -> dict[str, list[R
     """Number the annotations of all training sets, 0 to A-1 in the order of sets and records.
 
     Args:
-        sets: {data set name: dataset dicts}, never changed
+        sets: {dataset name: dataset dicts}, never changed
 
     Returns:
         the same sets; each annotation has the key ``annotation_id``
@@ -57,7 +57,7 @@ def annotation_fingerprint(sets: Mapping[str, Sequence[Record]]) -> str:
     is not a crowd; boxes to hundredths of a pixel, finer than which machines may differ.
 
     Args:
-        sets: {data set name: dataset dicts}, from :func:`number_annotations`
+        sets: {dataset name: dataset dicts}, from :func:`number_annotations`
 
     Returns:
         64 hexadecimal digits, a SHA-256
@@ -88,7 +88,7 @@ class AnnotationIdMapper:
     mask and keypoints. So a number takes the place of the class on the way through the mapper and
     the class is put back afterwards; what the mapper drops or reorders is right too.
 
-    A mapper of your own may be wrapped if it passes ``category_id`` on and decides nothing by it:
+    A custom mapper may be wrapped if it passes ``category_id`` on and decides nothing by it:
     one that keeps only some classes would see none.
 
     Args:
@@ -112,7 +112,7 @@ class AnnotationIdMapper:
         """What the mapper makes of the record, with ids where the annotations have them.
 
         Raises:
-            ValueError: the mapper made classes of its own instead of passing ``category_id`` on
+            ValueError: the mapper made other classes instead of passing ``category_id`` on
         """
         annotations = record.get("annotations", ())
         if not annotations or any("annotation_id" not in a for a in annotations):

@@ -24,7 +24,7 @@ __all__ = ["TOY_CLASS_NAMES", "TOY_SPLITS", "make_toy_dataset", "register_toy_da
 logger = logging.getLogger(__name__)
 
 TOY_CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-# Images of each split. Of 200 training images a detector knows the wrong labels by heart after 20
+# Images of each split. With 200 training images a detector has memorised the wrong labels after 20
 # epochs, before it knows the digits; then no loss can tell them any more.
 TOY_SPLITS = {"train": 800, "test": 240}
 IMAGE_SIZE = 128

@@ -112,8 +112,8 @@ def load_confusion(path: str) -> dict[str, dict[str, float]]:
         {class name: {other class name: probability}}
 
     Raises:
-        FileNotFoundError: if there is no such file
-        ValueError: if it holds something else
+        FileNotFoundError: there is no such file
+        ValueError: it holds something else
     """
     if not PathManager.isfile(path):
         raise FileNotFoundError(f"confusion {path!r} does not exist; give the path of a YAML file")
@@ -134,10 +134,10 @@ def confusion_by_id(
 
     Args:
         confusion: {class name: {other class name: probability}}
-        class_names: of the data set, in the order of its class ids
+        class_names: of the dataset, in the order of its class ids
 
     Raises:
-        ValueError: if the map names a class outside the list
+        ValueError: the map names a class outside the list
 
     Example:
         >>> confusion_by_id({"cat": {"dog": 1.0}}, ["dog", "cat"])

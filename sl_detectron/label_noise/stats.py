@@ -3,7 +3,6 @@
 Shapes: K classes.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ class NoiseStatistics:
     Args:
         confusion: (K + 1, K + 1) int64; [clean class, noisy class], row K: spurious boxes,
             column K: missing annotations
-        counts: how many changes there are of each kind: label, box, missing, spurious
+        counts: {"label", "box", "missing" or "spurious": number of such changes}
     """
 
     confusion: np.ndarray
@@ -52,8 +51,8 @@ class NoiseStatistics:
         labels = self.confusion[:-1, :-1]
         total = self.confusion[:-1].sum(axis=1)
         wrong = labels.sum(axis=1) - labels.diagonal()
-        rates: np.ndarray = np.full(len(total), np.nan)
-        return np.divide(wrong, total, out=rates, where=total > 0)
+        with np.errstate(invalid="ignore"):
+            return wrong / total
 
 
 def noise_statistics(
@@ -74,26 +73,21 @@ def noise_statistics(
         >>> statistics.confusion.tolist()
         [[0, 1, 0], [0, 1, 0], [0, 0, 0]]
     """
-    clean = Counter(
-        annotation["category_id"]
-        for record in records
-        for annotation in record["annotations"]
-        if not annotation.get("iscrowd", 0)
-    )
     confusion = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
-    for category_id, count in clean.items():
-        confusion[category_id, category_id] = count
+    for record in records:
+        for annotation in record["annotations"]:
+            if not annotation.get("iscrowd", 0):
+                confusion[annotation["category_id"], annotation["category_id"]] += 1
     counts = dict.fromkeys(CHANGES, 0)
     for change in changes:
         counts[change.what] += 1
-        if change.what == "label":
-            confusion[change.old, change.old] -= 1
-            confusion[change.old, change.new] += 1
-        elif change.what == "missing":
-            confusion[change.old["category_id"], change.old["category_id"]] -= 1
-            confusion[change.old["category_id"], num_classes] += 1
-        elif change.what == "spurious":
+        if change.what == "spurious":
             confusion[num_classes, change.new["category_id"]] += 1
+        elif change.what != "box":
+            is_label = change.what == "label"
+            old = change.old if is_label else change.old["category_id"]
+            confusion[old, old] -= 1
+            confusion[old, change.new if is_label else num_classes] += 1
     return NoiseStatistics(confusion, counts)
 
 

@@ -90,7 +90,7 @@ def apply_change(
 
 def _match(change: Change, found: Any) -> None:
     if found != change.old:
-        raise ValueError(f"{change}: the data set has {found!r} there; it is not the same set")
+        raise ValueError(f"{change}: the dataset has {found!r} there; it is not the same set")
 
 
 def order(change: Change) -> tuple[str, int, str]:
