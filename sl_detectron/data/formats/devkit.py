@@ -12,9 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from .changes import Change
-from .edits import Edit, apply_edits
 from .manifest import write_manifest
-from .voc_edits import voc_edits
+from .voc_edits import Edit, apply_edits, voc_edits
 from .voc_xml import parse_voc_xml, zero_based
 
 __all__ = ["FileChanges", "LoadedObject", "copy_devkit"]

@@ -12,8 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ...files import new_folder, refuse_to_overwrite
-from .edits import Edit, undo_edits
 from .manifest import read_manifest
+from .voc_edits import Edit, undo_edits
 
 __all__ = ["DESCRIPTION", "MANIFEST", "ORIGINAL", "OWN_FILES", "PICTURE", "restore_clean"]
 
