@@ -1,6 +1,8 @@
 """Pascal VOC style sets: any class list, and every flaw named before training starts.
 
-A set's root folder holds ``Annotations/*.xml``, ``ImageSets/Main/<split>.txt`` and ``JPEGImages/``.
+A set's root folder holds ``Annotations/*.xml``, ``ImageSets/Main/<split>.txt`` and ``JPEGImages/``;
+a split is the name of an image set, e.g. "trainval". Class names are K in the order of the class
+ids.
 """
 
 import difflib
@@ -42,9 +44,7 @@ def load_voc_dataset(
     Each annotation also carries ``difficult``; as in detectron2, difficult objects are trained on.
 
     Args:
-        root: holds Annotations/, ImageSets/Main/ and JPEGImages/
-        split: an image set, e.g. "trainval"
-        class_names: K names in the order of the class ids
+        root, split, class_names: see the top of this module
         require_images: whether an annotation without image is an error
         other_classes: "error" refuses objects of a class that is not in class_names, so that a
             misspelt one is found; "ignore" leaves them out and warns how many there were
@@ -92,9 +92,7 @@ def register_voc_dataset(
 
     Args:
         name: for ``DATASETS.TRAIN`` and ``DATASETS.TEST``
-        root: holds Annotations/, ImageSets/Main/ and JPEGImages/
-        split: an image set
-        class_names: K names in the order of the class ids
+        root, split, class_names: see the top of this module
         year: 2007 selects VOC07's 11-point AP as the default metric, any other the area
         other_classes: "error" or "ignore", see :func:`load_voc_dataset`
 
@@ -154,12 +152,7 @@ def set_voc_metadata(
     """Set what evaluators and visualisers of a VOC style set read from its metadata.
 
     Args:
-        metadata: of a registered set
-        root: of the VOC style set
-        split: an image set
-        class_names: K names in the order of the class ids
-        year: 2007 selects the 11-point metric
-        other_classes: "error" or "ignore", see :func:`load_voc_dataset`
+        metadata: of a registered set; the others are those of :func:`register_voc_dataset`
     """
     metadata.set(
         thing_classes=list(class_names),

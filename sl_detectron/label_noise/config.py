@@ -1,4 +1,4 @@
-"""From the config node ``DATASETS.LABEL_NOISE`` to noises."""
+"""From the node ``DATASETS.LABEL_NOISE`` of a config with our keys to noises."""
 
 from collections.abc import Iterator, Sequence
 
@@ -23,9 +23,6 @@ def noises_from_config(cfg: CfgNode, class_names: Sequence[str] | None = None) -
         cfg: with the keys of :func:`~sl_detectron.add_superloss_config`
         class_names: K names; None for those of ``DATASETS.TRAIN``
 
-    Returns:
-        noises for :func:`~sl_detectron.label_noise.inject`; none where a manifest is set
-
     Raises:
         FileNotFoundError, ValueError: as :func:`check_label_noise`
         ValueError: the noise does not fit the classes
@@ -44,9 +41,6 @@ def has_label_noise(cfg: CfgNode) -> bool:
 
 def check_label_noise(cfg: CfgNode) -> None:
     """Check the values of ``DATASETS.LABEL_NOISE`` without any dataset.
-
-    Args:
-        cfg: with the keys of :func:`~sl_detectron.add_superloss_config`
 
     Raises:
         ValueError: names the key, its value and what it can be

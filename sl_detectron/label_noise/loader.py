@@ -3,7 +3,8 @@
 A training image can leave the set in three ways, all seen in the noisy annotations, as if the
 noisy set lay on disk: ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` drops images whose annotations all
 went missing, ``MIN_KEYPOINTS_PER_IMAGE`` those with too few keypoints, and
-``RandomSubsetTrainingSampler`` a share of the rest.
+``RandomSubsetTrainingSampler`` a share of the rest. Every ``cfg`` has the keys of
+:func:`~sl_detectron.add_superloss_config`.
 """
 
 import logging
@@ -95,9 +96,6 @@ def build_noisy_train_loader(
 def check_train_loader(cfg: CfgNode) -> None:
     """Check the keys of the training loader without any dataset.
 
-    Args:
-        cfg: with the keys of :func:`~sl_detectron.add_superloss_config`
-
     Raises:
         ValueError: names the key, its value and what it can be
     """
@@ -113,9 +111,6 @@ def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:
     """Load the training sets, inject their noise and drop what detectron2 would drop.
 
     Logs the realised rate of every set, and its table by class at level DEBUG.
-
-    Args:
-        cfg: with the keys of :func:`~sl_detectron.add_superloss_config`
 
     Returns:
         {dataset name: noisy dataset dicts}, in the order of ``DATASETS.TRAIN``. Each annotation

@@ -69,9 +69,6 @@ def parse_voc_xml(path: str | os.PathLike, one_pixel_boxes: bool = False) -> VOC
         path: of the XML file
         one_pixel_boxes: accept xmin = xmax and ymin = ymax, a single pixel as VOC counts
 
-    Returns:
-        its objects and the size of the image
-
     Raises:
         FileNotFoundError: there is no such file
         ValueError: the file is not XML, or an object lacks a name or a box with
@@ -157,13 +154,6 @@ def read_voc_annotations(
 def read_image_set(root: str | os.PathLike, split: str) -> list[str]:
     """Read the image ids of ``ImageSets/Main/<split>.txt``, one per line.
 
-    Args:
-        root: of the VOC style set
-        split: name of the image set
-
-    Returns:
-        at least one id
-
     Raises:
         FileNotFoundError: the folder or the image set is missing
         ValueError: the set is empty or elsewhere, or an id repeats or is not the path of a file
@@ -201,23 +191,13 @@ def read_image_set(root: str | os.PathLike, split: str) -> list[str]:
 
 
 def check_other_classes(value: str) -> None:
-    """Refuse what is not one of ``OTHER_CLASSES``.
-
-    Args:
-        value: what an object of a class outside the list does
-
-    Raises:
-        ValueError: unknown value
-    """
+    """Raise ValueError if a value is not one of ``OTHER_CLASSES``."""
     if value not in OTHER_CLASSES:
         raise ValueError(f"other_classes must be one of {OTHER_CLASSES}; got {value!r}")
 
 
 def class_ids_of(class_names: Sequence[str]) -> dict[str, int]:
-    """Return {name: id}; names must differ and not be empty.
-
-    Args:
-        class_names: K names in the order of the class ids
+    """Return {name: id} of K names in the order of the class ids.
 
     Raises:
         ValueError: there is no name, or one is empty or repeats
