@@ -151,7 +151,7 @@ class TrainLoader:
         for batch in self._batches:
             broken = [sample for sample in batch if isinstance(sample, _Broken)]
             if broken:
-                raise ValueError(broken[0].message)
+                raise broken[0]
             self.image_ids = [_image_id(sample) for sample in batch]
             yield batch
 
@@ -174,11 +174,8 @@ class TrainLoader:
                 bucket.clear()
 
 
-class _Broken:
+class _Broken(ValueError):
     """A sample that could not be made. Raised in the main process: a worker's error has no line."""
-
-    def __init__(self, message: str):
-        self.message = message
 
 
 class _SeededSamples(Dataset):
@@ -203,7 +200,7 @@ class _SeededSamples(Dataset):
             ):
                 return sample
             self._warn(index, sample)
-        reason = sample.message if sample is not None else "the mapper returned None"
+        reason = "the mapper returned None" if sample is None else sample
         return _Broken(f"{_MAX_SKIPPED} images in a row could not be used; the last: {reason}")
 
     def _map(self, index: int, sequence: np.random.SeedSequence) -> Any:
@@ -220,7 +217,7 @@ class _SeededSamples(Dataset):
 
     def _warn(self, index: int, broken: _Broken | None) -> None:
         if broken is not None and index not in self._warned:
-            logger.warning("Skipped %s", broken.message.partition("; repair it")[0])
+            logger.warning("Skipped %s", str(broken).partition("; repair it")[0])
             self._warned.add(index)
 
 

@@ -11,7 +11,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..data.formats.annotations import Annotation
 from ..files import load_yaml
-from .noises import NOISE_REGISTRY, Draws, ImageSize, Noise, fraction
+from .noises import NOISE_REGISTRY, Draws, Noise, Noisy, Size, fraction
 
 __all__ = ["VOC_CONFUSION", "AsymmetricNoise", "confusion_by_id", "load_confusion"]
 
@@ -86,9 +86,7 @@ class AsymmetricNoise(Noise):
     def applies_to(self, annotation: Annotation) -> bool:
         return annotation["category_id"] in self.confusion
 
-    def corrupt(
-        self, annotation: Annotation, draws: Draws, size: ImageSize, num_classes: int
-    ) -> Annotation | None:
+    def corrupt(self, annotation: Annotation, draws: Draws, size: Size, num_classes: int) -> Noisy:
         row = self.confusion[annotation["category_id"]]
         remaining = fraction(draws[0])
         # In the order of class ids: two maps with the same content must give the same labels.

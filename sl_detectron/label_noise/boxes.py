@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..data.formats.annotations import Annotation, corners, from_corners, make_spurious
-from .noises import NOISE_REGISTRY, Draws, ImageSize, Noise, below, fraction
+from .noises import NOISE_REGISTRY, Draws, Noise, Noisy, Size, below, fraction
 
 __all__ = ["BoxJitter", "MissingAnnotations", "SpuriousBoxes"]
 
@@ -37,9 +37,7 @@ class BoxJitter(Noise):
         if not 0 < self.magnitude < 0.5:
             raise ValueError(f"magnitude must be in (0, 0.5); got {self.magnitude!r}")
 
-    def corrupt(
-        self, annotation: Annotation, draws: Draws, size: ImageSize, num_classes: int
-    ) -> Annotation | None:
+    def corrupt(self, annotation: Annotation, draws: Draws, size: Size, num_classes: int) -> Noisy:
         x1, y1, x2, y2 = corners(annotation)
         shift = [self.magnitude * (2 * fraction(draw) - 1) for draw in draws[:4]]
         height, width = size
@@ -55,9 +53,7 @@ class MissingAnnotations(Noise):
 
     kind: ClassVar[str] = "missing"
 
-    def corrupt(
-        self, annotation: Annotation, draws: Draws, size: ImageSize, num_classes: int
-    ) -> Annotation | None:
+    def corrupt(self, annotation: Annotation, draws: Draws, size: Size, num_classes: int) -> Noisy:
         return None
 
 
@@ -75,9 +71,7 @@ class SpuriousBoxes(Noise):
     adds: ClassVar[bool] = True
     uses_size: ClassVar[bool] = True
 
-    def corrupt(
-        self, annotation: Annotation, draws: Draws, size: ImageSize, num_classes: int
-    ) -> Annotation | None:
+    def corrupt(self, annotation: Annotation, draws: Draws, size: Size, num_classes: int) -> Noisy:
         x1, y1, x2, y2 = corners(annotation)
         height, width = size
         w = min(math.ceil((x2 - x1) * BOX_GRID) / BOX_GRID, width)

@@ -72,20 +72,17 @@ def train_classes(cfg: CfgNode) -> list[str]:
     Raises:
         ValueError: a set has none, or another list
     """
-    lists = {}
-    for name in cfg.DATASETS.TRAIN:
-        classes = MetadataCatalog.get(name).get("thing_classes")
+    first, *_ = names = cfg.DATASETS.TRAIN
+    lists = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
+    for name, classes in lists.items():
         if classes is None:
             raise ValueError(
                 f"dataset {name!r} of DATASETS.TRAIN has no class list, which label noise needs; "
                 f"set MetadataCatalog.get({name!r}).thing_classes"
             )
-        lists[name] = list(classes)
-    first, *others = lists
-    for name in others:
-        if lists[name] != lists[first]:
+        if list(classes) != list(lists[first]):
             raise ValueError(f"datasets {first!r} and {name!r} have different class lists")
-    return lists[first]
+    return list(lists[first])
 
 
 def _nodes(cfg: CfgNode) -> Iterator[tuple[str, CfgNode, type[Noise]]]:

@@ -74,14 +74,7 @@ def export_noisy_voc(
     statistics = noise_statistics(records, changes, len(class_names))
     with new_folder(out) as partial:
         copy_devkit(
-            root,
-            partial,
-            changed,
-            class_names,
-            dataset_name,
-            MANIFEST,
-            num_workers=num_workers,
-            progress=progress,
+            root, partial, changed, class_names, dataset_name, MANIFEST, num_workers, progress
         )
         _describe(partial, dataset_name, noises, class_names, statistics)
     return statistics
@@ -93,10 +86,7 @@ def export_noisy_coco(
     """Write a noisy copy of a COCO json file into a new folder, under the same file name.
 
     Args:
-        coco: the clean set
-        out: the new folder
-        noises: for :func:`~sl_detectron.label_noise.inject`
-        dataset_name: the name that training will use; part of every annotation's hash
+        coco: the clean set; all else is as for :func:`export_noisy_voc`
 
     Returns:
         what the noise did

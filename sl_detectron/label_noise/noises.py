@@ -20,8 +20,9 @@ __all__ = [
     "DRAWS_PER_ANNOTATION",
     "NOISE_REGISTRY",
     "Draws",
-    "ImageSize",
+    "Size",
     "Noise",
+    "Noisy",
     "SymmetricNoise",
     "below",
     "fraction",
@@ -32,7 +33,8 @@ MODES = ("bernoulli", "exact")
 DRAWS_PER_ANNOTATION = 5
 
 Draws = Sequence[int]
-ImageSize = tuple[int, int]
+Size = tuple[int, int]
+Noisy = Annotation | None
 
 
 class _Registry(Registry):
@@ -123,9 +125,7 @@ class Noise:
         """Whether the annotation can be hit, and counts in n of the exact mode."""
         return True
 
-    def corrupt(
-        self, annotation: Annotation, draws: Draws, size: ImageSize, num_classes: int
-    ) -> Annotation | None:
+    def corrupt(self, annotation: Annotation, draws: Draws, size: Size, num_classes: int) -> Noisy:
         """Return the noisy form of one annotation that was hit.
 
         Args:
@@ -166,9 +166,7 @@ class SymmetricNoise(Noise):
                 f"symmetric noise needs at least 2 classes to choose from; got {num_classes}"
             )
 
-    def corrupt(
-        self, annotation: Annotation, draws: Draws, size: ImageSize, num_classes: int
-    ) -> Annotation | None:
+    def corrupt(self, annotation: Annotation, draws: Draws, size: Size, num_classes: int) -> Noisy:
         true = annotation["category_id"]
         if self.include_true:
             return {**annotation, "category_id": below(num_classes, draws[0])}

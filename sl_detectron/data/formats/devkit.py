@@ -31,10 +31,9 @@ def copy_devkit(
     class_names: Sequence[str],
     dataset_name: str,
     manifest: str,
-    *,
-    leave_out: Sequence[str] = (),
     num_workers: int = 1,
     progress: bool = False,
+    leave_out: Sequence[str] = (),
 ) -> None:
     """Copy a devkit folder: image sets, annotations with changes, links to everything else.
 
@@ -45,9 +44,9 @@ def copy_devkit(
         class_names: K names in the order of the class ids
         dataset_name: written into every line of the manifest
         manifest: name of the file in ``target`` that says what changed and by which edits
-        leave_out: names in root that the copy does not get
         num_workers: processes that write XML; the result does not depend on it
         progress: whether to show a progress bar
+        leave_out: names in root that the copy does not get
 
     Raises:
         ValueError: a file that changes has a layout that is not understood
