@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..data.formats.annotations import Annotation, corners, from_corners, make_spurious
+from ..data.formats.annotations import Annotation, corners, from_corners
 from .noises import NOISE_REGISTRY, Draws, Noise, Noisy, Size, below, fraction
 
 __all__ = ["BoxJitter", "MissingAnnotations", "SpuriousBoxes"]
@@ -79,7 +79,7 @@ class SpuriousBoxes(Noise):
         x = math.floor(fraction(draws[1]) * (width - w) * BOX_GRID) / BOX_GRID
         y = math.floor(fraction(draws[2]) * (height - h) * BOX_GRID) / BOX_GRID
         box = from_corners([x, y, x + w, y + h], annotation["bbox_mode"])
-        return make_spurious(annotation, below(num_classes, draws[0]), box)
+        return {**annotation, "category_id": below(num_classes, draws[0]), "bbox": box}
 
 
 def _move(

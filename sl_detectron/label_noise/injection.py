@@ -78,7 +78,11 @@ def inject(
                 size = (record.get("height", 0), record.get("width", 0))
                 new = noise.corrupt(old, draws[1:], size, num_classes)
                 if noise.adds and new is not None:
-                    added.append(_as_sibling(new, record["annotations"][0]))
+                    # The fields of the clean first annotation, whichever was hit: a file and a
+                    # replayed manifest know no other.
+                    first = record["annotations"][0]
+                    box = from_corners(corners(new), first["bbox_mode"])
+                    added.append(make_spurious(first, new["category_id"], box))
                 else:
                     annotations[index] = new
             annotations += added
@@ -118,14 +122,6 @@ def apply_changes(
 def is_noisy(record: Mapping[str, Any]) -> bool:
     """Whether noise was put into this record."""
     return NOISE_KEY in record
-
-
-def _as_sibling(added: Annotation, sibling: Annotation) -> Annotation:
-    # The fields of the clean first annotation, whichever was hit: a file and a replayed manifest
-    # know no other.
-    return make_spurious(
-        sibling, added["category_id"], from_corners(corners(added), sibling["bbox_mode"])
-    )
 
 
 def _check(

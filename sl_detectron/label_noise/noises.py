@@ -135,8 +135,8 @@ class Noise:
             num_classes: K
 
         Returns:
-            the annotation that takes its place (or comes beside it, where ``adds``), None to
-            leave it out
+            the annotation that takes its place (or comes beside it, where ``adds``: then only its
+            class and box count), None to leave it out
         """
         raise NotImplementedError
 
