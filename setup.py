@@ -14,7 +14,7 @@ VERSION = re.search(
 DEMO = ["scikit-learn", "matplotlib"]
 AUDIT = ["cleanlab", "scikit-learn", "matplotlib"]
 # tools/make_table.py; tools/sweep.py --executor.
-BENCHMARK = ["scipy", "matplotlib"]
+BENCHMARK = ["matplotlib"]
 SLURM = ["submitit"]
 VISUALIZE = ["matplotlib", "opencv-python-headless"]
 TEST = [*DEMO, *AUDIT, *BENCHMARK, *SLURM, "pytest", "pytest-xdist", "hypothesis", "mpmath"]
@@ -62,6 +62,7 @@ setup(
         "PyYAML",
         "numpy",
         "Pillow",
+        "scipy",
         "tabulate",
         "tqdm",
     ],

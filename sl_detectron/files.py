@@ -1,17 +1,31 @@
-"""Files that appear whole or not at all, and YAML from strangers."""
+"""Files and folders that appear whole or not at all, strict JSON, and YAML of plain values.
 
+Code in YAML is refused here, in pickles by :mod:`sl_detectron.checkpoint`; entity declarations in
+XML by :mod:`sl_detectron.data.formats.voc_xml`. A LazyConfig is Python and cannot be refused.
+"""
+
+import json
+import math
 import os
+import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
-__all__ = ["MAX_YAML_VALUES", "load_yaml", "replacing", "write_text"]
-
-# detectron2's own defaults have about 500 values. Aliases let a file of 1 kB stand for billions.
-MAX_YAML_VALUES = 100_000
+__all__ = [
+    "finite",
+    "load_yaml",
+    "new_folder",
+    "refuse_to_overwrite",
+    "replacing",
+    "strict_json",
+    "write_json",
+    "write_text",
+]
 
 
 @contextmanager
@@ -42,44 +56,130 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def load_yaml(text: str | IO[str], loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
-    """``yaml.safe_load`` that does not build what a small file's aliases blow up to.
+@contextmanager
+def new_folder(path: Path, replaces: bool = False) -> Iterator[Path]:
+    """A hidden folder beside ``path`` that becomes ``path`` if all goes well, else vanishes.
+
+    Args:
+        path: the folder to be; its parents are made
+        replaces: whether ``path`` exists and is to be replaced; a link to it stays a link
+
+    Raises:
+        OSError: it cannot be written, or another process made a folder there meanwhile
+    """
+    # A name such as "." has no parent to work in, and a rename would move a link, not its folder.
+    path = Path(os.path.realpath(path))
+    unique = uuid.uuid4().hex[:8]
+    partial = path.with_name(f".{path.name}.partial-{unique}")
+    before = path.with_name(f".{path.name}.before-{unique}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if replaces:
+            path.rename(before)
+        partial.rename(path)
+    except BaseException:
+        if before.exists() and not path.exists():
+            before.rename(path)
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    # The new folder is in place: what cannot be removed of the old one must not undo that.
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def refuse_to_overwrite(out: Path, source: Path) -> None:
+    """Refuse an output folder that exists or lies inside what it is made from.
+
+    Links are followed: a devkit's JPEGImages/ is often one to a folder elsewhere.
+
+    Args:
+        out: the folder to be
+        source: a file or a folder
+
+    Raises:
+        FileExistsError: there is anything at ``out``
+        ValueError: ``out`` is inside ``source``, or inside a folder that a link in it leads to
+    """
+    # An empty folder would be replaced by a rename without a word.
+    if os.path.lexists(out):
+        raise FileExistsError(f"{out} exists; give the name of a new folder, or remove it")
+    real = Path(os.path.realpath(out))
+    for folder in _real_folders(source):
+        if real.is_relative_to(folder):
+            where = "" if folder == os.path.realpath(source) else f" by a link to {folder}"
+            raise ValueError(
+                f"{out} is inside {source}{where}, which is only read; give a folder outside"
+            )
+
+
+def _real_folders(source: Path) -> Iterator[str]:
+    """Yield the real paths of the source and of all folders that links in it lead to.
+
+    What is below those is not walked: a link may lead to the root of a disk.
+    """
+    root = os.path.realpath(source)
+    yield root
+    for parent, folders, _ in os.walk(root):
+        paths = (os.path.join(parent, name) for name in folders)
+        yield from (os.path.realpath(path) for path in paths if os.path.islink(path))
+
+
+def strict_json(value: Any, **options: Any) -> str:
+    """JSON that every reader takes: a number that is not finite becomes null.
+
+    Args:
+        value: of dicts with string keys, lists, tuples, strings and numbers
+        options: for ``json.dumps``
+
+    Example:
+        >>> strict_json({"loss": [float("nan"), 1.5], "class": "Säge"})
+        '{"loss": [null, 1.5], "class": "Säge"}'
+    """
+    return json.dumps(finite(value), ensure_ascii=False, allow_nan=False, **options)
+
+
+def write_json(path: Path, value: Any, **options: Any) -> None:
+    """Write :func:`strict_json` and an end of line by :func:`write_text`."""
+    write_text(path, strict_json(value, **options) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """The value with None for every number in it that is not finite, and lists for tuples."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value
+
+
+def load_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """``yaml.safe_load`` of a file by others; an alias must not hold aliases.
+
+    One level is what detectron2's own dumps have. With more, 1 kB stands for billions of values.
 
     Args:
         text: a document
-        loader: for rules of one's own
+        loader: with rules of the caller's
 
     Raises:
-        yaml.YAMLError: it is no YAML, has tags beyond plain values, is nested too deeply, or stands
-            for over :data:`MAX_YAML_VALUES` values
+        yaml.YAMLError: it is no YAML, has tags beyond plain values, an alias inside an anchored
+            value, or is nested too deeply
 
     Example:
         >>> load_yaml("a: &a [1, 2]\\nb: *a")
         {'a': [1, 2], 'b': [1, 2]}
     """
-    reader = loader(text)
+    anchored = [False]
+    for event in yaml.parse(text, loader):
+        if isinstance(event, yaml.AliasEvent) and anchored[-1]:
+            raise yaml.YAMLError(f"alias *{event.anchor} is inside another anchor's value")
+        if isinstance(event, yaml.CollectionStartEvent):
+            anchored.append(anchored[-1] or event.anchor is not None)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchored.pop()
     try:
-        node = reader.get_single_node()
-        if node is None:
-            return None
-        # Before the values are made: merge keys copy what their aliases stand for.
-        if _num_values(node, {}) > MAX_YAML_VALUES:
-            raise yaml.YAMLError(f"it stands for over {MAX_YAML_VALUES} values")
-        return reader.construct_document(node)
+        return yaml.load(text, loader)
     except RecursionError as error:
         raise yaml.YAMLError("it is nested too deeply") from error
-    finally:
-        reader.dispose()
-
-
-def _num_values(node: yaml.Node, known: dict[int, float]) -> float:
-    """Of a node with its aliases written out; infinite where one is inside of itself."""
-    if id(node) not in known:
-        known[id(node)] = float("inf")
-        children: list[yaml.Node] = []
-        if isinstance(node, yaml.SequenceNode):
-            children = node.value
-        elif isinstance(node, yaml.MappingNode):
-            children = [part for pair in node.value for part in pair]
-        known[id(node)] = 1 + sum(_num_values(child, known) for child in children)
-    return known[id(node)]

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Write a noisy copy of a data set, or make a noisy copy clean again.
+"""Write a noisy copy of a dataset, or make a noisy copy clean again.
 
 Examples:
   A VOC devkit folder with 40 % wrong labels in trainval; images are linked:
     tools/inject_noise.py --voc-root VOC2007 --split trainval --rate 0.4 --output noisy/VOC2007
-  A COCO json, labels wrong by a map of your own:
+  A COCO json, labels wrong by a custom map:
     tools/inject_noise.py --coco-json train.json --type asymmetric --confusion map.yaml \\
         --rate 0.2 --output noisy
   The clean set again, from the copy and its manifest alone:
@@ -24,11 +24,10 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
 from sl_detectron.config import add_superloss_config
-from sl_detectron.data.formats.coco_edits import CocoFile
+from sl_detectron.data.formats.coco_json import CocoFile
 from sl_detectron.data.formats.restore import restore_clean
-from sl_detectron.label_noise.config import TYPES, noises_from_config
+from sl_detectron.label_noise.config import noises_from_config
 from sl_detectron.label_noise.export import export_noisy_coco, export_noisy_voc
-from sl_detectron.label_noise.noises import MODES
 from sl_detectron.label_noise.stats import NoiseStatistics, statistics_table, uniformity_test
 
 
@@ -130,8 +129,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--type",
         default="symmetric",
-        choices=TYPES,
-        help="which class takes a label's place: any other, any or a look-alike; default symmetric",
+        help="which class takes a label's place: symmetric, any other; symmetric_inclusive, any; "
+        "asymmetric, a look-alike; default symmetric",
     )
     parser.add_argument(
         "--rate", type=float, default=0.0, help="fraction of labels in [0, 1]; default 0"
@@ -142,8 +141,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--mode",
         default="bernoulli",
-        choices=MODES,
-        help="each annotation by its own draw, or exactly round(rate * n); default bernoulli",
+        help="bernoulli, each annotation by its own draw; exact, round(rate * n) of them; default "
+        "bernoulli",
     )
     parser.add_argument("--confusion", default="", help="YAML map for --type asymmetric")
     parser.add_argument("--box-jitter", type=float, default=0.0, help="fraction of boxes")

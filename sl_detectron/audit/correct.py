@@ -1,8 +1,8 @@
-"""Corrected copies of data sets: the bytes of wrong labels change, nothing else does.
+"""Corrected copies of datasets: wrong labels change, nothing else does.
 
-Each data set with a correction gets a folder of its own: a VOC devkit folder with links to what
-does not change, or the COCO json. ``corrections.jsonl`` in it says what was changed, in the form
-of a manifest of label noise with the byte edits that undo it. The originals are only read.
+Each dataset with a correction gets a folder: a VOC devkit folder with links to what does not
+change, where the bytes of wrong labels do, or the COCO json. ``corrections.jsonl`` in it says what
+was changed, in the form of a manifest of label noise. The originals are only read.
 """
 
 import os
@@ -13,15 +13,14 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from detectron2.structures import BoxMode
-
-from ..data.formats.coco_edits import CocoFile
-from ..data.formats.devkit import FileChanges, link_devkit, write_annotations
-from ..data.formats.edits import apply_edits
-from ..data.formats.folder import OWN_FILES, complete_or_nothing, refuse_to_overwrite
+from ..data.formats.annotations import corners
+from ..data.formats.changes import Change
+from ..data.formats.coco_json import CocoFile
+from ..data.formats.devkit import FileChanges, copy_devkit
 from ..data.formats.manifest import write_manifest
-from ..data.formats.voc_xml import parse_voc_xml, read_voc_annotations
-from ..label_noise import Change
+from ..data.formats.restore import OWN_FILES
+from ..data.formats.voc_xml import parse_voc_xml, read_voc_annotations, zero_based
+from ..files import new_folder, refuse_to_overwrite
 from .decisions import Decision, Decisions
 
 __all__ = ["CORRECTIONS", "apply_decisions", "folder_names"]
@@ -65,7 +64,7 @@ def apply_decisions(decisions: Decisions, out: str | os.PathLike) -> dict[str, i
         if not path.exists():
             raise FileNotFoundError(f"dataset {name!r} is not at {path} any more")
         refuse_to_overwrite(out, path)
-    with complete_or_nothing(out) as partial:
+    with new_folder(out) as partial:
         folders = folder_names(decisions.sources)
         for name, wrong in by_set.items():
             target = partial / folders[name]
@@ -91,11 +90,8 @@ def _write_voc(decisions: Decisions, name: str, wrong: list[Decision], target: P
         for file, group in sorted(by_file.items())
     }
     # Files of a noisy copy speak of noise that the corrected copy does not have.
-    link_devkit(root, target, leave_out=(*OWN_FILES, CORRECTIONS))
-    edits = write_annotations(root, target, changed, classes)
-    changes = [change for group, _ in changed.values() for change in group]
-    groups = [group for file in changed for group in edits[file]]
-    write_manifest(target / CORRECTIONS, changes, groups, classes, name)
+    leave_out = (*OWN_FILES, CORRECTIONS)
+    copy_devkit(root, target, changed, classes, name, CORRECTIONS, leave_out=leave_out)
 
 
 def _file_changes(path: Path, wrong: list[Decision], classes: Sequence[str]) -> FileChanges:
@@ -103,7 +99,7 @@ def _file_changes(path: Path, wrong: list[Decision], classes: Sequence[str]) -> 
     # Objects of other classes may have been ignored: a decision counts the others.
     positions = [i for i, obj in enumerate(objects) if obj.name in classes]
     names: list[str | None] = [obj.name for obj in objects]
-    boxes = [[o.box[0] - 1.0, o.box[1] - 1.0, o.box[2], o.box[3]] for o in objects]
+    boxes = [zero_based(obj.box) for obj in objects]
     changes = []
     for decision in sorted(wrong, key=lambda d: d.index):
         position = dict(enumerate(positions)).get(decision.index, len(objects))
@@ -123,14 +119,12 @@ def _write_coco(decisions: Decisions, name: str, wrong: list[Decision], target: 
     changes = []
     for decision in sorted(wrong, key=lambda d: (str(d.image_id), d.index)):
         annotations = records.get(str(decision.image_id), [])
-        found = [(classes[a["category_id"]], _corners(a)) for a in annotations]
+        found = [(classes[a["category_id"]], corners(a)) for a in annotations]
         _check(decision, dict(enumerate(found)).get(decision.index), coco.path)
         box = annotations[decision.index]["bbox"]
         changes.append(_change(decision, decision.index, box, classes))
-    edits = coco.edits(changes)
-    corrected = apply_edits(coco.content, (edit for group in edits for edit in group))
-    (target / coco.path.name).write_bytes(corrected)
-    write_manifest(target / CORRECTIONS, changes, edits, classes, name)
+    (target / coco.path.name).write_bytes(coco.with_changes(changes))
+    write_manifest(target / CORRECTIONS, changes, classes, name)
 
 
 _WRITERS = {"voc": _write_voc, "coco": _write_coco}
@@ -152,11 +146,6 @@ def _check(
         "training had DATASETS.LABEL_NOISE, which is in no file (sl-inject-noise writes it "
         "to disk)"
     )
-
-
-def _corners(annotation: Record) -> list[float]:
-    box = [float(x) for x in annotation["bbox"]]
-    return BoxMode.convert(box, annotation["bbox_mode"], BoxMode.XYXY_ABS)
 
 
 def folder_names(datasets: Iterable[str]) -> dict[str, str]:

@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..data.formats.voc_xml import class_ids_of
-from ..files import write_text
-from .files import VERSION, read_json, strict_json
+from ..files import write_json
+from .files import VERSION, read_json
 from .records import LabelAudit
 
 __all__ = ["Decision", "Decisions", "decisions_above", "read_decisions", "write_decisions"]
@@ -88,7 +88,7 @@ def decisions_above(audit: LabelAudit, threshold: float) -> Decisions:
 def write_decisions(decisions: Decisions, path: str | os.PathLike) -> None:
     """Write a file that :func:`read_decisions` reads."""
     data = {"version": VERSION, **asdict(decisions)}
-    write_text(Path(path), strict_json(data, indent=1) + "\n")
+    write_json(Path(path), data, indent=1)
 
 
 def read_decisions(path: str | os.PathLike) -> Decisions:

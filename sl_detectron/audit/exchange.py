@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..files import write_text
-from .files import strict_json
+from ..files import write_json
 from .records import AuditedAnnotation, LabelAudit
 
 __all__ = ["CLEANLAB_JSON", "read_cleanlab", "write_cleanlab", "write_fiftyone"]
@@ -154,5 +153,5 @@ def _images(audit: LabelAudit) -> Iterable[list[AuditedAnnotation]]:
 
 def _write(data: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, strict_json(data) + "\n")
+    write_json(path, data)
     return path

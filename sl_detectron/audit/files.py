@@ -14,10 +14,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..files import replacing
+from ..files import finite, replacing, strict_json
 from .records import AuditedAnnotation, LabelAudit
 
-__all__ = ["AUDIT_JSON", "read_audit", "read_json", "strict_json", "write_audit"]
+__all__ = ["AUDIT_JSON", "read_audit", "read_json", "write_audit"]
 
 AUDIT_JSON = "label_audit.json"
 AUDIT_CSV = "label_audit.csv"
@@ -37,7 +37,7 @@ def write_audit(audit: LabelAudit, folder: str | os.PathLike) -> None:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [_finite(asdict(annotation)) for annotation in audit.annotations]
+    rows = [finite(asdict(annotation)) for annotation in audit.annotations]
     head: dict[str, Any] = {
         "version": VERSION,
         "score": "suspicion, in [0, 1]; higher is more suspect",
@@ -107,30 +107,6 @@ def read_json(
         return parse(data)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a {what}: {error!r}") from error
-
-
-def strict_json(value: Any, **options: Any) -> str:
-    """JSON that every reader takes: a number that is not finite becomes null.
-
-    Args:
-        value: of dicts with string keys, lists, tuples, strings and numbers
-        options: for ``json.dumps``
-
-    Example:
-        >>> strict_json({"loss": [float("nan"), 1.5], "class": "Säge"})
-        '{"loss": [null, 1.5], "class": "Säge"}'
-    """
-    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, **options)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
 
 
 def _annotation(row: dict[str, Any]) -> AuditedAnnotation:

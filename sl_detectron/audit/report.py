@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import write_text
+from ..files import strict_json, write_text
 from .crops import Crop, make_crops
-from .files import strict_json
 from .records import AuditedAnnotation, LabelAudit
 
 __all__ = ["REPORT", "check_crops", "write_report"]

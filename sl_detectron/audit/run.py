@@ -13,7 +13,8 @@ from ..checkpoint import SafeCheckpointer, check_checkpoint, last_checkpoint, re
 from ..config import num_classes_of
 from ..data import AnnotationTable
 from ..data.formats.annotations import Record
-from ..label_noise import noisy_dataset_dicts, read_manifest
+from ..data.formats.manifest import read_manifest
+from ..label_noise import noisy_dataset_dicts
 from ..losses import confidence
 from .objectlab import objectlab_scores
 from .ranking import audit_annotations

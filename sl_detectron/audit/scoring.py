@@ -15,8 +15,7 @@ from tabulate import tabulate
 
 from ..data import AnnotationTable
 from ..data.formats.annotations import Annotation, Record
-from ..files import write_text
-from .files import strict_json
+from ..files import write_json
 from .records import LabelAudit
 
 __all__ = [
@@ -170,7 +169,7 @@ def evaluation_table(evaluation: AuditEvaluation) -> str:
 
 def write_evaluation(evaluation: AuditEvaluation, path: str | os.PathLike) -> None:
     """Write an evaluation as JSON."""
-    write_text(Path(path), strict_json(asdict(evaluation), indent=1) + "\n")
+    write_json(Path(path), asdict(evaluation), indent=1)
 
 
 def plot_evaluation(evaluation: AuditEvaluation, path: str | os.PathLike) -> None:

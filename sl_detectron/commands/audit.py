@@ -20,8 +20,10 @@ from ..checkpoint import check_checkpoint, last_checkpoint
 from ..config import num_classes_of
 from ..data import AnnotationTable
 from ..data.annotation_ids import dataset_source
-from ..data.formats.folder import refuse_to_overwrite
-from ..label_noise import noises_from_config, noisy_dataset_dicts, read_manifest
+from ..data.formats.manifest import read_manifest
+from ..files import refuse_to_overwrite
+from ..label_noise import noisy_dataset_dicts
+from ..label_noise.config import has_label_noise
 from . import run_config
 
 __all__ = ["run_audit"]
@@ -122,7 +124,7 @@ def _check_run(args: argparse.Namespace, cfg: CfgNode, table: AnnotationTable | 
     first = next(iter(sources))
     names = table.classes if table else MetadataCatalog.get(first).get("thing_classes")
     top_suspects(LabelAudit(names or args.classes, {}, ()), args.top, classes=args.classes)
-    has_noise = bool(noises_from_config(cfg) or cfg.DATASETS.LABEL_NOISE.MANIFEST)
+    has_noise = has_label_noise(cfg)
     if args.evaluate and not args.manifest and not has_noise:
         raise ValueError(
             "--evaluate compares with known noise, and DATASETS.LABEL_NOISE of this run is off; "

@@ -14,11 +14,10 @@ from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 from tqdm import tqdm
 
-from ..audit.files import strict_json
 from ..engine.launch import iterations_done, setup_job
 from ..engine.setup import setup_cfg
 from ..engine.trainer import SuperLossTrainer, build_predictor
-from ..files import write_text
+from ..files import write_json
 from ..label_noise import noisy_dataset_dicts
 from ..model_zoo import get_config_file
 from ..sweep.statistics import paired_difference
@@ -139,4 +138,4 @@ def _differences(results: dict[tuple[str, int], dict[str, float]], seeds: list[i
 
 def _write_runs(results: dict[tuple[str, int], dict[str, float]], path: Path) -> None:
     runs = [{"method": m, "seed": seed, "metrics": r} for (m, seed), r in results.items()]
-    write_text(path, strict_json(runs, indent=1) + "\n")
+    write_json(path, runs, indent=1)

@@ -26,8 +26,9 @@ __all__ = ["AnnotationIdMapper", "AnnotationTable", "dataset_source", "number_an
 # The file in a run's output folder.
 ANNOTATIONS = "annotations.jsonl"
 
-# No class id: what comes out as another number did not go through unchanged.
-_FIRST = 2**40
+# Stand-ins for class ids start here, far from any class id: what comes out as another number did
+# not go through the mapper unchanged.
+_STAND_INS = 2**40
 
 
 def number_annotations(sets: Mapping[str, Sequence[Record]]) -> dict[str, list[Record]]:
@@ -202,7 +203,7 @@ class AnnotationIdMapper:
     mask and keypoints. So a number takes the place of the class on the way through the mapper and
     the class is put back afterwards; what the mapper drops or reorders is right too.
 
-    A mapper of your own may be wrapped if it passes ``category_id`` on and decides nothing by it:
+    A custom mapper may be wrapped if it passes ``category_id`` on and decides nothing by it:
     one that keeps only some classes would see none.
 
     Args:
@@ -226,12 +227,12 @@ class AnnotationIdMapper:
         """What the mapper makes of the record, with ids where the annotations have them.
 
         Raises:
-            ValueError: the mapper made classes of its own instead of passing ``category_id`` on
+            ValueError: the mapper made other classes instead of passing ``category_id`` on
         """
         annotations = record.get("annotations", ())
         if not annotations or any("annotation_id" not in a for a in annotations):
             return self.mapper(record)
-        positions = [{**a, "category_id": _FIRST + i} for i, a in enumerate(annotations)]
+        positions = [{**a, "category_id": _STAND_INS + i} for i, a in enumerate(annotations)]
         mapped = self.mapper({**record, "annotations": positions})
         instances = mapped.get("instances") if isinstance(mapped, dict) else None
         fields = {} if instances is None else instances.get_fields()
@@ -239,7 +240,7 @@ class AnnotationIdMapper:
         if (
             instances is None
             or classes is None
-            or ((classes < _FIRST) | (classes >= _FIRST + len(annotations))).any()
+            or ((classes < _STAND_INS) | (classes >= _STAND_INS + len(annotations))).any()
         ):
             raise ValueError(
                 f"image {record.get('image_id')!r}: {self.mapper} does not pass category_id on to "
@@ -249,5 +250,5 @@ class AnnotationIdMapper:
         # New objects: the mapper may keep what it returned.
         for field, key in (("gt_classes", "category_id"), ("gt_annotation_ids", "annotation_id")):
             values = torch.tensor([a[key] for a in annotations], dtype=torch.int64)
-            fields = {**fields, field: values[classes - _FIRST]}
+            fields = {**fields, field: values[classes - _STAND_INS]}
         return {**mapped, "instances": Instances(instances.image_size, **fields)}

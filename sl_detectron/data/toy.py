@@ -8,15 +8,16 @@ be trained in minutes on a CPU without a download.
 import contextlib
 import logging
 import os
-import shutil
-import tempfile
-import xml.etree.ElementTree as ET
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from ..files import new_folder
+from .formats.voc_edits import voc_object
 from .voc import load_voc_dataset, set_voc_metadata
 
 __all__ = ["TOY_CLASS_NAMES", "TOY_SPLITS", "make_toy_dataset", "register_toy_datasets"]
@@ -24,13 +25,16 @@ __all__ = ["TOY_CLASS_NAMES", "TOY_SPLITS", "make_toy_dataset", "register_toy_da
 logger = logging.getLogger(__name__)
 
 TOY_CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-# Images of each split. Of 200 training images a detector knows the wrong labels by heart after 20
+# Images of each split. With 200 training images a detector has memorised the wrong labels after 20
 # epochs, before it knows the digits; then no loss can tell them any more.
 TOY_SPLITS = {"train": 800, "test": 240}
 IMAGE_SIZE = 128
 MAX_DIGITS = 5
 SIDES = (20, 44)
 TRAIN_SHARE = 0.7
+
+# (xmin, ymin, xmax, ymax) in pixels, 0-based edges
+Box = tuple[int, int, int, int]
 
 
 def make_toy_dataset(root: str | os.PathLike, seed: int = 0) -> Path:
@@ -54,65 +58,47 @@ def make_toy_dataset(root: str | os.PathLike, seed: int = 0) -> Path:
     if root.exists():
         raise FileExistsError(f"{root} exists; remove it to make the toy set anew")
     digits, labels = _load_digits()
-    root.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    order = np.random.default_rng(seed).permutation(len(digits))
+    cut = int(len(order) * TRAIN_SHARE)
+    pools = {"train": order[:cut], "test": order[cut:]}
     try:
-        for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
-            (scratch / folder).mkdir(parents=True)
-        order = np.random.default_rng(seed).permutation(len(digits))
-        cut = int(len(order) * TRAIN_SHARE)
-        pools = {"train": order[:cut], "test": order[cut:]}
-        for index, (split, num_images) in enumerate(TOY_SPLITS.items()):
-            names = [f"{split}_{i:04d}" for i in range(num_images)]
-            for i, name in enumerate(names):
-                rng = np.random.default_rng([seed, index, i])
-                image, objects = _compose(rng, digits, labels, pools[split])
-                Image.fromarray(image).save(scratch / "JPEGImages" / f"{name}.jpg", quality=95)
-                _write_xml(scratch / "Annotations" / f"{name}.xml", name, objects)
-            image_set = scratch / "ImageSets" / "Main" / f"{split}.txt"
-            image_set.write_text("\n".join(names) + "\n")
-        scratch.chmod(0o755)
-        os.rename(scratch, root)
+        with new_folder(root) as folder:
+            for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
+                (folder / name).mkdir(parents=True)
+            for index, (split, num_images) in enumerate(TOY_SPLITS.items()):
+                names = [f"{split}_{i:04d}" for i in range(num_images)]
+                for i, name in enumerate(names):
+                    rng = np.random.default_rng([seed, index, i])
+                    image, objects = _compose(rng, digits, labels, pools[split])
+                    Image.fromarray(image).save(folder / "JPEGImages" / f"{name}.jpg", quality=95)
+                    _write_xml(folder / "Annotations" / f"{name}.xml", name, objects)
+                image_set = folder / "ImageSets" / "Main" / f"{split}.txt"
+                image_set.write_text("\n".join(names) + "\n")
     except OSError:
         # Another process may have finished the same set first; rename refuses a full folder.
         if not root.exists():
             raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return root
 
 
 def register_toy_datasets(root: str | os.PathLike, prefix: str = "toy_digits") -> None:
     """Register ``{prefix}_train`` and ``{prefix}_test``; the set is made when first loaded.
 
-    A folder with another number of images is loaded with a warning.
-
     Args:
         root: the folder of the toy set
         prefix: of the registered names
     """
 
-    def load(split: str) -> list[dict]:
+    def load(split: str) -> list[dict[str, Any]]:
         if not Path(root).exists():
             logger.info("Making the toy set in %s", root)
             with contextlib.suppress(FileExistsError):  # another process was faster
                 make_toy_dataset(root)
-        records = load_voc_dataset(root, split, TOY_CLASS_NAMES)
-        if len(records) != TOY_SPLITS[split]:
-            # No error: a part of the set is a set too.
-            logger.warning(
-                "%s: %d images in %s, the toy set has %d. If another version made it, remove the "
-                "folder: it is made anew",
-                root,
-                len(records),
-                split,
-                TOY_SPLITS[split],
-            )
-        return records
+        return load_voc_dataset(root, split, TOY_CLASS_NAMES)
 
     for split in TOY_SPLITS:
         name = f"{prefix}_{split}"
-        DatasetCatalog.register(name, lambda split=split: load(split))
+        DatasetCatalog.register(name, partial(load, split))
         set_voc_metadata(MetadataCatalog.get(name), root, split, TOY_CLASS_NAMES)
 
 
@@ -130,10 +116,10 @@ def _load_digits() -> tuple[np.ndarray, np.ndarray]:
 
 def _compose(
     rng: np.random.Generator, digits: np.ndarray, labels: np.ndarray, pool: np.ndarray
-) -> tuple[np.ndarray, list[tuple[str, tuple[int, int, int, int]]]]:
-    """One (H, W, 3) uint8 image and its (class name, (xmin, ymin, xmax, ymax)), 0-based."""
+) -> tuple[np.ndarray, list[tuple[str, Box]]]:
+    """One (H, W, 3) uint8 image and the class name and box of each object."""
     image = _background(rng)
-    objects: list[tuple[str, tuple[int, int, int, int]]] = []
+    objects: list[tuple[str, Box]] = []
     for which in rng.choice(pool, size=rng.integers(2, MAX_DIGITS + 1), replace=False):
         side = int(rng.integers(*SIDES, endpoint=True))
         ink = Image.fromarray(digits[which]).resize((side, side), Image.Resampling.BICUBIC)
@@ -159,9 +145,7 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     return np.clip(np.asarray(shade, np.float32) + grain, 0, 255)
 
 
-def _free_place(
-    rng: np.random.Generator, shape: tuple[int, ...], taken: list[tuple[int, int, int, int]]
-) -> tuple[int, int, int, int] | None:
+def _free_place(rng: np.random.Generator, shape: tuple[int, ...], taken: list[Box]) -> Box | None:
     """A random place that touches no other digit, or None after 50 tries."""
     height, width = shape
     for _ in range(50):
@@ -172,20 +156,9 @@ def _free_place(
     return None
 
 
-def _write_xml(path: Path, name: str, objects: list[tuple[str, tuple[int, int, int, int]]]) -> None:
-    """One VOC annotation; its pixel indices are 1-based and inclusive."""
-    root = ET.Element("annotation")
-    ET.SubElement(root, "filename").text = f"{name}.jpg"
-    size = ET.SubElement(root, "size")
-    for key, value in (("width", IMAGE_SIZE), ("height", IMAGE_SIZE), ("depth", 3)):
-        ET.SubElement(size, key).text = str(value)
-    for class_name, (x0, y0, x1, y1) in objects:
-        obj = ET.SubElement(root, "object")
-        ET.SubElement(obj, "name").text = class_name
-        ET.SubElement(obj, "pose").text = "Unspecified"
-        ET.SubElement(obj, "truncated").text = ET.SubElement(obj, "difficult").text = "0"
-        box = ET.SubElement(obj, "bndbox")
-        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), (x0 + 1, y0 + 1, x1, y1)):
-            ET.SubElement(box, key).text = str(value)
-    ET.indent(root)
-    ET.ElementTree(root).write(path)
+def _write_xml(path: Path, name: str, objects: list[tuple[str, Box]]) -> None:
+    """One VOC annotation."""
+    size = f"<width>{IMAGE_SIZE}</width><height>{IMAGE_SIZE}</height><depth>3</depth>"
+    head = f"<annotation>\n\t<filename>{name}.jpg</filename>\n\t<size>{size}</size>"
+    body = b"".join(voc_object(*each) for each in objects)
+    path.write_bytes(head.encode() + body + b"\n</annotation>\n")

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .annotation_ids import AnnotationTable
 
-__all__ = ["BROKEN_IMAGES", "TrainLoader", "shield_workers"]
+__all__ = ["BROKEN_IMAGES", "TrainLoader", "check_loading", "shield_workers"]
 
 BROKEN_IMAGES = ("error", "skip")
 # What reading an image that is missing, cut off or not of its annotations raises; SyntaxError is
@@ -88,21 +88,12 @@ class TrainLoader:
         seed: int | None = None,
         broken_images: str = "error",
     ):
-        world_size = comm.get_world_size()
-        if total_batch_size < 1 or total_batch_size % world_size:
-            raise ValueError(
-                f"SOLVER.IMS_PER_BATCH must be a multiple of the {world_size} processes; got "
-                f"{total_batch_size}"
-            )
-        if broken_images not in BROKEN_IMAGES:
-            raise ValueError(
-                f"DATALOADER.BROKEN_IMAGES must be one of {BROKEN_IMAGES}; got {broken_images!r}"
-            )
-        self.batch_size = total_batch_size // world_size
+        check_loading(total_batch_size, broken_images)
+        self.batch_size = total_batch_size // comm.get_world_size()
         self.num_images = size = len(dataset)
         self.num_workers = num_workers
         self.seed = comm.shared_random_seed() if seed is None else seed
-        # Of the size: a reference to the records would keep them in memory beside their copy.
+        # With the size: a reference to the records would keep them in memory beside their copy.
         self.make_sampler = make_sampler or (lambda seed: TrainingSampler(size, seed=seed))
         self.annotations: AnnotationTable | None = None
         self.start_batch = 0
@@ -158,7 +149,7 @@ class TrainLoader:
         for batch in self._batches:
             broken = [sample for sample in batch if isinstance(sample, _Broken)]
             if broken:
-                raise ValueError(broken[0].message)
+                raise broken[0]
             self.image_ids = [_image_id(sample) for sample in batch]
             yield batch
 
@@ -181,11 +172,8 @@ class TrainLoader:
                 bucket.clear()
 
 
-class _Broken:
+class _Broken(ValueError):
     """A sample that could not be made. Raised in the main process: a worker's error has no line."""
-
-    def __init__(self, message: str):
-        self.message = message
 
 
 class _SeededSamples(Dataset):
@@ -210,24 +198,24 @@ class _SeededSamples(Dataset):
             ):
                 return sample
             self._warn(index, sample)
-        reason = sample.message if sample is not None else "the mapper returned None"
+        reason = "the mapper returned None" if sample is None else sample
         return _Broken(f"{_MAX_SKIPPED} images in a row could not be used; the last: {reason}")
 
     def _map(self, index: int, sequence: np.random.SeedSequence) -> Any:
         record = self.records[index]
         try:
             with _seeded(sequence):
-                return self.mapper(record)  # None: a mapper of one's own skips the image
+                return self.mapper(record)  # None: a custom mapper skips the image
         except _READ_ERRORS as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             return _Broken(
-                f"image {_image_id(record)!r}, {record.get('file_name')}: {reason}; mend it, or "
+                f"image {_image_id(record)!r}, {record.get('file_name')}: {reason}; repair it, or "
                 "set DATALOADER.BROKEN_IMAGES skip to train on the others"
             )
 
     def _warn(self, index: int, broken: _Broken | None) -> None:
         if broken is not None and index not in self._warned:
-            logger.warning("Skipped %s", broken.message.partition("; mend it")[0])
+            logger.warning("Skipped %s", str(broken).partition("; repair it")[0])
             self._warned.add(index)
 
 
@@ -246,6 +234,24 @@ def _seeded(sequence: np.random.SeedSequence) -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         torch.set_rng_state(states[2])
+
+
+def check_loading(total_batch_size: int, broken_images: str) -> None:
+    """Check two arguments of :class:`TrainLoader` without a dataset.
+
+    Raises:
+        ValueError: a batch size that the ranks cannot share, an unknown word
+    """
+    world_size = comm.get_world_size()
+    if total_batch_size < 1 or total_batch_size % world_size:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH must be a multiple of the number of processes, {world_size}, "
+            f"and above 0; got {total_batch_size}"
+        )
+    if broken_images not in BROKEN_IMAGES:
+        raise ValueError(
+            f"DATALOADER.BROKEN_IMAGES must be one of {BROKEN_IMAGES}; got {broken_images!r}"
+        )
 
 
 def _wide_images(records: Sequence[dict[str, Any]]) -> np.ndarray:

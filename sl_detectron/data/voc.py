@@ -1,6 +1,8 @@
 """Pascal VOC style sets: any class list, and every flaw named before training starts.
 
-A set's root folder holds ``Annotations/*.xml``, ``ImageSets/Main/<split>.txt`` and ``JPEGImages/``.
+A set's root folder holds ``Annotations/*.xml``, ``ImageSets/Main/<split>.txt`` and ``JPEGImages/``;
+a split is the name of an image set, e.g. "trainval". Class names are K in the order of the class
+ids.
 """
 
 import difflib
@@ -12,7 +14,7 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import pascal_voc
 from detectron2.structures import BoxMode
 
-from .formats.voc_xml import check_other_classes, class_ids_of, read_voc_annotations
+from .formats.voc_xml import check_other_classes, class_ids_of, read_voc_annotations, zero_based
 
 __all__ = [
     "load_voc_dataset",
@@ -25,7 +27,8 @@ __all__ = [
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".JPG", ".JPEG", ".png")
 _ENTRY_KEYS = ("NAME", "ROOT", "SPLIT")
-_OPTIONAL_KEYS = ("CLASSES", "YEAR", "OTHER_CLASSES")
+# Further keys, and the arguments that they are.
+_OPTIONAL_KEYS = {"CLASSES": "class_names", "YEAR": "year", "OTHER_CLASSES": "other_classes"}
 
 
 def load_voc_dataset(
@@ -41,9 +44,7 @@ def load_voc_dataset(
     Each annotation also carries ``difficult``; as in detectron2, difficult objects are trained on.
 
     Args:
-        root: holds Annotations/, ImageSets/Main/ and JPEGImages/
-        split: an image set, e.g. "trainval"
-        class_names: K names in the order of the class ids
+        root, split, class_names: see the top of this module
         require_images: whether an annotation without image is an error
         other_classes: "error" refuses objects of a class that is not in class_names, so that a
             misspelt one is found; "ignore" leaves them out and warns how many there were
@@ -57,31 +58,24 @@ def load_voc_dataset(
     """
     root = os.fspath(root)
     class_ids = class_ids_of(class_names)
-    records = []
+    records: list[dict[str, Any]] = []
     annotations = read_voc_annotations(root, split, class_names, other_classes)
     for image_id, annotation in annotations.items():
         if annotation.size is None:
             raise ValueError(f"{annotation.path}: there is no <size> with width and height")
         width, height = annotation.size
+        file = _image_file(root, image_id, require_images)
+        record = {"file_name": file, "image_id": image_id, "height": height, "width": width}
         instances = [
             {
                 "category_id": class_ids[obj.name],
-                # 1-based inclusive pixels become the 0-based edges around them.
-                "bbox": [obj.box[0] - 1.0, obj.box[1] - 1.0, obj.box[2], obj.box[3]],
+                "bbox": zero_based(obj.box),
                 "bbox_mode": BoxMode.XYXY_ABS,
                 "difficult": int(obj.difficult),
             }
             for obj in annotation.objects
         ]
-        records.append(
-            {
-                "file_name": _image_file(root, image_id, require_images),
-                "image_id": image_id,
-                "height": height,
-                "width": width,
-                "annotations": instances,
-            }
-        )
+        records.append({**record, "annotations": instances})
     return records
 
 
@@ -94,13 +88,11 @@ def register_voc_dataset(
     *,
     other_classes: str = "error",
 ) -> None:
-    """Register a VOC style set of your own with detectron2; it is read when first used.
+    """Register a custom VOC style set with detectron2; it is read when first used.
 
     Args:
         name: for ``DATASETS.TRAIN`` and ``DATASETS.TEST``
-        root: holds Annotations/, ImageSets/Main/ and JPEGImages/
-        split: an image set
-        class_names: K names in the order of the class ids
+        root, split, class_names: see the top of this module
         year: 2007 selects VOC07's 11-point AP as the default metric, any other the area
         other_classes: "error" or "ignore", see :func:`load_voc_dataset`
 
@@ -120,7 +112,7 @@ def register_voc_dataset(
         given = MetadataCatalog.get(name)
         options = given.get("year"), given.get("other_classes", "error")
         if _voc_metadata(name) != metadata or options != (year, other_classes):
-            raise ValueError(f"data set name {name!r} is taken by another set; choose another")
+            raise ValueError(f"dataset name {name!r} is taken by another set; choose another")
         return
     DatasetCatalog.register(
         name, lambda: load_voc_dataset(root, split, class_names, other_classes=other_classes)
@@ -142,15 +134,9 @@ def register_voc_datasets(entries: Iterable[Mapping[str, Any]]) -> None:
     for i, entry in enumerate(entries):
         key = f"DATASETS.CUSTOM_VOC[{i}]"
         _check_entry(key, entry)
+        options = {_OPTIONAL_KEYS[k]: v for k, v in entry.items() if k in _OPTIONAL_KEYS}
         try:
-            register_voc_dataset(
-                entry["NAME"],
-                entry["ROOT"],
-                entry["SPLIT"],
-                entry.get("CLASSES", pascal_voc.CLASS_NAMES),
-                entry.get("YEAR", 2012),
-                other_classes=entry.get("OTHER_CLASSES", "error"),
-            )
+            register_voc_dataset(entry["NAME"], entry["ROOT"], entry["SPLIT"], **options)
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
 
@@ -166,12 +152,7 @@ def set_voc_metadata(
     """Set what evaluators and visualisers of a VOC style set read from its metadata.
 
     Args:
-        metadata: of a registered set
-        root: of the VOC style set
-        split: an image set
-        class_names: K names in the order of the class ids
-        year: 2007 selects the 11-point metric
-        other_classes: "error" or "ignore", see :func:`load_voc_dataset`
+        metadata: of a registered set; the others are those of :func:`register_voc_dataset`
     """
     metadata.set(
         thing_classes=list(class_names),
@@ -198,8 +179,8 @@ def load_dataset(name: str) -> list[dict[str, Any]]:
     """
     if name not in DatasetCatalog:
         near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "see DATASETS.CUSTOM_VOC for your own sets"
-        raise ValueError(f"data set {name!r} is not registered; {hint}")
+        hint = f"did you mean {near[0]!r}?" if near else "see DATASETS.CUSTOM_VOC for custom sets"
+        raise ValueError(f"dataset {name!r} is not registered; {hint}")
     # detectron2's own loader stops at one-image splits and names no file in its errors.
     if getattr(DatasetCatalog[name], "__module__", None) == pascal_voc.__name__:
         metadata = MetadataCatalog.get(name)
@@ -211,7 +192,7 @@ def check_datasets(names: Iterable[str]) -> None:
     """Read every VOC style set once, so that a flaw stops a run before it starts.
 
     Args:
-        names: of data sets; those in other formats need only be registered
+        names: of datasets; those in other formats need only be registered
 
     Raises:
         FileNotFoundError, ValueError: as :func:`load_dataset`

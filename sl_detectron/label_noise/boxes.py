@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..data.formats.annotations import Annotation, corners, in_mode, make_spurious
-from .noises import Draws, ImageSize, Noise, below, fraction
+from ..data.formats.annotations import Annotation, corners, from_corners
+from .noises import NOISE_REGISTRY, Draws, Noise, Noisy, Size, below, fraction
 
 __all__ = ["BoxJitter", "MissingAnnotations", "SpuriousBoxes"]
 
@@ -16,6 +16,7 @@ BOX_GRID = 16
 MIN_BOX_SIZE = 1 + 1 / BOX_GRID
 
 
+@NOISE_REGISTRY.register("box_jitter")
 @dataclass(frozen=True, kw_only=True)
 class BoxJitter(Noise):
     """Move each box coordinate: x += U(-m, m) * width, y += U(-m, m) * height.
@@ -34,31 +35,29 @@ class BoxJitter(Noise):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.magnitude < 0.5:
-            raise ValueError(f"magnitude of box_jitter must be in (0, 0.5); got {self.magnitude!r}")
+            raise ValueError(f"magnitude must be in (0, 0.5); got {self.magnitude!r}")
 
-    def corrupt(
-        self, annotation: Annotation, draws: Draws, size: ImageSize, num_classes: int
-    ) -> Annotation | None:
+    def corrupt(self, annotation: Annotation, draws: Draws, size: Size, num_classes: int) -> Noisy:
         x1, y1, x2, y2 = corners(annotation)
         shift = [self.magnitude * (2 * fraction(draw) - 1) for draw in draws[:4]]
         height, width = size
         x1, x2 = _move(x1, x2, shift[0], shift[2], width)
         y1, y2 = _move(y1, y2, shift[1], shift[3], height)
-        return {**annotation, "bbox": in_mode([x1, y1, x2, y2], annotation["bbox_mode"])}
+        return {**annotation, "bbox": from_corners([x1, y1, x2, y2], annotation["bbox_mode"])}
 
 
+@NOISE_REGISTRY.register("missing")
 @dataclass(frozen=True, kw_only=True)
 class MissingAnnotations(Noise):
     """Leave annotations out, as an annotator who overlooked an object."""
 
     kind: ClassVar[str] = "missing"
 
-    def corrupt(
-        self, annotation: Annotation, draws: Draws, size: ImageSize, num_classes: int
-    ) -> Annotation | None:
+    def corrupt(self, annotation: Annotation, draws: Draws, size: Size, num_classes: int) -> Noisy:
         return None
 
 
+@NOISE_REGISTRY.register("spurious")
 @dataclass(frozen=True, kw_only=True)
 class SpuriousBoxes(Noise):
     """Add boxes without an object: the hit annotation's size, any place, any class.
@@ -72,17 +71,15 @@ class SpuriousBoxes(Noise):
     adds: ClassVar[bool] = True
     uses_size: ClassVar[bool] = True
 
-    def corrupt(
-        self, annotation: Annotation, draws: Draws, size: ImageSize, num_classes: int
-    ) -> Annotation | None:
+    def corrupt(self, annotation: Annotation, draws: Draws, size: Size, num_classes: int) -> Noisy:
         x1, y1, x2, y2 = corners(annotation)
         height, width = size
         w = min(math.ceil((x2 - x1) * BOX_GRID) / BOX_GRID, width)
         h = min(math.ceil((y2 - y1) * BOX_GRID) / BOX_GRID, height)
         x = math.floor(fraction(draws[1]) * (width - w) * BOX_GRID) / BOX_GRID
         y = math.floor(fraction(draws[2]) * (height - h) * BOX_GRID) / BOX_GRID
-        box = in_mode([x, y, x + w, y + h], annotation["bbox_mode"])
-        return make_spurious(annotation, below(num_classes, draws[0]), box)
+        box = from_corners([x, y, x + w, y + h], annotation["bbox_mode"])
+        return {**annotation, "category_id": below(num_classes, draws[0]), "bbox": box}
 
 
 def _move(

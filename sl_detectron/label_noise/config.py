@@ -1,20 +1,17 @@
-"""From the config node ``DATASETS.LABEL_NOISE`` to noises."""
+"""From the node ``DATASETS.LABEL_NOISE`` of a config with our keys to noises."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from .boxes import BoxJitter, MissingAnnotations, SpuriousBoxes
-from .confusion import VOC_CONFUSION, confusion_by_id, load_confusion
-from .noises import MODES, AsymmetricNoise, Noise, SymmetricNoise
+from .asymmetric import AsymmetricNoise
+from .noises import NOISE_REGISTRY, Noise
 
-__all__ = ["noises_from_config", "check_label_noise", "train_classes"]
+__all__ = ["check_label_noise", "has_label_noise", "noises_from_config", "train_classes"]
 
 NODE = "DATASETS.LABEL_NOISE"
-TYPES = ("symmetric", "symmetric_inclusive", "asymmetric")
 
 
 def noises_from_config(cfg: CfgNode, class_names: Sequence[str] | None = None) -> tuple[Noise, ...]:
@@ -24,108 +21,93 @@ def noises_from_config(cfg: CfgNode, class_names: Sequence[str] | None = None) -
 
     Args:
         cfg: with the keys of :func:`~sl_detectron.add_superloss_config`
-        class_names: that a confusion map names; None for those of ``DATASETS.TRAIN``
+        class_names: K names; None for those of ``DATASETS.TRAIN``
 
-    Returns:
-        noises for :func:`~sl_detectron.label_noise.inject`; none where a manifest is set
+    Raises:
+        FileNotFoundError, ValueError: as :func:`check_label_noise`
+        ValueError: the noise does not fit the classes
+    """
+    check_label_noise(cfg)
+    active = [entry for entry in _nodes(cfg) if entry[1].RATE > 0]
+    if active and class_names is None:
+        class_names = train_classes(cfg)
+    return tuple(_build(cfg, class_names, *entry) for entry in active)
+
+
+def has_label_noise(cfg: CfgNode) -> bool:
+    """Whether ``DATASETS.LABEL_NOISE`` puts noise into the training sets."""
+    return bool(cfg.DATASETS.LABEL_NOISE.MANIFEST) or any(n.RATE > 0 for _, n, _ in _nodes(cfg))
+
+
+def check_label_noise(cfg: CfgNode) -> None:
+    """Check the values of ``DATASETS.LABEL_NOISE`` without any dataset.
 
     Raises:
         ValueError: names the key, its value and what it can be
-        FileNotFoundError: if there is no such confusion map or manifest
+        FileNotFoundError: there is no such confusion map or manifest
     """
-    check_label_noise(cfg)
-    node = cfg.DATASETS.LABEL_NOISE
-    noises: list[Noise] = []
-    if node.RATE > 0:
-        noises.append(_label_noise(cfg, class_names))
-    jitter, missing, spurious = node.BOX_JITTER, node.MISSING, node.SPURIOUS
-    if jitter.RATE > 0:
-        noises.append(BoxJitter(**_common(jitter, node), magnitude=float(jitter.MAGNITUDE)))
-    if missing.RATE > 0:
-        noises.append(MissingAnnotations(**_common(missing, node)))
-    if spurious.RATE > 0:
-        noises.append(SpuriousBoxes(**_common(spurious, node)))
-    return tuple(noises)
+    root = cfg.DATASETS.LABEL_NOISE
+    for key, node, noise in _nodes(cfg):
+        _build(cfg, None, key, node, noise)
+        if root.MANIFEST and node.RATE:
+            raise ValueError(
+                f"{NODE}.MANIFEST takes the place of rates: it is {root.MANIFEST!r} "
+                f"and {key}.RATE is {node.RATE!r}; set {key}.RATE to 0.0 or MANIFEST to ''"
+            )
+    if root.CONFUSION and not issubclass(NOISE_REGISTRY.get(root.TYPE), AsymmetricNoise):
+        raise ValueError(
+            f"{NODE}.CONFUSION is {root.CONFUSION!r}, which only TYPE 'asymmetric' reads; "
+            f"TYPE is {root.TYPE!r}"
+        )
+    if root.MANIFEST and not PathManager.isfile(root.MANIFEST):
+        raise FileNotFoundError(
+            f"{NODE}.MANIFEST is {root.MANIFEST!r} and there is no such file; "
+            "sl-inject-noise writes one"
+        )
 
 
 def train_classes(cfg: CfgNode) -> list[str]:
     """Return the class names that all sets of ``DATASETS.TRAIN`` share.
 
     Raises:
-        ValueError: if a set has none, or another list
+        ValueError: a set has none, or another list
     """
-    lists = {}
-    for name in cfg.DATASETS.TRAIN:
-        classes = MetadataCatalog.get(name).get("thing_classes")
+    first, *_ = names = cfg.DATASETS.TRAIN
+    lists = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
+    for name, classes in lists.items():
         if classes is None:
             raise ValueError(
-                f"data set {name!r} of DATASETS.TRAIN has no class list, which label noise needs; "
+                f"dataset {name!r} of DATASETS.TRAIN has no class list, which label noise needs; "
                 f"set MetadataCatalog.get({name!r}).thing_classes"
             )
-        lists[name] = list(classes)
-    first, *others = lists
-    for name in others:
-        if lists[name] != lists[first]:
-            raise ValueError(f"data sets {first!r} and {name!r} have different class lists")
-    return lists[first]
+        if list(classes) != list(lists[first]):
+            raise ValueError(f"datasets {first!r} and {name!r} have different class lists")
+    return list(lists[first])
 
 
-def check_label_noise(cfg: CfgNode) -> None:
-    """Check the values of ``DATASETS.LABEL_NOISE`` without any data set.
-
-    Args:
-        cfg: with the keys of :func:`~sl_detectron.add_superloss_config`
-
-    Raises:
-        ValueError: names the key, its value and what it can be
-        FileNotFoundError: if there is no such confusion map or manifest
-    """
-    node = cfg.DATASETS.LABEL_NOISE
-    if node.TYPE not in TYPES:
-        raise ValueError(f"{NODE}.TYPE must be one of {TYPES}; got {node.TYPE!r}")
-    if node.MODE not in MODES:
-        raise ValueError(f"{NODE}.MODE must be one of {MODES}; got {node.MODE!r}")
-    rates = {f"{NODE}.RATE": node.RATE}
-    for name in ("BOX_JITTER", "MISSING", "SPURIOUS"):
-        rates[f"{NODE}.{name}.RATE"] = node[name].RATE
-    for key, rate in rates.items():
-        if not 0 <= rate <= 1:
-            raise ValueError(f"{key} must be in [0, 1]; got {rate!r}")
-        if node.MANIFEST and rate:
-            raise ValueError(
-                f"{NODE}.MANIFEST takes the place of rates: it is {node.MANIFEST!r} "
-                f"and {key} is {rate!r}; set {key} to 0.0 or MANIFEST to ''"
-            )
-    magnitude = node.BOX_JITTER.MAGNITUDE
-    if not 0 < magnitude < 0.5:
-        raise ValueError(f"{NODE}.BOX_JITTER.MAGNITUDE must be in (0, 0.5); got {magnitude!r}")
-    if node.CONFUSION and node.TYPE != "asymmetric":
-        raise ValueError(
-            f"{NODE}.CONFUSION is {node.CONFUSION!r}, which only TYPE 'asymmetric' reads; "
-            f"TYPE is {node.TYPE!r}"
-        )
-    if node.CONFUSION and not PathManager.isfile(node.CONFUSION):
-        raise FileNotFoundError(f"{NODE}.CONFUSION: there is no file {node.CONFUSION!r}")
-    if node.MANIFEST and not PathManager.isfile(node.MANIFEST):
-        raise FileNotFoundError(
-            f"{NODE}.MANIFEST is {node.MANIFEST!r} and there is no such file; "
-            "sl-inject-noise writes one"
-        )
+def _nodes(cfg: CfgNode) -> Iterator[tuple[str, CfgNode, type[Noise]]]:
+    """Yield key, node and class: of ``TYPE``'s noise, then of every noise that has its own node."""
+    root = cfg.DATASETS.LABEL_NOISE
+    own = {name: node for name, node in root.items() if isinstance(node, CfgNode)}
+    types = tuple(name for name, _ in NOISE_REGISTRY if name.upper() not in own)
+    if root.TYPE not in types:
+        raise ValueError(f"{NODE}.TYPE must be one of {types}; got {root.TYPE!r}")
+    yield NODE, root, NOISE_REGISTRY.get(root.TYPE)
+    for name, node in own.items():
+        yield f"{NODE}.{name}", node, NOISE_REGISTRY.get(name.lower())
 
 
-def _common(noise: CfgNode, node: CfgNode) -> dict[str, Any]:
-    return {"rate": float(noise.RATE), "seed": noise.SEED, "mode": node.MODE}
-
-
-def _label_noise(cfg: CfgNode, class_names: Sequence[str] | None) -> Noise:
-    node = cfg.DATASETS.LABEL_NOISE
-    common = _common(node, node)
-    if node.TYPE != "asymmetric":
-        return SymmetricNoise(**common, include_true=node.TYPE == "symmetric_inclusive")
-    by_name = load_confusion(node.CONFUSION) if node.CONFUSION else VOC_CONFUSION
-    class_names = class_names or train_classes(cfg)
+def _build(
+    cfg: CfgNode, class_names: Sequence[str] | None, key: str, node: CfgNode, noise: type[Noise]
+) -> Noise:
+    mode = cfg.DATASETS.LABEL_NOISE.MODE
     try:
-        return AsymmetricNoise(**common, confusion=confusion_by_id(by_name, class_names))
-    except ValueError as error:
-        source = node.CONFUSION or "empty: VOC's confusable pairs"
-        raise ValueError(f"{NODE}.CONFUSION ({source}): {error}") from error
+        Noise.from_config(node, class_names, mode=mode)  # first what all noises share
+        return noise.from_config(node, class_names, mode=mode)
+    except (FileNotFoundError, ValueError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        # The message of a noise starts with the argument: that is the key in small letters.
+        argument, _, rest = str(error).partition(" ")
+        is_key = argument.upper() in node
+        message = f"{key}.{argument.upper()} {rest}" if is_key else f"{key}: {error}"
+        raise kind(message) from error

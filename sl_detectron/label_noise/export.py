@@ -1,42 +1,29 @@
-"""Noisy copies of data sets on disk.
+"""Noisy copies of datasets on disk.
 
 A copy holds the annotation files with noise, ``manifest.jsonl`` (one change per line, see
-:mod:`sl_detectron.data.formats.manifest`, with the byte edits that undo it), ``noise.json``
-(how it was made) and ``confusion.png``. It appears under its name only when it is complete.
+:mod:`sl_detectron.data.formats.manifest`), ``noise.json`` (how it was made) and ``confusion.png``.
+What makes it clean again are the byte edits in the manifest of a VOC copy, the ``original.json`` of
+a COCO copy. It appears under its name only when it is complete.
 """
 
-import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-from ..data.formats.annotations import Record
 from ..data.formats.changes import Change
-from ..data.formats.coco_edits import CocoFile
-from ..data.formats.devkit import FileChanges, link_devkit, write_annotations
-from ..data.formats.edits import apply_edits
-from ..data.formats.folder import (
-    DESCRIPTION,
-    MANIFEST,
-    OWN_FILES,
-    PICTURE,
-    complete_or_nothing,
-    refuse_to_overwrite,
-)
+from ..data.formats.coco_json import CocoFile
+from ..data.formats.devkit import copy_devkit
 from ..data.formats.manifest import write_manifest
+from ..data.formats.restore import DESCRIPTION, MANIFEST, ORIGINAL, OWN_FILES, PICTURE
 from ..data.voc import load_voc_dataset
+from ..files import new_folder, refuse_to_overwrite, write_json
 from .injection import inject
 from .noises import Noise
-from .plot import plot_confusion
-from .stats import NoiseStatistics, noise_statistics
+from .stats import NoiseStatistics, noise_statistics, plot_confusion
 
-__all__ = ["export_noisy_voc", "export_noisy_coco"]
-
-Changes = list[Change]
+__all__ = ["export_noisy_coco", "export_noisy_voc"]
 
 
 def export_noisy_voc(
@@ -67,25 +54,29 @@ def export_noisy_voc(
         what the noise did
 
     Raises:
-        FileExistsError: if ``out`` exists
-        ValueError: if an annotation or a noise is wrong, ``root`` is a noisy copy itself, or
-            ``out`` is inside it
+        FileExistsError: ``out`` exists
+        ValueError: an annotation or a noise is wrong, ``root`` is a noisy copy itself, or ``out``
+            is inside it
     """
     root, out = Path(root).resolve(), Path(out)
     refuse_to_overwrite(out, root)
     _refuse_noisy_copy(root)
     records = load_voc_dataset(root, split, class_names, require_images=False)
     noisy, changes = inject(records, noises, len(class_names), dataset_name)
+    objects = {
+        str(r["image_id"]): [(class_names[a["category_id"]], a["bbox"]) for a in r["annotations"]]
+        for r in noisy
+    }
+    by_image: dict[str, list[Change]] = defaultdict(list)
+    for change in changes:
+        by_image[str(change.image_id)].append(change)
+    changed = {f"{i}.xml": (group, objects[i]) for i, group in by_image.items()}
     statistics = noise_statistics(records, changes, len(class_names))
-    by_image = _by_image(changes)
-    changed = _changed_files(by_image, noisy, class_names)
-    with complete_or_nothing(out) as partial, _pool(num_workers) as run:
-        link_devkit(root, partial)
-        edits = write_annotations(root, partial, changed, class_names, run, progress)
-        ordered = (group for image_id in sorted(by_image) for group in edits[f"{image_id}.xml"])
-        write_manifest(partial / MANIFEST, changes, ordered, class_names, dataset_name)
-        _describe(partial, dataset_name, noises, class_names)
-        plot_confusion(statistics, class_names, partial / PICTURE)
+    with new_folder(out) as partial:
+        copy_devkit(
+            root, partial, changed, class_names, dataset_name, MANIFEST, num_workers, progress
+        )
+        _describe(partial, dataset_name, noises, class_names, statistics)
     return statistics
 
 
@@ -95,18 +86,14 @@ def export_noisy_coco(
     """Write a noisy copy of a COCO json file into a new folder, under the same file name.
 
     Args:
-        coco: the clean set
-        out: the new folder
-        noises: for :func:`~sl_detectron.label_noise.inject`
-        dataset_name: the name that training will use; part of every annotation's hash
+        coco: the clean set; all else is as for :func:`export_noisy_voc`
 
     Returns:
         what the noise did
 
     Raises:
-        FileExistsError: if ``out`` exists
-        ValueError: if an annotation or a noise is wrong, or the file has a name that the copy
-            needs
+        FileExistsError: ``out`` exists
+        ValueError: an annotation or a noise is wrong, or the copy needs the file's name
     """
     out, file, classes = Path(out), coco.path.name, coco.class_names
     refuse_to_overwrite(out, coco.path)
@@ -114,26 +101,13 @@ def export_noisy_coco(
         raise ValueError(f"{coco.path}: the copy needs the name {file}; rename the file")
     records = coco.records()
     _, changes = inject(records, noises, len(classes), dataset_name)
-    edits = coco.edits(changes)
     statistics = noise_statistics(records, changes, len(classes))
-    with complete_or_nothing(out) as partial:
-        noisy = apply_edits(coco.content, (edit for group in edits for edit in group))
-        (partial / file).write_bytes(noisy)
-        write_manifest(partial / MANIFEST, changes, edits, classes, dataset_name)
-        _describe(partial, dataset_name, noises, classes, file)
-        plot_confusion(statistics, classes, partial / PICTURE)
+    with new_folder(out) as partial:
+        (partial / file).write_bytes(coco.with_changes(changes))
+        (partial / ORIGINAL).write_bytes(coco.content)
+        write_manifest(partial / MANIFEST, changes, classes, dataset_name)
+        _describe(partial, dataset_name, noises, classes, statistics, file)
     return statistics
-
-
-@contextmanager
-def _pool(num_workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    if num_workers < 1:
-        raise ValueError(f"the number of workers must be at least 1; got {num_workers}")
-    if num_workers == 1:
-        yield map
-        return
-    with ProcessPoolExecutor(num_workers) as pool:
-        yield lambda function, *args: pool.map(function, *args, chunksize=64)
 
 
 def _refuse_noisy_copy(root: Path) -> None:
@@ -146,37 +120,21 @@ def _refuse_noisy_copy(root: Path) -> None:
             )
 
 
-def _changed_files(
-    by_image: dict[str, Changes], noisy: Iterable[Record], class_names: Sequence[str]
-) -> dict[str, FileChanges]:
-    """Return for each XML file that gets noise its changes and what shall load from it."""
-    objects = {
-        str(record["image_id"]): [
-            (class_names[a["category_id"]], list(a["bbox"])) for a in record["annotations"]
-        ]
-        for record in noisy
-    }
-    return {f"{i}.xml": (changes, objects[i]) for i, changes in by_image.items()}
-
-
-def _by_image(changes: Iterable[Change]) -> dict[str, Changes]:
-    by_image: dict[str, Changes] = defaultdict(list)
-    for change in changes:
-        by_image[str(change.image_id)].append(change)
-    return by_image
-
-
 def _describe(
     folder: Path,
     dataset_name: str,
     noises: Sequence[Noise],
     class_names: Sequence[str],
+    statistics: NoiseStatistics,
     file: str = "",
 ) -> None:
+    """Write how the copy was made, and the picture of what the noise did."""
     description = {
         "file": file,
+        "sha256": sha256((folder / file).read_bytes()).hexdigest() if file else "",
         "dataset": dataset_name,
         "noises": [repr(noise) for noise in noises],
         "classes": list(class_names),
     }
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+    write_json(folder / DESCRIPTION, description, indent=2)
+    plot_confusion(statistics, class_names, folder / PICTURE)

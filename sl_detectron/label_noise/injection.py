@@ -1,6 +1,6 @@
-"""Label noise as a pure function of the data set: the same noise on every epoch, worker and rank.
+"""Label noise as a pure function of the dataset: the same noise on every epoch, worker and rank.
 
-Whether and how an annotation changes depends on one hash of (kind of noise, seed, data set name,
+Whether and how an annotation changes depends on one hash of (kind of noise, seed, dataset name,
 image id, index of the annotation in its image). No generator runs, so nothing depends on the order
 of the set, on ``PYTHONHASHSEED`` or on numpy's version; in the Bernoulli mode nothing depends on
 which other images there are.
@@ -14,16 +14,18 @@ from hashlib import blake2b
 from struct import Struct
 from typing import Any
 
-from ..data.formats.annotations import Annotation, Record, corners, in_mode, make_spurious
+from ..data.formats.annotations import Annotation, Record, corners, from_corners, make_spurious
 from ..data.formats.changes import Change, apply_change, compare, order
 from .noises import DRAWS_PER_ANNOTATION, Noise
 
-__all__ = ["inject", "apply_changes", "is_noisy", "NOISE_KEY"]
+__all__ = ["NOISE_KEY", "apply_changes", "inject", "is_noisy"]
 
 # The key of a record that says where its noise came from.
 NOISE_KEY = "label_noise"
 
 _DRAWS = Struct(f"<{DRAWS_PER_ANNOTATION}Q")
+# An image's annotations, None for one that is left out; added ones follow.
+_Slots = list[Annotation | None]
 
 
 def inject(
@@ -39,7 +41,7 @@ def inject(
     changed ``true_bbox``. Without any noise of a rate above 0 the records come back as they are.
 
     Args:
-        records: detectron2 dataset dicts of one data set, clean; never changed
+        records: detectron2 dataset dicts of one dataset, clean; never changed
         noises: applied in this order
         num_classes: K; class ids are 0..K-1, background is never drawn
         dataset_name: part of every annotation's hash, as are its image id and its index
@@ -48,8 +50,8 @@ def inject(
         the noisy records in the same order, and what changed, sorted by image id and index
 
     Raises:
-        ValueError: if a record is noisy already, lacks annotations or a size that a noise needs,
-            an image id comes twice, a class id is outside the list, or a noise does not fit the
+        ValueError: a record is noisy already, lacks annotations or a size that a noise needs, an
+            image id comes twice, a class id is outside the list, or a noise does not fit the
             class list
 
     Example:
@@ -65,22 +67,27 @@ def inject(
     if not active:
         return list(records), []
     _check(records, active, num_classes, dataset_name)
-    slots: list[list[Annotation | None]] = [list(r["annotations"]) for r in records]
+    slots: list[_Slots] = [list(r["annotations"]) for r in records]
     for noise in active:
         limit = _limit(noise, records, slots, dataset_name)
         for record, annotations in zip(records, slots):
-            added: list[Annotation | None] = []
+            added: _Slots = []
             for index, old, draws in _candidates(noise, record, annotations, dataset_name):
                 if draws[0] >= limit:
                     continue
                 size = (record.get("height", 0), record.get("width", 0))
                 new = noise.corrupt(old, draws[1:], size, num_classes)
                 if noise.adds and new is not None:
-                    added.append(_as_sibling(new, record["annotations"][0]))
+                    # The fields of the clean first annotation, whichever was hit: a file and a
+                    # replayed manifest know no other.
+                    first = record["annotations"][0]
+                    box = from_corners(corners(new), first["bbox_mode"])
+                    added.append(make_spurious(first, new["category_id"], box))
                 else:
                     annotations[index] = new
             annotations += added
-    return _finish(records, slots, num_classes, f"{dataset_name}: {_describe(active)}")
+    origin = ", ".join(f"{n.kind} {n.rate} {n.mode}, seed {n.seed}" for n in active)
+    return _finish(records, slots, num_classes, f"{dataset_name}: {origin}")
 
 
 def apply_changes(
@@ -92,24 +99,21 @@ def apply_changes(
     """Put the noise of earlier change records, say from a manifest, into clean dataset dicts.
 
     Args:
-        records: detectron2 dataset dicts, clean; never changed
-        changes: as :func:`inject` returned them
-        num_classes: K
-        dataset_name: that errors name
+        changes: as :func:`inject` returned them; all else is as there
 
     Returns:
-        the noisy records in the same order, and what changed, as :func:`inject` returns them
+        as :func:`inject`
 
     Raises:
-        ValueError: if a record is noisy already, or a change is of an image or annotation that
-            the records do not have or have with another class or box
+        ValueError: as :func:`inject`, or a change is of an image or annotation that the records
+            do not have or have with another class or box
     """
     _check(records, (), num_classes, dataset_name)
     position = {str(record["image_id"]): i for i, record in enumerate(records)}
-    slots: list[list[Annotation | None]] = [list(r["annotations"]) for r in records]
+    slots: list[_Slots] = [list(r["annotations"]) for r in records]
     for change in sorted(changes, key=order):
         if str(change.image_id) not in position:
-            raise ValueError(f"{change}: the data set has no image {change.image_id!r}")
+            raise ValueError(f"{change}: the dataset has no image {change.image_id!r}")
         i = position[str(change.image_id)]
         apply_change(change, slots[i], records[i]["annotations"])
     return _finish(records, slots, num_classes, f"{len(changes)} recorded changes")
@@ -120,58 +124,42 @@ def is_noisy(record: Mapping[str, Any]) -> bool:
     return NOISE_KEY in record
 
 
-def _describe(noises: Sequence[Noise]) -> str:
-    return ", ".join(f"{n.kind} {n.rate} {n.mode}, seed {n.seed}" for n in noises)
-
-
-def _as_sibling(added: Annotation, sibling: Annotation) -> Annotation:
-    # The fields of the clean first annotation, whichever was hit: a file and a replayed manifest
-    # know no other.
-    return make_spurious(
-        sibling, added["category_id"], in_mode(corners(added), sibling["bbox_mode"])
-    )
-
-
 def _check(
     records: Sequence[Record], noises: Sequence[Noise], num_classes: int, dataset_name: str
 ) -> None:
     for noise in noises:
         noise.check_classes(num_classes)
-    streams = [(noise.kind, noise.seed) for noise in noises]
-    for kind, seed in streams:
-        if streams.count((kind, seed)) > 1:
-            raise ValueError(f"two {kind} noises share seed {seed}: they would hit the same boxes")
+        if sum((noise.kind, noise.seed) == (n.kind, n.seed) for n in noises) > 1:
+            raise ValueError(
+                f"two {noise.kind} noises share seed {noise.seed}: they would hit the same boxes"
+            )
     seen = set()
     sized = [noise.kind for noise in noises if noise.uses_size]
     for record in records:
-        _check_keys(record, sized, f"data set {dataset_name!r}")
-        image_id = str(record["image_id"])
+        where = f"dataset {dataset_name!r}"
+        if "image_id" not in record:
+            raise ValueError(f"{where}: a record has no image_id, which label noise is drawn by")
+        where += f", image {str(record['image_id'])!r}"
+        if "annotations" not in record:
+            raise ValueError(f"{where} has no annotations; label noise needs a list, even if []")
         if is_noisy(record):
-            raise ValueError(f"image {image_id!r} is noisy already: {record[NOISE_KEY]}")
-        if image_id in seen:
-            raise ValueError(f"image id {image_id!r} comes twice: noise is drawn per image id")
-        seen.add(image_id)
+            raise ValueError(f"{where} is noisy already: {record[NOISE_KEY]}")
+        if str(record["image_id"]) in seen:
+            raise ValueError(f"{where} comes twice: noise is drawn per image id")
+        seen.add(str(record["image_id"]))
+        for key in ("height", "width"):
+            if sized and record["annotations"] and not (record.get(key) or 0) > 0:
+                raise ValueError(f"{where} has no {key}, which {sized[0]} noise needs, in pixels")
         for index, annotation in enumerate(record["annotations"]):
             if not 0 <= annotation["category_id"] < num_classes:
                 raise ValueError(
-                    f"image {image_id!r}, annotation {index}: category_id "
-                    f"{annotation['category_id']!r} is outside 0..{num_classes - 1}"
+                    f"{where}, annotation {index}: category_id {annotation['category_id']!r} is "
+                    f"outside 0..{num_classes - 1}"
                 )
 
 
-def _check_keys(record: Record, sized: Sequence[str], where: str) -> None:
-    if "image_id" not in record:
-        raise ValueError(f"{where}: a record has no image_id, which label noise is drawn by")
-    where = f"{where}, image {record['image_id']!r}"
-    if "annotations" not in record:
-        raise ValueError(f"{where} has no annotations; label noise needs a list, which can be []")
-    for key in ("height", "width"):
-        if sized and record["annotations"] and not (record.get(key) or 0) > 0:
-            raise ValueError(f"{where} has no {key}, which {sized[0]} noise needs, in pixels")
-
-
 def _candidates(
-    noise: Noise, record: Record, annotations: Sequence[Annotation | None], dataset_name: str
+    noise: Noise, record: Record, annotations: _Slots, dataset_name: str
 ) -> Iterator[tuple[int, Annotation, tuple[int, ...]]]:
     """Yield index, content and draws of every annotation that the noise may hit."""
     # JSON tells where one part ends and the next begins.
@@ -184,10 +172,7 @@ def _candidates(
 
 
 def _limit(
-    noise: Noise,
-    records: Sequence[Record],
-    slots: Sequence[Sequence[Annotation | None]],
-    dataset_name: str,
+    noise: Noise, records: Sequence[Record], slots: Sequence[_Slots], dataset_name: str
 ) -> int:
     """Return the bound below which an annotation's first draw means that it is hit."""
     if noise.mode == "bernoulli":
@@ -202,10 +187,7 @@ def _limit(
 
 
 def _finish(
-    records: Sequence[Record],
-    slots: Sequence[Sequence[Annotation | None]],
-    num_classes: int,
-    origin: str,
+    records: Sequence[Record], slots: Sequence[_Slots], num_classes: int, origin: str
 ) -> tuple[list[Record], list[Change]]:
     noisy_records, changes = [], []
     for record, annotations in zip(records, slots):

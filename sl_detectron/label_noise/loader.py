@@ -3,7 +3,8 @@
 A training image can leave the set in three ways, all seen in the noisy annotations, as if the
 noisy set lay on disk: ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` drops images whose annotations all
 went missing, ``MIN_KEYPOINTS_PER_IMAGE`` those with too few keypoints, and
-``RandomSubsetTrainingSampler`` a share of the rest.
+``RandomSubsetTrainingSampler`` a share of the rest. Every ``cfg`` has the keys of
+:func:`~sl_detectron.add_superloss_config`.
 """
 
 import logging
@@ -24,11 +25,10 @@ from torch.utils.data import Sampler
 
 from ..data.annotation_ids import AnnotationIdMapper, AnnotationTable, number_annotations
 from ..data.formats.annotations import Record
-from ..data.formats.changes import Change
 from ..data.formats.manifest import changes_from_manifest, read_manifest
-from ..data.train_loader import BROKEN_IMAGES, TrainLoader
+from ..data.train_loader import TrainLoader, check_loading
 from ..data.voc import load_dataset
-from .config import noises_from_config, train_classes
+from .config import check_label_noise, noises_from_config, train_classes
 from .injection import apply_changes, inject
 from .noises import Noise
 from .stats import noise_statistics, statistics_table
@@ -57,15 +57,15 @@ def build_noisy_train_loader(
 
     Args:
         cfg: with the keys of :func:`~sl_detectron.add_superloss_config`
-        mapper: any detectron2 mapper; None for ``DatasetMapper(cfg, True)``. Wrap one of your own
-            in :class:`~sl_detectron.data.AnnotationIdMapper` where it may be.
+        mapper: any detectron2 mapper; None for ``DatasetMapper(cfg, True)``. Wrap a custom
+            one in :class:`~sl_detectron.data.AnnotationIdMapper` where it may be.
 
     Returns:
         batches as those of :func:`detectron2.data.build_detection_train_loader`; its
         ``annotations`` are the :class:`~sl_detectron.data.AnnotationTable` of the noisy sets
 
     Raises:
-        ValueError: if the noise is set wrongly or does not fit the data sets
+        ValueError: the noise is set wrongly or does not fit the datasets
     """
     if mapper is None or type(mapper) is DatasetMapper:
         mapper = AnnotationIdMapper(mapper or DatasetMapper(cfg, True))
@@ -85,24 +85,17 @@ def build_noisy_train_loader(
 
 
 def check_train_loader(cfg: CfgNode) -> None:
-    """Check the keys of the training loader without any data set.
-
-    Args:
-        cfg: with the keys of :func:`~sl_detectron.add_superloss_config`
+    """Check the keys of the training loader without any dataset.
 
     Raises:
         ValueError: names the key, its value and what it can be
     """
-    names = cfg.DATASETS.TRAIN
+    names, sampler = cfg.DATASETS.TRAIN, cfg.DATALOADER.SAMPLER_TRAIN
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"DATASETS.TRAIN must name different data sets; got {tuple(names)}")
-    sampler, broken = cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.get("BROKEN_IMAGES", "error")
+        raise ValueError(f"DATASETS.TRAIN must name different datasets; got {tuple(names)}")
     if sampler not in _SAMPLERS:
         raise ValueError(f"DATALOADER.SAMPLER_TRAIN must be one of {_SAMPLERS}; got {sampler!r}")
-    if broken not in BROKEN_IMAGES:
-        raise ValueError(f"DATALOADER.BROKEN_IMAGES must be one of {BROKEN_IMAGES}; got {broken!r}")
-    if cfg.SOLVER.IMS_PER_BATCH < 1:
-        raise ValueError(f"SOLVER.IMS_PER_BATCH must be above 0; got {cfg.SOLVER.IMS_PER_BATCH}")
+    check_loading(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.BROKEN_IMAGES)
 
 
 def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:
@@ -110,24 +103,24 @@ def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:
 
     Logs the realised rate of every set, and its table by class at level DEBUG.
 
-    Args:
-        cfg: with the keys of :func:`~sl_detectron.add_superloss_config`
-
     Returns:
-        {data set name: noisy dataset dicts}, in the order of ``DATASETS.TRAIN``. Each annotation
+        {dataset name: noisy dataset dicts}, in the order of ``DATASETS.TRAIN``. Each annotation
         has an ``annotation_id``, counted over all sets before any image is dropped, so that it is
         the same in every run of the same sets and noise.
 
     Raises:
-        ValueError: if the noise is set wrongly or does not fit the data sets, or no image is left
+        ValueError: the noise is set wrongly or does not fit the datasets, or no image is left
     """
     check_train_loader(cfg)
+    check_label_noise(cfg)
     names = cfg.DATASETS.TRAIN
-    noises = noises_from_config(cfg)
     manifest = _read_manifest(cfg)
+    # Loading a COCO set sets its class names, which noises may ask for.
     sets = {name: _load(name) for name in names}
+    noises = noises_from_config(cfg)
     if noises or manifest is not None:
-        sets = _inject(sets, train_classes(cfg), noises, manifest)
+        classes = train_classes(cfg)
+        sets = {n: _inject(n, records, classes, noises, manifest) for n, records in sets.items()}
     elif all(MetadataCatalog.get(name).get("thing_classes") for name in names):
         train_classes(cfg)
     return _filter(cfg, number_annotations(sets))
@@ -137,7 +130,7 @@ def _load(name: str) -> list[Record]:
     records = load_dataset(name)
     if not isinstance(records, list):
         raise ValueError(
-            f"data set {name!r} is a {type(records).__name__}, not a list of dicts; "
+            f"dataset {name!r} is a {type(records).__name__}, not a list of dicts; "
             "wrap its mapper in NoisyLabelMapper and build its loader yourself"
         )
     return records
@@ -148,36 +141,27 @@ def _read_manifest(cfg: CfgNode) -> list[dict[str, Any]] | None:
     if not path:
         return None
     lines = read_manifest(path)
-    strangers = sorted({line["dataset"] for line in lines} - set(cfg.DATASETS.TRAIN))
-    if strangers:
+    others = sorted({line["dataset"] for line in lines} - set(cfg.DATASETS.TRAIN))
+    if others:
         raise ValueError(
-            f"{path} is for the data sets {strangers}, which are not in DATASETS.TRAIN "
+            f"{path} is for the datasets {others}, which are not in DATASETS.TRAIN "
             f"{tuple(cfg.DATASETS.TRAIN)}; register the set under the manifest's name"
         )
     return lines
 
 
 def _inject(
-    clean: Mapping[str, list[Record]],
+    name: str,
+    records: list[Record],
     classes: Sequence[str],
     noises: Sequence[Noise],
     manifest: list[dict[str, Any]] | None,
-) -> dict[str, list[Record]]:
-    sets = {}
-    for name, records in clean.items():
-        if manifest is None:
-            noisy, changes = inject(records, noises, len(classes), name)
-        else:
-            recorded = changes_from_manifest(manifest, classes, name)
-            noisy, changes = apply_changes(records, recorded, len(classes), name)
-        _log(name, records, changes, classes)
-        sets[name] = noisy
-    return sets
-
-
-def _log(
-    name: str, records: Sequence[Record], changes: Sequence[Change], classes: Sequence[str]
-) -> None:
+) -> list[Record]:
+    if manifest is None:
+        noisy, changes = inject(records, noises, len(classes), name)
+    else:
+        recorded = changes_from_manifest(manifest, classes, name)
+        noisy, changes = apply_changes(records, recorded, len(classes), name)
     statistics = noise_statistics(records, changes, len(classes))
     logger.info(
         "Label noise in %s: %.2f %% of %d annotations have a wrong class (%s)",
@@ -187,6 +171,7 @@ def _log(
         ", ".join(f"{what}: {count}" for what, count in statistics.counts.items()),
     )
     logger.debug("Label noise in %s by class:\n%s", name, statistics_table(statistics, classes))
+    return noisy
 
 
 def _filter(cfg: CfgNode, sets: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
@@ -207,7 +192,7 @@ def _filter(cfg: CfgNode, sets: Mapping[str, list[Record]]) -> dict[str, list[Re
         if has_instances and cfg.MODEL.KEYPOINT_ON and keypoints > 0:
             records = filter_images_with_few_keypoints(records, keypoints)
         if not records:
-            raise ValueError(f"data set {name!r} has no image left to train on")
+            raise ValueError(f"dataset {name!r} has no image left to train on")
         classes = MetadataCatalog.get(name).get("thing_classes")
         if has_instances and classes is not None:
             print_instances_class_histogram(records, classes)
@@ -219,14 +204,13 @@ def _sampler_factory(
     cfg: CfgNode, sets: Mapping[str, list[Record]], records: Sequence[Record]
 ) -> Callable[[int], Sampler] | None:
     """What makes the sampler of ``DATALOADER.SAMPLER_TRAIN`` from a seed; None for the default."""
-    kind = cfg.DATALOADER.SAMPLER_TRAIN
+    kind, size = cfg.DATALOADER.SAMPLER_TRAIN, len(records)
     if kind == "TrainingSampler":
         return None
     if kind == "RandomSubsetTrainingSampler":
-        size, ratio = len(records), cfg.DATALOADER.RANDOM_SUBSET_RATIO
         # The subset and its order must not be drawn alike.
         return lambda seed: RandomSubsetTrainingSampler(
-            size, ratio, seed_shuffle=seed, seed_subset=seed + 1
+            size, cfg.DATALOADER.RANDOM_SUBSET_RATIO, seed_shuffle=seed, seed_subset=seed + 1
         )
     if kind == "RepeatFactorTrainingSampler":
         factors = _repeat_factors(cfg, records)
@@ -236,11 +220,10 @@ def _sampler_factory(
 
 
 def _repeat_factors(cfg: CfgNode, records: Sequence[Record]) -> torch.Tensor:
-    threshold = cfg.DATALOADER.REPEAT_THRESHOLD
     # detectron2 0.6 has no REPEAT_SQRT: it always takes the root.
     options = {"sqrt": cfg.DATALOADER.REPEAT_SQRT} if "REPEAT_SQRT" in cfg.DATALOADER else {}
     return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-        records, threshold, **options
+        records, cfg.DATALOADER.REPEAT_THRESHOLD, **options
     )
 
 

@@ -28,7 +28,7 @@ class NoisyLabelMapper:
         dataset_name: of records without the key "dataset_name"; None where they all have it
 
     Raises:
-        ValueError: if a noise has the exact mode, which has to see the whole data set
+        ValueError: a noise has the exact mode, which has to see the whole dataset
 
     Example:
         >>> from sl_detectron.label_noise import SymmetricNoise
@@ -47,15 +47,15 @@ class NoisyLabelMapper:
         dataset_name: str | None = "",
     ):
         # A LazyConfig makes configs of dataclasses that stand in a list.
-        noises = [_as_noise(n) for n in noises]
-        exact = [noise for noise in noises if noise.rate > 0 and noise.mode == "exact"]
+        given: list[Any] = [OmegaConf.to_object(n) if OmegaConf.is_config(n) else n for n in noises]
+        exact = [noise for noise in given if noise.rate > 0 and noise.mode == "exact"]
         if exact:
             raise ValueError(
                 f"{exact[0]}: a mapper sees one image, the exact mode needs the whole set; "
-                "use build_noisy_train_loader, inject() on the data set, or mode 'bernoulli'"
+                "use build_noisy_train_loader, inject() on the dataset, or mode 'bernoulli'"
             )
         self.mapper = mapper
-        self.noises = tuple(noises)
+        self.noises: tuple[Noise, ...] = tuple(given)
         self.num_classes = num_classes
         self.dataset_name = dataset_name
 
@@ -64,18 +64,17 @@ class NoisyLabelMapper:
         """Arguments by ``DATASETS.LABEL_NOISE`` around :class:`DatasetMapper`; none for tests.
 
         Raises:
-            ValueError: if a manifest is set, which is checked against the whole data set
+            ValueError: a manifest is set, which is checked against the whole dataset
         """
-        mapper = DatasetMapper(cfg, is_train)
         if is_train and cfg.DATASETS.LABEL_NOISE.MANIFEST:
             raise ValueError(
-                "DATASETS.LABEL_NOISE.MANIFEST needs the whole data set and a mapper sees one "
-                "image; use build_noisy_train_loader(cfg) or apply_changes() on the data set"
+                "DATASETS.LABEL_NOISE.MANIFEST needs the whole dataset and a mapper sees one "
+                "image; use build_noisy_train_loader(cfg) or apply_changes() on the dataset"
             )
         noises = noises_from_config(cfg) if is_train else ()
         names = cfg.DATASETS.TRAIN
         return {
-            "mapper": mapper,
+            "mapper": DatasetMapper(cfg, is_train),
             "noises": noises,
             "num_classes": len(train_classes(cfg)) if noises else 0,
             "dataset_name": names[0] if len(names) == 1 else None,
@@ -92,7 +91,3 @@ class NoisyLabelMapper:
                 )
             (record,), _ = inject([record], self.noises, self.num_classes, name)
         return self.mapper(record)
-
-
-def _as_noise(noise: Any) -> Noise:
-    return OmegaConf.to_object(noise) if OmegaConf.is_config(noise) else noise  # type: ignore[return-value]

@@ -1,27 +1,29 @@
-"""What a noise is, and the noises that change classes.
+"""What a noise is, the registry of them, and the symmetric one.
 
 A noise is a frozen description: which share of the annotations, which seed, what happens to them.
-It owns no generator. Every annotation has its own row of 64-bit draws, hashed from what it is, so
-neither its neighbours nor the order of the set can change its noise.
+It has no generator. Every annotation has its own row of 64-bit draws, hashed from what it is, so
+neither its neighbours nor the order of the dataset can change its noise.
 
 Shapes: K classes; one row of draws is (D,) integers in [0, 2^64).
 """
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from detectron2.config import CfgNode
+from fvcore.common.registry import Registry
 
 from ..data.formats.annotations import Annotation
 
 __all__ = [
-    "Noise",
-    "SymmetricNoise",
-    "AsymmetricNoise",
-    "MODES",
     "DRAWS_PER_ANNOTATION",
+    "NOISE_REGISTRY",
     "Draws",
-    "ImageSize",
+    "Size",
+    "Noise",
+    "Noisy",
+    "SymmetricNoise",
     "below",
     "fraction",
 ]
@@ -31,24 +33,52 @@ MODES = ("bernoulli", "exact")
 DRAWS_PER_ANNOTATION = 5
 
 Draws = Sequence[int]
-ImageSize = tuple[int, int]
+Size = tuple[int, int]
+Noisy = Annotation | None
+
+
+class _Registry(Registry):
+    """fvcore's, where ``@register("name")`` gives another name than that of the class."""
+
+    def register(self, obj: Any = None) -> Any:
+        if not isinstance(obj, str):
+            return super().register(obj)
+
+        def add(noise: type[Noise]) -> type[Noise]:
+            self._do_register(obj, noise)
+            return noise
+
+        return add
+
+
+# Noises by their name in a config: DATASETS.LABEL_NOISE.TYPE, or in small letters the node in
+# DATASETS.LABEL_NOISE that has the RATE and SEED of this noise alone.
+NOISE_REGISTRY = _Registry("NOISE")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """What all noises share.
+    """What all noises share; a subclass says what happens to an annotation.
 
     Args:
         rate: fraction of the annotations in [0, 1]
-        seed: any integer; it and the data set's name decide which annotations are hit
+        seed: any integer; it and the dataset's name decide which annotations are hit
         mode: "bernoulli", every annotation decided by its own draw, or "exact", the
             round(rate * n) annotations of the whole set with the smallest draws
 
     Raises:
-        ValueError: if a value is out of range
+        ValueError: a value is out of range; the message starts with the argument's name
+
+    Example:
+        >>> class FirstClass(Noise):
+        ...     def corrupt(self, annotation, draws, size, num_classes):
+        ...         return {**annotation, "category_id": 0}
+        >>> FirstClass(rate=0.4).kind
+        'FirstClass'
     """
 
-    kind: ClassVar[str]
+    # Part of the hash of every draw; the class's name, unless a subclass says otherwise.
+    kind: ClassVar[str] = ""
     # Whether `corrupt` gives one more annotation instead of a replacement.
     adds: ClassVar[bool] = False
     # Whether `corrupt` needs the image's height and width.
@@ -58,13 +88,35 @@ class Noise:
     seed: int = 0
     mode: str = "bernoulli"
 
+    def __init_subclass__(cls) -> None:
+        if "kind" not in cls.__dict__:
+            cls.kind = cls.__name__
+
     def __post_init__(self) -> None:
         if not 0 <= self.rate <= 1:
-            raise ValueError(f"rate of {self.kind} noise must be in [0, 1]; got {self.rate!r}")
+            raise ValueError(f"rate must be in [0, 1]; got {self.rate!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise ValueError(f"seed of {self.kind} noise must be an integer; got {self.seed!r}")
+            raise ValueError(f"seed must be an integer; got {self.seed!r}")
         if self.mode not in MODES:
-            raise ValueError(f"mode of {self.kind} noise must be one of {MODES}; got {self.mode!r}")
+            raise ValueError(f"mode must be one of {MODES}; got {self.mode!r}")
+
+    @classmethod
+    def from_config(
+        cls, node: CfgNode, class_names: Sequence[str] | None, **values: Any
+    ) -> "Noise":
+        """Build the noise from its config: each argument is the key of its name in capitals.
+
+        Args:
+            node: ``DATASETS.LABEL_NOISE``, or the noise's node in it
+            class_names: K names; None to check the values before any dataset is read
+            values: of arguments that are not keys of the node
+
+        Raises:
+            ValueError: a value is wrong; the message starts with the argument's name
+        """
+        keys = {f.name: f.name.upper() for f in fields(cls)}
+        given = {name: node[key] for name, key in keys.items() if key in node}
+        return cls(**{**given, **values})
 
     def check_classes(self, num_classes: int) -> None:
         """Raise ValueError if this noise has no meaning for a list of K classes."""
@@ -73,9 +125,7 @@ class Noise:
         """Whether the annotation can be hit, and counts in n of the exact mode."""
         return True
 
-    def corrupt(
-        self, annotation: Annotation, draws: Draws, size: ImageSize, num_classes: int
-    ) -> Annotation | None:
+    def corrupt(self, annotation: Annotation, draws: Draws, size: Size, num_classes: int) -> Noisy:
         """Return the noisy form of one annotation that was hit.
 
         Args:
@@ -85,12 +135,14 @@ class Noise:
             num_classes: K
 
         Returns:
-            the annotation that takes its place (or comes beside it, where ``adds``), None to
-            leave it out
+            the annotation that takes its place (or comes beside it, where ``adds``: then only its
+            class and box count), None to leave it out
         """
         raise NotImplementedError
 
 
+@NOISE_REGISTRY.register("symmetric_inclusive")
+@NOISE_REGISTRY.register("symmetric")
 @dataclass(frozen=True, kw_only=True)
 class SymmetricNoise(Noise):
     """Replace the class by another, each equally likely; background is never drawn.
@@ -103,71 +155,23 @@ class SymmetricNoise(Noise):
     kind: ClassVar[str] = "symmetric"
     include_true: bool = False
 
+    @classmethod
+    def from_config(cls, node: CfgNode, class_names: Sequence[str] | None, **values: Any) -> Noise:
+        inclusive = node.TYPE == "symmetric_inclusive"
+        return super().from_config(node, class_names, include_true=inclusive, **values)
+
     def check_classes(self, num_classes: int) -> None:
         if num_classes < 2:
             raise ValueError(
                 f"symmetric noise needs at least 2 classes to choose from; got {num_classes}"
             )
 
-    def corrupt(
-        self, annotation: Annotation, draws: Draws, size: ImageSize, num_classes: int
-    ) -> Annotation | None:
+    def corrupt(self, annotation: Annotation, draws: Draws, size: Size, num_classes: int) -> Noisy:
         true = annotation["category_id"]
         if self.include_true:
             return {**annotation, "category_id": below(num_classes, draws[0])}
         wrong = below(num_classes - 1, draws[0])
         return {**annotation, "category_id": wrong + (wrong >= true)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class AsymmetricNoise(Noise):
-    """Replace the class by one it is often mistaken for.
-
-    Args:
-        confusion: {class id: {other class id: probability}}; the probabilities of a class sum to
-            1, and a class that is not a key keeps its labels and does not count in the rate
-    """
-
-    kind: ClassVar[str] = "asymmetric"
-    confusion: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.confusion:
-            raise ValueError("asymmetric noise needs a confusion map; got an empty one")
-        for true, row in self.confusion.items():
-            if true in row:
-                raise ValueError(f"confusion of class {true} contains the class itself")
-            if any(p < 0 for p in row.values()) or not math.isclose(sum(row.values()), 1.0):
-                raise ValueError(
-                    f"confusion of class {true}: probabilities must be >= 0 and sum to 1; "
-                    f"got {dict(row)}"
-                )
-
-    def check_classes(self, num_classes: int) -> None:
-        used = {*self.confusion, *(new for row in self.confusion.values() for new in row)}
-        unknown = sorted(c for c in used if not 0 <= c < num_classes)
-        if unknown:
-            raise ValueError(
-                f"confusion map has class ids {unknown} outside 0..{num_classes - 1}; "
-                "it was made for another class list"
-            )
-
-    def applies_to(self, annotation: Annotation) -> bool:
-        return annotation["category_id"] in self.confusion
-
-    def corrupt(
-        self, annotation: Annotation, draws: Draws, size: ImageSize, num_classes: int
-    ) -> Annotation | None:
-        row = self.confusion[annotation["category_id"]]
-        remaining = fraction(draws[0])
-        # In the order of class ids: two maps with the same content must give the same labels.
-        possible = [new for new in sorted(row) if row[new] > 0]
-        for new in possible:
-            remaining -= row[new]
-            if remaining < 0:
-                break
-        return {**annotation, "category_id": new}
 
 
 def below(bound: int, draw: int) -> int:

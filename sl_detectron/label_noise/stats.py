@@ -1,20 +1,25 @@
-"""What label noise did to a data set: realised rates, confusion matrix, a test of uniformity.
+"""What label noise did to a dataset: realised rates, confusion matrix, a test of uniformity.
 
 Shapes: K classes.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tabulate import tabulate
 
 from ..data.formats.changes import CHANGES, Change
 
-__all__ = ["NoiseStatistics", "noise_statistics", "uniformity_test", "statistics_table"]
+__all__ = [
+    "NoiseStatistics",
+    "noise_statistics",
+    "plot_confusion",
+    "statistics_table",
+    "uniformity_test",
+]
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class NoiseStatistics:
     Args:
         confusion: (K + 1, K + 1) int64; [clean class, noisy class], row K: spurious boxes,
             column K: missing annotations
-        counts: how many changes there are of each kind: label, box, missing, spurious
+        counts: {"label", "box", "missing" or "spurious": number of such changes}
     """
 
     confusion: np.ndarray
@@ -46,8 +51,8 @@ class NoiseStatistics:
         labels = self.confusion[:-1, :-1]
         total = self.confusion[:-1].sum(axis=1)
         wrong = labels.sum(axis=1) - labels.diagonal()
-        rates: np.ndarray = np.full(len(total), np.nan)
-        return np.divide(wrong, total, out=rates, where=total > 0)
+        with np.errstate(invalid="ignore"):
+            return wrong / total
 
 
 def noise_statistics(
@@ -68,26 +73,21 @@ def noise_statistics(
         >>> statistics.confusion.tolist()
         [[0, 1, 0], [0, 1, 0], [0, 0, 0]]
     """
-    clean = Counter(
-        annotation["category_id"]
-        for record in records
-        for annotation in record["annotations"]
-        if not annotation.get("iscrowd", 0)
-    )
     confusion = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
-    for category_id, count in clean.items():
-        confusion[category_id, category_id] = count
+    for record in records:
+        for annotation in record["annotations"]:
+            if not annotation.get("iscrowd", 0):
+                confusion[annotation["category_id"], annotation["category_id"]] += 1
     counts = dict.fromkeys(CHANGES, 0)
     for change in changes:
         counts[change.what] += 1
-        if change.what == "label":
-            confusion[change.old, change.old] -= 1
-            confusion[change.old, change.new] += 1
-        elif change.what == "missing":
-            confusion[change.old["category_id"], change.old["category_id"]] -= 1
-            confusion[change.old["category_id"], num_classes] += 1
-        elif change.what == "spurious":
+        if change.what == "spurious":
             confusion[num_classes, change.new["category_id"]] += 1
+        elif change.what != "box":
+            is_label = change.what == "label"
+            old = change.old if is_label else change.old["category_id"]
+            confusion[old, old] -= 1
+            confusion[old, change.new if is_label else num_classes] += 1
     return NoiseStatistics(confusion, counts)
 
 
@@ -114,13 +114,15 @@ def uniformity_test(confusion: np.ndarray) -> tuple[float, int, float]:
         raise ValueError(f"the uniformity test needs at least 3 classes; got {num_classes}")
     wrong = confusion[~np.eye(num_classes, dtype=bool)].reshape(num_classes, num_classes - 1)
     wrong = wrong[wrong.sum(axis=1) > 0]
-    expected = wrong.sum(axis=1, keepdims=True) / (num_classes - 1)
-    statistic = float(((wrong - expected) ** 2 / expected).sum())
-    dof = len(wrong) * (num_classes - 2)
-    if dof == 0:
+    if len(wrong) == 0:
         return 0.0, 0, 1.0
-    half = torch.tensor([dof / 2, statistic / 2], dtype=torch.float64)
-    return statistic, dof, float(torch.special.gammaincc(half[0], half[1]))
+    # scipy takes half a second to import and only this test needs it.
+    from scipy.stats import chisquare
+
+    expected = np.broadcast_to(wrong.mean(axis=1, keepdims=True), wrong.shape)
+    # Each row's sum is given; scipy takes off one for all of them itself.
+    test = chisquare(wrong, expected, ddof=len(wrong) - 1, axis=None)
+    return float(test.statistic), len(wrong) * (num_classes - 2), float(test.pvalue)
 
 
 def statistics_table(statistics: NoiseStatistics, class_names: Sequence[str]) -> str:
@@ -135,3 +137,38 @@ def statistics_table(statistics: NoiseStatistics, class_names: Sequence[str]) ->
     rows.append(["total", statistics.num_annotations, *overall])
     headers = ["class", "annotations", "wrong label", "missing", "spurious", "wrong / annotations"]
     return tabulate(rows, headers=headers, floatfmt=".4f", tablefmt="pipe")
+
+
+def plot_confusion(
+    statistics: NoiseStatistics, class_names: Sequence[str], path: str | Path
+) -> None:
+    """Write the confusion matrix as a picture: share of each clean class, in percent.
+
+    Args:
+        statistics: from :func:`noise_statistics`
+        class_names: K names
+        path: of the PNG
+    """
+    # matplotlib takes a second to import and only this picture needs it; Figure, unlike pyplot,
+    # leaves the user's backend alone.
+    from matplotlib.figure import Figure
+
+    counts = statistics.confusion[:-1].astype(float)
+    percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    num_rows, num_columns = percent.shape
+    side = 2.5 + 0.35 * num_columns
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(percent, cmap="viridis", vmin=0, vmax=100)
+    axes.set_xticks(range(num_columns), [*class_names, "missing"], rotation=90)
+    axes.set_yticks(range(num_rows), class_names)
+    axes.set_xlabel("noisy label")
+    axes.set_ylabel("clean label")
+    if num_rows <= 30:
+        for row, column in np.argwhere(percent >= 0.5):
+            value = percent[row, column]
+            color = "black" if value > 60 else "white"
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=color, size=7)
+    figure.colorbar(image, label="% of the clean class", shrink=0.7)
+    axes.set_title(f"{100 * statistics.label_rate:.1f} % of labels are wrong")
+    figure.savefig(path, dpi=120)

@@ -16,13 +16,8 @@ from sl_detectron.audit.scoring import (
     write_evaluation,
 )
 from sl_detectron.data import AnnotationTable, load_voc_dataset, number_annotations
-from sl_detectron.label_noise import (
-    MissingAnnotations,
-    SpuriousBoxes,
-    SymmetricNoise,
-    inject,
-    read_manifest,
-)
+from sl_detectron.data.formats.manifest import read_manifest
+from sl_detectron.label_noise import MissingAnnotations, SpuriousBoxes, SymmetricNoise, inject
 from sl_detectron.label_noise.export import export_noisy_voc
 
 

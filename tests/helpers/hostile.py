@@ -220,10 +220,10 @@ CONFIGS: dict[str, tuple[str | bytes, str]] = {
     "aliases by the billion": (
         "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
         + "".join(f"{c}: &{c} [{','.join([f'*{b}'] * 10)}]\n" for b, c in zip("abcdef", "bcdefg")),
-        "stands for over",
+        "alias .* is inside",
     ),
-    "merges by the billion": (MERGES, "stands for over"),
-    "alias of itself": ("a: &a [*a]", "stands for over|not a config"),
+    "merges by the billion": (MERGES, "alias .* is inside"),
+    "alias of itself": ("a: &a [*a]", "alias .* is inside|not a config"),
     "list": ("- 1\n- 2", "holds a list"),
     "empty": ("", "holds nothing"),
     "text": ("hello", "holds a str"),
@@ -283,7 +283,7 @@ def config_cases() -> list[Case]:
 
         culprit = words if "yaml" in words else rf"(config\.yaml.*({words}))|{words}"
         cases.append(Case(f"config {name}", "train_net.py", train(), culprit, change))
-        if "refused" in words or "over" in words or "base" in name:
+        if "refused" in words or "alias .*" in words or "base" in name:
             cases.append(Case(f"config {name}", "audit_labels.py", AUDIT, culprit, change))
     for name, (opts, words) in OPTIONS.items():
         # What only the model reads is found when it is built, after the log was opened.
@@ -438,7 +438,7 @@ def noise_cases() -> list[Case]:
     cases = [Case(n, "inject_noise.py", [*INJECT, *a], words) for n, (a, words) in args.items()]
     maps = {
         "code": (f"cat: {PYTHON}", "map.yaml"),
-        "merges": (MERGES, r"map\.yaml.*stands for over"),
+        "merges": (MERGES, r"map\.yaml.*alias .* is inside"),
         "list": ("- cat", "map.yaml"),
         "empty": ("", "map.yaml"),
         "unclosed": ("cat: [", "map.yaml"),

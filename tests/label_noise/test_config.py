@@ -1,21 +1,23 @@
 """The keys of DATASETS.LABEL_NOISE: each reaches its noise, and a bad value is named."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 
 from sl_detectron.config import add_superloss_config
 from sl_detectron.label_noise import (
+    NOISE_REGISTRY,
     AsymmetricNoise,
     BoxJitter,
     MissingAnnotations,
+    Noise,
     SpuriousBoxes,
     SymmetricNoise,
-    check_label_noise,
 )
-from sl_detectron.label_noise.config import noises_from_config
+from sl_detectron.label_noise.config import check_label_noise, noises_from_config
 from sl_detectron.label_noise.loader import build_noisy_train_loader
 
 CLASSES = ["cat", "dog", "cow", "owl"]
@@ -112,6 +114,33 @@ def test_bad_keys_are_named(cfg, values, message):
         check_label_noise(cfg)
     with pytest.raises(ValueError, match=message):
         build_noisy_train_loader(cfg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift(Noise):
+    """A noise with an argument, in a node of its own."""
+
+    distance: float = 0.0
+
+    def corrupt(self, annotation, draws, size, num_classes):
+        x, y, *rest = annotation["bbox"]
+        return {**annotation, "bbox": [x + self.distance, y, *rest]}
+
+
+def test_a_noise_of_another_project_with_a_node(cfg):
+    NOISE_REGISTRY.register("my_shift")(Shift)
+    try:
+        cfg.DATASETS.LABEL_NOISE.MY_SHIFT = CfgNode({"RATE": 0.5, "SEED": 7, "DISTANCE": 2.0})
+        assert noises_from_config(cfg) == (Shift(rate=0.5, seed=7, distance=2.0),)
+        set_noise(cfg, MY_SHIFT__RATE=2.0)
+        with pytest.raises(ValueError, match=r"LABEL_NOISE.MY_SHIFT.RATE must be in \[0, 1\]"):
+            check_label_noise(cfg)
+        set_noise(cfg, MY_SHIFT__RATE=0.5, TYPE="my_shift")
+        with pytest.raises(ValueError, match=r"LABEL_NOISE\.TYPE must be one of"):
+            check_label_noise(cfg)
+    finally:
+        NOISE_REGISTRY._obj_map.pop("my_shift")
+    assert Shift.kind == "Shift"
 
 
 def test_a_manifest_must_exist(cfg, tmp_path):

@@ -12,22 +12,20 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sl_detectron.data import load_voc_dataset
-from sl_detectron.data.formats.coco_edits import CocoFile
-from sl_detectron.data.formats.edits import Edit, apply_edits, undo_edits
+from sl_detectron.data.formats.changes import Change
+from sl_detectron.data.formats.coco_json import CocoFile
+from sl_detectron.data.formats.manifest import changes_from_manifest, read_manifest
 from sl_detectron.data.formats.restore import restore_clean
-from sl_detectron.data.formats.voc_edits import voc_edits
+from sl_detectron.data.formats.voc_edits import Edit, apply_edits, undo_edits, voc_edits
 from sl_detectron.label_noise import (
     BoxJitter,
-    Change,
     MissingAnnotations,
     SpuriousBoxes,
     SymmetricNoise,
-    apply_changes,
-    changes_from_manifest,
     inject,
-    read_manifest,
 )
 from sl_detectron.label_noise.export import export_noisy_coco, export_noisy_voc
+from sl_detectron.label_noise.injection import apply_changes
 from sl_detectron.label_noise.stats import noise_statistics, statistics_table, uniformity_test
 
 CLASSES = ["cat", "dog", "R&D", "zürich"]
@@ -207,6 +205,30 @@ def test_noisy_coco_json_loads_as_the_noise_in_memory(tmp_path, coco_name, inden
             assert x["segmentation"] == y["segmentation"]
     restored = restore_clean(tmp_path / "out", tmp_path / "restored")
     assert (restored / "clean.json").read_bytes() == clean.read_bytes()
+    assert [path.name for path in restored.iterdir()] == ["clean.json"]
+
+
+def test_what_is_not_noise_stays_in_a_coco_json(tmp_path):
+    clean, out = tmp_path / "clean.json", tmp_path / "out"
+    clean.write_bytes(coco_json(2))
+    export_noisy_coco(CocoFile(clean), out, [SymmetricNoise(rate=0.5)], "set")
+    before, after = (json.loads(path.read_bytes()) for path in (clean, out / "clean.json"))
+    changed = sum(a != b for a, b in zip(before["annotations"], after["annotations"], strict=True))
+    assert 0 < changed == len((out / "manifest.jsonl").read_text().splitlines())
+    for annotation in (*before["annotations"], *after["annotations"]):
+        del annotation["category_id"]
+    assert after == before
+    assert list(after) == list(before)
+
+
+def test_a_coco_copy_that_was_edited_is_not_restored(tmp_path):
+    clean, out = tmp_path / "clean.json", tmp_path / "out"
+    clean.write_bytes(coco_json(None))
+    export_noisy_coco(CocoFile(clean), out, [SymmetricNoise(rate=0.5)], "set")
+    (out / "clean.json").write_bytes((out / "clean.json").read_bytes() + b" ")
+    with pytest.raises(ValueError, match=r"clean\.json changed since it was written"):
+        restore_clean(out)
+    assert (out / "original.json").is_file()
 
 
 def test_added_boxes_have_the_fields_of_the_first_annotation_everywhere(tmp_path, coco_name):

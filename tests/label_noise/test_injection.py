@@ -17,16 +17,16 @@ import pytest
 from detectron2.structures import BoxMode
 
 from helpers.label_noise_records import NUM_CLASSES, labels, make_records
+from sl_detectron.data.formats.changes import Change
 from sl_detectron.data.formats.manifest import manifest_lines, read_manifest
 from sl_detectron.label_noise import (
     BoxJitter,
-    Change,
     MissingAnnotations,
     SpuriousBoxes,
     SymmetricNoise,
-    apply_changes,
     inject,
 )
+from sl_detectron.label_noise.injection import apply_changes
 
 ALL_NOISES = (
     SymmetricNoise(rate=0.4, seed=3),

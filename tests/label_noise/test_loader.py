@@ -13,9 +13,7 @@ from detectron2.structures import BoxMode
 
 from sl_detectron.config import add_superloss_config
 from sl_detectron.data.formats.manifest import manifest_lines
-from sl_detectron.label_noise import (
-    inject,
-)
+from sl_detectron.label_noise import inject
 from sl_detectron.label_noise.config import noises_from_config
 from sl_detectron.label_noise.loader import build_noisy_train_loader, noisy_dataset_dicts
 
@@ -134,7 +132,7 @@ LINE = {
         ("{", "line 1: not JSON"),
         ('{"dataset": "a"}', "line 1: a change needs the keys.*image_id"),
         (json.dumps({**LINE, "what": "colour"}), "line 1: what must be one of"),
-        (json.dumps({**LINE, "dataset": "voc"}), r"for the data sets \['voc'\], which are not in"),
+        (json.dumps({**LINE, "dataset": "voc"}), r"for the datasets \['voc'\], which are not in"),
         (json.dumps({**LINE, "new": "wolf"}), "'wolf' is not one of"),
         (json.dumps({**LINE, "old": "cow"}), "not the same set"),
         (json.dumps({**LINE, "image_id": 99}), "no image 99"),

@@ -1,4 +1,4 @@
-"""NoisyLabelMapper: the same noise as the data set's, on any mapper, in any worker."""
+"""NoisyLabelMapper: the same noise as the dataset's, on any mapper, in any worker."""
 
 import copy
 

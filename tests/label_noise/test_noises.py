@@ -18,7 +18,7 @@ from sl_detectron.label_noise import (
     SymmetricNoise,
     inject,
 )
-from sl_detectron.label_noise.confusion import VOC_CONFUSION, confusion_by_id
+from sl_detectron.label_noise.asymmetric import VOC_CONFUSION, confusion_by_id
 from sl_detectron.label_noise.stats import noise_statistics, uniformity_test
 
 

@@ -1,28 +1,21 @@
 """The command line: the table, the report and one-line errors."""
 
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "evaluate_voc.py"
+from helpers import REPO, load_tool
+
+TOOL = REPO / "tools" / "evaluate_voc.py"
 XML = (
     "<annotation><object><name>cat</name><bndbox><xmin>11</xmin><ymin>11</ymin>"
     "<xmax>50</xmax><ymax>50</ymax></bndbox></object></annotation>"
 )
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location("evaluate_voc", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-evaluate_voc = load_tool()
+evaluate_voc = load_tool("evaluate_voc")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The command line: noisy copies on disk that are complete, reproducible and reversible."""
 
-import importlib.util
 import json
 import math
 import os
@@ -12,12 +11,12 @@ from pathlib import Path
 import pytest
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
+from helpers import REPO, load_tool
 from sl_detectron.data import load_voc_dataset
 from sl_detectron.data.formats.restore import restore_clean
 from sl_detectron.label_noise import SymmetricNoise, inject
 from sl_detectron.label_noise.stats import noise_statistics, uniformity_test
 
-REPO = Path(__file__).resolve().parents[2]
 TOOL = REPO / "tools" / "inject_noise.py"
 NOISE = ["--rate", "0.4", "--box-jitter", "0.3", "--missing", "0.2", "--spurious", "0.2"]
 OBJECT = (
@@ -26,14 +25,7 @@ OBJECT = (
 )
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location("inject_noise", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-inject_noise = load_tool()
+inject_noise = load_tool("inject_noise")
 
 
 def write_devkit(root, num_images=30):
@@ -188,12 +180,13 @@ def test_an_error_half_way_leaves_nothing(devkit, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "step", ["devkit.voc_edits", "export.write_manifest", "export.plot_confusion"]
+    "step", ["devkit.voc_edits", "devkit.write_manifest", "export.plot_confusion"]
 )
 def test_killed_half_way_leaves_nothing_that_looks_finished(devkit, tmp_path, step):
     script = (
         "import os, signal, runpy, sys\n"
-        "from sl_detectron.label_noise import devkit, export\n"
+        "from sl_detectron.data.formats import devkit\n"
+        "from sl_detectron.label_noise import export\n"
         f"{step} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"

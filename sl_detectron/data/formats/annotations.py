@@ -5,7 +5,7 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
-__all__ = ["Annotation", "Record", "corners", "image_id_of", "in_mode", "make_spurious"]
+__all__ = ["Annotation", "Record", "corners", "from_corners", "image_id_of", "make_spurious"]
 
 Annotation = dict[str, Any]
 Record = dict[str, Any]
@@ -17,26 +17,30 @@ def corners(annotation: Mapping[str, Any]) -> list[float]:
     Raises:
         ValueError: the box mode is neither XYXY_ABS nor XYWH_ABS
     """
-    return in_mode([float(x) for x in annotation["bbox"]], annotation["bbox_mode"], to_corners=True)
+    # Not BoxMode.convert: it goes through float32, and a file holds more digits.
+    is_xywh = _is_xywh(annotation["bbox_mode"])
+    x, y, a, b = map(float, annotation["bbox"])
+    return [x, y, x + a, y + b] if is_xywh else [x, y, a, b]
 
 
-def in_mode(box: Sequence[float], mode: BoxMode, to_corners: bool = False) -> list[float]:
-    """Turn corners into a box of the given mode, or such a box into corners.
+def from_corners(box: Sequence[float], mode: BoxMode) -> list[float]:
+    """Inverse of :func:`corners`.
 
     Args:
-        box: four numbers in pixels, corners unless ``to_corners``
+        box: (x0, y0, x1, y1) in pixels
         mode: XYXY_ABS or XYWH_ABS
-        to_corners: whether the box is in ``mode`` and its corners are wanted
 
     Raises:
         ValueError: any other mode
     """
+    x0, y0, x1, y1 = box
+    return [x0, y0, x1 - x0, y1 - y0] if _is_xywh(mode) else [x0, y0, x1, y1]
+
+
+def _is_xywh(mode: BoxMode) -> bool:
     if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
         raise ValueError(f"box noise supports the box modes XYXY_ABS and XYWH_ABS; got {mode!r}")
-    x, y, a, b = box
-    if mode == BoxMode.XYXY_ABS:
-        return [x, y, a, b]
-    return [x, y, x + a, y + b] if to_corners else [x, y, a - x, b - y]
+    return mode == BoxMode.XYWH_ABS
 
 
 def make_spurious(sibling: Annotation, category_id: int, bbox: Sequence[float]) -> Annotation:

@@ -9,6 +9,8 @@ from .annotations import Annotation, Record, image_id_of, make_spurious
 __all__ = ["Change", "CHANGES", "compare", "apply_change", "order"]
 
 CHANGES = ("label", "box", "missing", "spurious")
+# What a change of an annotation is about; None for the whole of it.
+_KEYS = {"label": "category_id", "box": "bbox", "missing": None}
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,7 @@ def compare(
             continue
         truth = {}
         if new is not old and new["category_id"] != old["category_id"]:
-            ids = int(old["category_id"]), int(new["category_id"])
-            changes.append(Change(image_id, index, "label", *ids))
+            changes.append(Change(image_id, index, "label", _class(old), _class(new)))
             truth["true_category_id"] = old["category_id"]
         if new is not old and "bbox" in old and _box(new) != _box(old):
             changes.append(Change(image_id, index, "box", _box(old), _box(new)))
@@ -70,27 +71,17 @@ def apply_change(
             raise ValueError(f"{change}: the next spurious annotation is number {len(annotations)}")
         annotations.append(make_spurious(clean[0], **change.new))
         return
+    if change.what not in _KEYS:
+        raise ValueError(f"{change}: what must be one of {CHANGES}")
     if not 0 <= change.index < len(clean):
         raise ValueError(f"{change}: the image has only {len(clean)} annotations")
-    old, now = clean[change.index], annotations[change.index]
+    old, now, key = clean[change.index], annotations[change.index], _KEYS[change.what]
     if now is None:
         raise ValueError(f"{change}: an earlier change left this annotation out")
-    if change.what == "label":
-        _match(change, int(old["category_id"]))
-        annotations[change.index] = {**now, "category_id": change.new}
-    elif change.what == "box":
-        _match(change, _box(old))
-        annotations[change.index] = {**now, "bbox": change.new}
-    elif change.what == "missing":
-        _match(change, _summary(old))
-        annotations[change.index] = None
-    else:
-        raise ValueError(f"{change}: what must be one of {CHANGES}")
-
-
-def _match(change: Change, found: Any) -> None:
+    found = {"label": _class, "box": _box, "missing": _summary}[change.what](old)
     if found != change.old:
-        raise ValueError(f"{change}: the data set has {found!r} there; it is not the same set")
+        raise ValueError(f"{change}: the dataset has {found!r} there; it is not the same set")
+    annotations[change.index] = {**now, key: change.new} if key else None
 
 
 def order(change: Change) -> tuple[str, int, str]:
@@ -98,9 +89,13 @@ def order(change: Change) -> tuple[str, int, str]:
     return str(change.image_id), change.index, change.what
 
 
+def _class(annotation: Annotation) -> int:
+    return int(annotation["category_id"])
+
+
 def _box(annotation: Annotation) -> list[float]:
     return [float(x) for x in annotation["bbox"]]
 
 
 def _summary(annotation: Annotation) -> dict[str, Any]:
-    return {"category_id": int(annotation["category_id"]), "bbox": _box(annotation)}
+    return {"category_id": _class(annotation), "bbox": _box(annotation)}

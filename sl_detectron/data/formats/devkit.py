@@ -3,18 +3,20 @@
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from .changes import Change
-from .edits import Edit, apply_edits
-from .voc_edits import voc_edits
-from .voc_xml import parse_voc_xml
+from .manifest import write_manifest
+from .voc_edits import Edit, apply_edits, voc_edits
+from .voc_xml import parse_voc_xml, zero_based
 
-__all__ = ["FileChanges", "LoadedObject", "link_devkit", "loaded_objects", "write_annotations"]
+__all__ = ["FileChanges", "LoadedObject", "copy_devkit"]
 
 # Name and box (XYXY in pixels, 0-based) of an object as training reads it.
 LoadedObject = tuple[str, list[float]]
@@ -22,61 +24,61 @@ LoadedObject = tuple[str, list[float]]
 FileChanges = tuple[Sequence[Change], list[LoadedObject]]
 
 
-def link_devkit(root: Path, target: Path, leave_out: Sequence[str] = ()) -> None:
-    """Copy ImageSets/ and link everything else but Annotations/.
+def copy_devkit(
+    root: Path,
+    target: Path,
+    changed: Mapping[str, FileChanges],
+    class_names: Sequence[str],
+    dataset_name: str,
+    manifest: str,
+    num_workers: int = 1,
+    progress: bool = False,
+    leave_out: Sequence[str] = (),
+) -> None:
+    """Copy a devkit folder: image sets, annotations with changes, links to everything else.
 
     Args:
         root: a devkit folder
         target: an empty folder
+        changed: {name in Annotations/: changes}, in the order of the manifest
+        class_names: K names in the order of the class ids
+        dataset_name: written into every line of the manifest
+        manifest: name of the file in ``target`` that says what changed and by which edits
+        num_workers: processes that write XML; the result does not depend on it
+        progress: whether to show a progress bar
         leave_out: names in root that the copy does not get
+
+    Raises:
+        ValueError: a file that changes has a layout that is not understood
     """
     for entry in sorted(root.iterdir()):
         if entry.name == "ImageSets":
             shutil.copytree(entry, target / entry.name)
         elif entry.name != "Annotations" and entry.name not in leave_out:
             (target / entry.name).symlink_to(entry)
-
-
-def write_annotations(
-    root: Path,
-    target: Path,
-    changed: Mapping[str, FileChanges],
-    class_names: Sequence[str],
-    run: Callable[..., Iterable[Any]] = map,
-    progress: bool = False,
-) -> dict[str, list[list[Edit]]]:
-    """Write every annotation file of a devkit folder, those that change by edits of their bytes.
-
-    Args:
-        root: a devkit folder
-        target: the copy
-        changed: {name in Annotations/: changes}
-        class_names: K names in the order of the class ids
-        run: the built-in ``map`` or that of a pool
-        progress: whether to show a progress bar
-
-    Returns:
-        {name: for each change its edits}, for all files
-
-    Raises:
-        ValueError: a file that changes has a layout that is not understood
-    """
     folder = root / "Annotations"
     names = _files(folder)
-    write = functools.partial(
-        _write, source=folder, target=target / "Annotations", class_names=class_names
+    copy = functools.partial(
+        _copy, source=folder, target=target / "Annotations", class_names=class_names
     )
-    written = run(write, names, [changed.get(name, ([], [])) for name in names])
-    bar = tqdm(written, total=len(names), unit="file", disable=not progress)
-    return {name: groups for groups, name in zip(bar, names)}
+    with _pool(num_workers) as run:
+        written = run(copy, names, [changed.get(name, ([], [])) for name in names])
+        bar = tqdm(written, total=len(names), unit="file", disable=not progress)
+        edits = dict(zip(names, list(bar)))
+    changes = [change for group, _ in changed.values() for change in group]
+    groups = [group for name in changed for group in edits[name]]
+    write_manifest(target / manifest, changes, class_names, dataset_name, groups)
 
 
-def loaded_objects(path: Path) -> list[LoadedObject]:
-    """Return every object of an annotation file, as training will read it."""
-    return [
-        (name, [x1 - 1.0, y1 - 1.0, x2, y2])
-        for name, (x1, y1, x2, y2), _ in parse_voc_xml(path).objects
-    ]
+@contextmanager
+def _pool(num_workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    if num_workers < 1:
+        raise ValueError(f"the number of workers must be at least 1; got {num_workers}")
+    if num_workers == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(num_workers) as pool:
+        yield functools.partial(pool.map, chunksize=64)
 
 
 def _files(folder: Path) -> list[str]:
@@ -86,14 +88,18 @@ def _files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
-def _write(
+def _copy(
     name: str, change: FileChanges, source: Path, target: Path, class_names: Sequence[str]
 ) -> list[list[Edit]]:
+    """Copy one file and return for each change its edits."""
     changes, objects = change
     content = (source / name).read_bytes()
     edits = voc_edits(content, changes, class_names) if changes else []
-    (target / name).parent.mkdir(parents=True, exist_ok=True)
-    (target / name).write_bytes(apply_edits(content, (e for group in edits for e in group)))
-    if changes and loaded_objects(target / name) != objects:
-        raise ValueError(f"{source / name}: its layout is not understood, it cannot be changed")
+    path = target / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(apply_edits(content, (e for group in edits for e in group)))
+    if changes:
+        loaded = [(obj.name, zero_based(obj.box)) for obj in parse_voc_xml(path).objects]
+        if loaded != objects:
+            raise ValueError(f"{source / name}: its layout is not understood, it cannot be changed")
     return edits

@@ -7,42 +7,24 @@ One line is one change::
 
 Classes go by name, so that the order of a project's class list does not matter; boxes are in the
 record's own mode (VOC: 0-based XYXY, COCO: XYWH). Lines are sorted by image id and annotation;
-the manifests of several data sets can be concatenated. Further keys are for tools and not needed
-for training.
+the manifests of several datasets can be concatenated. Training needs no further keys.
 """
 
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from detectron2.utils.file_io import PathManager
 
 from .changes import CHANGES, Change
-from .edits import Edit
+from .voc_edits import Edit
 
 __all__ = ["manifest_lines", "write_manifest", "read_manifest", "changes_from_manifest"]
 
 Line = dict[str, Any]
 _KEYS = ("dataset", "image_id", "annotation", "what", "old", "new")
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_none(value: Any) -> bool:
-    return value is None
-
-
-def _is_index(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _is_image_id(value: Any) -> bool:
-    return isinstance(value, str) or type(value) is int
 
 
 def _is_box(value: Any) -> bool:
@@ -51,27 +33,24 @@ def _is_box(value: Any) -> bool:
 
 
 def _is_annotation(value: Any) -> bool:
-    keys = {"category", "bbox"}
-    is_object = isinstance(value, dict) and value.keys() == keys
-    return is_object and _is_name(value["category"]) and _is_box(value["bbox"])
+    is_object = isinstance(value, dict) and value.keys() == {"category", "bbox"}
+    return is_object and isinstance(value["category"], str) and _is_box(value["bbox"])
 
 
 # What each value of a line must be: a check, and its words.
 _Rule = tuple[Callable[[Any], bool], str]
-_NAME: _Rule = (_is_name, "a string")
+_NAME: _Rule = (lambda value: isinstance(value, str), "a string")
 _BOX: _Rule = (_is_box, "four finite numbers")
-_NONE: _Rule = (_is_none, "null")
+_NONE: _Rule = (lambda value: value is None, "null")
 _ANNOTATION: _Rule = (_is_annotation, '{"category": name, "bbox": four finite numbers}')
-_COMMON: dict[str, _Rule] = {
-    "dataset": _NAME,
-    "image_id": (_is_image_id, "a string or an integer"),
-    "annotation": (_is_index, "an integer of at least 0"),
-}
-_VALUES: dict[str, dict[str, _Rule]] = {
-    "label": {"old": _NAME, "new": _NAME},
-    "box": {"old": _BOX, "new": _BOX},
-    "missing": {"old": _ANNOTATION, "new": _NONE},
-    "spurious": {"old": _NONE, "new": _ANNOTATION},
+_IMAGE_ID: _Rule = (lambda value: type(value) in (str, int), "a string or an integer")
+_INDEX: _Rule = (lambda value: type(value) is int and value >= 0, "an integer of at least 0")
+_COMMON = {"dataset": _NAME, "image_id": _IMAGE_ID, "annotation": _INDEX}
+_VALUES = {
+    "label": {**_COMMON, "old": _NAME, "new": _NAME},
+    "box": {**_COMMON, "old": _BOX, "new": _BOX},
+    "missing": {**_COMMON, "old": _ANNOTATION, "new": _NONE},
+    "spurious": {**_COMMON, "old": _NONE, "new": _ANNOTATION},
 }
 
 
@@ -94,30 +73,33 @@ def manifest_lines(
 def write_manifest(
     path: Path,
     changes: Iterable[Change],
-    edits: Iterable[Sequence[Edit]],
     class_names: Sequence[str],
     dataset_name: str,
+    edits: Iterable[Sequence[Edit]] | None = None,
 ) -> None:
-    """Write a new manifest whose lines also hold the byte edits that a file got.
+    """Write a new manifest.
 
     Args:
         path: of the new file
-        changes: of one data set
-        edits: for each change those of its file
+        changes: of one dataset
         class_names: K names in the order of the class ids
         dataset_name: written into every line
+        edits: for each change the byte edits that its file got, written beside it
     """
+    lines = manifest_lines(changes, class_names, dataset_name)
+    if edits is not None:
+        groups = ([edit.to_json() for edit in group] for group in edits)
+        lines = ({**line, "edits": group} for line, group in zip(lines, groups))
     with path.open("x", encoding="ascii", newline="\n") as f:
-        for line, group in zip(manifest_lines(changes, class_names, dataset_name), edits):
-            f.write(json.dumps({**line, "edits": [edit.to_json() for edit in group]}) + "\n")
+        f.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def read_manifest(path: str) -> list[Line]:
     """Read and check a manifest.
 
     Raises:
-        FileNotFoundError: if there is no such file
-        ValueError: if a line is not a change; names file and line
+        FileNotFoundError: there is no such file
+        ValueError: a line is not a change; names file and line
     """
     if not PathManager.isfile(path):
         raise FileNotFoundError(f"no manifest at {path}; sl-inject-noise writes one")
@@ -126,49 +108,51 @@ def read_manifest(path: str) -> list[Line]:
     with PathManager.open(path, encoding="utf-8", errors="replace") as f:
         for number, text in enumerate(f, start=1):
             try:
-                line = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
-            missing = [k for k in _KEYS if k not in line] if isinstance(line, dict) else _KEYS
-            if missing:
-                raise ValueError(f"{path}, line {number}: a change needs the keys {list(missing)}")
-            if line["what"] not in CHANGES:
-                raise ValueError(
-                    f"{path}, line {number}: what must be one of {CHANGES}; got {line['what']!r}"
-                )
-            for key, (fits, expected) in {**_COMMON, **_VALUES[line["what"]]}.items():
-                if not fits(line[key]):
-                    raise ValueError(
-                        f"{path}, line {number}: {key} must be {expected}; got {line[key]!r}"
-                    )
-            lines.append(line)
+                lines.append(_parse(text))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
     return lines
+
+
+def _parse(text: str) -> Line:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
+    missing = [k for k in _KEYS if k not in line] if isinstance(line, dict) else _KEYS
+    if missing:
+        raise ValueError(f"a change needs the keys {list(missing)}")
+    if line["what"] not in CHANGES:
+        raise ValueError(f"what must be one of {CHANGES}; got {line['what']!r}")
+    for key, (fits, expected) in _VALUES[line["what"]].items():
+        if not fits(line[key]):
+            raise ValueError(f"{key} must be {expected}; got {line[key]!r}")
+    return line
 
 
 def changes_from_manifest(
     lines: Iterable[Line], class_names: Sequence[str], dataset_name: str
 ) -> list[Change]:
-    """Return one data set's changes for :func:`~sl_detectron.label_noise.apply_changes`.
+    """Return one dataset's changes for :func:`~sl_detectron.label_noise.apply_changes`.
 
     Args:
-        lines: from :func:`read_manifest`; those of other data sets are passed over
+        lines: from :func:`read_manifest`; those of other datasets are passed over
         class_names: K names in the order of the class ids
         dataset_name: as in the manifest
 
     Raises:
-        ValueError: if a line names a class outside the list
+        ValueError: a line names a class outside the list
     """
     ids = {name: i for i, name in enumerate(class_names)}
     changes = []
     for line in lines:
         if line["dataset"] != dataset_name:
             continue
-        change = Change(line["image_id"], line["annotation"], line["what"], None, None)
         try:
             old, new = (_to_ids(line[key], ids) for key in ("old", "new"))
         except KeyError as error:
             raise ValueError(f"{line}: {error} is not one of {list(class_names)}") from error
-        changes.append(replace(change, old=old, new=new))
+        changes.append(Change(line["image_id"], line["annotation"], line["what"], old, new))
     return changes
 
 

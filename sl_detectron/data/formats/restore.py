@@ -1,22 +1,33 @@
-"""The clean set again, from a noisy copy and its manifest alone."""
+"""The clean set again, from a noisy copy alone."""
 
+import hashlib
 import json
 import os
 import shutil
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from .edits import Edit, undo_edits
-from .folder import DESCRIPTION, MANIFEST, OWN_FILES, complete_or_nothing, refuse_to_overwrite
+from ...files import new_folder, refuse_to_overwrite
 from .manifest import read_manifest
+from .voc_edits import Edit, undo_edits
 
-__all__ = ["restore_clean"]
+__all__ = ["DESCRIPTION", "MANIFEST", "ORIGINAL", "OWN_FILES", "PICTURE", "restore_clean"]
+
+MANIFEST = "manifest.jsonl"
+DESCRIPTION = "noise.json"
+PICTURE = "confusion.png"
+# The clean file of a COCO copy; a VOC copy holds the edits of its files instead.
+ORIGINAL = "original.json"
+# What a noisy copy holds beside the files of its source.
+OWN_FILES = (MANIFEST, DESCRIPTION, PICTURE, ORIGINAL)
 
 
 def restore_clean(noisy: str | Path, out: str | Path | None = None, progress: bool = False) -> Path:
-    """Undo a noisy copy by its manifest: every file gets its clean bytes back.
+    """Make a noisy copy clean: every file gets its clean bytes back.
 
     Args:
         noisy: folder that an export wrote
@@ -27,16 +38,17 @@ def restore_clean(noisy: str | Path, out: str | Path | None = None, progress: bo
         the folder of the clean set
 
     Raises:
-        FileNotFoundError: if ``noisy`` has no manifest
-        FileExistsError: if ``out`` exists
-        ValueError: if a file is not what the export wrote, or ``out`` is inside ``noisy``
+        FileNotFoundError: ``noisy`` is not a complete copy
+        FileExistsError: ``out`` exists
+        ValueError: a file is not what the export wrote, or ``out`` is inside ``noisy``
     """
     noisy = Path(os.path.realpath(noisy))
     target = noisy if out is None else Path(out)
     if out is not None:
         refuse_to_overwrite(target, noisy)
-    edits = _read_edits(noisy, _read_file_name(noisy / DESCRIPTION))
-    with complete_or_nothing(target, replaces=out is None) as partial:
+    description = _read_description(noisy / DESCRIPTION)
+    clean = _clean_coco(noisy, description) if description["file"] else _clean_voc(noisy)
+    with new_folder(target, replaces=out is None) as partial:
         own = [str(noisy / name) for name in OWN_FILES]
         shutil.copytree(
             noisy,
@@ -46,17 +58,13 @@ def restore_clean(noisy: str | Path, out: str | Path | None = None, progress: bo
             ignore=lambda folder, names: [n for n in names if os.path.join(folder, n) in own],
             dirs_exist_ok=True,
         )
-        for name, file_edits in tqdm(edits.items(), unit="file", disable=not progress):
-            try:
-                clean = undo_edits((noisy / name).read_bytes(), file_edits)
-            except ValueError as error:
-                raise ValueError(f"{noisy / name} changed since it was written: {error}") from error
-            (partial / name).write_bytes(clean)
+        for name, content in tqdm(clean, unit="file", disable=not progress):
+            (partial / name).write_bytes(content)
     return target
 
 
-def _read_file_name(path: Path) -> str:
-    """Return the name of a COCO copy's annotation file; empty for a VOC copy."""
+def _read_description(path: Path) -> dict[str, Any]:
+    """Return what the export said; ``file`` is the name of a COCO file, empty for a VOC copy."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path.parent} has no {path.name}; it is not a complete noisy copy"
@@ -68,21 +76,37 @@ def _read_file_name(path: Path) -> str:
     file = description.get("file") if isinstance(description, dict) else None
     if not isinstance(file, str) or file != Path(file).name:
         raise ValueError(f'{path} must say {{"file": a name in its folder, or ""}}; got {file!r}')
-    return file
+    return description
 
 
-def _read_edits(noisy: Path, file: str) -> dict[str, list[Edit]]:
-    """Return the edits of every changed file of a noisy copy."""
+def _clean_coco(noisy: Path, description: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+    file = description["file"]
+    found = hashlib.sha256(_read(noisy, file)).hexdigest()
+    if found != description.get("sha256"):
+        raise ValueError(f"{noisy / file} changed since it was written: its SHA-256 is {found}")
+    yield file, _read(noisy, ORIGINAL)
+
+
+def _clean_voc(noisy: Path) -> Iterator[tuple[str, bytes]]:
     edits: dict[str, list[Edit]] = defaultdict(list)
     for number, line in enumerate(read_manifest(str(noisy / MANIFEST)), start=1):
-        name = file or f"Annotations/{line['image_id']}.xml"
-        # A manifest may come from elsewhere: it names images, never a way out of this folder.
-        is_here = os.path.realpath(noisy / name) == str(noisy / name)
-        if "edits" not in line or not is_here or not (noisy / name).is_file():
-            raise ValueError(f"{noisy / MANIFEST} was not written for the files here: {line}")
         try:
-            edits[name] += map(Edit.from_json, line["edits"])
-        except (AttributeError, TypeError, ValueError) as error:
+            edits[f"Annotations/{line['image_id']}.xml"] += map(Edit.from_json, line["edits"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             where = f"{noisy / MANIFEST}, line {number}"
             raise ValueError(f"{where}: edits must be [[start, old, new], ...]: {error}") from error
-    return edits
+    for name, file_edits in edits.items():
+        content = _read(noisy, name)
+        try:
+            content = undo_edits(content, file_edits)
+        except ValueError as error:
+            raise ValueError(f"{noisy / name} changed since it was written: {error}") from error
+        yield name, content
+
+
+def _read(noisy: Path, name: str) -> bytes:
+    # A copy may come from elsewhere: what it names is in its folder, never a way out of it.
+    path = noisy / name
+    if os.path.realpath(path) != str(path) or not path.is_file():
+        raise ValueError(f"{noisy / MANIFEST} was not written for the files here: no {name}")
+    return path.read_bytes()

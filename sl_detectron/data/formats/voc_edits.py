@@ -1,34 +1,101 @@
-"""Label noise written into VOC's XML files."""
+"""Changes written into VOC's XML files: what a file says changes, no other byte does.
+
+Rewriting XML through a parser loses white space, attribute order and number formats. An edit
+replaces bytes at an offset instead, and knows what it replaced.
+"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from xml.parsers import expat
 from xml.sax.saxutils import escape
 
 from .changes import Change
-from .edits import Edit
+from .voc_xml import CORNERS, one_based
 
-__all__ = ["voc_edits"]
+__all__ = ["Edit", "apply_edits", "undo_edits", "voc_edits", "voc_object"]
 
 # An attribute's value may hold ">".
 _TAG = re.compile(rb"""<(?:[^>"']|"[^"]*"|'[^']*')*>""")
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _OBJECT = """
 \t<object>
-\t\t<name>{name}</name>
+\t\t<name>{}</name>
 \t\t<pose>Unspecified</pose>
 \t\t<truncated>0</truncated>
 \t\t<difficult>0</difficult>
 \t\t<bndbox>
-\t\t\t<xmin>{xmin}</xmin>
-\t\t\t<ymin>{ymin}</ymin>
-\t\t\t<xmax>{xmax}</xmax>
-\t\t\t<ymax>{ymax}</ymax>
+\t\t\t<xmin>{}</xmin>
+\t\t\t<ymin>{}</ymin>
+\t\t\t<xmax>{}</xmax>
+\t\t\t<ymax>{}</ymax>
 \t\t</bndbox>
 \t</object>"""
 
 Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Replace ``old`` by ``new`` at byte ``start`` of the original file."""
+
+    start: int
+    old: bytes
+    new: bytes
+
+    def to_json(self) -> list[Any]:
+        """Return [start, old, new], one character per byte."""
+        return [self.start, self.old.decode("latin-1"), self.new.decode("latin-1")]
+
+    @classmethod
+    def from_json(cls, value: list[Any]) -> "Edit":
+        """Inverse of :meth:`to_json`."""
+        start, old, new = value
+        return cls(start, old.encode("latin-1"), new.encode("latin-1"))
+
+
+def apply_edits(original: bytes, edits: Iterable[Edit]) -> bytes:
+    """Return the edited file.
+
+    Args:
+        original: bytes of the file
+        edits: in any order, but those at the same place in order of appearance
+
+    Raises:
+        ValueError: edits overlap, or the file does not have what an edit replaces
+
+    Example:
+        >>> edits = [Edit(4, b"dog", b"horse"), Edit(0, b"a", b"the")]
+        >>> apply_edits(b"a   dog", edits)
+        b'the   horse'
+        >>> undo_edits(b'the   horse', edits)
+        b'a   dog'
+    """
+    pieces, position = [], 0
+    for edit in sorted(edits, key=lambda edit: edit.start):
+        end = edit.start + len(edit.old)
+        if edit.start < position or original[edit.start : end] != edit.old:
+            raise ValueError(f"at byte {edit.start} there is no {edit.old!r} to replace")
+        pieces += [original[position : edit.start], edit.new]
+        position = end
+    return b"".join([*pieces, original[position:]])
+
+
+def undo_edits(edited: bytes, edits: Iterable[Edit]) -> bytes:
+    """Return the original of an edited file.
+
+    Args:
+        edited: what :func:`apply_edits` returned
+        edits: the same ones, those at the same place in the same order
+
+    Raises:
+        ValueError: the file does not have what an edit put there
+    """
+    inverse, shift = [], 0
+    for edit in sorted(edits, key=lambda edit: edit.start):
+        inverse.append(Edit(edit.start + shift, edit.new, edit.old))
+        shift += len(edit.new) - len(edit.old)
+    return apply_edits(edited, inverse)
 
 
 def voc_edits(
@@ -45,13 +112,14 @@ def voc_edits(
         for each change its edits
 
     Raises:
-        ValueError: if the file does not have the annotation that a change is about
+        ValueError: the file does not have the annotation that a change is about
     """
     objects, end = _locate(xml)
     edits = []
     for change in changes:
         if change.what == "spurious":
-            edits.append([Edit(end, b"", _encode(_OBJECT.format(**_fields(change, class_names))))])
+            name = class_names[change.new["category_id"]]
+            edits.append([Edit(end, b"", voc_object(name, change.new["bbox"]))])
             continue
         if change.index >= len(objects):
             raise ValueError(f"{change}: the file has only {len(objects)} objects")
@@ -64,6 +132,11 @@ def voc_edits(
         else:
             edits.append([_replace(xml, spans["object"], b"")])
     return edits
+
+
+def voc_object(name: str, box: Sequence[float]) -> bytes:
+    """Return the XML of an object, its box (x0, y0, x1, y1) in pixels, 0-based edges."""
+    return _encode(_OBJECT.format(escape(name), *map(_number, one_based(box))))
 
 
 def _locate(xml: bytes) -> tuple[list[dict[str, Span]], int]:
@@ -114,22 +187,12 @@ def _replace(xml: bytes, span: Span, new: bytes) -> Edit:
 
 def _move(xml: bytes, spans: dict[str, Span], change: Change) -> list[Edit]:
     # A coordinate that stays keeps its text: files hold more digits than a float needs.
-    old, new = (_one_based(box) for box in (change.old, change.new))
+    old, new = (one_based(box) for box in (change.old, change.new))
     return [
         _replace(xml, spans[f"object/bndbox/{corner}"], _encode(_number(new[i])))
-        for i, corner in enumerate(_CORNERS)
+        for i, corner in enumerate(CORNERS)
         if new[i] != old[i]
     ]
-
-
-def _fields(change: Change, class_names: Sequence[str]) -> dict[str, Any]:
-    corners = dict(zip(_CORNERS, map(_number, _one_based(change.new["bbox"]))))
-    return {"name": escape(class_names[change.new["category_id"]]), **corners}
-
-
-def _one_based(box: Sequence[float]) -> list[float]:
-    """VOC counts pixels from 1 and includes the last one."""
-    return [box[0] + 1, box[1] + 1, box[2], box[3]]
 
 
 def _number(value: float) -> str:

@@ -14,22 +14,24 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 __all__ = [
+    "CORNERS",
     "OTHER_CLASSES",
     "VOCAnnotation",
     "VOCObject",
     "check_other_classes",
     "class_ids_of",
+    "one_based",
     "parse_voc_xml",
     "read_image_set",
     "read_voc_annotations",
+    "zero_based",
 ]
 
 # What an object whose class is not in the list does.
 OTHER_CLASSES = ("error", "ignore")
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 logger = logging.getLogger(__name__)
-
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class VOCObject(NamedTuple):
@@ -67,9 +69,6 @@ def parse_voc_xml(path: str | os.PathLike, one_pixel_boxes: bool = False) -> VOC
         path: of the XML file
         one_pixel_boxes: accept xmin = xmax and ymin = ymax, a single pixel as VOC counts
 
-    Returns:
-        its objects and the size of the image
-
     Raises:
         FileNotFoundError: there is no such file
         ValueError: the file is not XML, or an object lacks a name or a box with
@@ -92,6 +91,16 @@ def parse_voc_xml(path: str | os.PathLike, one_pixel_boxes: bool = False) -> VOC
         for i, obj in enumerate(root.findall("object"))
     ]
     return VOCAnnotation(path, _parse_size(root, path), objects)
+
+
+def zero_based(box: Sequence[float]) -> list[float]:
+    """Turn VOC's corners, 1-based and inclusive pixels, into the 0-based edges around them."""
+    return [box[0] - 1.0, box[1] - 1.0, box[2], box[3]]
+
+
+def one_based(box: Sequence[float]) -> list[float]:
+    """Inverse of :func:`zero_based`."""
+    return [box[0] + 1, box[1] + 1, box[2], box[3]]
 
 
 def read_voc_annotations(
@@ -145,13 +154,6 @@ def read_voc_annotations(
 def read_image_set(root: str | os.PathLike, split: str) -> list[str]:
     """Read the image ids of ``ImageSets/Main/<split>.txt``, one per line.
 
-    Args:
-        root: of the VOC style set
-        split: name of the image set
-
-    Returns:
-        at least one id
-
     Raises:
         FileNotFoundError: the folder or the image set is missing
         ValueError: the set is empty or elsewhere, or an id repeats or is not the path of a file
@@ -189,23 +191,13 @@ def read_image_set(root: str | os.PathLike, split: str) -> list[str]:
 
 
 def check_other_classes(value: str) -> None:
-    """Refuse what is not one of ``OTHER_CLASSES``.
-
-    Args:
-        value: what an object of a class outside the list does
-
-    Raises:
-        ValueError: unknown value
-    """
+    """Raise ValueError if a value is not one of ``OTHER_CLASSES``."""
     if value not in OTHER_CLASSES:
         raise ValueError(f"other_classes must be one of {OTHER_CLASSES}; got {value!r}")
 
 
 def class_ids_of(class_names: Sequence[str]) -> dict[str, int]:
-    """Return {name: id}; names must differ and not be empty.
-
-    Args:
-        class_names: K names in the order of the class ids
+    """Return {name: id} of K names in the order of the class ids.
 
     Raises:
         ValueError: there is no name, or one is empty or repeats
@@ -236,14 +228,14 @@ def _parse_object(obj: ET.Element, where: str, one_pixel_boxes: bool) -> VOCObje
     corners = obj.find("bndbox")
     if corners is None:
         raise ValueError(f"{where} ({name}) has no <bndbox>")
-    texts = [corners.findtext(key) for key in _CORNERS]
+    texts = [corners.findtext(key) for key in CORNERS]
     difficult = obj.findtext("difficult") or "0"
     try:
         xmin, ymin, xmax, ymax = (float(text or "") for text in texts)
         is_difficult = int(difficult) != 0
     except ValueError:
         given = ", ".join(
-            f"{k}={t!r}" for k, t in zip((*_CORNERS, "difficult"), (*texts, difficult))
+            f"{k}={t!r}" for k, t in zip((*CORNERS, "difficult"), (*texts, difficult))
         )
         raise ValueError(f"{where} ({name}) needs numbers; got {given}") from None
     finite = all(map(math.isfinite, (xmin, ymin, xmax, ymax)))

@@ -1,8 +1,7 @@
-"""Label noise written into a COCO json file."""
+"""A COCO json file: its records, and its content with changes."""
 
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,13 @@ from detectron2.structures import BoxMode
 
 from .annotations import Record, make_spurious
 from .changes import Change
-from .edits import Edit
 from .voc_xml import class_ids_of
 
 __all__ = ["CocoFile"]
 
-Span = tuple[int, int]
-_SPACE = re.compile(r"[ \t\n\r]*")
-_DECODER = json.JSONDecoder()
-
 
 class CocoFile:
-    """A COCO json file as dataset dicts, and the edits that put changes into it.
+    """A COCO json file as dataset dicts, and what it holds after changes.
 
     Classes and annotations are numbered as by detectron2's ``load_coco_json``: classes by
     ascending category id; annotations whose polygons all have fewer than three points do not
@@ -88,30 +82,32 @@ class CocoFile:
             records.append({"image_id": image["id"], **record, "annotations": annotations})
         return records
 
-    def edits(self, changes: Sequence[Change]) -> list[list[Edit]]:
-        """Return for each change its edits of the file."""
-        text = self.content.decode("latin-1")  # one character per byte
-        spans = list(_elements(text, _member(text, _skip(text, 0), "annotations")[0]))
-        removed = {self._position(change) for change in changes if change.what == "missing"}
-        num_leading = next((i for i in range(len(spans)) if i not in removed), len(spans))
-        new_id = max((a["id"] for a in self._data["annotations"]), default=0)
-        comma = num_leading < len(spans)
-        edits = []
+    def with_changes(self, changes: Sequence[Change]) -> bytes:
+        """The file with the changes in it, in one line of ASCII.
+
+        All that the changes are not about has the values and the order that it had, keys unknown
+        to us too. White space is lost, and numbers are as Python writes them.
+
+        Args:
+            changes: of :meth:`records`
+        """
+        annotations, removed = list(self._data["annotations"]), set()
+        new_id = max((a["id"] for a in annotations), default=0)
         for change in changes:
             if change.what == "spurious":
                 new_id += 1
-                added = json.dumps(self._new_annotation(change, new_id))
-                edit = Edit(spans[-1][1], b"", (", " if comma else "").encode() + added.encode())
-                comma = True
-            elif change.what == "missing":
-                edit = self._remove(spans, self._position(change), num_leading)
+                annotations.append(self._new_annotation(change, new_id))
+                continue
+            position = self._positions[str(change.image_id)][change.index]
+            if change.what == "missing":
+                removed.add(position)
+            elif change.what == "label":
+                new = {"category_id": self._category_ids[change.new]}
+                annotations[position] = {**annotations[position], **new}
             else:
-                key = "category_id" if change.what == "label" else "bbox"
-                new = self._category_ids[change.new] if change.what == "label" else change.new
-                start, end = _member(text, spans[self._position(change)][0], key)
-                edit = Edit(start, self.content[start:end], json.dumps(new).encode())
-            edits.append([edit])
-        return edits
+                annotations[position] = {**annotations[position], "bbox": change.new}
+        left = [a for i, a in enumerate(annotations) if i not in removed]
+        return json.dumps({**self._data, "annotations": left}).encode("ascii") + b"\n"
 
     def _annotation(self, annotation: dict[str, Any]) -> dict[str, Any]:
         optional = ("iscrowd", "segmentation", "keypoints")
@@ -121,20 +117,6 @@ class CocoFile:
             "bbox_mode": BoxMode.XYWH_ABS,
             **{key: annotation[key] for key in optional if annotation.get(key)},
         }
-
-    def _position(self, change: Change) -> int:
-        """Return where the annotation of a change is in the file's list."""
-        return self._positions[str(change.image_id)][change.index]
-
-    def _remove(self, spans: Sequence[Span], position: int, num_leading: int) -> Edit:
-        # A comma goes with every element: the one after it at the start of the list, before it
-        # elsewhere, so that what is left is a list whichever elements go.
-        start, end = spans[position]
-        if position >= num_leading:
-            start = spans[position - 1][1]
-        elif position + 1 < len(spans):
-            end = spans[position + 1][0]
-        return Edit(start, self.content[start:end], b"")
 
     def _new_annotation(self, change: Change, annotation_id: int) -> dict[str, Any]:
         first = self._positions[str(change.image_id)][0]
@@ -154,34 +136,3 @@ def _is_loaded(annotation: dict[str, Any]) -> bool:
     if not polygons or isinstance(polygons, dict):
         return True
     return any(len(polygon) % 2 == 0 and len(polygon) >= 6 for polygon in polygons)
-
-
-def _elements(text: str, start: int) -> Iterator[Span]:
-    """Yield the span of every element of the JSON array at ``start``."""
-    position = _skip(text, start + 1)
-    while text[position] != "]":
-        end = _DECODER.raw_decode(text, position)[1]
-        yield position, end
-        position = _skip(text, end)
-        if text[position] == ",":
-            position = _skip(text, position + 1)
-
-
-def _member(text: str, start: int, wanted: str) -> Span:
-    """Return the span of one value of the JSON object at ``start``."""
-    position = _skip(text, start + 1)
-    while text[position] != "}":
-        key, end = _DECODER.raw_decode(text, position)
-        value = _skip(text, _skip(text, end) + 1)
-        end = _DECODER.raw_decode(text, value)[1]
-        if key == wanted:
-            return value, end
-        position = _skip(text, end)
-        if text[position] == ",":
-            position = _skip(text, position + 1)
-    raise KeyError(wanted)
-
-
-def _skip(text: str, position: int) -> int:
-    match = _SPACE.match(text, position)
-    return match.end() if match else position

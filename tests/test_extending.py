@@ -1,0 +1,53 @@
+"""What docs/extending.md shows: a file of a user's adds to the package, and a config names it."""
+
+import importlib
+import re
+
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from helpers import REPO
+from helpers.label_noise_records import NUM_CLASSES, labels, make_records
+from sl_detectron import add_superloss_config
+from sl_detectron.label_noise import NOISE_REGISTRY, noisy_dataset_dicts
+
+
+@pytest.fixture
+def section(tmp_path, monkeypatch):
+    """Write the blocks of one section under their names; import the Python file, merge the YAML."""
+
+    def use(title):
+        page = (REPO / "docs" / "extending.md").read_text()
+        text = page.split(f"\n## {title}\n")[1].split("\n## ")[0]
+        for name, block in re.findall(r"```\w+\n# (\S+)\n(.*?)```", text, flags=re.DOTALL):
+            (tmp_path / name).write_text(block)
+        module, config = (next(tmp_path.glob(f"*.{suffix}")) for suffix in ("py", "yaml"))
+        assert len(module.read_text().splitlines()) <= 15
+        monkeypatch.syspath_prepend(tmp_path)
+        importlib.import_module(module.stem)
+        cfg = get_cfg()
+        add_superloss_config(cfg)
+        cfg.merge_from_file(str(config))
+        return cfg
+
+    return use
+
+
+def test_a_noise(section):
+    cfg = section("A noise")
+    name = cfg.DATASETS.LABEL_NOISE.TYPE
+    clean = make_records()
+    DatasetCatalog.register("extending_noise", lambda: clean)
+    MetadataCatalog.get("extending_noise").thing_classes = [f"c{i}" for i in range(NUM_CLASSES)]
+    cfg.DATASETS.TRAIN = ("extending_noise",)
+    try:
+        (noisy,) = noisy_dataset_dicts(cfg).values()
+    finally:
+        NOISE_REGISTRY._obj_map.pop(name)
+        DatasetCatalog.remove("extending_noise")
+        MetadataCatalog.remove("extending_noise")
+    before, after = ([c for row in labels(rs).values() for c in row] for rs in (clean, noisy))
+    changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+    assert abs(len(changed) / len(before) - 0.4) < 0.1
+    assert all(new == (old + 1) % NUM_CLASSES for old, new in changed)
