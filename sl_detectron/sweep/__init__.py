@@ -1,9 +1,9 @@
 """Grids of trainings: detectors x methods x label noise x seeds, and the tables made of them."""
 
-from .grid import Cell, Grid, Method
+from .grid import Grid, Method, Run
 from .grid_file import read_grid
 from .make_tables import make_tables
-from .plan import PlannedCell, plan, train_net_command
+from .plan import PlannedRun, plan, train_net_command
 from .progress import Unfinished
 from .results import Results, read_results
 from .runner import RunSettings, run_grid
@@ -11,10 +11,10 @@ from .state import KEEP
 
 __all__ = [
     "KEEP",
-    "Cell",
+    "Run",
     "Grid",
     "Method",
-    "PlannedCell",
+    "PlannedRun",
     "Results",
     "RunSettings",
     "Unfinished",

@@ -1,4 +1,4 @@
-"""Cells as jobs of a Slurm cluster, through submitit.
+"""Runs as jobs of a Slurm cluster, through submitit.
 
 With ``nodes=2`` submitit starts one task on each node of a job, and each tells detectron2's
 ``launch`` which of the machines it is. The nodes must share the output folder, on a file system
@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from .jobs import CellJob
+from .jobs import RunJob
 
 __all__ = ["SubmititPool"]
 
@@ -26,19 +26,19 @@ COMMON = (
 )
 DEFAULTS = {"name": "sl_detectron", "timeout_min": 3 * 24 * 60}
 FIRST_PORT, NUM_PORTS = 20_000, 10_000
-# The cell of this process, where it is a job.
+# The run of this process, where it is a job.
 _started: list[subprocess.Popen] = []
 
 
 class SubmititPool:
-    """Cells as submitit jobs; leaving its context cancels those that have not ended.
+    """Runs as submitit jobs; leaving its context cancels those that have not ended.
 
     Jobs of Slurm outlive this process if it is killed; those of a restarted grid wait for them.
 
     Args:
         cluster: "slurm", or "local" for processes on this machine
         folder: for submitit's own files
-        num_jobs: cells at once on Slurm; None for no limit. "local" starts all at once
+        num_jobs: runs at once on Slurm; None for no limit. "local" starts all at once
         num_gpus: to ask for on each node, unless ``parameters`` do
         parameters: submitit's, each ``KEY=VALUE``, without its prefix ``slurm_``
 
@@ -71,7 +71,7 @@ class SubmititPool:
             raise ValueError(f"submitit: {' '.join(str(error).split())}") from error
         self._handles: list[Any] = []
 
-    def submit(self, jobs: Sequence[CellJob]) -> list[Any]:
+    def submit(self, jobs: Sequence[RunJob]) -> list[Any]:
         """Submit jobs, on Slurm as one array."""
         with self._executor.batch():
             self._handles = [self._executor.submit(_NodeJob(job)) for job in jobs]
@@ -99,7 +99,7 @@ class SubmititPool:
 class _NodeJob:
     """What one node of a job runs."""
 
-    job: CellJob
+    job: RunJob
 
     def __call__(self) -> int:
         import submitit
@@ -113,7 +113,7 @@ class _NodeJob:
         return self.job(machines=machines, on_start=_started.append)
 
     def checkpoint(self) -> Any:
-        """End the cell with a checkpoint; submitit calls this before the job's time is over.
+        """End the run with a checkpoint; submitit calls this before the job's time is over.
 
         Returns:
             what submitit queues in its place: the same, which goes on

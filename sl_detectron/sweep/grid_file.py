@@ -1,18 +1,18 @@
-"""A benchmark as a small YAML file: detectors x methods x label noise x seeds.
+"""A sweep as a small YAML file: detectors x methods x label noise x seeds.
 
 The file's keys::
 
     noise: [0.0, 0.4]           # fractions of wrong labels
     seeds: [0, 1, 2]            # SEED and DATASETS.LABEL_NOISE.SEED
-    opts: [KEY, VALUE, ...]     # optional: config options of all cells
-    source: text                # optional: where the rows' `paper` numbers are from
-    baseline: NAME              # optional: the row of each detector that the others are paired with
-    controls: [NAME, ...]       # optional: more such rows
+    opts: [KEY, VALUE, ...]     # optional: config options of all runs
+    source: text                # optional: where the `paper` numbers are from
+    baseline: NAME              # optional: method that the others of a detector are paired with
+    controls: [NAME, ...]       # optional: more such methods
     detectors:
       DETECTOR:
         METHOD:
           config: Toy/faster_rcnn.yaml    # a shipped config by name, or a path
-          opts: [KEY, VALUE, ...]         # optional: after those of all cells
+          opts: [KEY, VALUE, ...]         # optional: after those of all runs
           clean_opts: [KEY, VALUE, ...]   # optional: where noise is 0, after opts
           paper: {AP50: [81.4±0.0, ...]}  # optional: published numbers in the order of `noise`
 """
@@ -27,14 +27,14 @@ import yaml
 
 from ..files import load_yaml
 from ..model_zoo import find_config
-from .grid import METRICS, Cell, Grid, Method, PaperValue, slug
+from .grid import METRICS, Grid, Method, PaperValue, Run, slug
 
 __all__ = ["read_grid"]
 
 GRID_KEYS = ("noise", "seeds", "opts", "source", "baseline", "controls", "detectors")
 METHOD_KEYS = ("config", "opts", "clean_opts", "paper")
-# A cell sets these itself, so that a value in the file would have no effect.
-CELL_KEYS = ("SEED", "DATASETS.LABEL_NOISE.SEED", "DATASETS.LABEL_NOISE.RATE", "OUTPUT_DIR")
+# A run sets these itself, so that a value in the file would have no effect.
+RUN_KEYS = ("SEED", "DATASETS.LABEL_NOISE.SEED", "DATASETS.LABEL_NOISE.RATE", "OUTPUT_DIR")
 
 
 def read_grid(path: str | os.PathLike, opts: list[str] | None = None) -> Grid:
@@ -43,7 +43,7 @@ def read_grid(path: str | os.PathLike, opts: list[str] | None = None) -> Grid:
     Args:
         path: of the YAML file, or the name of a shipped one, ``Sweep/toy.yaml``; its keys are
             described at the top of this module
-        opts: more options of all cells ``[KEY, VALUE, ...]``, after those of the file; with any the
+        opts: more options of all runs ``[KEY, VALUE, ...]``, after those of the file; with any the
             published numbers, which are those of the file's schedule, are left out
 
     Returns:
@@ -64,7 +64,7 @@ def read_grid(path: str | os.PathLike, opts: list[str] | None = None) -> Grid:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """A row given twice would silently replace the first."""
+    """A method given twice would silently replace the first."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
@@ -77,7 +77,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 class _Parser:
-    """Turns the file's data into a grid; every error says file, row and key."""
+    """Turns the file's data into a grid; every error says file, method and key."""
 
     def __init__(self, path: str):
         self.path = path
@@ -93,9 +93,9 @@ class _Parser:
         methods = [
             self._method(_name(detector), _name(name), row, (shared, opts), len(noise))
             for detector, rows in detectors.items()
-            for name, row in self._rows(detector, rows)
+            for name, row in self._methods(detector, rows)
         ]
-        self._check_folders([Cell(m, float(x), 0) for m in methods for x in noise])
+        self._check_folders([Run(m, float(x), 0) for m in methods for x in noise])
         references = self._references(data, methods)
         source = str(data.get("source", ""))
         levels = tuple(float(level) for level in noise)
@@ -109,16 +109,16 @@ class _Parser:
         references = controls if baseline is None else [baseline, *controls]
         for name in references:
             if isinstance(name, (list, dict)):
-                self._fail("baseline, controls", f"must be names of rows; got {name!r}")
-            # As rows are: YAML reads the names 1 and yes as other than text.
+                self._fail("baseline, controls", f"must be names of methods; got {name!r}")
+            # As methods are: YAML reads the names 1 and yes as other than text.
             if _name(name) not in names:
                 near = _near(_name(name), names)
-                self._fail("baseline, controls", f"no row has the name {_name(name)!r}{near}")
+                self._fail("baseline, controls", f"no method has the name {_name(name)!r}{near}")
         rows = {(method.detector, method.name) for method in methods}
         for method in methods:
             # It would have no differences, without a word.
             if baseline is not None and (method.detector, _name(baseline)) not in rows:
-                self._fail("baseline", f"{method.detector} has no row {_name(baseline)!r}")
+                self._fail("baseline", f"{method.detector} has no method {_name(baseline)!r}")
         return tuple(map(_name, references))
 
     def _method(
@@ -156,7 +156,7 @@ class _Parser:
         except ValueError:
             self._fail(key, f"must be a number or 54.9±0.5; got {value!r}")
 
-    def _rows(self, detector: Any, rows: Any) -> list[tuple[Any, Any]]:
+    def _methods(self, detector: Any, rows: Any) -> list[tuple[Any, Any]]:
         if not isinstance(rows, dict) or not rows:
             self._fail(str(detector), "must be {method: {config: ...}}")
         return list(rows.items())
@@ -183,13 +183,13 @@ class _Parser:
         values = data.get(key, [])
         return _checked_opts(f"{self.path}: {where}{', ' if where else ''}{key}", values)
 
-    def _check_folders(self, cells: list[Cell]) -> None:
-        seen: dict[Path, Cell] = {}
-        for cell in cells:
-            method, other = cell.method, seen.setdefault(cell.folder, cell)
-            if other.method is method and other is not cell:
-                self._fail("noise", f"{other.noise} and {cell.noise} are too near to each other")
-            if other is not cell or not (slug(method.detector) and slug(method.name)):
+    def _check_folders(self, runs: list[Run]) -> None:
+        seen: dict[Path, Run] = {}
+        for run in runs:
+            method, other = run.method, seen.setdefault(run.folder, run)
+            if other.method is method and other is not run:
+                self._fail("noise", f"{other.noise} and {run.noise} are too near to each other")
+            if other is not run or not (slug(method.detector) and slug(method.name)):
                 self._fail(
                     str(method), f"needs a name of its own in letters a-z; cf. {other.method}"
                 )
@@ -202,13 +202,13 @@ def _checked_opts(where: str, values: Any) -> tuple[str, ...]:
     if not isinstance(values, list) or len(values) % 2:
         raise ValueError(f"{where}: must be [KEY, VALUE, KEY, VALUE, ...]; got {values!r}")
     for name in values[::2]:
-        if name in CELL_KEYS:
+        if name in RUN_KEYS:
             raise ValueError(f"{where}: {name} is set by the grid itself; leave it out")
     return tuple(map(str, values))
 
 
 def _name(value: Any) -> str:
-    """In one line, as a row of a table is."""
+    """In one line, as in a table."""
     return " ".join(str(value).split())
 
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from .state import CELL_LOG
+from .state import RUN_LOG
 
-__all__ = ["CellJob", "ProcessPool", "rank_args"]
+__all__ = ["RunJob", "ProcessPool", "rank_args"]
 
-CELL = ("-m", f"{__package__}.run")
+RUN = ("-m", f"{__package__}.run")
 
 
 def rank_args(num_gpus: int, machines: Sequence[str] = ()) -> list[str]:
@@ -39,12 +39,12 @@ def rank_args(num_gpus: int, machines: Sequence[str] = ()) -> list[str]:
 
 
 @dataclass(frozen=True)
-class CellJob:
-    """The process of one cell.
+class RunJob:
+    """The process of one run.
 
     Attributes:
-        folder: of the cell; what it prints is added to ``cell.log`` there
-        args: of the cell, but for the number of processes
+        folder: of the run; what it prints is added to ``run.log`` there
+        args: of the run, but for the number of processes
         num_gpus: on each machine
         threads: of one process on a CPU; None leaves that to the environment
     """
@@ -70,22 +70,22 @@ class CellJob:
         Returns:
             its exit code, negative after a signal
         """
-        command = [sys.executable, *CELL, *rank_args(self.num_gpus, machines), *self.args]
-        # Unbuffered: what a killed cell said last is in its log.
+        command = [sys.executable, *RUN, *rank_args(self.num_gpus, machines), *self.args]
+        # Unbuffered: what a killed run said last is in its log.
         own = {"PYTHONUNBUFFERED": "1"}
         if self.threads is not None:
             own["OMP_NUM_THREADS"] = str(self.threads)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / CELL_LOG, "a") as log:
+        with open(self.folder / RUN_LOG, "a") as log:
             print(f"$ {shlex.join(command)}", file=log, flush=True)
             process = subprocess.Popen(
                 command,
-                # Nobody writes to this pipe: it closes, and the cell ends, when this process does.
+                # Nobody writes to this pipe: it closes, and the run ends, when this process does.
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **own, **(env or {})},
-                # Ctrl-C is for the grid; its cells end with it and do not count as failed.
+                # Ctrl-C is for the grid; its runs end with it and do not count as failed.
                 start_new_session=True,
             )
             with process:  # closes the pipe in the end
@@ -94,11 +94,11 @@ class CellJob:
 
 
 class ProcessPool:
-    """Up to ``num_jobs`` cells at once on this machine; leaving its context ends them all.
+    """Up to ``num_jobs`` runs at once on this machine; leaving its context ends them all.
 
     Args:
-        num_jobs: cells at once
-        num_gpus: of each cell; on a machine with GPUs every cell gets its own; 0 for a CPU
+        num_jobs: runs at once
+        num_gpus: of each run; on a machine with GPUs every run gets its own; 0 for a CPU
 
     Raises:
         ValueError: there are GPUs, but too few
@@ -112,7 +112,7 @@ class ProcessPool:
         self._closed = False
         self._threads = ThreadPoolExecutor(num_jobs)
 
-    def submit(self, jobs: Sequence[CellJob]) -> "list[Future[int]]":
+    def submit(self, jobs: Sequence[RunJob]) -> "list[Future[int]]":
         """Queue jobs."""
         return [self._threads.submit(self._run, job) for job in jobs]
 
@@ -121,14 +121,14 @@ class ProcessPool:
         return handle.result()
 
     def stop(self) -> None:
-        """End the cells that run by SIGTERM, so with a checkpoint, and start no more."""
+        """End the runs that run by SIGTERM, so with a checkpoint, and start no more."""
         self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         for process in self._running:
             process.terminate()  # does nothing where it has ended
         self._threads.shutdown()
 
-    def _run(self, job: CellJob) -> int:
+    def _run(self, job: RunJob) -> int:
         slot = self._slots.get()
         try:
             return job(slot, on_start=self._started)
@@ -157,13 +157,13 @@ class ProcessPool:
 
 
 def _gpu_slots(num_jobs: int, num_gpus: int) -> list[dict[str, str]]:
-    """What each of the cells that run at once adds to the environment."""
+    """What each of the runs that run at once adds to the environment."""
     available, needed = torch.cuda.device_count(), num_jobs * num_gpus
     if available == 0 or num_gpus == 0 or num_jobs == 1:
         return [{}] * num_jobs
     if available < needed:
         raise ValueError(
-            f"{num_jobs} cells at once on {num_gpus} GPUs each need {needed}, but torch sees "
+            f"{num_jobs} runs at once on {num_gpus} GPUs each need {needed}, but torch sees "
             f"{available}; lower --jobs or --num-gpus"
         )
     names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(available)))).split(",")

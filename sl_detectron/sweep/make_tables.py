@@ -1,4 +1,4 @@
-"""Tables and a plot of a benchmark as files."""
+"""Tables and a plot of a sweep as files."""
 
 import os
 from collections.abc import Sequence
@@ -24,10 +24,10 @@ PLOTS = ("ap50.png", "ap50.pdf")
 def make_tables(
     folder: str | os.PathLike, output: str | os.PathLike, class_names: Sequence[str] = ()
 ) -> list[Path]:
-    """Write tables and plot of what is finished of a benchmark.
+    """Write tables and plot of what is finished of a sweep.
 
     Args:
-        folder: of the benchmark
+        folder: of the sweep
         output: where to write; it is made where it is missing
         class_names: over which to take the means, in place of all
 
@@ -35,7 +35,7 @@ def make_tables(
         paths of the files
 
     Raises:
-        FileNotFoundError: ``folder`` is not the folder of a benchmark
+        FileNotFoundError: ``folder`` is not the folder of a sweep
         ValueError: a file in it is damaged, or has no such class
         ImportError: scipy or matplotlib is not installed
     """

@@ -1,4 +1,4 @@
-"""A picture of a benchmark: AP50 against label noise, one panel for each detector."""
+"""A picture of a sweep: AP50 against label noise, one panel for each detector."""
 
 import os
 from typing import TYPE_CHECKING
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 __all__ = ["plot_ap50"]
 
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart; without the
-# yellow, which is faint on white. Markers and dashes tell rows apart in print.
+# yellow, which is faint on white. Markers and dashes tell methods apart in print.
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
 MARKERS = "osD^vP*X"
 DASHES = ("-", "--", "-.", ":")
 
 
 def plot_ap50(results: Results, paths: list[str | os.PathLike]) -> None:
-    """Draw mean AP50 of every row with a band of one standard deviation.
+    """Draw mean AP50 of every method with a band of one standard deviation.
 
     Published numbers, where the grid has them, are dotted lines of the same colour.
 

@@ -1,4 +1,4 @@
-"""One cell of a benchmark as a process: ``python -m sl_detectron.sweep.run ARGS``.
+"""One run of a sweep as a process: ``python -m sl_detectron.sweep.run ARGS``.
 
 Its command line is that of ``tools/train_net.py`` with ``--keep``; so is its job. Beyond that it
 
@@ -33,25 +33,25 @@ from ..engine.launch import launch_job
 from ..engine.setup import setup_cfg, train_net
 from .state import (
     BEGUN,
-    CELL_LOG,
     KEEP,
     LOCK,
     RESULT,
+    RUN_LOG,
     fingerprint,
     read_result,
     same_config,
     write_json,
 )
 
-__all__ = ["main", "train_cell"]
+__all__ = ["main", "train_run"]
 
-# How a cell begins, as rank 0 decides for all.
+# How a run begins, as rank 0 decides for all.
 FINISHED, RESUME, ANEW, REFUSE = "finished", "resume", "anew", "refuse"
 LOCK_POLL = 1.0  # seconds
 
 
 def main(argv: list[str]) -> None:
-    """Train the cell that a command line of ``tools/train_net.py`` describes."""
+    """Train the run that a command line of ``tools/train_net.py`` describes."""
     parser = default_argument_parser()
     # A traceback is for the log; the grid shows its last line.
     parser.set_defaults(debug=True, dist_timeout=1800.0)
@@ -60,10 +60,10 @@ def main(argv: list[str]) -> None:
     # Slurm announces a time limit to all processes of a job; who started this one sends SIGTERM.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    launch_job(train_cell, setup_cfg(args.config_file, args.opts), args)
+    launch_job(train_run, setup_cfg(args.config_file, args.opts), args)
 
 
-def train_cell(cfg: CfgNode, args: argparse.Namespace) -> None:
+def train_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Train, evaluate and write the result, unless there is one; on every rank.
 
     A training that was killed goes on from its checkpoint, to the same result: the trainer sees to
@@ -78,7 +78,7 @@ def train_cell(cfg: CfgNode, args: argparse.Namespace) -> None:
     """
     folder = Path(cfg.OUTPUT_DIR)
     with _locked(folder):
-        # Looked at under the lock of rank 0: another process may have finished the cell meanwhile.
+        # Looked at under the lock of rank 0: another process may have finished the run meanwhile.
         beginning = comm.all_gather(_beginning(cfg, folder))[0]
         if beginning == FINISHED:
             return
@@ -148,7 +148,7 @@ def _lock(file: IO[str]) -> bool:
 def _clear(folder: Path) -> None:
     """Remove what an earlier training left, so that logs and metrics are of this one alone."""
     for path in folder.iterdir():
-        if path.name in (LOCK, CELL_LOG):
+        if path.name in (LOCK, RUN_LOG):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""Train the cells of a grid that are not trained yet, and say how far it is."""
+"""Train the runs of a grid that are not trained yet, and say how far it is."""
 
 import contextlib
 import json
@@ -20,10 +20,10 @@ from ..engine.setup import setup_cfg
 from ..files import write_text
 from .cluster import SubmititPool
 from .grid import Grid, Method
-from .jobs import CellJob, ProcessPool
-from .plan import STATES, PlannedCell, explain_change, plan
+from .jobs import ProcessPool, RunJob
+from .plan import STATES, PlannedRun, explain_change, plan
 from .progress import Progress, Unfinished
-from .state import CELL_LOG, FAILED, GRID_FILE, OPTIONS_FILE, RESULT, write_json
+from .state import FAILED, GRID_FILE, OPTIONS_FILE, RESULT, RUN_LOG, write_json
 
 __all__ = ["RunSettings", "run_grid"]
 
@@ -32,15 +32,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How cells are run.
+    """How runs are run.
 
     Attributes:
-        num_jobs: cells at once; None: one on this machine, all on Slurm
-        num_gpus: of each cell on each machine, as in ``tools/train_net.py``
+        num_jobs: runs at once; None: one on this machine, all on Slurm
+        num_gpus: of each run on each machine, as in ``tools/train_net.py``
         threads: of each process; None: one on a CPU, the environment's choice on a GPU
-        retry_failed: whether cells that failed earlier are run again
-        rerun_changed: whether cells that finished with another config are run again
-        keep: which checkpoints stay when a cell is finished: "all", "final" or "none"
+        retry_failed: whether runs that failed earlier are run again
+        rerun_changed: whether runs that finished with another config are run again
+        keep: which checkpoints stay when a run is finished: "all", "final" or "none"
         executor: None for processes of this one; "slurm" or "local" for submitit
         cluster: submitit's parameters, each KEY=VALUE
 
@@ -59,10 +59,10 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         if self.cluster and self.executor is None:
-            raise ValueError("--slurm needs --executor slurm; without it cells would run here")
+            raise ValueError("--slurm needs --executor slurm; without it runs would run here")
         if self.num_jobs is not None and self.executor == "local":
             raise ValueError(
-                "--executor local starts all cells at once: leave out --jobs, or --executor local"
+                "--executor local starts all runs at once: leave out --jobs, or --executor local"
             )
 
 
@@ -77,33 +77,33 @@ def run_grid(
         settings: how
 
     Returns:
-        the cells that failed, now or earlier, and those that were stopped
+        the runs that failed, now or earlier, and those that were stopped
 
     Raises:
-        ValueError: a bad config, a data set that lacks a file, the config of a finished or
-            half-done cell has changed, or ``output`` has finished cells of another grid
-        SystemExit: with 143 after SIGTERM, 130 after Ctrl-C; cells that ran here have checkpoints
+        ValueError: a bad config, a dataset that lacks a file, the config of a finished or
+            half-done run has changed, or ``output`` has finished runs of another grid
+        SystemExit: with 143 after SIGTERM, 130 after Ctrl-C; runs that ran here have checkpoints
     """
     output = Path(output)
-    cells = plan(grid, output)
-    by_state = {s: [c for c in cells if c.state == s] for s in STATES}
+    runs = plan(grid, output)
+    by_state = {s: [c for c in runs if c.state == s] for s in STATES}
     if by_state["changed"] and not settings.rerun_changed:
         _refuse(by_state["changed"])
-    _refuse_another_grid(cells, output)
+    _refuse_another_grid(runs, output)
     waiting, unfinished = [*by_state["open"], *by_state["changed"]], []
     if settings.retry_failed:
         waiting += by_state["failed"]
     else:
-        for cell in by_state["failed"]:
-            unfinished.append(Unfinished(cell, "failed", _explain_failure(cell.folder)))
+        for run in by_state["failed"]:
+            unfinished.append(Unfinished(run, "failed", _explain_failure(run.folder)))
     if settings.executor != "slurm":  # there the data may be on the nodes only
-        _check_rows(waiting)
+        _check_methods(waiting)
     with contextlib.ExitStack() as stack:
         # Before anything is removed or written: it may be refused, as where there is no Slurm.
         pool = _pool(waiting, output, settings) if waiting else None
-        for cell in by_state["changed"]:
+        for run in by_state["changed"]:
             # Now, so that no table shows old results as those of the new config.
-            (cell.folder / RESULT).unlink(missing_ok=True)
+            (run.folder / RESULT).unlink(missing_ok=True)
         output.mkdir(parents=True, exist_ok=True)
         write_text(output / GRID_FILE, grid.text)
         write_text(output / OPTIONS_FILE, json.dumps(grid.opts) + "\n")
@@ -114,43 +114,43 @@ def run_grid(
     return unfinished
 
 
-def _refuse(changed: list[PlannedCell]) -> NoReturn:
+def _refuse(changed: list[PlannedRun]) -> NoReturn:
     first = changed[0]
     raise ValueError(
-        f"{len(changed)} finished or half-done cells have another config now, first "
-        f"{first.cell} in {first.folder}: {explain_change(first)}. Train them again "
+        f"{len(changed)} finished or half-done runs have another config now, first "
+        f"{first.run} in {first.folder}: {explain_change(first)}. Train them again "
         "with --rerun-changed, or give another --output"
     )
 
 
-def _refuse_another_grid(cells: list[PlannedCell], output: Path) -> None:
-    """Finished cells that the grid does not have would vanish from the tables without a word."""
-    # The depth of Cell.folder.
+def _refuse_another_grid(runs: list[PlannedRun], output: Path) -> None:
+    """Finished runs that the grid does not have would vanish from the tables without a word."""
+    # The depth of Run.folder.
     finished = {path.parent for path in output.glob(f"*/*/noise_*/seed_*/{RESULT}")}
-    others = sorted(finished - {cell.folder for cell in cells})
+    others = sorted(finished - {run.folder for run in runs})
     if others:
         raise ValueError(
-            f"{output} has {len(others)} finished cells that are not in this grid, first "
+            f"{output} has {len(others)} finished runs that are not in this grid, first "
             f"{others[0]}. Give another --output, or move them away"
         )
 
 
-def _check_rows(cells: Iterable[PlannedCell]) -> None:
-    """One cell of every row, so that a missing data set or device is said once and at once."""
-    rows: dict[Method, PlannedCell] = {}
-    for cell in cells:
-        rows.setdefault(cell.cell.method, cell)
-    for method, cell in tqdm(rows.items(), "data sets", leave=False, unit="row", disable=None):
+def _check_methods(runs: Iterable[PlannedRun]) -> None:
+    """One run of every method, so that a missing dataset or device is said once and at once."""
+    rows: dict[Method, PlannedRun] = {}
+    for run in runs:
+        rows.setdefault(run.run.method, run)
+    for method, run in tqdm(rows.items(), "datasets", leave=False, unit="method", disable=None):
         try:
-            setup_cfg(cell.config_file, [*cell.cell.opts, "OUTPUT_DIR", str(cell.folder)])
+            setup_cfg(run.config_file, [*run.run.opts, "OUTPUT_DIR", str(run.folder)])
         except (ValueError, OSError) as error:
             raise ValueError(f"{method}: {error}") from error
 
 
 def _pool(
-    cells: list[PlannedCell], output: Path, settings: RunSettings
+    runs: list[PlannedRun], output: Path, settings: RunSettings
 ) -> ProcessPool | SubmititPool:
-    on_gpu = any(_on_gpu(cell) for cell in cells)
+    on_gpu = any(_on_gpu(run) for run in runs)
     gpus = settings.num_gpus if on_gpu else 0
     if settings.executor is None:
         return ProcessPool(settings.num_jobs or 1, gpus)
@@ -159,16 +159,16 @@ def _pool(
 
 
 def _run(
-    waiting: list[PlannedCell],
+    waiting: list[PlannedRun],
     settings: RunSettings,
     pool: ProcessPool | SubmititPool,
     progress: Progress,
 ) -> list[Unfinished]:
     unfinished = []
-    for cell in waiting:
-        (cell.folder / FAILED).unlink(missing_ok=True)
-    running: dict[Any, PlannedCell] = dict(
-        zip(pool.submit([_job(cell, settings) for cell in waiting]), waiting)
+    for run in waiting:
+        (run.folder / FAILED).unlink(missing_ok=True)
+    running: dict[Any, PlannedRun] = dict(
+        zip(pool.submit([_job(run, settings) for run in waiting]), waiting)
     )
     with _noting_signals() as signals:
         while running:
@@ -179,9 +179,9 @@ def _run(
                 print(f"Stopped by {name}; the same command goes on.", file=sys.stderr)
                 raise SystemExit(128 + signals[0])  # as a shell would say it
             for handle in [handle for handle in running if handle.done()]:
-                cell = running.pop(handle)
-                end = _settle(cell, pool, handle)
-                progress.settled(cell, end)
+                run = running.pop(handle)
+                end = _settle(run, pool, handle)
+                progress.settled(run, end)
                 if end is not None:
                     unfinished.append(end)
             progress.update()
@@ -209,36 +209,36 @@ def _noting_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _job(cell: PlannedCell, settings: RunSettings) -> CellJob:
+def _job(run: PlannedRun, settings: RunSettings) -> RunJob:
     threads = settings.threads
-    if threads is None and not _on_gpu(cell):
+    if threads is None and not _on_gpu(run):
         threads = 1
-    args = ("--keep", settings.keep, *cell.args)
-    return CellJob(cell.folder, args, settings.num_gpus, threads)
+    args = ("--keep", settings.keep, *run.args)
+    return RunJob(run.folder, args, settings.num_gpus, threads)
 
 
-def _on_gpu(cell: PlannedCell) -> bool:
-    return cell.cfg.MODEL.DEVICE.startswith("cuda")
+def _on_gpu(run: PlannedRun) -> bool:
+    return run.cfg.MODEL.DEVICE.startswith("cuda")
 
 
-def _settle(cell: PlannedCell, pool: ProcessPool | SubmititPool, handle: Any) -> Unfinished | None:
-    """Note how a cell ended, if it has no result."""
+def _settle(run: PlannedRun, pool: ProcessPool | SubmititPool, handle: Any) -> Unfinished | None:
+    """Note how a run ended, if it has no result."""
     code: int | str
     try:
         code = pool.exit_code(handle)
     except Exception as error:  # the executor lost it
         code = f"{type(error).__name__}: {error}"
-    if code == 0 and (cell.folder / RESULT).is_file():
+    if code == 0 and (run.folder / RESULT).is_file():
         return None
     # The second: before the first iteration, or in the evaluation, which starts anew.
     if code in (STOPPED, -signal.SIGTERM):
-        return Unfinished(cell, "stopped", "by SIGTERM; the same command goes on")
-    write_json(cell.folder / FAILED, {"exit_code": code})
-    return Unfinished(cell, "failed", _explain_failure(cell.folder))
+        return Unfinished(run, "stopped", "by SIGTERM; the same command goes on")
+    write_json(run.folder / FAILED, {"exit_code": code})
+    return Unfinished(run, "failed", _explain_failure(run.folder))
 
 
 def _explain_failure(folder: Path) -> str:
-    """Why a cell failed, in one line: the last that it said, or what ended it."""
+    """Why a run failed, in one line: the last that it said, or what ended it."""
     try:
         code = json.loads((folder / FAILED).read_text())["exit_code"]
     except (ValueError, KeyError, TypeError):
@@ -248,7 +248,7 @@ def _explain_failure(folder: Path) -> str:
     if code < 0:
         return f"killed by signal {-code}"
     try:
-        lines = (folder / CELL_LOG).read_text(errors="replace").strip().splitlines()
+        lines = (folder / RUN_LOG).read_text(errors="replace").strip().splitlines()
     except OSError:
         lines = []
-    return lines[-1].strip() if lines else f"exit code {code}; {CELL_LOG} is gone or empty"
+    return lines[-1].strip() if lines else f"exit code {code}; {RUN_LOG} is gone or empty"

@@ -11,7 +11,7 @@ CONFIDENCE = 0.95
 
 
 class Summary(NamedTuple):
-    """Of the results of one row at one noise level.
+    """Of the results of one method at one noise level.
 
     Attributes:
         num: seeds
@@ -25,7 +25,7 @@ class Summary(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Of two rows at one noise level, paired by seed.
+    """Of two methods at one noise level, paired by seed.
 
     Attributes:
         num: seeds that both have

@@ -1,4 +1,4 @@
-"""Results of a benchmark as Markdown, LaTeX and CSV."""
+"""Results of a sweep as Markdown, LaTeX and CSV."""
 
 import csv
 import io
@@ -44,7 +44,7 @@ def markdown(results: Results) -> str:
     """All tables with the notes that they need, as a Markdown page."""
     parts = [*_notes(results)]
     for table in _tables(results):
-        rows = [[cell.replace("|", r"\|") for cell in row] for row in table.rows]
+        rows = [[run.replace("|", r"\|") for run in row] for row in table.rows]
         body = tabulate(rows, table.head, tablefmt="pipe", disable_numparse=True)
         parts += [f"## {table.title}", body]
     return "\n\n".join(parts) + "\n"
@@ -63,16 +63,16 @@ def latex(results: Results) -> str:
 
 
 def runs_csv(results: Results) -> str:
-    """One line for each finished cell; numbers in percent."""
+    """One line for each finished run; numbers in percent."""
     rows = []
-    for cell, metrics in results.metrics.items():
-        names = (cell.method.detector, cell.method.name, f"{cell.noise:g}", cell.seed)
+    for run, metrics in results.metrics.items():
+        names = (run.method.detector, run.method.name, f"{run.noise:g}", run.seed)
         rows.append([*names, *(_decimal(metrics[metric]) for metric in METRICS)])
     return _csv(RUNS_COLUMNS, rows)
 
 
 def means_csv(results: Results) -> str:
-    """One line for each row, noise level and metric; numbers in percent, empty where missing."""
+    """One line for each method, noise level and metric; numbers in percent, empty where missing."""
     rows = []
     for metric in METRICS:
         for method in results.grid.methods:
@@ -86,7 +86,7 @@ def means_csv(results: Results) -> str:
 
 
 def differences_csv(results: Results) -> str:
-    """One line for each pair of rows, noise level and metric; as :func:`means_csv`."""
+    """One line for each pair of methods, noise level and metric; as :func:`means_csv`."""
     rows = []
     for metric in METRICS:
         for method, reference in results.pairs():
@@ -100,7 +100,7 @@ def differences_csv(results: Results) -> str:
 
 def _notes(results: Results) -> list[str]:
     grid = results.grid
-    num, total = len(grid.seeds), len(grid.cells)
+    num, total = len(grid.seeds), len(grid.runs)
     if num == 1:
         notes = ["Percent, one seed: no standard deviation and no confidence interval."]
     else:
@@ -115,7 +115,7 @@ def _notes(results: Results) -> list[str]:
     if results.class_names:
         notes.append(f"Mean over {', '.join(results.class_names)}.")
     if results.missing:
-        notes.append(f"{len(results.missing)} of {total} cells are missing ({MISSING}).")
+        notes.append(f"{len(results.missing)} of {total} runs are missing ({MISSING}).")
     if results.undefined:
         first = results.undefined[0]
         notes.append(
@@ -150,8 +150,8 @@ def _means(results: Results, metric: str) -> list[list[str]]:
     rows: list[list[str]] = []
     for method in results.grid.methods:
         summaries = [results.summary(method, noise, metric) for noise in results.grid.noise]
-        cells = [_mean(summary, len(results.grid.seeds)) for summary in summaries]
-        rows.append([*_names(rows, method), *cells])
+        runs = [_mean(summary, len(results.grid.seeds)) for summary in summaries]
+        rows.append([*_names(rows, method), *runs])
         if metric in method.paper:
             rows.append(["", "(published)", *(_spread(*value) for value in method.paper[metric])])
     return rows
@@ -167,13 +167,13 @@ def _differences(results: Results, metric: str) -> list[list[str]]:
     rows: list[list[str]] = []
     for method, reference in results.pairs():
         detector, name = _names(rows, method)
-        cells = [
+        runs = [
             _difference(
                 results.difference(method, reference, noise, metric), len(results.grid.seeds)
             )
             for noise in results.grid.noise
         ]
-        rows.append([detector, f"{name} − {reference.name}", *cells])
+        rows.append([detector, f"{name} − {reference.name}", *runs])
     return rows
 
 

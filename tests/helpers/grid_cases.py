@@ -20,7 +20,7 @@ NUM_IMAGES = 6
 
 
 def run_here(tool: str, *args: object) -> subprocess.CompletedProcess:
-    """A tool in this process: to start it costs more than what it does, beside its cells."""
+    """A tool in this process: to start it costs more than what it does, beside its runs."""
     argv = [str(REPO / "tools" / f"{tool}.py"), *map(str, args)]
     out, err = io.StringIO(), io.StringIO()
     with (
@@ -43,7 +43,7 @@ def make_tiny_set(root: Path) -> None:
 
 
 def write_tiny_grid(path: Path, root: Path, iterations: int = 6, **changes: object) -> Path:
-    """Two rows at one noise level; every detection counts, so that AP is above 0 at once."""
+    """Two methods at one noise level; every detection counts, so that AP is above 0 at once."""
     name = f"tiny_{root.parent.name}"
     tiny = {"NAME": name, "ROOT": str(root), "SPLIT": "tiny", "CLASSES": list(TOY_CLASS_NAMES)}
     opts = {
@@ -80,12 +80,12 @@ def write_results(grid_file: Path, folder: Path, values: dict[tuple, float]) -> 
     folder.mkdir()
     grid = read_grid(grid_file)
     (folder / "grid.yaml").write_text(grid.text)
-    for cell in grid.cells:
-        key = (cell.method.detector, cell.method.name, cell.noise, cell.seed)
+    for run in grid.runs:
+        key = (run.method.detector, run.method.name, run.noise, run.seed)
         if key in values:
             ap50 = values[key]
             metrics = {"AP": ap50 / 2, "AP50": ap50, "AP75": 0.8 * ap50}
-            (folder / cell.folder).mkdir(parents=True)
+            (folder / run.folder).mkdir(parents=True)
             result = {"metrics": metrics, "seconds": 1.0, "fingerprint": "of no config"}
-            (folder / cell.folder / "result.json").write_text(json.dumps(result))
+            (folder / run.folder / "result.json").write_text(json.dumps(result))
     return grid

@@ -1,4 +1,4 @@
-"""Where cells run: a GPU of its own for each, and what submitit refuses in one line."""
+"""Where runs run: a GPU of its own for each, and what submitit refuses in one line."""
 
 import argparse
 import contextlib
@@ -15,9 +15,9 @@ from detectron2.config import CfgNode
 from helpers.grid_cases import make_tiny_set, run_here, write_tiny_grid
 from sl_detectron.engine.resume import STOPPED
 from sl_detectron.sweep import jobs, plan, read_grid
-from sl_detectron.sweep import run as cell_module
+from sl_detectron.sweep import run as run_module
 from sl_detectron.sweep.cluster import SubmititPool, _NodeJob
-from sl_detectron.sweep.jobs import CellJob, ProcessPool, _gpu_slots
+from sl_detectron.sweep.jobs import ProcessPool, RunJob, _gpu_slots
 from sl_detectron.sweep.progress import Progress, Unfinished
 from sl_detectron.sweep.runner import _explain_failure, _settle
 
@@ -31,7 +31,7 @@ from sl_detectron.sweep.runner import _explain_failure, _settle
         (None, 1, 4, [None]),  # alone, it sees what there is
     ],
 )
-def test_every_cell_has_gpus_of_its_own(visible, num_jobs, num_gpus, expected, monkeypatch):
+def test_every_run_has_gpus_of_its_own(visible, num_jobs, num_gpus, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
@@ -40,7 +40,7 @@ def test_every_cell_has_gpus_of_its_own(visible, num_jobs, num_gpus, expected, m
     assert [slot.get("CUDA_VISIBLE_DEVICES") for slot in slots] == expected
 
 
-def test_cells_on_a_cpu_need_no_gpus(monkeypatch):
+def test_runs_on_a_cpu_need_no_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert _gpu_slots(2, 0) == [{}, {}]
 
@@ -70,10 +70,10 @@ def test_bad_arguments_are_refused_in_one_line(args, message, tmp_path):
         pytest.importorskip("submitit", reason="submitit is not installed")
     make_tiny_set(tmp_path / "toy")
     grid = write_tiny_grid(tmp_path / "grid.yaml", tmp_path / "toy")
-    done = run_here("benchmark", "--config", grid, "--output", tmp_path / "out", *args)
+    done = run_here("sweep", "--config", grid, "--output", tmp_path / "out", *args)
     assert done.returncode == 2
     assert message in done.stderr.strip().splitlines()[-1]
-    assert not list(tmp_path.rglob("cell.log"))
+    assert not list(tmp_path.rglob("run.log"))
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_without_submitit_says_how_to_get_it(tmp_path, monkeypatch):
         SubmititPool("local", tmp_path, None, 0, [])
 
 
-def test_a_time_limit_ends_a_cell_with_a_checkpoint_and_queues_it_again(tmp_path, monkeypatch):
-    """Where submitit calls it: in a signal handler, as the thread waits for the cell."""
+def test_a_time_limit_ends_a_run_with_a_checkpoint_and_queues_it_again(tmp_path, monkeypatch):
+    """Where submitit calls it: in a signal handler, as the thread waits for the run."""
     submitit = pytest.importorskip("submitit", reason="submitit is not installed")
     stub = (
         "import pathlib, signal, sys, time\n"
@@ -110,9 +110,9 @@ def test_a_time_limit_ends_a_cell_with_a_checkpoint_and_queues_it_again(tmp_path
         "while True: time.sleep(0.1)"
     )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(jobs, "CELL", ("-c", stub))
+    monkeypatch.setattr(jobs, "RUN", ("-c", stub))
     monkeypatch.setattr(submitit, "JobEnvironment", lambda: argparse.Namespace(num_nodes=1))
-    job = _NodeJob(CellJob(tmp_path / "cell", ()))
+    job = _NodeJob(RunJob(tmp_path / "run", ()))
     again = []
 
     def handler(number, frame):
@@ -158,30 +158,30 @@ class Pool:
         (-signal.SIGTERM, "by SIGTERM", "open"),
     ],
 )
-def test_how_a_cell_ended(code, why, state, tmp_path, capsys):
+def test_how_a_run_ended(code, why, state, tmp_path, capsys):
     grid = read_grid(write_tiny_grid(tmp_path / "grid.yaml", tmp_path))
-    cell = plan(grid, tmp_path)[0]
-    cell.folder.mkdir(parents=True)
-    (cell.folder / "cell.log").write_text("$ command\nTraceback\nValueError: wrong\n")
-    end = _settle(cell, Pool(code), None)
+    run = plan(grid, tmp_path)[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "run.log").write_text("$ command\nTraceback\nValueError: wrong\n")
+    end = _settle(run, Pool(code), None)
     assert end.why.startswith(why)
     assert end.state == ("failed" if state == "failed" else "stopped")
     assert plan(grid, tmp_path)[0].state == state
-    with Progress([cell], []) as progress:
-        (cell.folder / "metrics.json").write_text('{"iteration": 1}\n')
-        progress.settled(cell, end)
+    with Progress([run], []) as progress:
+        (run.folder / "metrics.json").write_text('{"iteration": 1}\n')
+        progress.settled(run, end)
         progress.update()
     said = capsys.readouterr().err
     assert ("FAILED" in said) == (state == "failed")
     assert ("stopped by SIGTERM" in said) == (state == "open")
-    # What a stopped cell has not done is still to be done; of a failed one nothing is.
+    # What a stopped run has not done is still to be done; of a failed one nothing is.
     assert ("2/2" in said) == (state == "failed")
     assert ("2/6" in said) == (state == "open")
 
 
-def test_leaving_the_pool_ends_its_cells(tmp_path):
+def test_leaving_the_pool_ends_its_runs(tmp_path):
     """The one that runs is killed, as it still imports; the one that waits is never started."""
-    job = CellJob(tmp_path / "cell", ())
+    job = RunJob(tmp_path / "run", ())
     with pytest.raises(KeyboardInterrupt), ProcessPool(1, 1) as pool:  # noqa: PT012
         pool.submit([job, job])
         while not pool._running:
@@ -206,11 +206,11 @@ def test_checkpoints_go_only_when_the_result_is_there(full_disk, tmp_path, monke
         if path.name == "result.json":
             raise OSError("no space left")
 
-    monkeypatch.setattr(cell_module, "train_net", train_net)
+    monkeypatch.setattr(run_module, "train_net", train_net)
     if full_disk:
-        monkeypatch.setattr(cell_module, "write_json", write_json)
+        monkeypatch.setattr(run_module, "write_json", write_json)
     with pytest.raises(OSError, match="no space") if full_disk else contextlib.nullcontext():
-        cell_module.train_cell(cfg, args)
+        run_module.train_run(cfg, args)
     left = {path.name for path in tmp_path.iterdir()} - {".lock"}
     kept = {"model_0000001.pth", "model_final.pth", "last_checkpoint"}
     assert left == (kept if full_disk else {"result.json", "begun.json"})
@@ -218,23 +218,23 @@ def test_checkpoints_go_only_when_the_result_is_there(full_disk, tmp_path, monke
 
 @pytest.mark.parametrize(
     ("log", "why"),
-    [(None, "exit code 1; cell.log is gone or empty"), ("", "gone or empty"), ("a\nb\n", "b")],
+    [(None, "exit code 1; run.log is gone or empty"), ("", "gone or empty"), ("a\nb\n", "b")],
 )
 def test_a_failure_is_explained_without_its_log(log, why, tmp_path):
     (tmp_path / "failed.json").write_text('{"exit_code": 1}')
     if log is not None:
-        (tmp_path / "cell.log").write_text(log)
+        (tmp_path / "run.log").write_text(log)
     assert why in _explain_failure(tmp_path)
     (tmp_path / "failed.json").write_text("{}")
     assert _explain_failure(tmp_path) == f"{tmp_path / 'failed.json'} is damaged"
 
 
 def test_time_left_does_not_count_what_an_earlier_run_did(tmp_path):
-    """A cell half done and one that fails: neither is speed of this run."""
+    """A run half done and one that fails: neither is speed of this run."""
     grid_file = write_tiny_grid(tmp_path / "grid.yaml", tmp_path, 100)
     half, other = plan(read_grid(grid_file), tmp_path)
-    for cell in (half, other):
-        cell.folder.mkdir(parents=True)
+    for run in (half, other):
+        run.folder.mkdir(parents=True)
     metrics = half.folder / "metrics.json"
     metrics.write_text('{"iteration": 59}\n')
     (half.folder / "last_checkpoint").write_text("model_0000059.pth")

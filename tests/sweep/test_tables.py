@@ -1,4 +1,4 @@
-"""Tables of a benchmark: arithmetic by hand, missing cells, one seed, published numbers."""
+"""Tables of a sweep: arithmetic by hand, missing runs, one seed, published numbers."""
 
 import csv
 import dataclasses
@@ -61,10 +61,10 @@ def folder(tmp_path):
 
 
 def rows(text, title):
-    """{first column or two: cells} of the Markdown table under a title."""
+    """{first column or two: runs} of the Markdown table under a title."""
     section = text.split(f"## {title}")[1].split("##")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")][2:]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [[run.strip() for run in line.strip("|").split("|")] for line in lines]
 
 
 def test_means(folder):
@@ -79,7 +79,7 @@ def test_means(folder):
     ]
     assert rows(text, "AP by")[0] == [R, "baseline", "26.0 ± 1.0", "21.5 ± 1.8"]
     assert "over 3 seeds" in text
-    assert "12 of 30 cells are missing" in text
+    assert "12 of 30 runs are missing" in text
     assert "Published: A. Author, 2020." in text
 
 
@@ -266,7 +266,7 @@ def test_published_numbers_are_no_means_over_chosen_classes(folder):
     assert "80.6" not in means_csv(results)
 
 
-def test_a_cell_without_a_number_is_missing_and_said(folder):
+def test_a_run_without_a_number_is_missing_and_said(folder):
     (path,) = folder.glob("retinanet/baseline/noise_0/seed_0/result.json")
     result = json.loads(path.read_text())
     result["metrics"]["AP75"] = float("nan")
