@@ -72,7 +72,7 @@ setup(
         "Pillow",
         "tabulate",
         "tqdm",
-        "filelock",
+        "filelock>=4.2",
     ],
     extras_require={
         "demo": DEMO,

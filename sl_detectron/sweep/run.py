@@ -10,7 +10,6 @@ Its command line is that of ``tools/train_net.py`` with ``--keep``; so is its jo
 
 import argparse
 import contextlib
-import fcntl
 import importlib
 import os
 import platform
@@ -21,13 +20,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import detectron2
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
+from filelock import FileLock, Timeout
 
 from ..engine.launch import launch_job
 from ..engine.setup import setup_cfg, train_net
@@ -126,23 +125,23 @@ def _end_with_parent() -> None:
 def _locked(folder: Path) -> Iterator[None]:
     """Rank 0 holds the lock. All wait for it together: a rank left alone would time out."""
     folder.mkdir(parents=True, exist_ok=True)
+    # The system drops flock's lock when the process ends, also by SIGKILL; a soft lock would stay.
+    lock = FileLock(folder / LOCK, blocking=False, fallback_to_soft=False)
     is_main, told = comm.is_main_process(), False
-    # The system drops the lock when the process ends, also by SIGKILL.
-    with open(folder / LOCK, "w") if is_main else contextlib.nullcontext() as file:
-        while not comm.all_gather(file is None or _lock(file))[0]:
-            if file is not None and not told:
-                print(f"Waiting for another process that trains in {folder}", flush=True)
-                told = True
-            time.sleep(LOCK_POLL)
-        yield
-
-
-def _lock(file: IO[str]) -> bool:
+    while True:
+        with contextlib.suppress(Timeout):
+            if is_main:
+                lock.acquire()
+        if comm.all_gather(lock.is_locked)[0]:
+            break
+        if is_main and not told:
+            print(f"Waiting for another process that trains in {folder}", flush=True)
+            told = True
+        time.sleep(LOCK_POLL)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        yield
+    finally:
+        lock.release()
 
 
 def _clear(folder: Path) -> None:
