@@ -2,12 +2,12 @@
 
 from .grid import Grid, Method, Run
 from .grid_file import read_grid
-from .make_tables import make_tables
 from .plan import PlannedRun, plan, train_net_command
 from .progress import Unfinished
 from .results import Results, read_results
 from .runner import RunSettings, run_grid
 from .state import KEEP
+from .table import make_tables
 
 __all__ = [
     "KEEP",

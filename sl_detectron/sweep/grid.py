@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 __all__ = ["METRICS", "Run", "Grid", "Method", "PaperValue", "slug"]
@@ -99,6 +100,17 @@ class Grid:
             for seed in self.seeds
             for noise in self.noise
             for method in self.methods
+        ]
+
+    @property
+    def pairs(self) -> list[tuple[Method, Method]]:
+        """(method, reference of the same detector); of two references the later one comes first."""
+        by_name = {(method.detector, method.name): method for method in self.methods}
+        return [
+            (method, by_name[method.detector, name])
+            for method in self.methods
+            for name in takewhile(method.name.__ne__, self.references)
+            if (method.detector, name) in by_name
         ]
 
 

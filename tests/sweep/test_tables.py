@@ -15,7 +15,7 @@ from helpers.grid_cases import run_here, write_results
 from sl_detectron.sweep import make_tables, read_results
 from sl_detectron.sweep.plot import _draw
 from sl_detectron.sweep.statistics import paired_difference
-from sl_detectron.sweep.table import latex, markdown, means_csv
+from sl_detectron.sweep.table import as_csv, latex, markdown
 
 R, F = "RetinaNet", "Faster R-CNN"
 GRID = {
@@ -134,7 +134,9 @@ def test_options_of_the_command_line_are_said_and_published_numbers_left_out(fol
     for text in (markdown(results), latex(results)):
         assert re.search(r"not in the grid's file: SOLVER.MAX_ITER 100, SOLVER.GAMMA 1\.", text)
         assert "ublished" not in text
-    (line,) = (x for x in means_csv(results).splitlines() if x.startswith(f"{R},baseline,0,AP50"))
+    (line,) = (
+        x for x in as_csv(results.means).splitlines() if x.startswith(f"{R},baseline,0,AP50")
+    )
     assert line.endswith(",52.0000,2.0000,,")
 
 
@@ -263,7 +265,7 @@ def test_published_numbers_are_no_means_over_chosen_classes(folder):
     assert "(published)" in markdown(read_results(folder))
     results = read_results(folder, ["cat"])
     assert "ublished" not in markdown(results)
-    assert "80.6" not in means_csv(results)
+    assert "80.6" not in as_csv(results.means)
 
 
 def test_a_run_without_a_number_is_missing_and_said(folder):
