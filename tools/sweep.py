@@ -21,6 +21,7 @@ Examples:
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -29,19 +30,14 @@ from tabulate import tabulate
 from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.engine.resume import STOPPED
 from sl_detectron.model_zoo import find_config
-from sl_detectron.sweep import (
-    KEEP,
-    RunSettings,
-    plan,
-    read_grid,
-    run_grid,
-    train_net_command,
-)
+from sl_detectron.sweep import SweepSettings, plan, read_grid, run_grid
+from sl_detectron.sweep.jobs import rank_args
+from sl_detectron.sweep.state import KEEP, RUN_LOG
 
 
 def main(args: argparse.Namespace) -> None:
     grid = read_grid(find_config(args.config), args.opts)
-    settings = RunSettings(
+    settings = SweepSettings(
         num_jobs=args.jobs,
         num_gpus=args.num_gpus,
         threads=args.threads,
@@ -55,11 +51,11 @@ def main(args: argparse.Namespace) -> None:
     if args.dry_run:
         tool = ["sl-train"] if script else ["python", "tools/train_net.py"]
         for run in plan(grid, args.output):
-            print(train_net_command(run, args.num_gpus, tool))
+            print(shlex.join([*tool, *rank_args(args.num_gpus), *run.args]))
         return
     unfinished = run_grid(grid, args.output, settings)
     if unfinished:
-        rows = [[str(c.run), state, why, c.folder / "run.log"] for c, state, why in unfinished]
+        rows = [[str(c.run), state, why, c.folder / RUN_LOG] for c, state, why in unfinished]
         print(tabulate(rows, headers=["run", "state", "why", "log"]))
         if any(end.state == "failed" for end in unfinished):
             print("Run those that failed again with --retry-failed.")

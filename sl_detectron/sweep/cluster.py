@@ -30,7 +30,7 @@ FIRST_PORT, NUM_PORTS = 20_000, 10_000
 _started: list[subprocess.Popen] = []
 
 
-class SubmititPool:
+class SubmititPool(contextlib.AbstractContextManager):
     """Runs as submitit jobs; leaving its context cancels those that have not ended.
 
     Jobs of Slurm outlive this process if it is killed; those of a restarted grid wait for them.
@@ -88,9 +88,6 @@ class SubmititPool:
                 handle.cancel()
         self._handles = []
 
-    def __enter__(self) -> "SubmititPool":
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.stop()
 
@@ -105,12 +102,14 @@ class _NodeJob:
         import submitit
 
         node = submitit.JobEnvironment()
-        if node.num_nodes == 1:
-            return self.job(on_start=_started.append)
-        port = FIRST_PORT + int(node.raw_job_id) % NUM_PORTS
-        machines = ["--num-machines", str(node.num_nodes), "--machine-rank", str(node.node)]
-        machines += ["--dist-url", f"tcp://{node.hostnames[0]}:{port}"]
-        return self.job(machines=machines, on_start=_started.append)
+        machines: list[str] = []
+        if node.num_nodes > 1:
+            port = FIRST_PORT + int(node.raw_job_id) % NUM_PORTS
+            machines += ["--num-machines", str(node.num_nodes), "--machine-rank", str(node.node)]
+            machines += ["--dist-url", f"tcp://{node.hostnames[0]}:{port}"]
+        with self.job.start(machines=machines) as process:
+            _started.append(process)
+            return process.wait()
 
     def checkpoint(self) -> Any:
         """End the run with a checkpoint; submitit calls this before the job's time is over.

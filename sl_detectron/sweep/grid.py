@@ -51,11 +51,6 @@ class Run:
         return names / f"noise_{self.noise:g}" / f"seed_{self.seed}"
 
     @property
-    def opts(self) -> list[str]:
-        """Its options ``[KEY, VALUE, ...]``, without the output folder."""
-        return [*self.method_opts, *self.run_opts]
-
-    @property
     def method_opts(self) -> tuple[str, ...]:
         """Those of its method at this noise level."""
         return self.method.opts + (self.method.clean_opts if self.noise == 0 else ())

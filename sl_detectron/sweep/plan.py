@@ -1,8 +1,7 @@
 """What is to be done for a grid: the config, command and state of every run."""
 
+import functools
 import os
-import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +11,9 @@ from tqdm import tqdm
 from ..engine.setup import merge_cfg
 from ..model_zoo import find_config
 from .grid import Grid, Run
-from .jobs import rank_args
-from .state import FAILED, differences, read_result, same_config
+from .state import FAILED, differences, has_checkpoint, read_result, same_config
 
-__all__ = ["STATES", "PlannedRun", "explain_change", "plan", "train_net_command"]
+__all__ = ["STATES", "PlannedRun", "explain_change", "plan"]
 
 STATES = ("open", "finished", "failed", "changed")
 SHOWN_KEYS = 5
@@ -42,12 +40,17 @@ class PlannedRun:
     @property
     def args(self) -> list[str]:
         """Its config file and options, as arguments of ``tools/train_net.py``."""
-        opts = [*self.run.opts, "OUTPUT_DIR", str(self.folder)]
+        opts = [*self.run.method_opts, *self.run.run_opts, "OUTPUT_DIR", str(self.folder)]
         return ["--config-file", self.config_file, *opts]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether its config names one."""
+        return self.cfg.MODEL.DEVICE.startswith("cuda")
 
 
 def plan(grid: Grid, output: str | os.PathLike) -> list[PlannedRun]:
-    """Merge every run's config and look what there is of it; needs neither data nor GPU.
+    """Merge every run's config and read what there is of it; needs neither data nor GPU.
 
     Args:
         grid: from :func:`~sl_detectron.sweep.read_grid`
@@ -58,25 +61,20 @@ def plan(grid: Grid, output: str | os.PathLike) -> list[PlannedRun]:
             different datasets; the message names the method
     """
     planned = []
-    tests: dict[str, tuple[Run, str]] = {}
-    # A method is merged once, as that takes as long as a hundred copies.
-    rows: dict[tuple[str, tuple[str, ...]], CfgNode] = {}
+    first: dict[str, PlannedRun] = {}
+    # Once for a method, as it takes as long as a hundred copies.
+    merged = functools.cache(lambda config_file, *opts: merge_cfg(config_file, list(opts)))
     for run in tqdm(grid.runs, "configs", leave=False, unit="run", disable=None):
+        folder = Path(output) / run.folder
         try:
             config_file = _config_file(run.method.config)
-            folder = Path(output) / run.folder
-            row = (config_file, run.method_opts)
-            if row not in rows:
-                rows[row] = merge_cfg(config_file, list(run.method_opts))
-            cfg = rows[row].clone()
+            cfg = merged(config_file, *run.method_opts).clone()
             cfg.merge_from_list([*run.run_opts, "OUTPUT_DIR", str(folder)])
-            if len(cfg.DATASETS.TEST) != 1:
-                raise ValueError(f"DATASETS.TEST must name one set; got {cfg.DATASETS.TEST}")
+            cfg.freeze()
+            planned.append(PlannedRun(run, folder, config_file, cfg, _state(cfg, folder)))
+            _check_test_set(planned[-1], first.setdefault(run.method.detector, planned[-1]))
         except (ValueError, OSError) as error:
             raise ValueError(f"{run.method}: {error}") from error
-        cfg.freeze()
-        _check_test_set(tests, run, cfg)
-        planned.append(PlannedRun(run, folder, config_file, cfg, _state(cfg, folder)))
     return planned
 
 
@@ -88,24 +86,14 @@ def explain_change(planned: PlannedRun) -> str:
     return "; ".join(shown) + more
 
 
-def train_net_command(planned: PlannedRun, num_gpus: int, tool: Sequence[str]) -> str:
-    """The shell command that trains a run without the sweep.
-
-    Args:
-        planned: the run
-        num_gpus: processes on this machine
-        tool: how ``train_net`` is called
-    """
-    return shlex.join([*tool, *rank_args(num_gpus), *planned.args])
-
-
-def _check_test_set(tests: dict[str, tuple[Run, str]], run: Run, cfg: CfgNode) -> None:
+def _check_test_set(planned: PlannedRun, first: PlannedRun) -> None:
     """Methods of a detector are compared, so they need the same test set."""
-    (name,) = cfg.DATASETS.TEST
-    first, expected = tests.setdefault(run.method.detector, (run, name))
-    if name != expected:
+    names, expected = planned.cfg.DATASETS.TEST, first.cfg.DATASETS.TEST
+    if len(names) != 1:
+        raise ValueError(f"DATASETS.TEST must name one set; got {names}")
+    if names != expected:
         raise ValueError(
-            f"{run.method}: DATASETS.TEST is {name!r}, but {expected!r} in {first.method}; "
+            f"DATASETS.TEST is {names[0]!r}, but {expected[0]!r} in {first.run.method}; "
             "methods of one detector are compared and need one test set"
         )
 
@@ -115,7 +103,7 @@ def _state(cfg: CfgNode, folder: Path) -> str:
     if not finished and (folder / FAILED).exists():
         return "failed"
     # A half-done one too: to train it anew by mistake may cost days.
-    if (finished or (folder / "last_checkpoint").is_file()) and not same_config(cfg, folder):
+    if (finished or has_checkpoint(folder)) and not same_config(cfg, folder):
         return "changed"
     return "finished" if finished else "open"
 

@@ -4,10 +4,11 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import repeat
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -18,15 +19,22 @@ from .state import GRID_FILE, OPTIONS_FILE, read_result
 from .statistics import paired_difference
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 __all__ = ["Results", "read_results"]
 
 RUN = ("detector", "method", "noise", "seed")
-MEAN = ("detector", "method", "noise", "metric")
-DIFFERENCE = ("detector", "method", "reference", "noise", "metric")
+LEVEL = ("detector", "method", "noise", "metric")
+MEANS = (*LEVEL, "num_seeds", "mean", "std", "paper_mean", "paper_std")
+DIFFERENCES = (
+    *("detector", "method", "reference", "noise", "metric", "num_seeds", "mean"),
+    *("standard_error", "ci95_low", "ci95_high"),
+)
 # Columns that hold no floats.
-DTYPES = dict.fromkeys(("detector", "method", "reference", "metric"), str) | {"seed": int}
+DTYPES = {
+    **dict.fromkeys(("detector", "method", "reference", "metric"), str),
+    **dict.fromkeys(("seed", "num_seeds"), int),
+}
 
 
 @dataclass(frozen=True)
@@ -48,49 +56,33 @@ class Results:
 
     @cached_property
     def means(self) -> "DataFrame":
-        """Over seeds: a row for each metric, method and noise level, with the published numbers.
-
-        The columns are detector, method, noise, metric, num_seeds, mean, std, which is divided by
-        ``num_seeds - 1``, paper_mean and paper_std.
-        """
-        wanted = _frame(
-            [
-                (method.detector, method.name, noise, metric, *published)
-                for metric in METRICS
-                for method in self.grid.methods
-                for noise, published in zip(
-                    self.grid.noise, method.paper.get(metric, repeat((None, None)))
-                )
-            ],
-            (*MEAN, "paper_mean", "paper_std"),
-        )
-        values = self.runs.melt(RUN, METRICS, "metric", "percent").groupby([*MEAN])["percent"]
-        found = values.agg(num_seeds="count", mean="mean", std="std").reset_index()
-        means = wanted.merge(found, "left", [*MEAN])
-        means["num_seeds"] = means["num_seeds"].fillna(0).astype(int)
-        return means[[*MEAN, "num_seeds", "mean", "std", "paper_mean", "paper_std"]]
+        """A row for each metric, method and noise level, with the published numbers beside ours."""
+        rows = []
+        levels = enumerate(self.grid.noise)
+        for metric, method, (i, noise) in product(METRICS, self.grid.methods, levels):
+            level = (method.detector, method.name, noise, metric)
+            values = self._by_seed[level]
+            paper = method.paper[metric][i] if metric in method.paper else (None, None)
+            rows.append((*level, len(values), values.mean(), values.std(), *paper))
+        return _frame(rows, MEANS)
 
     @cached_property
     def differences(self) -> "DataFrame":
-        """Paired by seed: a row for each metric, method, reference and noise level.
-
-        The columns are detector, method, reference, noise, metric, num_seeds, mean,
-        standard_error, ci95_low and ci95_high.
-        """
-        groups = self.runs.set_index("seed").groupby(["detector", "method", "noise"])
-        by_seed = {key: group.to_dict() for key, group in groups}
+        """A row for each metric, pair of methods and noise level, paired by seed."""
         rows = []
-        for metric in METRICS:
-            for method, reference in self.grid.pairs:
-                for noise in self.grid.noise:
-                    both = [
-                        by_seed.get((m.detector, m.name, noise), {}).get(metric, {})
-                        for m in (method, reference)
-                    ]
-                    names = (method.detector, method.name, reference.name, noise, metric)
-                    rows.append((*names, *(paired_difference(*both) or (0, *repeat(None, 4)))))
-        columns = ("num_seeds", "mean", "standard_error", "ci95_low", "ci95_high")
-        return _frame(rows, (*DIFFERENCE, *columns)).astype({"num_seeds": int})
+        for metric, pair, noise in product(METRICS, self.grid.pairs, self.grid.noise):
+            values = [self._by_seed[m.detector, m.name, noise, metric].to_dict() for m in pair]
+            difference = paired_difference(*values) or (0, None, None, None, None)
+            names = (pair[0].detector, pair[0].name, pair[1].name)
+            rows.append((*names, noise, metric, *difference))
+        return _frame(rows, DIFFERENCES)
+
+    @cached_property
+    def _by_seed(self) -> "dict[tuple[str, str, float, str], Series]":
+        """The finished values of each level, by seed; nothing of one without any."""
+        values = self.runs.melt(RUN, METRICS, "metric", "percent").set_index("seed")
+        groups = iter(values.groupby([*LEVEL])["percent"])
+        return defaultdict(lambda: values["percent"][:0], groups)
 
 
 def read_results(folder: str | os.PathLike, class_names: Sequence[str] = ()) -> Results:
@@ -133,7 +125,7 @@ def read_results(folder: str | os.PathLike, class_names: Sequence[str] = ()) -> 
     return Results(grid, _frame(rows, (*RUN, *METRICS)), tuple(class_names), tuple(undefined))
 
 
-def _frame(rows: Iterable[tuple[Any, ...]], columns: tuple[str, ...]) -> "DataFrame":
+def _frame(rows: list[tuple[Any, ...]], columns: tuple[str, ...]) -> "DataFrame":
     import pandas as pd  # takes a quarter of a second, and runs import this package
 
     # The types are said, as there may be no row to tell them from.

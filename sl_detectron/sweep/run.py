@@ -21,8 +21,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import detectron2
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
@@ -37,6 +35,7 @@ from .state import (
     RESULT,
     RUN_LOG,
     fingerprint,
+    has_checkpoint,
     read_result,
     same_config,
     write_json,
@@ -77,7 +76,7 @@ def train_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """
     folder = Path(cfg.OUTPUT_DIR)
     with _locked(folder):
-        # Looked at under the lock of rank 0: another process may have finished the run meanwhile.
+        # Decided under the lock of rank 0: another process may have finished the run meanwhile.
         beginning = comm.all_gather(_beginning(cfg, folder))[0]
         if beginning == FINISHED:
             return
@@ -111,7 +110,7 @@ def _beginning(cfg: CfgNode, folder: Path) -> str:
     same = same_config(cfg, folder)
     if read_result(folder) is not None:
         return FINISHED if same else REFUSE
-    return RESUME if same and (folder / "last_checkpoint").is_file() else ANEW
+    return RESUME if same and has_checkpoint(folder) else ANEW
 
 
 def _end_with_parent() -> None:
@@ -156,22 +155,17 @@ def _clear(folder: Path) -> None:
 
 
 def _discard_checkpoints(folder: Path, keep: str) -> None:
-    if keep == "all":
-        return
     if keep == "none":
         (folder / "last_checkpoint").unlink()
-    for path in folder.glob("model_*.pth"):
+    for path in folder.glob("model_*.pth") if keep != "all" else ():
         if keep == "none" or path.name != "model_final.pth":
             path.unlink()
 
 
 def _versions() -> dict[str, str]:
-    return {
-        "sl_detectron": importlib.import_module("sl_detectron").__version__,
-        "detectron2": detectron2.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+    packages = map(importlib.import_module, ("sl_detectron", "detectron2", "torch"))
+    versions = {package.__name__: package.__version__ for package in packages}
+    return {**versions, "python": platform.python_version()}
 
 
 if __name__ == "__main__":

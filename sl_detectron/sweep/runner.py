@@ -1,45 +1,42 @@
-"""Train the runs of a grid that are not trained yet, and say how far it is."""
+"""Train the runs of a grid that are not trained yet, and report how far it is."""
 
 import contextlib
 import json
-import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from tqdm import tqdm
 
 from ..engine.resume import STOPPED
-from ..engine.setup import setup_cfg
+from ..engine.setup import check_cfg
 from ..files import write_text
 from .cluster import SubmititPool
-from .grid import Grid, Method
+from .grid import Grid
 from .jobs import ProcessPool, RunJob
 from .plan import STATES, PlannedRun, explain_change, plan
 from .progress import Progress, Unfinished
 from .state import FAILED, GRID_FILE, OPTIONS_FILE, RESULT, RUN_LOG, write_json
 
-__all__ = ["RunSettings", "run_grid"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["SweepSettings", "run_grid"]
 
 
 @dataclass(frozen=True)
-class RunSettings:
-    """How runs are run.
+class SweepSettings:
+    """How runs are trained.
 
     Attributes:
         num_jobs: runs at once; None: one on this machine, all on Slurm
         num_gpus: of each run on each machine, as in ``tools/train_net.py``
         threads: of each process; None: one on a CPU, the environment's choice on a GPU
-        retry_failed: whether runs that failed earlier are run again
-        rerun_changed: whether runs that finished with another config are run again
+        retry_failed: whether runs that failed earlier are trained again
+        rerun_changed: whether runs that finished with another config are trained again
         keep: which checkpoints stay when a run is finished: "all", "final" or "none"
         executor: None for processes of this one; "slurm" or "local" for submitit
         cluster: submitit's parameters, each KEY=VALUE
@@ -59,7 +56,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         if self.cluster and self.executor is None:
-            raise ValueError("--slurm needs --executor slurm; without it runs would run here")
+            raise ValueError("--slurm needs --executor slurm; without it runs would be here")
         if self.num_jobs is not None and self.executor == "local":
             raise ValueError(
                 "--executor local starts all runs at once: leave out --jobs, or --executor local"
@@ -67,7 +64,7 @@ class RunSettings:
 
 
 def run_grid(
-    grid: Grid, output: str | os.PathLike, settings: RunSettings = RunSettings()
+    grid: Grid, output: str | os.PathLike, settings: SweepSettings = SweepSettings()
 ) -> list[Unfinished]:
     """Train what is missing of a grid. Killed at any moment, the same call goes on.
 
@@ -82,45 +79,38 @@ def run_grid(
     Raises:
         ValueError: a bad config, a dataset that lacks a file, the config of a finished or
             half-done run has changed, or ``output`` has finished runs of another grid
-        SystemExit: with 143 after SIGTERM, 130 after Ctrl-C; runs that ran here have checkpoints
+        SystemExit: with 143 after SIGTERM, 130 after Ctrl-C; runs on this machine have checkpoints
     """
     output = Path(output)
     runs = plan(grid, output)
-    by_state = {s: [c for c in runs if c.state == s] for s in STATES}
-    if by_state["changed"] and not settings.rerun_changed:
-        _refuse(by_state["changed"])
+    by_state = {state: [run for run in runs if run.state == state] for state in STATES}
+    changed, failed = by_state["changed"], by_state["failed"]
+    if changed and not settings.rerun_changed:
+        raise ValueError(
+            f"{len(changed)} finished or half-done runs have another config now, first "
+            f"{changed[0].run} in {changed[0].folder}: {explain_change(changed[0])}. Train them "
+            "again with --rerun-changed, or give another --output"
+        )
     _refuse_another_grid(runs, output)
-    waiting, unfinished = [*by_state["open"], *by_state["changed"]], []
+    waiting, unfinished = [*by_state["open"], *changed], []
     if settings.retry_failed:
-        waiting += by_state["failed"]
+        waiting += failed
     else:
-        for run in by_state["failed"]:
-            unfinished.append(Unfinished(run, "failed", _explain_failure(run.folder)))
+        unfinished = [Unfinished(run, "failed", _explain_failure(run.folder)) for run in failed]
     if settings.executor != "slurm":  # there the data may be on the nodes only
         _check_methods(waiting)
-    with contextlib.ExitStack() as stack:
-        # Before anything is removed or written: it may be refused, as where there is no Slurm.
-        pool = _pool(waiting, output, settings) if waiting else None
-        for run in by_state["changed"]:
-            # Now, so that no table shows old results as those of the new config.
-            (run.folder / RESULT).unlink(missing_ok=True)
-        output.mkdir(parents=True, exist_ok=True)
-        write_text(output / GRID_FILE, grid.text)
-        write_text(output / OPTIONS_FILE, json.dumps(grid.opts) + "\n")
-        if pool is not None:
-            stack.enter_context(pool)
-            progress = stack.enter_context(Progress(waiting, by_state["finished"]))
-            unfinished += _run(waiting, settings, pool, progress)
+    # Before anything is removed or written: it may be refused, as where there is no Slurm.
+    pool = _pool(waiting, output, settings) if waiting else None
+    for run in changed:
+        # Now, so that no table shows old results as those of the new config.
+        (run.folder / RESULT).unlink(missing_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / GRID_FILE, grid.text)
+    write_text(output / OPTIONS_FILE, json.dumps(grid.opts) + "\n")
+    if pool is not None:
+        with pool, Progress(waiting, by_state["finished"]) as progress:
+            unfinished += _train(waiting, settings, pool, progress)
     return unfinished
-
-
-def _refuse(changed: list[PlannedRun]) -> NoReturn:
-    first = changed[0]
-    raise ValueError(
-        f"{len(changed)} finished or half-done runs have another config now, first "
-        f"{first.run} in {first.folder}: {explain_change(first)}. Train them again "
-        "with --rerun-changed, or give another --output"
-    )
 
 
 def _refuse_another_grid(runs: list[PlannedRun], output: Path) -> None:
@@ -135,41 +125,39 @@ def _refuse_another_grid(runs: list[PlannedRun], output: Path) -> None:
         )
 
 
-def _check_methods(runs: Iterable[PlannedRun]) -> None:
-    """One run of every method, so that a missing dataset or device is said once and at once."""
-    rows: dict[Method, PlannedRun] = {}
-    for run in runs:
-        rows.setdefault(run.run.method, run)
-    for method, run in tqdm(rows.items(), "datasets", leave=False, unit="method", disable=None):
+def _check_methods(runs: list[PlannedRun]) -> None:
+    """One run of every method, so that a missing dataset or device is reported once and at once."""
+    methods = {run.run.method: run for run in runs}
+    for method, run in tqdm(methods.items(), "datasets", leave=False, unit="method", disable=None):
         try:
-            setup_cfg(run.config_file, [*run.run.opts, "OUTPUT_DIR", str(run.folder)])
+            check_cfg(run.cfg)
         except (ValueError, OSError) as error:
             raise ValueError(f"{method}: {error}") from error
 
 
 def _pool(
-    runs: list[PlannedRun], output: Path, settings: RunSettings
+    runs: list[PlannedRun], output: Path, settings: SweepSettings
 ) -> ProcessPool | SubmititPool:
-    on_gpu = any(_on_gpu(run) for run in runs)
-    gpus = settings.num_gpus if on_gpu else 0
+    gpus = settings.num_gpus if any(run.on_gpu for run in runs) else 0
     if settings.executor is None:
         return ProcessPool(settings.num_jobs or 1, gpus)
     folder = output / "submitit"
     return SubmititPool(settings.executor, folder, settings.num_jobs, gpus, settings.cluster)
 
 
-def _run(
+def _train(
     waiting: list[PlannedRun],
-    settings: RunSettings,
+    settings: SweepSettings,
     pool: ProcessPool | SubmititPool,
     progress: Progress,
 ) -> list[Unfinished]:
-    unfinished = []
+    unfinished, jobs = [], []
     for run in waiting:
         (run.folder / FAILED).unlink(missing_ok=True)
-    running: dict[Any, PlannedRun] = dict(
-        zip(pool.submit([_job(run, settings) for run in waiting]), waiting)
-    )
+        threads = 1 if settings.threads is None and not run.on_gpu else settings.threads
+        args = ("--keep", settings.keep, *run.args)
+        jobs.append(RunJob(run.folder, args, settings.num_gpus, threads))
+    running: dict[Any, PlannedRun] = dict(zip(pool.submit(jobs), waiting))
     with _noting_signals() as signals:
         while running:
             time.sleep(1)
@@ -190,7 +178,7 @@ def _run(
 
 @contextlib.contextmanager
 def _noting_signals() -> Iterator[list[int]]:
-    """SIGTERM or Ctrl-C that came, for a loop to look at; a second Ctrl-C acts at once."""
+    """SIGTERM or Ctrl-C that came, for a loop to read; a second Ctrl-C acts at once."""
     signals: list[int] = []
     # Python lets only the main thread handle signals.
     if threading.current_thread() is not threading.main_thread():
@@ -207,18 +195,6 @@ def _noting_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _job(run: PlannedRun, settings: RunSettings) -> RunJob:
-    threads = settings.threads
-    if threads is None and not _on_gpu(run):
-        threads = 1
-    args = ("--keep", settings.keep, *run.args)
-    return RunJob(run.folder, args, settings.num_gpus, threads)
-
-
-def _on_gpu(run: PlannedRun) -> bool:
-    return run.cfg.MODEL.DEVICE.startswith("cuda")
 
 
 def _settle(run: PlannedRun, pool: ProcessPool | SubmititPool, handle: Any) -> Unfinished | None:
@@ -238,7 +214,7 @@ def _settle(run: PlannedRun, pool: ProcessPool | SubmititPool, handle: Any) -> U
 
 
 def _explain_failure(folder: Path) -> str:
-    """Why a run failed, in one line: the last that it said, or what ended it."""
+    """Why a run failed, in one line: the last that it printed, or what ended it."""
     try:
         code = json.loads((folder / FAILED).read_text())["exit_code"]
     except (ValueError, KeyError, TypeError):

@@ -10,24 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from ..config import add_superloss_config
+from ..engine.setup import merge_cfg
 from ..files import write_text
 
 __all__ = [
-    "BEGUN",
-    "RUN_LOG",
-    "FAILED",
-    "GRID_FILE",
-    "KEEP",
-    "LOCK",
-    "OPTIONS_FILE",
-    "RESULT",
-    "differences",
-    "fingerprint",
-    "read_result",
-    "same_config",
+    *("KEEP", "differences", "fingerprint", "has_checkpoint", "read_result", "same_config"),
     "write_json",
 ]
 
@@ -77,10 +66,20 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     raise ValueError(f"{path} is not a result of this sweep; remove it to train the run again")
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether the training in a run's folder can go on."""
+    return (folder / "last_checkpoint").is_file()
+
+
 def same_config(cfg: CfgNode, folder: Path) -> bool:
     """Whether what a run's folder holds, finished or half done, was trained with this config."""
-    recorded = read_result(folder) or _read_begun(folder)
-    return recorded["fingerprint"] == fingerprint(cfg) or not differences(cfg, folder)
+    recorded = read_result(folder)
+    try:
+        recorded = recorded or json.loads((folder / BEGUN).read_text())
+        same = recorded["fingerprint"] == fingerprint(cfg)
+    except (OSError, KeyError, TypeError, ValueError):  # not there, or not ours
+        same = False
+    return same or not differences(cfg, folder)
 
 
 def differences(cfg: CfgNode, folder: Path) -> dict[str, tuple[Any, Any]]:
@@ -103,22 +102,12 @@ def differences(cfg: CfgNode, folder: Path) -> dict[str, tuple[Any, Any]]:
         return {str(path): ("(no such file)", "cannot be compared")}
     except (yaml.YAMLError, AttributeError, KeyError, UnicodeDecodeError):
         return {str(path): ("(cut off or damaged)", "cannot be compared")}
-    defaults = get_cfg()
-    add_superloss_config(defaults)
-    default = _flat(defaults)
+    default = _flat(merge_cfg("", []))
     return {
         key: (old.get(key, ABSENT), new.get(key, ABSENT))
         for key in sorted(old | new)
         if old.get(key, default.get(key)) != new.get(key, ABSENT)
     }
-
-
-def _read_begun(folder: Path) -> dict[str, Any]:
-    try:
-        begun = json.loads((folder / BEGUN).read_text())
-        return {"fingerprint": begun["fingerprint"]}
-    except (OSError, KeyError, TypeError, ValueError):  # not there, or not ours
-        return {"fingerprint": None}
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
@@ -128,16 +117,13 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 def _flat(cfg: dict[str, Any]) -> dict[str, Any]:
     """{"SECTION.KEY": value} with lists for tuples, as in a YAML file."""
-    flat: dict[str, Any] = {}
-
-    def add(node: dict[str, Any], prefix: str) -> None:
+    # By way of JSON: the config may hold tuples, and a file has lists.
+    nodes, flat = [("", json.loads(json.dumps(cfg)))], {}
+    for prefix, node in nodes:
         for key, value in node.items():
             if isinstance(value, dict):
-                add(value, f"{prefix}{key}.")
+                nodes.append((f"{prefix}{key}.", value))
             else:
                 flat[prefix + key] = value
-
-    # By way of JSON: the config may hold tuples, and a file has lists.
-    add(json.loads(json.dumps(cfg)), "")
     del flat["OUTPUT_DIR"]
     return flat

@@ -14,7 +14,8 @@ import yaml
 
 from helpers import REPO
 from sl_detectron.data import TOY_CLASS_NAMES, make_toy_dataset
-from sl_detectron.sweep import Grid, read_grid
+from sl_detectron.sweep import read_grid
+from sl_detectron.sweep.grid import Grid
 
 NUM_IMAGES = 6
 
