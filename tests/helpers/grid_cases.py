@@ -18,6 +18,44 @@ from sl_detectron.sweep import read_grid
 from sl_detectron.sweep.grid import Grid
 
 NUM_IMAGES = 6
+R, F = "RetinaNet", "Faster R-CNN"
+# With made-up results: they train nothing.
+RESULTS_GRID = {
+    "noise": [0.0, 0.4],
+    "seeds": [0, 1, 2],
+    "source": "A. Author, 2020",
+    "baseline": "baseline",
+    "controls": ["equal weight"],
+    "detectors": {
+        R: {
+            "baseline": {"config": "x", "paper": {"AP50": ["80.6±0.2", "74.6±0.6"]}},
+            "equal weight": {"config": "x"},
+            "τ_avg": {"config": "x"},
+        },
+        F: {"baseline": {"config": "x"}, "τ_avg": {"config": "x"}},
+    },
+}
+# {(detector, method, noise): AP50 by seed}; None is missing.
+AP50 = {
+    (R, "baseline", 0.0): (50.0, 52.0, 54.0),
+    (R, "baseline", 0.4): (40.0, 42.0, 47.0),
+    (R, "equal weight", 0.0): (50.0, 50.0, 50.0),
+    (R, "equal weight", 0.4): (41.0, None, 44.0),
+    (R, "τ_avg", 0.0): (51.0, 54.0, 57.0),
+    (R, "τ_avg", 0.4): (None, None, 46.0),
+    (F, "baseline", 0.0): (60.0, 61.0, 62.0),
+    (F, "τ_avg", 0.0): (None, None, None),
+}
+ONE_METHOD = {
+    "noise": [0.0, 0.4],
+    "seeds": [0],
+    "detectors": {"RetinaNet": {"baseline": {"config": "Toy/retinanet.yaml"}}},
+}
+
+
+def method(**keys: object) -> dict:
+    """The detectors of ``ONE_METHOD`` with more keys of their method."""
+    return {"detectors": {"RetinaNet": {"baseline": {"config": "Toy/retinanet.yaml", **keys}}}}
 
 
 def run_here(tool: str, *args: object) -> subprocess.CompletedProcess:

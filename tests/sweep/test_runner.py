@@ -1,4 +1,4 @@
-"""Grids that train: killed and gone on with, failed and retried, here and by submitit."""
+"""Sweeps that train: killed and gone on with, failed and retried, here and by submitit."""
 
 import fcntl
 import json
@@ -17,22 +17,13 @@ import pytest
 import torch
 
 from helpers import REPO
-from helpers.grid_cases import make_tiny_set, run_here, write_tiny_grid
+from helpers.grid_cases import run_here, write_tiny_grid
+from sl_detectron.engine.resume import STOPPED
 from sl_detectron.sweep import make_tables, plan, read_grid
+from sl_detectron.sweep.progress import Progress
+from sl_detectron.sweep.runner import _explain_failure, _settle
 
 BASELINE = {"config": "Toy/retinanet.yaml"}
-
-
-@pytest.fixture(scope="module")
-def tiny_root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("sweep") / "toy_digits"
-    make_tiny_set(root)
-    return root
-
-
-@pytest.fixture(scope="module")
-def grid_file(tiny_root):
-    return write_tiny_grid(tiny_root.parent / "grid.yaml", tiny_root)
 
 
 def command(grid_file, output, *args):
@@ -331,3 +322,84 @@ def test_slurm_runs_a_run_on_two_nodes(tiny_root, tmp_path, monkeypatch):
     script = next((output / "submitit").glob("*.sh")).read_text()
     for line in ("--partition=gpu", "--nodes=2", "--time=30", "--ntasks-per-node=1"):
         assert f"#SBATCH {line}\n" in script
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--slurm", "partition=gpu"], "--slurm needs --executor slurm"),
+        (["--executor", "local", "--jobs", "2"], "leave out --jobs"),
+        (["--jobs", "abc"], "--jobs: must be a whole number of at least 1; got 'abc'"),
+        (["--jobs", "0"], "must be a whole number of at least 1; got '0'"),
+        # argparse gives the options to --slurm.
+        (
+            ["--executor", "local", "--slurm", "nodes=1", "SOLVER.MAX_ITER", "4"],
+            "got 'SOLVER.MAX_ITER'. Config options KEY VALUE go last, after another option",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(args, message, grid_file, tmp_path):
+    if "nodes=1" in args:
+        pytest.importorskip("submitit", reason="submitit is not installed")
+    done = sweep(grid_file, tmp_path / "out", *args)
+    assert done.returncode == 2
+    assert message in done.stderr.strip().splitlines()[-1]
+    assert not list(tmp_path.rglob("run.log"))
+
+
+class Pool:
+    """Of one job that has ended."""
+
+    def __init__(self, code):
+        self.code = code
+
+    def exit_code(self, handle):
+        if isinstance(self.code, Exception):
+            raise self.code
+        return self.code
+
+
+@pytest.mark.parametrize(
+    ("code", "why", "state"),
+    [
+        (1, "ValueError: wrong", "failed"),
+        (0, "ValueError: wrong", "failed"),  # it says all is well, but there is no result
+        (-signal.SIGKILL, "killed by signal 9", "failed"),
+        (RuntimeError("node lost"), "RuntimeError: node lost", "failed"),
+        # A scheduler's doing: nothing to mend, so the next start goes on.
+        (STOPPED, "by SIGTERM", "open"),
+        (-signal.SIGTERM, "by SIGTERM", "open"),
+    ],
+)
+def test_how_a_run_ended(code, why, state, tmp_path, capsys):
+    grid = read_grid(write_tiny_grid(tmp_path / "grid.yaml", tmp_path))
+    run = plan(grid, tmp_path)[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "run.log").write_text("$ command\nTraceback\nValueError: wrong\n")
+    end = _settle(run, Pool(code), None)
+    assert end.why.startswith(why)
+    assert end.state == ("failed" if state == "failed" else "stopped")
+    assert plan(grid, tmp_path)[0].state == state
+    with Progress([run], []) as progress:
+        (run.folder / "metrics.json").write_text('{"iteration": 1}\n')
+        progress.settled(run, end)
+        progress.update()
+    said = capsys.readouterr().err
+    assert ("FAILED" in said) == (state == "failed")
+    assert ("stopped by SIGTERM" in said) == (state == "open")
+    # What a stopped run has not done is still to be done; of a failed one nothing is.
+    assert ("2/2" in said) == (state == "failed")
+    assert ("2/6" in said) == (state == "open")
+
+
+@pytest.mark.parametrize(
+    ("log", "why"),
+    [(None, "exit code 1; run.log is gone or empty"), ("", "gone or empty"), ("a\nb\n", "b")],
+)
+def test_a_failure_is_explained_without_its_log(log, why, tmp_path):
+    (tmp_path / "failed.json").write_text('{"exit_code": 1}')
+    if log is not None:
+        (tmp_path / "run.log").write_text(log)
+    assert why in _explain_failure(tmp_path)
+    (tmp_path / "failed.json").write_text("{}")
+    assert _explain_failure(tmp_path) == f"{tmp_path / 'failed.json'} is damaged"

@@ -1,63 +1,16 @@
 """Tables of a sweep: arithmetic by hand, missing runs, one seed, published numbers."""
 
 import csv
-import dataclasses
 import json
-import math
 import re
 
 import pytest
 import yaml
-from matplotlib.figure import Figure
 from PIL import Image
 
-from helpers.grid_cases import run_here, write_results
+from helpers.grid_cases import AP50, RESULTS_GRID, F, R, run_here, write_results
 from sl_detectron.sweep import make_tables, read_results
-from sl_detectron.sweep.plot import _draw
-from sl_detectron.sweep.statistics import paired_difference
 from sl_detectron.sweep.table import as_csv, latex, markdown
-
-R, F = "RetinaNet", "Faster R-CNN"
-GRID = {
-    "noise": [0.0, 0.4],
-    "seeds": [0, 1, 2],
-    "source": "A. Author, 2020",
-    "baseline": "baseline",
-    "controls": ["equal weight"],
-    "detectors": {
-        R: {
-            "baseline": {"config": "x", "paper": {"AP50": ["80.6±0.2", "74.6±0.6"]}},
-            "equal weight": {"config": "x"},
-            "τ_avg": {"config": "x"},
-        },
-        F: {"baseline": {"config": "x"}, "τ_avg": {"config": "x"}},
-    },
-}
-# {(detector, method, noise): AP50 by seed}; None is missing.
-AP50 = {
-    (R, "baseline", 0.0): (50.0, 52.0, 54.0),
-    (R, "baseline", 0.4): (40.0, 42.0, 47.0),
-    (R, "equal weight", 0.0): (50.0, 50.0, 50.0),
-    (R, "equal weight", 0.4): (41.0, None, 44.0),
-    (R, "τ_avg", 0.0): (51.0, 54.0, 57.0),
-    (R, "τ_avg", 0.4): (None, None, 46.0),
-    (F, "baseline", 0.0): (60.0, 61.0, 62.0),
-    (F, "τ_avg", 0.0): (None, None, None),
-}
-
-
-@pytest.fixture
-def folder(tmp_path):
-    path = tmp_path / "grid.yaml"
-    path.write_text(yaml.safe_dump(GRID, sort_keys=False))
-    values = {
-        (*key, seed): value
-        for key, row in AP50.items()
-        for seed, value in enumerate(row)
-        if value is not None
-    }
-    write_results(path, tmp_path / "output", values)
-    return tmp_path / "output"
 
 
 def rows(text, title):
@@ -103,7 +56,7 @@ def test_a_bound_just_below_0_shows_its_sign(tmp_path):
     """1.46, 2.46, 3.46: mean 2.46, low 2.46 - 4.3027 / sqrt(3) = -0.024, so 0 is included."""
     path = tmp_path / "grid.yaml"
     rows_of = {R: {"baseline": {"config": "x"}, "other": {"config": "x"}}}
-    path.write_text(yaml.safe_dump({**GRID, "controls": [], "detectors": rows_of}))
+    path.write_text(yaml.safe_dump({**RESULTS_GRID, "controls": [], "detectors": rows_of}))
     pairs = zip((50.0, 52.0, 54.0), (51.46, 54.46, 57.46))
     values = {
         (R, name, 0.0, seed): value
@@ -113,18 +66,6 @@ def test_a_bound_just_below_0_shows_its_sign(tmp_path):
     write_results(path, tmp_path / "output", values)
     (row,) = rows(markdown(read_results(tmp_path / "output")), "Differences in AP50")
     assert row[2:] == ["+2.5 ± 0.6 [−0.0, +4.9]", "–"]
-
-
-def test_interval_is_that_of_students_t():
-    """Against its quantile from a table: t(0.975; 4) = 2.776."""
-    values = [1.0, 2.0, 3.0, 4.0, 5.0]
-    done = paired_difference(dict(enumerate(values)), dict.fromkeys(range(5), 0.0))
-    error = math.sqrt(2.5 / 5)
-    assert (done.num, done.mean) == (5, 3.0)
-    assert done.error == pytest.approx(error)
-    assert done.low == pytest.approx(3 - 2.776 * error, abs=1e-3)
-    assert done.high == pytest.approx(3 + 2.776 * error, abs=1e-3)
-    assert paired_difference({0: 1.0}, {1: 1.0}) is None
 
 
 def test_options_of_the_command_line_are_said_and_published_numbers_left_out(folder):
@@ -143,7 +84,9 @@ def test_options_of_the_command_line_are_said_and_published_numbers_left_out(fol
 def test_a_bar_in_a_name_is_no_column(tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text(
-        yaml.safe_dump({**GRID, "controls": [], "detectors": {"a|b": GRID["detectors"][F]}})
+        yaml.safe_dump(
+            {**RESULTS_GRID, "controls": [], "detectors": {"a|b": RESULTS_GRID["detectors"][F]}}
+        )
     )
     write_results(path, tmp_path / "output", {("a|b", "baseline", 0.0, 0): 50.0})
     text = markdown(read_results(tmp_path / "output"))
@@ -213,7 +156,7 @@ def test_latex_escapes_and_balances(folder):
 
 def test_one_seed_has_neither_deviation_nor_interval(tmp_path):
     path = tmp_path / "grid.yaml"
-    path.write_text(yaml.safe_dump({**GRID, "seeds": [0]}, sort_keys=False))
+    path.write_text(yaml.safe_dump({**RESULTS_GRID, "seeds": [0]}, sort_keys=False))
     values = {(R, "baseline", 0.0, 0): 50.0, (R, "τ_avg", 0.0, 0): 53.0}
     write_results(path, tmp_path / "output", values)
     text = markdown(read_results(tmp_path / "output"))
@@ -285,20 +228,9 @@ def test_a_run_without_a_number_is_missing_and_said(folder):
 def test_notes_and_names_are_one_line(tmp_path):
     path = tmp_path / "grid.yaml"
     names = {"a\n$\\bad{$": {"config": "x", "paper": {"AP50": [1, 2]}}}
-    grid = {**GRID, "source": "one\ntwo & 5 %", "detectors": {R: names}}
+    grid = {**RESULTS_GRID, "source": "one\ntwo & 5 %", "detectors": {R: names}}
     del grid["baseline"], grid["controls"]
     path.write_text(yaml.safe_dump({**grid, "noise": [0.4, 0.0]}, sort_keys=False))
     write_results(path, tmp_path / "output", {(R, "a $\\bad{$", 0.4, 0): 50.0})
     make_tables(tmp_path / "output", tmp_path / "output")  # the plot as well
     assert "% Published: one two & 5 %." in (tmp_path / "output" / "table.tex").read_text()
-
-
-def test_a_line_goes_through_the_levels_in_order(folder):
-    results = read_results(folder)
-    grid = dataclasses.replace(results.grid, noise=(0.4, 0.0))
-    axes = Figure().subplots()
-    _draw(axes, dataclasses.replace(results, grid=grid), 0, grid.methods[0])
-    ours, published = axes.get_lines()
-    assert list(ours.get_xdata()) == [0.0, 40.0]
-    assert list(ours.get_ydata()) == [52.0, 43.0]
-    assert list(published.get_ydata()) == [74.6, 80.6]
