@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Train a grid of detectors x methods x label noise x seeds; tools/make_table.py makes its tables.
+"""Train detectors x methods x label noise x seeds; tools/make_table.py makes the tables.
 
-Every run is what tools/train_net.py does. The grid may be killed at any moment: the same command
+Every run is what tools/train_net.py does. The sweep may be killed at any moment: the same command
 goes on with what is missing, and never trains a finished run again. Runs that failed are listed
 at the end and left alone until --retry-failed. The exit code is then 1 too. It is 143 if SIGTERM
-stopped runs, or the grid, which passes it on: they end with a checkpoint.
+stopped runs, or the sweep, which passes it on: they end with a checkpoint.
 
 Examples:
   The paper's Table 5 on 8 GPUs, one run on each:
@@ -30,14 +30,22 @@ from tabulate import tabulate
 from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.engine.resume import STOPPED
 from sl_detectron.model_zoo import find_config
-from sl_detectron.sweep import SweepSettings, plan, read_grid, run_grid
+from sl_detectron.sweep import plan, read_grid, run_grid
 from sl_detectron.sweep.jobs import rank_args
 from sl_detectron.sweep.state import KEEP, RUN_LOG
 
 
 def main(args: argparse.Namespace) -> None:
     grid = read_grid(find_config(args.config), args.opts)
-    settings = SweepSettings(
+    script = Path(sys.argv[0]).name.startswith("sl-")  # installed, without a checkout
+    if args.dry_run:
+        tool = ["sl-train"] if script else ["python", "tools/train_net.py"]
+        for run in plan(grid, args.output):
+            print(shlex.join([*tool, *rank_args(args.num_gpus), *run.args]))
+        return
+    unfinished = run_grid(
+        grid,
+        args.output,
         num_jobs=args.jobs,
         num_gpus=args.num_gpus,
         threads=args.threads,
@@ -45,15 +53,8 @@ def main(args: argparse.Namespace) -> None:
         rerun_changed=args.rerun_changed,
         keep=args.keep,
         executor=args.executor,
-        cluster=tuple(args.slurm),
+        cluster=args.slurm,
     )
-    script = Path(sys.argv[0]).name.startswith("sl-")  # installed, without a checkout
-    if args.dry_run:
-        tool = ["sl-train"] if script else ["python", "tools/train_net.py"]
-        for run in plan(grid, args.output):
-            print(shlex.join([*tool, *rank_args(args.num_gpus), *run.args]))
-        return
-    unfinished = run_grid(grid, args.output, settings)
     if unfinished:
         rows = [[str(c.run), state, why, c.folder / RUN_LOG] for c, state, why in unfinished]
         print(tabulate(rows, headers=["run", "state", "why", "log"]))
@@ -79,7 +80,7 @@ def cli() -> int:
     parser.add_argument(
         "--executor",
         choices=("slurm", "local"),
-        help="run runs through submitit; local starts all at once on this machine, to try it",
+        help="through submitit; local starts all runs at once on this machine, to try it",
     )
     parser.add_argument(
         "--slurm",
@@ -91,7 +92,7 @@ def cli() -> int:
     )
     parser.add_argument("--retry-failed", action="store_true", help="train failed runs again")
     parser.add_argument(
-        "--rerun-changed", action="store_true", help="train runs again whose config has changed"
+        "--rerun-changed", action="store_true", help="train runs whose config changed again"
     )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="config options for all runs: KEY VALUE ..."

@@ -3,7 +3,7 @@
 from .grid_file import read_grid
 from .plan import plan
 from .results import read_results
-from .runner import SweepSettings, run_grid
+from .runner import run_grid
 from .table import make_tables
 
-__all__ = ["SweepSettings", "make_tables", "plan", "read_grid", "read_results", "run_grid"]
+__all__ = ["make_tables", "plan", "read_grid", "read_results", "run_grid"]

@@ -33,7 +33,7 @@ _started: list[subprocess.Popen] = []
 class SubmititPool(contextlib.AbstractContextManager):
     """Runs as submitit jobs; leaving its context cancels those that have not ended.
 
-    Jobs of Slurm outlive this process if it is killed; those of a restarted grid wait for them.
+    Jobs of Slurm outlive this process if it is killed; those of a restarted sweep wait for them.
 
     Args:
         cluster: "slurm", or "local" for processes on this machine
@@ -82,7 +82,7 @@ class SubmititPool(contextlib.AbstractContextManager):
         return next((code for code in handle.results() if code != 0), 0)
 
     def stop(self) -> None:
-        """Cancel what has not ended; the same grid goes on from the last checkpoints."""
+        """Cancel what has not ended; the same sweep goes on from the last checkpoints."""
         for handle in self._handles:
             if not handle.done():
                 handle.cancel()
@@ -112,11 +112,7 @@ class _NodeJob:
             return process.wait()
 
     def checkpoint(self) -> Any:
-        """End the run with a checkpoint; submitit calls this before the job's time is over.
-
-        Returns:
-            what submitit queues in its place: the same, which goes on
-        """
+        """End the run with a checkpoint before the job's time is over; submitit queues it again."""
         from submitit.helpers import DelayedSubmission
 
         for process in _started:

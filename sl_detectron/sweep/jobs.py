@@ -79,7 +79,7 @@ class RunJob:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **more},
-                # Ctrl-C is for the grid; its runs end with it and do not count as failed.
+                # Ctrl-C is for the sweep; its runs end with it and do not count as failed.
                 start_new_session=True,
             ) as process:
                 yield process

@@ -1,4 +1,4 @@
-"""What is to be done for a grid: the config, command and state of every run."""
+"""What a sweep has to do: the config, command and state of every run."""
 
 import functools
 import os
@@ -11,11 +11,11 @@ from tqdm import tqdm
 from ..engine.setup import merge_cfg
 from ..model_zoo import find_config
 from .grid import Grid, Run
+from .jobs import RunJob
 from .state import FAILED, differences, has_checkpoint, read_result, same_config
 
-__all__ = ["STATES", "PlannedRun", "explain_change", "plan"]
+__all__ = ["PlannedRun", "explain_change", "plan"]
 
-STATES = ("open", "finished", "failed", "changed")
 SHOWN_KEYS = 5
 
 
@@ -28,7 +28,7 @@ class PlannedRun:
         folder: where its files are
         config_file: path of its config
         cfg: the config that it is trained with
-        state: one of ``STATES``; changed is finished or half done with another config
+        state: "open", "finished", "failed", or "changed": finished or half done with another config
     """
 
     run: Run
@@ -47,6 +47,12 @@ class PlannedRun:
     def on_gpu(self) -> bool:
         """Whether its config names one."""
         return self.cfg.MODEL.DEVICE.startswith("cuda")
+
+    def job(self, keep: str, num_gpus: int, threads: int | None) -> RunJob:
+        """The process that trains it; see :func:`~sl_detectron.sweep.run_grid`."""
+        if threads is None and not self.on_gpu:
+            threads = 1
+        return RunJob(self.folder, ("--keep", keep, *self.args), num_gpus, threads)
 
 
 def plan(grid: Grid, output: str | os.PathLike) -> list[PlannedRun]:

@@ -1,4 +1,4 @@
-"""How far a grid is, and how its runs end, written to stderr."""
+"""How far a sweep is, and how its runs end, written to stderr."""
 
 import json
 import sys

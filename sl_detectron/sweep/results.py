@@ -112,12 +112,9 @@ def read_results(folder: str | os.PathLike, class_names: Sequence[str] = ()) -> 
             continue
         try:
             values = [_mean_over(result["metrics"], metric, class_names) for metric in METRICS]
-        except KeyError as error:
-            raise ValueError(f"the result in {folder / run.folder} has no {error}") from error
-        except TypeError as error:
-            raise ValueError(
-                f"the result in {folder / run.folder} has a metric that is no number"
-            ) from error
+        except (KeyError, TypeError) as error:
+            what = f"no {error}" if isinstance(error, KeyError) else "a metric that is no number"
+            raise ValueError(f"the result in {folder / run.folder} has {what}") from error
         if all(map(math.isfinite, values)):
             rows.append((run.method.detector, run.method.name, run.noise, run.seed, *values))
         else:

@@ -51,7 +51,7 @@ LOCK_POLL = 1.0  # seconds
 def main(argv: list[str]) -> None:
     """Train the run that a command line of ``tools/train_net.py`` describes."""
     parser = default_argument_parser()
-    # A traceback is for the log; the grid shows its last line.
+    # A traceback is for the log; the sweep shows its last line.
     parser.set_defaults(debug=True, dist_timeout=1800.0)
     parser.add_argument("--keep", choices=KEEP, default="all")
     args = parser.parse_args(argv)
@@ -65,7 +65,7 @@ def train_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Train, evaluate and write the result, unless there is one; on every rank.
 
     A training that was killed goes on from its checkpoint, to the same result: the trainer sees to
-    that. One of another config starts anew: the grid has asked for that.
+    that. One of another config starts anew: the sweep has asked for that.
 
     Args:
         cfg: from :func:`~sl_detectron.engine.setup_cfg`

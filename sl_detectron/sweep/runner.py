@@ -7,8 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,32 @@ from ..engine.setup import check_cfg
 from ..files import write_text
 from .cluster import SubmititPool
 from .grid import Grid
-from .jobs import ProcessPool, RunJob
-from .plan import STATES, PlannedRun, explain_change, plan
+from .jobs import ProcessPool
+from .plan import PlannedRun, explain_change, plan
 from .progress import Progress, Unfinished
 from .state import FAILED, GRID_FILE, OPTIONS_FILE, RESULT, RUN_LOG, write_json
 
-__all__ = ["SweepSettings", "run_grid"]
+__all__ = ["run_grid"]
 
 
-@dataclass(frozen=True)
-class SweepSettings:
-    """How runs are trained.
+def run_grid(
+    grid: Grid,
+    output: str | os.PathLike,
+    *,
+    num_jobs: int | None = None,
+    num_gpus: int = 1,
+    threads: int | None = None,
+    retry_failed: bool = False,
+    rerun_changed: bool = False,
+    keep: str = "final",
+    executor: str | None = None,
+    cluster: Sequence[str] = (),
+) -> list[Unfinished]:
+    """Train what is missing of a grid. Killed at any moment, the same call goes on.
 
-    Attributes:
+    Args:
+        grid: from :func:`~sl_detectron.sweep.read_grid`
+        output: folder for all; a copy of the grid, ``DETECTOR/METHOD/noise_N/seed_S/result.json``
         num_jobs: runs at once; None: one on this machine, all on Slurm
         num_gpus: of each run on each machine, as in ``tools/train_net.py``
         threads: of each process; None: one on a CPU, the environment's choice on a GPU
@@ -41,76 +53,70 @@ class SweepSettings:
         executor: None for processes of this one; "slurm" or "local" for submitit
         cluster: submitit's parameters, each KEY=VALUE
 
-    Raises:
-        ValueError: one of them would have no effect
-    """
-
-    num_jobs: int | None = None
-    num_gpus: int = 1
-    threads: int | None = None
-    retry_failed: bool = False
-    rerun_changed: bool = False
-    keep: str = "final"
-    executor: str | None = None
-    cluster: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.cluster and self.executor is None:
-            raise ValueError("--slurm needs --executor slurm; without it runs would be here")
-        if self.num_jobs is not None and self.executor == "local":
-            raise ValueError(
-                "--executor local starts all runs at once: leave out --jobs, or --executor local"
-            )
-
-
-def run_grid(
-    grid: Grid, output: str | os.PathLike, settings: SweepSettings = SweepSettings()
-) -> list[Unfinished]:
-    """Train what is missing of a grid. Killed at any moment, the same call goes on.
-
-    Args:
-        grid: from :func:`~sl_detectron.sweep.read_grid`
-        output: folder for all; a copy of the grid, ``DETECTOR/METHOD/noise_N/seed_S/result.json``
-        settings: how
-
     Returns:
         the runs that failed, now or earlier, and those that were stopped
 
     Raises:
-        ValueError: a bad config, a dataset that lacks a file, the config of a finished or
-            half-done run has changed, or ``output`` has finished runs of another grid
+        ValueError: a bad config, a dataset that lacks a file, an argument without effect, the
+            config of a finished or half-done run has changed, or ``output`` has finished runs of
+            another grid
         SystemExit: with 143 after SIGTERM, 130 after Ctrl-C; runs on this machine have checkpoints
     """
+    if cluster and executor is None:
+        raise ValueError("--slurm needs --executor slurm; without it runs would be here")
+    if num_jobs is not None and executor == "local":
+        raise ValueError(
+            "--executor local starts all runs at once: leave out --jobs, or --executor local"
+        )
     output = Path(output)
     runs = plan(grid, output)
-    by_state = {state: [run for run in runs if run.state == state] for state in STATES}
-    changed, failed = by_state["changed"], by_state["failed"]
-    if changed and not settings.rerun_changed:
+    waiting, unfinished = _choose(runs, retry_failed, rerun_changed)
+    _refuse_another_grid(runs, output)
+    if executor != "slurm":  # there the data may be on the nodes only
+        _check_methods(waiting)
+    gpus = num_gpus if any(run.on_gpu for run in waiting) else 0
+    # Before anything is removed or written: it may be refused, as where there is no Slurm.
+    pool = _pool(executor, output / "submitit", num_jobs, gpus, cluster) if waiting else None
+    for run in waiting:
+        (run.folder / FAILED).unlink(missing_ok=True)
+        if run.state == "changed":
+            # Now, so that no table shows old results as those of the new config.
+            (run.folder / RESULT).unlink(missing_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / GRID_FILE, grid.text)
+    write_text(output / OPTIONS_FILE, json.dumps(grid.opts) + "\n")
+    if pool is not None:
+        with pool, Progress(waiting, [run for run in runs if run.state == "finished"]) as progress:
+            handles = pool.submit([run.job(keep, num_gpus, threads) for run in waiting])
+            unfinished += _train(dict(zip(handles, waiting)), pool, progress)
+    return unfinished
+
+
+def _pool(
+    executor: str | None, folder: Path, num_jobs: int | None, num_gpus: int, cluster: Sequence[str]
+) -> ProcessPool | SubmititPool:
+    if executor is None:
+        return ProcessPool(num_jobs or 1, num_gpus)
+    return SubmititPool(executor, folder, num_jobs, num_gpus, cluster)
+
+
+def _choose(
+    runs: list[PlannedRun], retry_failed: bool, rerun_changed: bool
+) -> tuple[list[PlannedRun], list[Unfinished]]:
+    """What is to be trained, and what failed and is left alone."""
+    changed, failed, waiting = (
+        [run for run in runs if run.state == state] for state in ("changed", "failed", "open")
+    )
+    if changed and not rerun_changed:
         raise ValueError(
             f"{len(changed)} finished or half-done runs have another config now, first "
             f"{changed[0].run} in {changed[0].folder}: {explain_change(changed[0])}. Train them "
             "again with --rerun-changed, or give another --output"
         )
-    _refuse_another_grid(runs, output)
-    waiting, unfinished = [*by_state["open"], *changed], []
-    if settings.retry_failed:
-        waiting += failed
-    else:
-        unfinished = [Unfinished(run, "failed", _explain_failure(run.folder)) for run in failed]
-    if settings.executor != "slurm":  # there the data may be on the nodes only
-        _check_methods(waiting)
-    # Before anything is removed or written: it may be refused, as where there is no Slurm.
-    pool = _pool(waiting, output, settings) if waiting else None
-    for run in changed:
-        # Now, so that no table shows old results as those of the new config.
-        (run.folder / RESULT).unlink(missing_ok=True)
-    output.mkdir(parents=True, exist_ok=True)
-    write_text(output / GRID_FILE, grid.text)
-    write_text(output / OPTIONS_FILE, json.dumps(grid.opts) + "\n")
-    if pool is not None:
-        with pool, Progress(waiting, by_state["finished"]) as progress:
-            unfinished += _train(waiting, settings, pool, progress)
-    return unfinished
+    waiting += changed
+    if retry_failed:
+        return waiting + failed, []
+    return waiting, [Unfinished(run, "failed", _explain_failure(run.folder)) for run in failed]
 
 
 def _refuse_another_grid(runs: list[PlannedRun], output: Path) -> None:
@@ -135,29 +141,11 @@ def _check_methods(runs: list[PlannedRun]) -> None:
             raise ValueError(f"{method}: {error}") from error
 
 
-def _pool(
-    runs: list[PlannedRun], output: Path, settings: SweepSettings
-) -> ProcessPool | SubmititPool:
-    gpus = settings.num_gpus if any(run.on_gpu for run in runs) else 0
-    if settings.executor is None:
-        return ProcessPool(settings.num_jobs or 1, gpus)
-    folder = output / "submitit"
-    return SubmititPool(settings.executor, folder, settings.num_jobs, gpus, settings.cluster)
-
-
 def _train(
-    waiting: list[PlannedRun],
-    settings: SweepSettings,
-    pool: ProcessPool | SubmititPool,
-    progress: Progress,
+    running: dict[Any, PlannedRun], pool: ProcessPool | SubmititPool, progress: Progress
 ) -> list[Unfinished]:
-    unfinished, jobs = [], []
-    for run in waiting:
-        (run.folder / FAILED).unlink(missing_ok=True)
-        threads = 1 if settings.threads is None and not run.on_gpu else settings.threads
-        args = ("--keep", settings.keep, *run.args)
-        jobs.append(RunJob(run.folder, args, settings.num_gpus, threads))
-    running: dict[Any, PlannedRun] = dict(zip(pool.submit(jobs), waiting))
+    """Wait for the runs by their handles in the pool."""
+    unfinished = []
     with _noting_signals() as signals:
         while running:
             time.sleep(1)

@@ -132,7 +132,7 @@ def test_a_half_done_run_goes_on_from_its_checkpoint(finished, grid_file, tmp_pa
     assert "Starting training from iteration 2" in (runs[1] / "log.txt").read_text()
 
 
-def test_no_run_outlives_its_grid(tiny_root, tmp_path):
+def test_no_run_outlives_its_sweep(tiny_root, tmp_path):
     """SIGTERM or Ctrl-C leave a checkpoint, from which the next one goes on; SIGKILL does not."""
     grid_file = write_tiny_grid(
         tmp_path / "grid.yaml", tiny_root, 300, detectors={"RetinaNet": {"baseline": BASELINE}}
@@ -150,7 +150,7 @@ def test_no_run_outlives_its_grid(tiny_root, tmp_path):
     stop = random.SystemRandom().choice([signal.SIGTERM, signal.SIGINT])
     assert start_and_send(stop, (folder / "last_checkpoint").exists) == 128 + stop
     with open(folder / ".lock") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the run has ended before its grid
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the run has ended before its sweep
     log = folder / "log.txt"
     (stopped,) = re.findall(r"Stopped by SIGTERM after iteration (\d+)", log.read_text())
     assert (folder / "last_checkpoint").read_text() == f"model_{int(stopped):07d}.pth"
