@@ -14,10 +14,10 @@ VERSION = re.search(
 DEMO = ["scikit-learn", "matplotlib"]
 AUDIT = ["cleanlab", "scikit-learn", "matplotlib"]
 # tools/make_table.py; tools/sweep.py --executor.
-BENCHMARK = ["matplotlib"]
+SWEEP = ["pandas", "matplotlib"]
 SLURM = ["submitit"]
 VISUALIZE = ["matplotlib", "opencv-python-headless"]
-TEST = [*DEMO, *AUDIT, *BENCHMARK, *SLURM, "pytest", "pytest-xdist", "hypothesis", "mpmath"]
+TEST = [*DEMO, *AUDIT, *SWEEP, *SLURM, "pytest", "pytest-xdist", "hypothesis", "mpmath"]
 # What single tests drive, and skip without: a browser, and PointRend, which imports OpenCV.
 TEST += ["selenium", "opencv-python-headless"]
 DEV = [*TEST, "ruff", "mypy", "types-tabulate", "types-PyYAML", "types-tqdm"]
@@ -65,11 +65,12 @@ setup(
         "scipy",
         "tabulate",
         "tqdm",
+        "filelock>=4.2",
     ],
     extras_require={
         "demo": DEMO,
         "audit": AUDIT,
-        "benchmark": BENCHMARK,
+        "sweep": SWEEP,
         "slurm": SLURM,
         "visualize": VISUALIZE,
         "test": TEST,

@@ -13,11 +13,11 @@ from sl_detectron.model_zoo import get_config, get_config_file
 from sl_detectron.modeling import SuperLossTerm
 
 ROOT = REPO / "configs"
-# Sweep/ holds grids of configs: tests/engine/benchmark.
+# Sweep/ holds grids of configs: tests/sweep/.
 CONFIGS = sorted(
     str(p.relative_to(ROOT))
     for p in ROOT.rglob("*.yaml")
-    if not p.name.startswith("Base-") and p.parent.name != "Benchmark"
+    if not p.name.startswith("Base-") and p.parent.name != "Sweep"
 )
 
 

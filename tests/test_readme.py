@@ -211,7 +211,7 @@ def test_no_page_has_commands_that_are_not_run():
     # docs/results/ says how long trainings were made; tools/ tests run what it names.
     pages = {p.relative_to(REPO).as_posix() for p in (REPO / "docs").glob("*.md")}
     with_commands = {page for page in pages if blocks(page, "bash")}
-    assert with_commands <= {"docs/tutorial_audit.md", "docs/configs.md", "docs/benchmark.md"}
+    assert with_commands <= {"docs/tutorial_audit.md", "docs/configs.md", "docs/sweep.md"}
 
 
 def test_configs_commands(project, monkeypatch, capsys):
@@ -220,14 +220,14 @@ def test_configs_commands(project, monkeypatch, capsys):
     assert Path(capsys.readouterr().out.strip()).is_file()
 
 
-def test_benchmark_commands(project, monkeypatch, capsys):
-    write_yaml_blocks("docs/benchmark.md")
+def test_sweep_commands(project, monkeypatch, capsys):
+    write_yaml_blocks("docs/sweep.md")
     (project / "output/mine").mkdir(parents=True)
     (project / "output/mine/grid.yaml").write_text((project / "my_grid.yaml").read_text())
-    for command in commands("docs/benchmark.md"):
+    for command in commands("docs/sweep.md"):
         if not command.startswith(NOT_RUN):
             run(command, monkeypatch)
-    assert "18 of 18 cells are missing" in (project / "output/mine/table.md").read_text()
+    assert "18 of 18 runs are missing" in (project / "output/mine/table.md").read_text()
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("sl-train ") for line in lines) == 18 + 72 + 72
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Make tables and a plot of a benchmark: table.md, table.tex, CSV, ap50.png.
+"""Make tables and a plot of a sweep: table.md, table.tex, CSV, ap50.png.
 
 Mean and standard deviation over seeds, published numbers beside them where the grid has any, and
-differences from the baseline and the controls, paired by seed. Cells that are not finished are
-missing visibly. It may run while the benchmark does.
+differences from the baseline and the controls, paired by seed. Runs that are not finished are
+missing visibly. It may run while the sweep does.
 
 Examples:
   tools/make_table.py output/table5

@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Train a grid of detectors x methods x label noise x seeds; tools/make_table.py makes its tables.
+"""Train detectors x methods x label noise x seeds; tools/make_table.py makes the tables.
 
-Every cell is what tools/train_net.py does. The grid may be killed at any moment: the same command
-goes on with what is missing, and never trains a finished cell again. Cells that failed are listed
+Every run is what tools/train_net.py does. The sweep may be killed at any moment: the same command
+goes on with what is missing, and never trains a finished run again. Runs that failed are listed
 at the end and left alone until --retry-failed. The exit code is then 1 too. It is 143 if SIGTERM
-stopped cells, or the grid, which passes it on: they end with a checkpoint.
+stopped runs, or the sweep, which passes it on: they end with a checkpoint.
 
 Examples:
-  The paper's Table 5 on 8 GPUs, one cell on each:
+  The paper's Table 5 on 8 GPUs, one run on each:
     tools/sweep.py --config configs/Sweep/table5.yaml --output output/table5 --jobs 8
   Its 72 commands, one a line:
     tools/sweep.py --config configs/Sweep/table5.yaml --output output/table5 --dry-run
-  On Slurm, each cell on one GPU, or each on two nodes of 8:
+  On Slurm, each run on one GPU, or each on two nodes of 8:
     tools/sweep.py --config configs/Sweep/table5.yaml --output output/table5 \\
         --executor slurm --slurm partition=gpu cpus_per_task=8 timeout_min=1440
     tools/sweep.py --config configs/Sweep/table5.yaml --output output/table5 --num-gpus 8 \\
@@ -21,6 +21,7 @@ Examples:
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -29,19 +30,22 @@ from tabulate import tabulate
 from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.engine.resume import STOPPED
 from sl_detectron.model_zoo import find_config
-from sl_detectron.sweep import (
-    KEEP,
-    RunSettings,
-    plan,
-    read_grid,
-    run_grid,
-    train_net_command,
-)
+from sl_detectron.sweep import plan, read_grid, run_grid
+from sl_detectron.sweep.jobs import rank_args
+from sl_detectron.sweep.state import KEEP, RUN_LOG
 
 
 def main(args: argparse.Namespace) -> None:
     grid = read_grid(find_config(args.config), args.opts)
-    settings = RunSettings(
+    script = Path(sys.argv[0]).name.startswith("sl-")  # installed, without a checkout
+    if args.dry_run:
+        tool = ["sl-train"] if script else ["python", "tools/train_net.py"]
+        for run in plan(grid, args.output):
+            print(shlex.join([*tool, *rank_args(args.num_gpus), *run.args]))
+        return
+    unfinished = run_grid(
+        grid,
+        args.output,
         num_jobs=args.jobs,
         num_gpus=args.num_gpus,
         threads=args.threads,
@@ -49,41 +53,34 @@ def main(args: argparse.Namespace) -> None:
         rerun_changed=args.rerun_changed,
         keep=args.keep,
         executor=args.executor,
-        cluster=tuple(args.slurm),
+        cluster=args.slurm,
     )
-    script = Path(sys.argv[0]).name.startswith("sl-")  # installed, without a checkout
-    if args.dry_run:
-        tool = ["sl-train"] if script else ["python", "tools/train_net.py"]
-        for cell in plan(grid, args.output):
-            print(train_net_command(cell, args.num_gpus, tool))
-        return
-    unfinished = run_grid(grid, args.output, settings)
     if unfinished:
-        rows = [[str(c.cell), state, why, c.folder / "cell.log"] for c, state, why in unfinished]
-        print(tabulate(rows, headers=["cell", "state", "why", "log"]))
+        rows = [[str(c.run), state, why, c.folder / RUN_LOG] for c, state, why in unfinished]
+        print(tabulate(rows, headers=["run", "state", "why", "log"]))
         if any(end.state == "failed" for end in unfinished):
             print("Run those that failed again with --retry-failed.")
             sys.exit(1)
         sys.exit(STOPPED)
     make_table = "sl-make-table" if script else "tools/make_table.py"
-    print(f"All {len(grid.cells)} cells are finished: {make_table} {args.output}")
+    print(f"All {len(grid.runs)} runs are finished: {make_table} {args.output}")
 
 
 def cli() -> int:
     parser = tool_parser(__doc__)
     parser.add_argument("--config", required=True, metavar="GRID.yaml", help="the grid")
     parser.add_argument("--output", required=True, help="folder for everything it writes")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands of all cells")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands of all runs")
     parser.add_argument(
-        "--jobs", type=_count, help="cells at once; default: one here, no limit on Slurm"
+        "--jobs", type=_count, help="runs at once; default: one here, no limit on Slurm"
     )
-    parser.add_argument("--num-gpus", type=_count, default=1, help="of each cell (CPU: processes)")
+    parser.add_argument("--num-gpus", type=_count, default=1, help="of each run (CPU: processes)")
     parser.add_argument("--threads", type=_count, help="of each process; default on a CPU: 1")
     parser.add_argument("--keep", choices=KEEP, default="final", help="checkpoints that stay")
     parser.add_argument(
         "--executor",
         choices=("slurm", "local"),
-        help="run cells through submitit; local starts all at once on this machine, to try it",
+        help="through submitit; local starts all runs at once on this machine, to try it",
     )
     parser.add_argument(
         "--slurm",
@@ -93,12 +90,12 @@ def cli() -> int:
         help="submitit's parameters: partition, nodes, gpus_per_node, timeout_min, ...; not last "
         "where config options follow",
     )
-    parser.add_argument("--retry-failed", action="store_true", help="train failed cells again")
+    parser.add_argument("--retry-failed", action="store_true", help="train failed runs again")
     parser.add_argument(
-        "--rerun-changed", action="store_true", help="train cells again whose config has changed"
+        "--rerun-changed", action="store_true", help="train runs whose config changed again"
     )
     parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, help="config options for all cells: KEY VALUE ..."
+        "opts", nargs=argparse.REMAINDER, help="config options for all runs: KEY VALUE ..."
     )
     return run_tool(main, parser.parse_args())
 

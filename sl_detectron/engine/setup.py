@@ -19,7 +19,7 @@ from ..files import load_yaml
 from ..label_noise.config import check_label_noise
 from ..label_noise.loader import check_train_loader
 
-__all__ = ["merge_cfg", "refuse_lazy", "setup_cfg"]
+__all__ = ["check_cfg", "merge_cfg", "refuse_lazy", "setup_cfg"]
 
 BASE_KEY = "_BASE_"
 
@@ -41,6 +41,21 @@ def setup_cfg(config_file: str, opts: list[str], eval_only: bool = False) -> Cfg
         ImportError: ``VIS_PERIOD`` is on, and what draws is not installed
     """
     cfg = merge_cfg(config_file, opts)
+    check_cfg(cfg, eval_only)
+    cfg.freeze()
+    return cfg
+
+
+def check_cfg(cfg: CfgNode, eval_only: bool = False) -> None:
+    """Register the datasets that a config names and check what can be checked early.
+
+    Args:
+        cfg: from :func:`merge_cfg`
+        eval_only: whether the training sets may be absent
+
+    Raises:
+        ValueError, FileNotFoundError, ImportError: as :func:`setup_cfg`
+    """
     _check_device(cfg)
     register_voc_datasets(cfg.DATASETS.CUSTOM_VOC)
     if not eval_only:
@@ -53,8 +68,6 @@ def setup_cfg(config_file: str, opts: list[str], eval_only: bool = False) -> Cfg
     _check_classes(cfg, datasets)
     for name in cfg.DATASETS.TEST:
         check_evaluator(name, cfg.TEST.EVALUATOR, cfg.TEST.ABSENT_CLASSES)
-    cfg.freeze()
-    return cfg
 
 
 def merge_cfg(config_file: str, opts: list[str]) -> CfgNode:

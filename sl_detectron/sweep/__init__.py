@@ -1,27 +1,9 @@
-"""Grids of trainings: detectors x methods x label noise x seeds, and the tables made of them."""
+"""Grids of training runs: detectors x methods x label noise x seeds, and their tables."""
 
-from .grid import Cell, Grid, Method
 from .grid_file import read_grid
-from .make_tables import make_tables
-from .plan import PlannedCell, plan, train_net_command
-from .progress import Unfinished
-from .results import Results, read_results
-from .runner import RunSettings, run_grid
-from .state import KEEP
+from .plan import plan
+from .results import read_results
+from .runner import run_grid
+from .table import make_tables
 
-__all__ = [
-    "KEEP",
-    "Cell",
-    "Grid",
-    "Method",
-    "PlannedCell",
-    "Results",
-    "RunSettings",
-    "Unfinished",
-    "make_tables",
-    "plan",
-    "read_grid",
-    "read_results",
-    "run_grid",
-    "train_net_command",
-]
+__all__ = ["make_tables", "plan", "read_grid", "read_results", "run_grid"]

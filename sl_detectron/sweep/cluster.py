@@ -1,4 +1,4 @@
-"""Cells as jobs of a Slurm cluster, through submitit.
+"""Runs as jobs of a Slurm cluster, through submitit.
 
 With ``nodes=2`` submitit starts one task on each node of a job, and each tells detectron2's
 ``launch`` which of the machines it is. The nodes must share the output folder, on a file system
@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from .jobs import CellJob
+from .jobs import RunJob
 
 __all__ = ["SubmititPool"]
 
@@ -26,19 +26,19 @@ COMMON = (
 )
 DEFAULTS = {"name": "sl_detectron", "timeout_min": 3 * 24 * 60}
 FIRST_PORT, NUM_PORTS = 20_000, 10_000
-# The cell of this process, where it is a job.
+# The run of this process, where it is a job.
 _started: list[subprocess.Popen] = []
 
 
-class SubmititPool:
-    """Cells as submitit jobs; leaving its context cancels those that have not ended.
+class SubmititPool(contextlib.AbstractContextManager):
+    """Runs as submitit jobs; leaving its context cancels those that have not ended.
 
-    Jobs of Slurm outlive this process if it is killed; those of a restarted grid wait for them.
+    Jobs of Slurm outlive this process if it is killed; those of a restarted sweep wait for them.
 
     Args:
         cluster: "slurm", or "local" for processes on this machine
         folder: for submitit's own files
-        num_jobs: cells at once on Slurm; None for no limit. "local" starts all at once
+        num_jobs: runs at once on Slurm; None for no limit. "local" starts all at once
         num_gpus: to ask for on each node, unless ``parameters`` do
         parameters: submitit's, each ``KEY=VALUE``, without its prefix ``slurm_``
 
@@ -71,7 +71,7 @@ class SubmititPool:
             raise ValueError(f"submitit: {' '.join(str(error).split())}") from error
         self._handles: list[Any] = []
 
-    def submit(self, jobs: Sequence[CellJob]) -> list[Any]:
+    def submit(self, jobs: Sequence[RunJob]) -> list[Any]:
         """Submit jobs, on Slurm as one array."""
         with self._executor.batch():
             self._handles = [self._executor.submit(_NodeJob(job)) for job in jobs]
@@ -82,14 +82,11 @@ class SubmititPool:
         return next((code for code in handle.results() if code != 0), 0)
 
     def stop(self) -> None:
-        """Cancel what has not ended; the same grid goes on from the last checkpoints."""
+        """Cancel what has not ended; the same sweep goes on from the last checkpoints."""
         for handle in self._handles:
             if not handle.done():
                 handle.cancel()
         self._handles = []
-
-    def __enter__(self) -> "SubmititPool":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -99,25 +96,23 @@ class SubmititPool:
 class _NodeJob:
     """What one node of a job runs."""
 
-    job: CellJob
+    job: RunJob
 
     def __call__(self) -> int:
         import submitit
 
         node = submitit.JobEnvironment()
-        if node.num_nodes == 1:
-            return self.job(on_start=_started.append)
-        port = FIRST_PORT + int(node.raw_job_id) % NUM_PORTS
-        machines = ["--num-machines", str(node.num_nodes), "--machine-rank", str(node.node)]
-        machines += ["--dist-url", f"tcp://{node.hostnames[0]}:{port}"]
-        return self.job(machines=machines, on_start=_started.append)
+        machines: list[str] = []
+        if node.num_nodes > 1:
+            port = FIRST_PORT + int(node.raw_job_id) % NUM_PORTS
+            machines += ["--num-machines", str(node.num_nodes), "--machine-rank", str(node.node)]
+            machines += ["--dist-url", f"tcp://{node.hostnames[0]}:{port}"]
+        with self.job.start(machines=machines) as process:
+            _started.append(process)
+            return process.wait()
 
     def checkpoint(self) -> Any:
-        """End the cell with a checkpoint; submitit calls this before the job's time is over.
-
-        Returns:
-            what submitit queues in its place: the same, which goes on
-        """
+        """End the run with a checkpoint before the job's time is over; submitit queues it again."""
         from submitit.helpers import DelayedSubmission
 
         for process in _started:

@@ -1,10 +1,11 @@
-"""The cells of a benchmark: detectors x methods x label noise x seeds."""
+"""The runs of a sweep: detectors x methods x label noise x seeds."""
 
 import re
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
-__all__ = ["METRICS", "Cell", "Grid", "Method", "PaperValue", "slug"]
+__all__ = ["METRICS", "Run", "Grid", "Method", "PaperValue", "slug"]
 
 METRICS = ("AP", "AP50", "AP75")
 
@@ -13,11 +14,11 @@ PaperValue = tuple[float, float | None]
 
 @dataclass(frozen=True)
 class Method:
-    """A row: a config with options.
+    """What a sweep compares: a config with options.
 
     Attributes:
         detector: name of the group
-        name: of the row within its group
+        name: within the group
         config: a shipped config's name or a path
         opts: ``(KEY, VALUE, ...)`` at every noise level
         clean_opts: the same, where noise is 0
@@ -36,8 +37,8 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One training: a row at one noise level (a fraction) with one seed."""
+class Run:
+    """One training: a method at one noise level (a fraction) with one seed."""
 
     method: Method
     noise: float
@@ -45,23 +46,18 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """Where its files are, relative to the benchmark's folder."""
+        """Where its files are, relative to the sweep's folder."""
         names = Path(slug(self.method.detector), slug(self.method.name))
         return names / f"noise_{self.noise:g}" / f"seed_{self.seed}"
 
     @property
-    def opts(self) -> list[str]:
-        """Its options ``[KEY, VALUE, ...]``, without the output folder."""
-        return [*self.row_opts, *self.own_opts]
-
-    @property
-    def row_opts(self) -> tuple[str, ...]:
-        """Those of its row at this noise level."""
+    def method_opts(self) -> tuple[str, ...]:
+        """Those of its method at this noise level."""
         return self.method.opts + (self.method.clean_opts if self.noise == 0 else ())
 
     @property
-    def own_opts(self) -> tuple[str, ...]:
-        """Those that tell it from others of its row; keys that every config has."""
+    def run_opts(self) -> tuple[str, ...]:
+        """Those that tell it from others of its method; keys that every config has."""
         own = ("SEED", str(self.seed), "DATASETS.LABEL_NOISE.SEED", str(self.seed))
         return (*own, "DATASETS.LABEL_NOISE.RATE", str(self.noise))
 
@@ -77,10 +73,10 @@ class Grid:
         text: the file as it is
         noise: fractions, in the order of the file
         seeds: in the order of the file
-        methods: all rows, in the order of the file
+        methods: in the order of the file
         references: names of the baseline and the controls, the baseline first
         source: of the published numbers
-        opts: ``[KEY, VALUE, ...]`` of all cells that are not in the file; the rows have them too
+        opts: ``[KEY, VALUE, ...]`` of all runs that are not in the file; the methods have them too
     """
 
     text: str
@@ -92,13 +88,24 @@ class Grid:
     opts: tuple[str, ...] = ()
 
     @property
-    def cells(self) -> list[Cell]:
-        """All cells. The first seed of every row comes first: it gives a whole, if rough, table."""
+    def runs(self) -> list[Run]:
+        """All runs. The first seed of every method comes first: a whole, if rough, table."""
         return [
-            Cell(method, noise, seed)
+            Run(method, noise, seed)
             for seed in self.seeds
             for noise in self.noise
             for method in self.methods
+        ]
+
+    @property
+    def pairs(self) -> list[tuple[Method, Method]]:
+        """(method, reference of the same detector); of two references the later one comes first."""
+        by_name = {(method.detector, method.name): method for method in self.methods}
+        return [
+            (method, by_name[method.detector, name])
+            for method in self.methods
+            for name in takewhile(method.name.__ne__, self.references)
+            if (method.detector, name) in by_name
         ]
 
 

@@ -1,28 +1,28 @@
-"""Trainings as processes, on this machine; :mod:`.cluster` has the same through submitit.
+"""Runs as processes, on this machine; :mod:`.cluster` has the same through submitit.
 
 Both pools have ``submit(jobs)``, whose handles have ``done()``, ``exit_code(handle)`` and
 ``stop()``.
 """
 
+import contextlib
 import os
 import queue
 import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import torch
 
-from .state import CELL_LOG
+from .state import RUN_LOG
 
-__all__ = ["CellJob", "ProcessPool", "rank_args"]
+__all__ = ["ProcessPool", "RunJob", "rank_args"]
 
-CELL = ("-m", f"{__package__}.run")
+RUN = ("-m", f"{__package__}.run")
 
 
 def rank_args(num_gpus: int, machines: Sequence[str] = ()) -> list[str]:
@@ -39,12 +39,12 @@ def rank_args(num_gpus: int, machines: Sequence[str] = ()) -> list[str]:
 
 
 @dataclass(frozen=True)
-class CellJob:
-    """The process of one cell.
+class RunJob:
+    """The process of one run.
 
     Attributes:
-        folder: of the cell; what it prints is added to ``cell.log`` there
-        args: of the cell, but for the number of processes
+        folder: of the run; what it prints is added to ``run.log`` there
+        args: of the run, but for the number of processes
         num_gpus: on each machine
         threads: of one process on a CPU; None leaves that to the environment
     """
@@ -54,51 +54,43 @@ class CellJob:
     num_gpus: int = 1
     threads: int | None = None
 
-    def __call__(
-        self,
-        env: dict[str, str] | None = None,
-        machines: Sequence[str] = (),
-        on_start: Callable[[subprocess.Popen], Any] = lambda process: None,
-    ) -> int:
-        """Run it to its end.
+    @contextlib.contextmanager
+    def start(
+        self, env: Mapping[str, str] | None = None, machines: Sequence[str] = ()
+    ) -> Iterator[subprocess.Popen]:
+        """The started process; leaving the context tells it to end, and waits for it.
 
         Args:
             env: additions to the environment
             machines: arguments that say which of several machines this is
-            on_start: is given the process
-
-        Returns:
-            its exit code, negative after a signal
         """
-        command = [sys.executable, *CELL, *rank_args(self.num_gpus, machines), *self.args]
-        # Unbuffered: what a killed cell said last is in its log.
-        own = {"PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, *RUN, *rank_args(self.num_gpus, machines), *self.args]
+        # Unbuffered: what a killed run printed last is in its log.
+        more = {"PYTHONUNBUFFERED": "1", **(env or {})}
         if self.threads is not None:
-            own["OMP_NUM_THREADS"] = str(self.threads)
+            more["OMP_NUM_THREADS"] = str(self.threads)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / CELL_LOG, "a") as log:
+        with open(self.folder / RUN_LOG, "a") as log:
             print(f"$ {shlex.join(command)}", file=log, flush=True)
-            process = subprocess.Popen(
+            with subprocess.Popen(
                 command,
-                # Nobody writes to this pipe: it closes, and the cell ends, when this process does.
+                # Nobody writes to this pipe: it closes, and the run ends, when this process does.
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **own, **(env or {})},
-                # Ctrl-C is for the grid; its cells end with it and do not count as failed.
+                env={**os.environ, **more},
+                # Ctrl-C is for the sweep; its runs end with it and do not count as failed.
                 start_new_session=True,
-            )
-            with process:  # closes the pipe in the end
-                on_start(process)
-                return process.wait()
+            ) as process:
+                yield process
 
 
-class ProcessPool:
-    """Up to ``num_jobs`` cells at once on this machine; leaving its context ends them all.
+class ProcessPool(contextlib.AbstractContextManager):
+    """Up to ``num_jobs`` runs at once on this machine; leaving its context kills them all.
 
     Args:
-        num_jobs: cells at once
-        num_gpus: of each cell; on a machine with GPUs every cell gets its own; 0 for a CPU
+        num_jobs: runs at once
+        num_gpus: of each run; on a machine with GPUs every run gets its own; 0 for a CPU
 
     Raises:
         ValueError: there are GPUs, but too few
@@ -112,58 +104,45 @@ class ProcessPool:
         self._closed = False
         self._threads = ThreadPoolExecutor(num_jobs)
 
-    def submit(self, jobs: Sequence[CellJob]) -> "list[Future[int]]":
+    def submit(self, jobs: Sequence[RunJob]) -> "list[Future[int]]":
         """Queue jobs."""
         return [self._threads.submit(self._run, job) for job in jobs]
 
     def exit_code(self, handle: "Future[int]") -> int:
-        """Of a job that is done; raises what kept it from starting."""
+        """Of a job that is done, negative after a signal; raises what kept it from starting."""
         return handle.result()
 
-    def stop(self) -> None:
-        """End the cells that run by SIGTERM, so with a checkpoint, and start no more."""
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End the runs by a signal, SIGTERM so with a checkpoint, and start no more."""
         self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         for process in self._running:
-            process.terminate()  # does nothing where it has ended
+            process.send_signal(number)  # does nothing where it has ended
         self._threads.shutdown()
 
-    def _run(self, job: CellJob) -> int:
+    def _run(self, job: RunJob) -> int:
         slot = self._slots.get()
         try:
-            return job(slot, on_start=self._started)
+            with job.start(slot) as process:
+                self._running.append(process)
+                if self._closed:  # between the two, by another thread
+                    process.kill()
+                return process.wait()
         finally:
             self._slots.put(slot)
 
-    def _started(self, process: subprocess.Popen) -> None:
-        self._running.append(process)
-        if self._closed:  # between the two, by another thread
-            process.kill()
-
-    def __enter__(self) -> "ProcessPool":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._closed = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        for process in self._running:
-            process.kill()  # does nothing where it has ended
-        self._threads.shutdown()
+    def __exit__(self, *_: object) -> None:
+        self.stop(signal.SIGKILL)
 
 
 def _gpu_slots(num_jobs: int, num_gpus: int) -> list[dict[str, str]]:
-    """What each of the cells that run at once adds to the environment."""
+    """What each of the runs that are trained at once adds to the environment."""
     available, needed = torch.cuda.device_count(), num_jobs * num_gpus
     if available == 0 or num_gpus == 0 or num_jobs == 1:
         return [{}] * num_jobs
     if available < needed:
         raise ValueError(
-            f"{num_jobs} cells at once on {num_gpus} GPUs each need {needed}, but torch sees "
+            f"{num_jobs} runs at once on {num_gpus} GPUs each need {needed}, but torch sees "
             f"{available}; lower --jobs or --num-gpus"
         )
     names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(available)))).split(",")

@@ -1,4 +1,4 @@
-"""A picture of a benchmark: AP50 against label noise, one panel for each detector."""
+"""A picture of a sweep: AP50 against label noise, one panel for each detector."""
 
 import os
 from typing import TYPE_CHECKING
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 __all__ = ["plot_ap50"]
 
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart; without the
-# yellow, which is faint on white. Markers and dashes tell rows apart in print.
+# yellow, which is faint on white. Markers and dashes tell methods apart in print.
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
 MARKERS = "osD^vP*X"
 DASHES = ("-", "--", "-.", ":")
 
 
 def plot_ap50(results: Results, paths: list[str | os.PathLike]) -> None:
-    """Draw mean AP50 of every row with a band of one standard deviation.
+    """Draw mean AP50 of every method with a band of one standard deviation.
 
     Published numbers, where the grid has them, are dotted lines of the same colour.
 
@@ -55,24 +55,20 @@ def plot_ap50(results: Results, paths: list[str | os.PathLike]) -> None:
 
 
 def _draw(axes: "Axes", results: Results, index: int, method: Method) -> None:
-    colour = COLOURS[index % len(COLOURS)]
+    means = results.means.query("metric == 'AP50'")
+    means = means[(means["detector"] == method.detector) & (means["method"] == method.name)]
     # The file's order need not be an ascending one.
-    levels = sorted(range(len(results.grid.noise)), key=results.grid.noise.__getitem__)
-    noise = [results.grid.noise[i] for i in levels]
-    x = [100 * level for level in noise]
-    summaries = [results.summary(method, level, "AP50") for level in noise]
-    nan = float("nan")  # leaves a gap
-    means = [nan if s is None else s.mean for s in summaries]
-    spreads = [nan if s is None or s.std is None else s.std for s in summaries]
+    means = means.sort_values("noise")
+    x, mean, std = 100 * means["noise"], means["mean"], means["std"]
+    colour = COLOURS[index % len(COLOURS)]
     marker = MARKERS[index % len(MARKERS)]
     dashes = DASHES[index // len(COLOURS) % len(DASHES)]
     name = _plain(method.name)
-    axes.plot(x, means, label=name, color=colour, marker=marker, linestyle=dashes)
-    low, high = ([m + sign * s for m, s in zip(means, spreads)] for sign in (-1, 1))
-    axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.plot(x, mean, label=name, color=colour, marker=marker, linestyle=dashes)
+    axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
     if "AP50" in method.paper:
-        published = [method.paper["AP50"][i][0] for i in levels]
-        axes.plot(x, published, color=colour, linestyle=":", label=f"{name} (published)")
+        label = f"{name} (published)"
+        axes.plot(x, means["paper_mean"], color=colour, linestyle=":", label=label)
 
 
 def _plain(name: str) -> str:

@@ -1,98 +1,88 @@
-"""How far a grid is, and how its cells end, said on stderr."""
+"""How far a sweep is, and how its runs end, written to stderr."""
 
 import json
 import sys
 import time
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from ..engine.launch import iterations_done
-from .plan import PlannedCell
-from .state import CELL_LOG, RESULT
+from .plan import PlannedRun
+from .state import RESULT, RUN_LOG, has_checkpoint
 
 __all__ = ["Progress", "Unfinished"]
 
 
 class Unfinished(NamedTuple):
-    """A cell without a result.
+    """A run without a result.
 
     Attributes:
-        cell: which
+        run: which
         state: "failed", or "stopped": by SIGTERM, and the same command goes on
         why: in one line
     """
 
-    cell: PlannedCell
+    run: PlannedRun
     state: str
     why: str
 
 
 class Progress:
-    """Iterations over all cells, as a bar on a terminal and as lines in a file.
+    """Iterations over all runs, as a bar on a terminal and as lines in a file.
 
     Args:
-        waiting: the cells that are to be trained
+        waiting: the runs that are to be trained
         finished: those that are already
     """
 
-    def __init__(self, waiting: list[PlannedCell], finished: list[PlannedCell]):
-        self._open = list(waiting)
-        self._done = sum(cell.cfg.SOLVER.MAX_ITER for cell in finished)
-        self._settled, self._total = len(finished), len(waiting) + len(finished)
+    def __init__(self, waiting: list[PlannedRun], finished: list[PlannedRun]):
         self._started = time.time()
-        # What earlier runs did of half-done cells; time left is reckoned from what this one does.
+        self._open = list(waiting)
+        self._settled, self._total = len(finished), len(waiting) + len(finished)
+        self._done = sum(run.cfg.SOLVER.MAX_ITER for run in finished)
+        # Of half-done runs. It counts from the start, so that time left is reckoned from what this
+        # start adds.
         self._before = {
-            id(cell): iterations_done(cell.folder)
-            for cell in waiting
-            if (cell.folder / "last_checkpoint").is_file()
+            run.folder: iterations_done(run.folder)
+            for run in waiting
+            if run.state != "changed" and has_checkpoint(run.folder)
         }
         terminal = sys.stderr.isatty()
         self._bar = tqdm(
-            total=self._done + sum(cell.cfg.SOLVER.MAX_ITER for cell in waiting),
-            initial=self._done,
+            total=self._done + sum(run.cfg.SOLVER.MAX_ITER for run in waiting),
+            initial=self._done + sum(self._before.values()),
             unit="it",
             dynamic_ncols=terminal,
-            file=sys.stderr if terminal else _Lines(sys.stderr),
+            file=sys.stderr if terminal else _Lines(),
             mininterval=1 if terminal else 60,
         )
 
-    def settled(self, cell: PlannedCell, end: Unfinished | None) -> None:
-        """Note that a cell has ended, and how if without a result."""
-        self._open.remove(cell)
+    def settled(self, run: PlannedRun, end: Unfinished | None) -> None:
+        """Note that a run has ended, and how if without a result."""
+        self._open.remove(run)
         self._settled += 1
+        planned = run.cfg.SOLVER.MAX_ITER
+        done = planned if end is None else self._iterations(run)
         if end is None:
-            result = json.loads((cell.folder / RESULT).read_text())
-            said = f"AP50 {result['metrics']['AP50']:.1f}, {result['seconds']:.0f} s"
+            result = json.loads((run.folder / RESULT).read_text())
+            message = f"AP50 {result['metrics']['AP50']:.1f}, {result['seconds']:.0f} s"
         elif end.state == "failed":
-            said = f"FAILED, see {cell.folder / CELL_LOG}: {end.why}"
+            message = f"FAILED, see {run.folder / RUN_LOG}: {end.why}"
+            self._bar.total -= planned - done  # what is left of a stopped run is for the next start
         else:
-            said = f"stopped {end.why}"
-        # What is left of a stopped cell is for the next start; of a failed one nothing is left.
-        planned = cell.cfg.SOLVER.MAX_ITER
-        done = planned if end is None else self._iterations(cell)
-        if end is not None and end.state == "failed":
-            self._bar.total -= planned - done
+            message = f"stopped {end.why}"
         self._done += done
         with tqdm.external_write_mode(file=sys.stderr):
-            print(f"[{self._settled}/{self._total}] {cell.cell}: {said}", file=sys.stderr)
+            print(f"[{self._settled}/{self._total}] {run.run}: {message}", file=sys.stderr)
 
     def update(self) -> None:
-        """Look how far the cells are that run."""
-        running = sum(map(self._iterations, self._open))
-        # A cell that starts anew takes back what it had done.
-        self._bar.update(self._done + running - self._bar.n)
+        """Read how far the started runs are."""
+        # A run that starts anew takes back what it had done.
+        self._bar.update(self._done + sum(map(self._iterations, self._open)) - self._bar.n)
 
-    def _iterations(self, cell: PlannedCell) -> int:
-        done = iterations_done(cell.folder, self._started)
-        before = self._before.get(id(cell), 0)
-        if before and done:
-            # It is under way: no leap of the bar, which would promise too early an end.
-            leap = min(done, self._before.pop(id(cell)))
-            self._bar.initial += leap
-            self._bar.n += leap
-            self._bar.last_print_n += leap
-        return done
+    def _iterations(self, run: PlannedRun) -> int:
+        return iterations_done(run.folder, self._started) or self._before.get(run.folder, 0)
 
     def __enter__(self) -> "Progress":
         return self
@@ -102,15 +92,11 @@ class Progress:
 
 
 class _Lines:
-    """A file in which a bar does not overwrite itself, but adds lines."""
-
-    def __init__(self, file: TextIO):
-        self._file = file
+    """Stderr where a bar does not overwrite itself, but adds lines."""
 
     def write(self, text: str) -> None:
-        line = text.strip()
-        if line:
-            self._file.write(f"{line}\n")
+        if text.strip():
+            print(text.strip(), file=sys.stderr)
 
     def flush(self) -> None:
-        self._file.flush()
+        sys.stderr.flush()

@@ -1,78 +1,92 @@
-"""What a benchmark's folder holds: values by row, noise level and seed."""
+"""What a sweep's folder holds: the finished runs, their means and paired differences as tables."""
 
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
-from .grid import METRICS, Cell, Grid, Method
+from .grid import METRICS, Grid, Run
 from .grid_file import read_grid
 from .state import GRID_FILE, OPTIONS_FILE, read_result
-from .statistics import Difference, Summary, paired_difference, summarise
+from .statistics import paired_difference
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
 
 __all__ = ["Results", "read_results"]
+
+RUN = ("detector", "method", "noise", "seed")
+LEVEL = ("detector", "method", "noise", "metric")
+MEANS = (*LEVEL, "num_seeds", "mean", "std", "paper_mean", "paper_std")
+DIFFERENCES = (
+    *("detector", "method", "reference", "noise", "metric", "num_seeds", "mean"),
+    *("standard_error", "ci95_low", "ci95_high"),
+)
+# Columns that hold no floats.
+DTYPES = {
+    **dict.fromkeys(("detector", "method", "reference", "metric"), str),
+    **dict.fromkeys(("seed", "num_seeds"), int),
+}
 
 
 @dataclass(frozen=True)
 class Results:
-    """Finished cells of a grid.
+    """Finished runs of a grid. In all tables numbers are in percent, and NaN where there is none.
 
     Attributes:
-        grid: all cells
-        metrics: {cell: {metric: percent}} of the finished ones
+        grid: all runs
+        runs: a row for each finished run: detector, method, noise, seed, AP, AP50, AP75
         class_names: over which the metrics are means; empty for all
-        undefined: cells that are finished, but whose evaluation gave no number (NaN), as without
+        undefined: runs that are finished, but whose evaluation gave no number (NaN), as without
             an object of a class; they count as missing
     """
 
     grid: Grid
-    metrics: dict[Cell, dict[str, float]]
+    runs: "DataFrame"
     class_names: tuple[str, ...] = ()
-    undefined: tuple[Cell, ...] = ()
+    undefined: tuple[Run, ...] = ()
 
-    @property
-    def missing(self) -> list[Cell]:
-        """The cells without a result."""
-        return [cell for cell in self.grid.cells if cell not in self.metrics]
+    @cached_property
+    def means(self) -> "DataFrame":
+        """A row for each metric, method and noise level, with the published numbers beside ours."""
+        rows = []
+        levels = enumerate(self.grid.noise)
+        for metric, method, (i, noise) in product(METRICS, self.grid.methods, levels):
+            level = (method.detector, method.name, noise, metric)
+            values = self._by_seed[level]
+            paper = method.paper[metric][i] if metric in method.paper else (None, None)
+            rows.append((*level, len(values), values.mean(), values.std(), *paper))
+        return _frame(rows, MEANS)
 
-    def values(self, method: Method, noise: float, metric: str) -> dict[int, float]:
-        """{seed: percent} of the seeds that are finished."""
-        cells = {seed: Cell(method, noise, seed) for seed in self.grid.seeds}
-        return {
-            seed: self.metrics[cell][metric] for seed, cell in cells.items() if cell in self.metrics
-        }
+    @cached_property
+    def differences(self) -> "DataFrame":
+        """A row for each metric, pair of methods and noise level, paired by seed."""
+        rows = []
+        for metric, pair, noise in product(METRICS, self.grid.pairs, self.grid.noise):
+            values = [self._by_seed[m.detector, m.name, noise, metric].to_dict() for m in pair]
+            difference = paired_difference(*values) or (0, None, None, None, None)
+            names = (pair[0].detector, pair[0].name, pair[1].name)
+            rows.append((*names, noise, metric, *difference))
+        return _frame(rows, DIFFERENCES)
 
-    def summary(self, method: Method, noise: float, metric: str) -> Summary | None:
-        """Mean and standard deviation over seeds; None without a finished one."""
-        return summarise(list(self.values(method, noise, metric).values()))
-
-    def difference(
-        self, method: Method, reference: Method, noise: float, metric: str
-    ) -> Difference | None:
-        """Row minus reference, paired by seed; None if they share none."""
-        return paired_difference(
-            self.values(method, noise, metric), self.values(reference, noise, metric)
-        )
-
-    def pairs(self) -> Iterator[tuple[Method, Method]]:
-        """(row, reference) of all rows and of the references of the same detector."""
-        for method in self.grid.methods:
-            # A reference is compared with those named before it only: once is enough.
-            names = self.grid.references
-            if method.name in names:
-                names = names[: names.index(method.name)]
-            for name in names:
-                for other in self.grid.methods:
-                    if other.detector == method.detector and other.name == name:
-                        yield method, other
+    @cached_property
+    def _by_seed(self) -> "dict[tuple[str, str, float, str], Series]":
+        """The finished values of each level, by seed; nothing of one without any."""
+        values = self.runs.melt(RUN, METRICS, "metric", "percent").set_index("seed")
+        groups = iter(values.groupby([*LEVEL])["percent"])
+        return defaultdict(lambda: values["percent"][:0], groups)
 
 
 def read_results(folder: str | os.PathLike, class_names: Sequence[str] = ()) -> Results:
-    """Read the grid and all results of a benchmark's folder.
+    """Read the grid and all results of a sweep's folder.
 
     Args:
         folder: what ``tools/sweep.py`` had as ``--output``
@@ -80,40 +94,47 @@ def read_results(folder: str | os.PathLike, class_names: Sequence[str] = ()) -> 
             objects of most classes; the published numbers, which are over all, are left out
 
     Raises:
-        FileNotFoundError: it is not the folder of a benchmark
+        FileNotFoundError: it is not the folder of a sweep
         ValueError: a file in it is damaged, or a result lacks AP, AP50 or AP75, of a class
+        ImportError: pandas is not installed
     """
     folder = Path(folder)
     if not (folder / GRID_FILE).is_file():
-        raise FileNotFoundError(f"{folder} holds no {GRID_FILE}: it is not a benchmark's folder")
+        raise FileNotFoundError(f"{folder} holds no {GRID_FILE}: it is not a sweep's folder")
     grid = read_grid(folder / GRID_FILE, _read_options(folder / OPTIONS_FILE))
     if class_names:
-        rows = tuple(dataclasses.replace(method, paper={}) for method in grid.methods)
-        grid = dataclasses.replace(grid, methods=rows)
-    metrics, undefined = {}, []
-    for cell in grid.cells:
-        result = read_result(folder / cell.folder)
-        if result is not None:
-            try:
-                found = {m: _mean_over(result["metrics"], m, class_names) for m in METRICS}
-            except KeyError as error:
-                raise ValueError(f"the result in {folder / cell.folder} has no {error}") from error
-            except TypeError as error:
-                raise ValueError(
-                    f"the result in {folder / cell.folder} has a metric that is no number"
-                ) from error
-            if all(map(math.isfinite, found.values())):
-                metrics[cell] = found
-            else:
-                undefined.append(cell)
-    return Results(grid, metrics, tuple(class_names), tuple(undefined))
+        methods = tuple(dataclasses.replace(method, paper={}) for method in grid.methods)
+        grid = dataclasses.replace(grid, methods=methods)
+    rows, undefined = [], []
+    for run in grid.runs:
+        result = read_result(folder / run.folder)
+        if result is None:
+            continue
+        try:
+            values = [_mean_over(result["metrics"], metric, class_names) for metric in METRICS]
+        except (KeyError, TypeError) as error:
+            what = f"no {error}" if isinstance(error, KeyError) else "a metric that is no number"
+            raise ValueError(f"the result in {folder / run.folder} has {what}") from error
+        if all(map(math.isfinite, values)):
+            rows.append((run.method.detector, run.method.name, run.noise, run.seed, *values))
+        else:
+            undefined.append(run)
+    return Results(grid, _frame(rows, (*RUN, *METRICS)), tuple(class_names), tuple(undefined))
+
+
+def _frame(rows: list[tuple[Any, ...]], columns: tuple[str, ...]) -> "DataFrame":
+    import pandas as pd  # takes a quarter of a second, and runs import this package
+
+    # The types are said, as there may be no row to tell them from.
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.astype({column: DTYPES.get(column, float) for column in columns})
 
 
 def _read_options(path: Path) -> list[str]:
     try:
         return json.loads(path.read_text()) if path.exists() else []
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}; start the benchmark again") from error
+        raise ValueError(f"{path} is damaged: {error}; start the sweep again") from error
 
 
 def _mean_over(metrics: dict[str, float], metric: str, class_names: Sequence[str]) -> float:

@@ -1,4 +1,4 @@
-"""One cell of a benchmark as a process: ``python -m sl_detectron.sweep.run ARGS``.
+"""One run of a sweep as a process: ``python -m sl_detectron.sweep.run ARGS``.
 
 Its command line is that of ``tools/train_net.py`` with ``--keep``; so is its job. Beyond that it
 
@@ -10,7 +10,6 @@ Its command line is that of ``tools/train_net.py`` with ``--keep``; so is its jo
 
 import argparse
 import contextlib
-import fcntl
 import importlib
 import os
 import platform
@@ -21,54 +20,53 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
-import detectron2
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
+from filelock import FileLock, Timeout
 
 from ..engine.launch import launch_job
 from ..engine.setup import setup_cfg
 from ..engine.trainer import train_net
 from .state import (
     BEGUN,
-    CELL_LOG,
     KEEP,
     LOCK,
     RESULT,
+    RUN_LOG,
     fingerprint,
+    has_checkpoint,
     read_result,
     same_config,
     write_json,
 )
 
-__all__ = ["main", "train_cell"]
+__all__ = ["main", "train_run"]
 
-# How a cell begins, as rank 0 decides for all.
+# How a run begins, as rank 0 decides for all.
 FINISHED, RESUME, ANEW, REFUSE = "finished", "resume", "anew", "refuse"
 LOCK_POLL = 1.0  # seconds
 
 
 def main(argv: list[str]) -> None:
-    """Train the cell that a command line of ``tools/train_net.py`` describes."""
+    """Train the run that a command line of ``tools/train_net.py`` describes."""
     parser = default_argument_parser()
-    # A traceback is for the log; the grid shows its last line.
+    # A traceback is for the log; the sweep shows its last line.
     parser.set_defaults(debug=True, dist_timeout=1800.0)
     parser.add_argument("--keep", choices=KEEP, default="all")
     args = parser.parse_args(argv)
     # Slurm announces a time limit to all processes of a job; who started this one sends SIGTERM.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    launch_job(train_cell, setup_cfg(args.config_file, args.opts), args)
+    launch_job(train_run, setup_cfg(args.config_file, args.opts), args)
 
 
-def train_cell(cfg: CfgNode, args: argparse.Namespace) -> None:
+def train_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Train, evaluate and write the result, unless there is one; on every rank.
 
     A training that was killed goes on from its checkpoint, to the same result: the trainer sees to
-    that. One of another config starts anew: the grid has asked for that.
+    that. One of another config starts anew: the sweep has asked for that.
 
     Args:
         cfg: from :func:`~sl_detectron.engine.setup_cfg`
@@ -79,7 +77,7 @@ def train_cell(cfg: CfgNode, args: argparse.Namespace) -> None:
     """
     folder = Path(cfg.OUTPUT_DIR)
     with _locked(folder):
-        # Looked at under the lock of rank 0: another process may have finished the cell meanwhile.
+        # Decided under the lock of rank 0: another process may have finished the run meanwhile.
         beginning = comm.all_gather(_beginning(cfg, folder))[0]
         if beginning == FINISHED:
             return
@@ -113,7 +111,7 @@ def _beginning(cfg: CfgNode, folder: Path) -> str:
     same = same_config(cfg, folder)
     if read_result(folder) is not None:
         return FINISHED if same else REFUSE
-    return RESUME if same and (folder / "last_checkpoint").is_file() else ANEW
+    return RESUME if same and has_checkpoint(folder) else ANEW
 
 
 def _end_with_parent() -> None:
@@ -127,29 +125,29 @@ def _end_with_parent() -> None:
 def _locked(folder: Path) -> Iterator[None]:
     """Rank 0 holds the lock. All wait for it together: a rank left alone would time out."""
     folder.mkdir(parents=True, exist_ok=True)
+    # The system drops flock's lock when the process ends, also by SIGKILL; a soft lock would stay.
+    lock = FileLock(folder / LOCK, blocking=False, fallback_to_soft=False)
     is_main, told = comm.is_main_process(), False
-    # The system drops the lock when the process ends, also by SIGKILL.
-    with open(folder / LOCK, "w") if is_main else contextlib.nullcontext() as file:
-        while not comm.all_gather(file is None or _lock(file))[0]:
-            if file is not None and not told:
-                print(f"Waiting for another process that trains in {folder}", flush=True)
-                told = True
-            time.sleep(LOCK_POLL)
-        yield
-
-
-def _lock(file: IO[str]) -> bool:
+    while True:
+        with contextlib.suppress(Timeout):
+            if is_main:
+                lock.acquire()
+        if comm.all_gather(lock.is_locked)[0]:
+            break
+        if is_main and not told:
+            print(f"Waiting for another process that trains in {folder}", flush=True)
+            told = True
+        time.sleep(LOCK_POLL)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        yield
+    finally:
+        lock.release()
 
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier training left, so that logs and metrics are of this one alone."""
     for path in folder.iterdir():
-        if path.name in (LOCK, CELL_LOG):
+        if path.name in (LOCK, RUN_LOG):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -158,22 +156,17 @@ def _clear(folder: Path) -> None:
 
 
 def _discard_checkpoints(folder: Path, keep: str) -> None:
-    if keep == "all":
-        return
     if keep == "none":
         (folder / "last_checkpoint").unlink()
-    for path in folder.glob("model_*.pth"):
+    for path in folder.glob("model_*.pth") if keep != "all" else ():
         if keep == "none" or path.name != "model_final.pth":
             path.unlink()
 
 
 def _versions() -> dict[str, str]:
-    return {
-        "sl_detectron": importlib.import_module("sl_detectron").__version__,
-        "detectron2": detectron2.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+    packages = map(importlib.import_module, ("sl_detectron", "detectron2", "torch"))
+    versions = {package.__name__: package.__version__ for package in packages}
+    return {**versions, "python": platform.python_version()}
 
 
 if __name__ == "__main__":

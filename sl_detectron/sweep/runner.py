@@ -1,175 +1,151 @@
-"""Train the cells of a grid that are not trained yet, and say how far it is."""
+"""Train the runs of a grid that are not trained yet, and report how far it is."""
 
 import contextlib
 import json
-import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from tqdm import tqdm
 
 from ..engine.resume import STOPPED
-from ..engine.setup import setup_cfg
+from ..engine.setup import check_cfg
 from ..files import write_text
 from .cluster import SubmititPool
-from .grid import Grid, Method
-from .jobs import CellJob, ProcessPool
-from .plan import STATES, PlannedCell, explain_change, plan
+from .grid import Grid
+from .jobs import ProcessPool
+from .plan import PlannedRun, explain_change, plan
 from .progress import Progress, Unfinished
-from .state import CELL_LOG, FAILED, GRID_FILE, OPTIONS_FILE, RESULT, write_json
+from .state import FAILED, GRID_FILE, OPTIONS_FILE, RESULT, RUN_LOG, write_json
 
-__all__ = ["RunSettings", "run_grid"]
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """How cells are run.
-
-    Attributes:
-        num_jobs: cells at once; None: one on this machine, all on Slurm
-        num_gpus: of each cell on each machine, as in ``tools/train_net.py``
-        threads: of each process; None: one on a CPU, the environment's choice on a GPU
-        retry_failed: whether cells that failed earlier are run again
-        rerun_changed: whether cells that finished with another config are run again
-        keep: which checkpoints stay when a cell is finished: "all", "final" or "none"
-        executor: None for processes of this one; "slurm" or "local" for submitit
-        cluster: submitit's parameters, each KEY=VALUE
-
-    Raises:
-        ValueError: one of them would have no effect
-    """
-
-    num_jobs: int | None = None
-    num_gpus: int = 1
-    threads: int | None = None
-    retry_failed: bool = False
-    rerun_changed: bool = False
-    keep: str = "final"
-    executor: str | None = None
-    cluster: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.cluster and self.executor is None:
-            raise ValueError("--slurm needs --executor slurm; without it cells would run here")
-        if self.num_jobs is not None and self.executor == "local":
-            raise ValueError(
-                "--executor local starts all cells at once: leave out --jobs, or --executor local"
-            )
+__all__ = ["run_grid"]
 
 
 def run_grid(
-    grid: Grid, output: str | os.PathLike, settings: RunSettings = RunSettings()
+    grid: Grid,
+    output: str | os.PathLike,
+    *,
+    num_jobs: int | None = None,
+    num_gpus: int = 1,
+    threads: int | None = None,
+    retry_failed: bool = False,
+    rerun_changed: bool = False,
+    keep: str = "final",
+    executor: str | None = None,
+    cluster: Sequence[str] = (),
 ) -> list[Unfinished]:
     """Train what is missing of a grid. Killed at any moment, the same call goes on.
 
     Args:
         grid: from :func:`~sl_detectron.sweep.read_grid`
         output: folder for all; a copy of the grid, ``DETECTOR/METHOD/noise_N/seed_S/result.json``
-        settings: how
+        num_jobs: runs at once; None: one on this machine, all on Slurm
+        num_gpus: of each run on each machine, as in ``tools/train_net.py``
+        threads: of each process; None: one on a CPU, the environment's choice on a GPU
+        retry_failed: whether runs that failed earlier are trained again
+        rerun_changed: whether runs that finished with another config are trained again
+        keep: which checkpoints stay when a run is finished: "all", "final" or "none"
+        executor: None for processes of this one; "slurm" or "local" for submitit
+        cluster: submitit's parameters, each KEY=VALUE
 
     Returns:
-        the cells that failed, now or earlier, and those that were stopped
+        the runs that failed, now or earlier, and those that were stopped
 
     Raises:
-        ValueError: a bad config, a data set that lacks a file, the config of a finished or
-            half-done cell has changed, or ``output`` has finished cells of another grid
-        SystemExit: with 143 after SIGTERM, 130 after Ctrl-C; cells that ran here have checkpoints
+        ValueError: a bad config, a dataset that lacks a file, an argument without effect, the
+            config of a finished or half-done run has changed, or ``output`` has finished runs of
+            another grid
+        SystemExit: with 143 after SIGTERM, 130 after Ctrl-C; runs on this machine have checkpoints
     """
+    if cluster and executor is None:
+        raise ValueError("--slurm needs --executor slurm; without it runs would be here")
+    if num_jobs is not None and executor == "local":
+        raise ValueError(
+            "--executor local starts all runs at once: leave out --jobs, or --executor local"
+        )
     output = Path(output)
-    cells = plan(grid, output)
-    by_state = {s: [c for c in cells if c.state == s] for s in STATES}
-    if by_state["changed"] and not settings.rerun_changed:
-        _refuse(by_state["changed"])
-    _refuse_another_grid(cells, output)
-    waiting, unfinished = [*by_state["open"], *by_state["changed"]], []
-    if settings.retry_failed:
-        waiting += by_state["failed"]
-    else:
-        for cell in by_state["failed"]:
-            unfinished.append(Unfinished(cell, "failed", _explain_failure(cell.folder)))
-    if settings.executor != "slurm":  # there the data may be on the nodes only
-        _check_rows(waiting)
-    with contextlib.ExitStack() as stack:
-        # Before anything is removed or written: it may be refused, as where there is no Slurm.
-        pool = _pool(waiting, output, settings) if waiting else None
-        for cell in by_state["changed"]:
+    runs = plan(grid, output)
+    waiting, unfinished = _choose(runs, retry_failed, rerun_changed)
+    _refuse_another_grid(runs, output)
+    if executor != "slurm":  # there the data may be on the nodes only
+        _check_methods(waiting)
+    gpus = num_gpus if any(run.on_gpu for run in waiting) else 0
+    # Before anything is removed or written: it may be refused, as where there is no Slurm.
+    pool = _pool(executor, output / "submitit", num_jobs, gpus, cluster) if waiting else None
+    for run in waiting:
+        (run.folder / FAILED).unlink(missing_ok=True)
+        if run.state == "changed":
             # Now, so that no table shows old results as those of the new config.
-            (cell.folder / RESULT).unlink(missing_ok=True)
-        output.mkdir(parents=True, exist_ok=True)
-        write_text(output / GRID_FILE, grid.text)
-        write_text(output / OPTIONS_FILE, json.dumps(grid.opts) + "\n")
-        if pool is not None:
-            stack.enter_context(pool)
-            progress = stack.enter_context(Progress(waiting, by_state["finished"]))
-            unfinished += _run(waiting, settings, pool, progress)
+            (run.folder / RESULT).unlink(missing_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / GRID_FILE, grid.text)
+    write_text(output / OPTIONS_FILE, json.dumps(grid.opts) + "\n")
+    if pool is not None:
+        with pool, Progress(waiting, [run for run in runs if run.state == "finished"]) as progress:
+            handles = pool.submit([run.job(keep, num_gpus, threads) for run in waiting])
+            unfinished += _train(dict(zip(handles, waiting)), pool, progress)
     return unfinished
 
 
-def _refuse(changed: list[PlannedCell]) -> NoReturn:
-    first = changed[0]
-    raise ValueError(
-        f"{len(changed)} finished or half-done cells have another config now, first "
-        f"{first.cell} in {first.folder}: {explain_change(first)}. Train them again "
-        "with --rerun-changed, or give another --output"
+def _pool(
+    executor: str | None, folder: Path, num_jobs: int | None, num_gpus: int, cluster: Sequence[str]
+) -> ProcessPool | SubmititPool:
+    if executor is None:
+        return ProcessPool(num_jobs or 1, num_gpus)
+    return SubmititPool(executor, folder, num_jobs, num_gpus, cluster)
+
+
+def _choose(
+    runs: list[PlannedRun], retry_failed: bool, rerun_changed: bool
+) -> tuple[list[PlannedRun], list[Unfinished]]:
+    """What is to be trained, and what failed and is left alone."""
+    changed, failed, waiting = (
+        [run for run in runs if run.state == state] for state in ("changed", "failed", "open")
     )
+    if changed and not rerun_changed:
+        raise ValueError(
+            f"{len(changed)} finished or half-done runs have another config now, first "
+            f"{changed[0].run} in {changed[0].folder}: {explain_change(changed[0])}. Train them "
+            "again with --rerun-changed, or give another --output"
+        )
+    waiting += changed
+    if retry_failed:
+        return waiting + failed, []
+    return waiting, [Unfinished(run, "failed", _explain_failure(run.folder)) for run in failed]
 
 
-def _refuse_another_grid(cells: list[PlannedCell], output: Path) -> None:
-    """Finished cells that the grid does not have would vanish from the tables without a word."""
-    # The depth of Cell.folder.
+def _refuse_another_grid(runs: list[PlannedRun], output: Path) -> None:
+    """Finished runs that the grid does not have would vanish from the tables without a word."""
+    # The depth of Run.folder.
     finished = {path.parent for path in output.glob(f"*/*/noise_*/seed_*/{RESULT}")}
-    others = sorted(finished - {cell.folder for cell in cells})
+    others = sorted(finished - {run.folder for run in runs})
     if others:
         raise ValueError(
-            f"{output} has {len(others)} finished cells that are not in this grid, first "
+            f"{output} has {len(others)} finished runs that are not in this grid, first "
             f"{others[0]}. Give another --output, or move them away"
         )
 
 
-def _check_rows(cells: Iterable[PlannedCell]) -> None:
-    """One cell of every row, so that a missing data set or device is said once and at once."""
-    rows: dict[Method, PlannedCell] = {}
-    for cell in cells:
-        rows.setdefault(cell.cell.method, cell)
-    for method, cell in tqdm(rows.items(), "data sets", leave=False, unit="row", disable=None):
+def _check_methods(runs: list[PlannedRun]) -> None:
+    """One run of every method, so that a missing dataset or device is reported once and at once."""
+    methods = {run.run.method: run for run in runs}
+    for method, run in tqdm(methods.items(), "datasets", leave=False, unit="method", disable=None):
         try:
-            setup_cfg(cell.config_file, [*cell.cell.opts, "OUTPUT_DIR", str(cell.folder)])
+            check_cfg(run.cfg)
         except (ValueError, OSError) as error:
             raise ValueError(f"{method}: {error}") from error
 
 
-def _pool(
-    cells: list[PlannedCell], output: Path, settings: RunSettings
-) -> ProcessPool | SubmititPool:
-    on_gpu = any(_on_gpu(cell) for cell in cells)
-    gpus = settings.num_gpus if on_gpu else 0
-    if settings.executor is None:
-        return ProcessPool(settings.num_jobs or 1, gpus)
-    folder = output / "submitit"
-    return SubmititPool(settings.executor, folder, settings.num_jobs, gpus, settings.cluster)
-
-
-def _run(
-    waiting: list[PlannedCell],
-    settings: RunSettings,
-    pool: ProcessPool | SubmititPool,
-    progress: Progress,
+def _train(
+    running: dict[Any, PlannedRun], pool: ProcessPool | SubmititPool, progress: Progress
 ) -> list[Unfinished]:
+    """Wait for the runs by their handles in the pool."""
     unfinished = []
-    for cell in waiting:
-        (cell.folder / FAILED).unlink(missing_ok=True)
-    running: dict[Any, PlannedCell] = dict(
-        zip(pool.submit([_job(cell, settings) for cell in waiting]), waiting)
-    )
     with _noting_signals() as signals:
         while running:
             time.sleep(1)
@@ -179,9 +155,9 @@ def _run(
                 print(f"Stopped by {name}; the same command goes on.", file=sys.stderr)
                 raise SystemExit(128 + signals[0])  # as a shell would say it
             for handle in [handle for handle in running if handle.done()]:
-                cell = running.pop(handle)
-                end = _settle(cell, pool, handle)
-                progress.settled(cell, end)
+                run = running.pop(handle)
+                end = _settle(run, pool, handle)
+                progress.settled(run, end)
                 if end is not None:
                     unfinished.append(end)
             progress.update()
@@ -190,7 +166,7 @@ def _run(
 
 @contextlib.contextmanager
 def _noting_signals() -> Iterator[list[int]]:
-    """SIGTERM or Ctrl-C that came, for a loop to look at; a second Ctrl-C acts at once."""
+    """SIGTERM or Ctrl-C that came, for a loop to read; a second Ctrl-C acts at once."""
     signals: list[int] = []
     # Python lets only the main thread handle signals.
     if threading.current_thread() is not threading.main_thread():
@@ -209,36 +185,24 @@ def _noting_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _job(cell: PlannedCell, settings: RunSettings) -> CellJob:
-    threads = settings.threads
-    if threads is None and not _on_gpu(cell):
-        threads = 1
-    args = ("--keep", settings.keep, *cell.args)
-    return CellJob(cell.folder, args, settings.num_gpus, threads)
-
-
-def _on_gpu(cell: PlannedCell) -> bool:
-    return cell.cfg.MODEL.DEVICE.startswith("cuda")
-
-
-def _settle(cell: PlannedCell, pool: ProcessPool | SubmititPool, handle: Any) -> Unfinished | None:
-    """Note how a cell ended, if it has no result."""
+def _settle(run: PlannedRun, pool: ProcessPool | SubmititPool, handle: Any) -> Unfinished | None:
+    """Note how a run ended, if it has no result."""
     code: int | str
     try:
         code = pool.exit_code(handle)
     except Exception as error:  # the executor lost it
         code = f"{type(error).__name__}: {error}"
-    if code == 0 and (cell.folder / RESULT).is_file():
+    if code == 0 and (run.folder / RESULT).is_file():
         return None
     # The second: before the first iteration, or in the evaluation, which starts anew.
     if code in (STOPPED, -signal.SIGTERM):
-        return Unfinished(cell, "stopped", "by SIGTERM; the same command goes on")
-    write_json(cell.folder / FAILED, {"exit_code": code})
-    return Unfinished(cell, "failed", _explain_failure(cell.folder))
+        return Unfinished(run, "stopped", "by SIGTERM; the same command goes on")
+    write_json(run.folder / FAILED, {"exit_code": code})
+    return Unfinished(run, "failed", _explain_failure(run.folder))
 
 
 def _explain_failure(folder: Path) -> str:
-    """Why a cell failed, in one line: the last that it said, or what ended it."""
+    """Why a run failed, in one line: the last that it printed, or what ended it."""
     try:
         code = json.loads((folder / FAILED).read_text())["exit_code"]
     except (ValueError, KeyError, TypeError):
@@ -248,7 +212,7 @@ def _explain_failure(folder: Path) -> str:
     if code < 0:
         return f"killed by signal {-code}"
     try:
-        lines = (folder / CELL_LOG).read_text(errors="replace").strip().splitlines()
+        lines = (folder / RUN_LOG).read_text(errors="replace").strip().splitlines()
     except OSError:
         lines = []
-    return lines[-1].strip() if lines else f"exit code {code}; {CELL_LOG} is gone or empty"
+    return lines[-1].strip() if lines else f"exit code {code}; {RUN_LOG} is gone or empty"

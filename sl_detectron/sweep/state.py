@@ -1,6 +1,6 @@
-"""What is on disk of a cell: its result, its failure, the config that it ran with.
+"""What is on disk of a run: its result, its failure, the config that it ran with.
 
-A cell's files are in its folder beside those of the training, of which ``config.yaml`` counts
+A run's files are in its folder beside those of the training, of which ``config.yaml`` counts
 here. A result or failure appears whole or not at all.
 """
 
@@ -10,24 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from ..config import add_superloss_config, config_keys
+from ..config import config_keys
+from ..engine.setup import merge_cfg
 from ..files import write_text
 
 __all__ = [
-    "BEGUN",
-    "CELL_LOG",
-    "FAILED",
-    "GRID_FILE",
-    "KEEP",
-    "LOCK",
-    "OPTIONS_FILE",
-    "RESULT",
-    "differences",
-    "fingerprint",
-    "read_result",
-    "same_config",
+    *("KEEP", "differences", "fingerprint", "has_checkpoint", "read_result", "same_config"),
     "write_json",
 ]
 
@@ -37,8 +27,8 @@ RESULT = "result.json"
 FAILED = "failed.json"
 BEGUN = "begun.json"  # the fingerprint of a training as it starts
 LOCK = ".lock"
-CELL_LOG = "cell.log"
-# Which checkpoints of a finished cell stay.
+RUN_LOG = "run.log"
+# Which checkpoints of a finished run stay.
 KEEP = ("all", "final", "none")
 ABSENT = "(no such key)"
 
@@ -60,7 +50,7 @@ def fingerprint(cfg: CfgNode) -> str:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The result in a cell's folder, or None if there is none yet.
+    """The result in a run's folder, or None if there is none yet.
 
     Raises:
         ValueError: the file is not a result
@@ -74,24 +64,34 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         return None
     except (KeyError, TypeError, ValueError):
         pass
-    raise ValueError(f"{path} is not a result of this benchmark; remove it to train the cell again")
+    raise ValueError(f"{path} is not a result of this sweep; remove it to train the run again")
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether the training in a run's folder can go on."""
+    return (folder / "last_checkpoint").is_file()
 
 
 def same_config(cfg: CfgNode, folder: Path) -> bool:
-    """Whether what a cell's folder holds, finished or half done, was trained with this config."""
-    recorded = read_result(folder) or _read_begun(folder)
-    return recorded["fingerprint"] == fingerprint(cfg) or not differences(cfg, folder)
+    """Whether what a run's folder holds, finished or half done, was trained with this config."""
+    recorded = read_result(folder)
+    try:
+        recorded = recorded or json.loads((folder / BEGUN).read_text())
+        same = recorded["fingerprint"] == fingerprint(cfg)
+    except (OSError, KeyError, TypeError, ValueError):  # not there, or not ours
+        same = False
+    return same or not differences(cfg, folder)
 
 
 def differences(cfg: CfgNode, folder: Path) -> dict[str, tuple[Any, Any]]:
-    """Where a config differs from the one that a cell was trained with.
+    """Where a config differs from the one that a run was trained with.
 
     A key that this version of the software added counts only if it is not at its default: at its
-    default nothing changed for the cell.
+    default nothing changed for the run.
 
     Args:
-        cfg: what the cell would be trained with now
-        folder: of the cell, with the config.yaml of its training
+        cfg: what the run would be trained with now
+        folder: of the run, with the config.yaml of its training
 
     Returns:
         {key: (old value, new value)}, sorted by key
@@ -103,22 +103,12 @@ def differences(cfg: CfgNode, folder: Path) -> dict[str, tuple[Any, Any]]:
         return {str(path): ("(no such file)", "cannot be compared")}
     except (yaml.YAMLError, AttributeError, KeyError, UnicodeDecodeError):
         return {str(path): ("(cut off or damaged)", "cannot be compared")}
-    defaults = get_cfg()
-    add_superloss_config(defaults)
-    default = _flat(defaults)
+    default = _flat(merge_cfg("", []))
     return {
         key: (old.get(key, ABSENT), new.get(key, ABSENT))
         for key in sorted(old | new)
         if old.get(key, default.get(key)) != new.get(key, ABSENT)
     }
-
-
-def _read_begun(folder: Path) -> dict[str, Any]:
-    try:
-        begun = json.loads((folder / BEGUN).read_text())
-        return {"fingerprint": begun["fingerprint"]}
-    except (OSError, KeyError, TypeError, ValueError):  # not there, or not ours
-        return {"fingerprint": None}
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

@@ -1,31 +1,17 @@
-"""Means and paired differences over seeds."""
+"""Paired differences over seeds."""
 
-import math
-from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
+import warnings
+from collections.abc import Mapping
+from statistics import fmean
 from typing import NamedTuple
 
-__all__ = ["Difference", "Summary", "paired_difference", "summarise"]
+__all__ = ["Difference", "paired_difference"]
 
 CONFIDENCE = 0.95
 
 
-class Summary(NamedTuple):
-    """Of the results of one row at one noise level.
-
-    Attributes:
-        num: seeds
-        mean: of their values
-        std: their standard deviation, divided by ``num - 1``; None for one seed
-    """
-
-    num: int
-    mean: float
-    std: float | None
-
-
 class Difference(NamedTuple):
-    """Of two rows at one noise level, paired by seed.
+    """Of two methods at one noise level, paired by seed.
 
     Attributes:
         num: seeds that both have
@@ -40,20 +26,6 @@ class Difference(NamedTuple):
     error: float | None
     low: float | None
     high: float | None
-
-
-def summarise(values: Sequence[float]) -> Summary | None:
-    """Mean and standard deviation; None of nothing.
-
-    Example:
-        >>> summarise([1.0, 2.0, 3.0])
-        Summary(num=3, mean=2.0, std=1.0)
-        >>> summarise([1.0])
-        Summary(num=1, mean=1.0, std=None)
-    """
-    if not values:
-        return None
-    return Summary(len(values), fmean(values), stdev(values) if len(values) > 1 else None)
 
 
 def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
@@ -75,11 +47,17 @@ def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -
         >>> paired_difference({0: 3.0, 1: 6.0, 2: 6.0}, {0: 2.0, 1: 4.0, 2: 3.0})
         Difference(num=3, mean=2.0, error=0.577..., low=-0.484..., high=4.484...)
     """
-    summary = summarise([first[seed] - second[seed] for seed in sorted(first.keys() & second)])
-    if summary is None or summary.std is None:
-        return summary and Difference(summary.num, summary.mean, None, None, None)
-    from scipy.stats import t  # takes a second, and trainings import this package
+    pairs = [(first[seed], second[seed]) for seed in sorted(first.keys() & second)]
+    if not pairs:
+        return None
+    differences = [a - b for a, b in pairs]
+    if len(pairs) == 1:
+        return Difference(1, differences[0], None, None, None)
+    from scipy.stats import sem, ttest_rel  # takes half a second, and runs import this package
 
-    error = summary.std / math.sqrt(summary.num)
-    half = float(t.ppf((1 + CONFIDENCE) / 2, summary.num - 1)) * error
-    return Difference(summary.num, summary.mean, error, summary.mean - half, summary.mean + half)
+    with warnings.catch_warnings():
+        # Equal differences, whose interval is a point.
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
+        low, high = ttest_rel(*zip(*pairs)).confidence_interval(CONFIDENCE)
+    mean, error = fmean(differences), float(sem(differences))
+    return Difference(len(pairs), mean, error, float(low), float(high))

@@ -1,16 +1,23 @@
-"""Results of a benchmark as Markdown, LaTeX and CSV."""
+"""Results of a sweep as Markdown, LaTeX, CSV and a picture."""
 
-import csv
-import io
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
-from .grid import METRICS, Method
-from .results import Results
-from .statistics import Difference, Summary
+from ..files import write_text
+from .grid import METRICS
+from .plot import plot_ap50
+from .results import Results, read_results
 
-__all__ = ["differences_csv", "latex", "markdown", "means_csv", "runs_csv"]
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+__all__ = ["as_csv", "latex", "make_tables", "markdown"]
 
 MISSING = "–"
 # What tabulate, which escapes LaTeX's own characters, leaves as it is.
@@ -22,15 +29,41 @@ LATEX: dict[str, str | int | None] = {
     "λ": r"$\lambda$",
     "σ": r"$\sigma$",
 }
-RUNS_COLUMNS = ("detector", "method", "noise", "seed", *METRICS)
-MEANS_COLUMNS = (
-    *("detector", "method", "noise", "metric", "num_seeds", "mean", "std"),
-    *("paper_mean", "paper_std"),
-)
-DIFFERENCE_COLUMNS = (
-    *("detector", "method", "reference", "noise", "metric", "num_seeds", "mean"),
-    *("standard_error", "ci95_low", "ci95_high"),
-)
+PLOTS = ("ap50.png", "ap50.pdf")
+
+
+def make_tables(
+    folder: str | os.PathLike, output: str | os.PathLike, class_names: Sequence[str] = ()
+) -> list[Path]:
+    """Write tables and plot of what is finished of a sweep.
+
+    Args:
+        folder: of the sweep
+        output: where to write; it is made where it is missing
+        class_names: over which to take the means, in place of all
+
+    Returns:
+        paths of the files
+
+    Raises:
+        FileNotFoundError: ``folder`` is not the folder of a sweep
+        ValueError: a file in it is damaged, or has no such class
+        ImportError: pandas, scipy or matplotlib is not installed
+    """
+    results = read_results(folder, class_names)
+    texts = {
+        "table.md": markdown(results),
+        "table.tex": latex(results),
+        "table.csv": as_csv(results.means),
+        "runs.csv": as_csv(results.runs),
+        "differences.csv": as_csv(results.differences),
+    }
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        write_text(output / name, text)
+    plot_ap50(results, [output / name for name in PLOTS])
+    return [output / name for name in (*texts, *PLOTS)]
 
 
 @dataclass(frozen=True)
@@ -42,9 +75,9 @@ class _Table:
 
 def markdown(results: Results) -> str:
     """All tables with the notes that they need, as a Markdown page."""
-    parts = [*_notes(results)]
+    parts = _notes(results)
     for table in _tables(results):
-        rows = [[cell.replace("|", r"\|") for cell in row] for row in table.rows]
+        rows = [[text.replace("|", r"\|") for text in row] for row in table.rows]
         body = tabulate(rows, table.head, tablefmt="pipe", disable_numparse=True)
         parts += [f"## {table.title}", body]
     return "\n\n".join(parts) + "\n"
@@ -62,45 +95,15 @@ def latex(results: Results) -> str:
     return ("\n\n".join(parts) + "\n").translate(str.maketrans(LATEX))
 
 
-def runs_csv(results: Results) -> str:
-    """One line for each finished cell; numbers in percent."""
-    rows = []
-    for cell, metrics in results.metrics.items():
-        names = (cell.method.detector, cell.method.name, f"{cell.noise:g}", cell.seed)
-        rows.append([*names, *(_decimal(metrics[metric]) for metric in METRICS)])
-    return _csv(RUNS_COLUMNS, rows)
-
-
-def means_csv(results: Results) -> str:
-    """One line for each row, noise level and metric; numbers in percent, empty where missing."""
-    rows = []
-    for metric in METRICS:
-        for method in results.grid.methods:
-            for i, noise in enumerate(results.grid.noise):
-                summary = results.summary(method, noise, metric)
-                numbers = (0, None, None) if summary is None else summary
-                paper = method.paper[metric][i] if metric in method.paper else (None, None)
-                head = (method.detector, method.name, f"{noise:g}", metric, numbers[0])
-                rows.append([*head, *map(_decimal, (*numbers[1:], *paper))])
-    return _csv(MEANS_COLUMNS, rows)
-
-
-def differences_csv(results: Results) -> str:
-    """One line for each pair of rows, noise level and metric; as :func:`means_csv`."""
-    rows = []
-    for metric in METRICS:
-        for method, reference in results.pairs():
-            for noise in results.grid.noise:
-                difference = results.difference(method, reference, noise, metric)
-                numbers = (0, None, None, None, None) if difference is None else difference
-                names = (method.detector, method.name, reference.name, f"{noise:g}", metric)
-                rows.append([*names, numbers[0], *map(_decimal, numbers[1:])])
-    return _csv(DIFFERENCE_COLUMNS, rows)
+def as_csv(frame: "DataFrame") -> str:
+    """A table of :class:`Results` with four decimals, and nothing where a number is missing."""
+    frame = frame.assign(noise=frame["noise"].map("{:g}".format))
+    return frame.to_csv(index=False, float_format="%.4f", lineterminator="\n")
 
 
 def _notes(results: Results) -> list[str]:
     grid = results.grid
-    num, total = len(grid.seeds), len(grid.cells)
+    num, missing = len(grid.seeds), len(grid.runs) - len(results.runs)
     if num == 1:
         notes = ["Percent, one seed: no standard deviation and no confidence interval."]
     else:
@@ -114,8 +117,8 @@ def _notes(results: Results) -> list[str]:
         notes.append(f"Options that are not in the grid's file: {pairs}.")
     if results.class_names:
         notes.append(f"Mean over {', '.join(results.class_names)}.")
-    if results.missing:
-        notes.append(f"{len(results.missing)} of {total} cells are missing ({MISSING}).")
+    if missing:
+        notes.append(f"{missing} of {len(grid.runs)} runs are missing ({MISSING}).")
     if results.undefined:
         first = results.undefined[0]
         notes.append(
@@ -128,91 +131,70 @@ def _notes(results: Results) -> list[str]:
     return [" ".join(note.split()) for note in notes]
 
 
-def _tables(results: Results) -> list[_Table]:
+def _tables(results: Results) -> Iterator[_Table]:
+    num_seeds = len(results.grid.seeds)
     levels = [f"{100 * noise:g} %" for noise in results.grid.noise]
-    tables = [
-        _Table(
-            f"{metric} by wrong labels", ["detector", "method", *levels], _means(results, metric)
-        )
-        for metric in METRICS
-    ]
     for metric in METRICS:
-        rows = _differences(results, metric)
-        if rows:
-            title = f"Differences in {metric}"
-            if len(results.grid.seeds) > 1:
-                title += ", paired by seed: mean ± standard error [95 % confidence interval]"
-            tables.append(_Table(title, ["detector", "difference", *levels], rows))
-    return tables
-
-
-def _means(results: Results, metric: str) -> list[list[str]]:
-    rows: list[list[str]] = []
-    for method in results.grid.methods:
-        summaries = [results.summary(method, noise, metric) for noise in results.grid.noise]
-        cells = [_mean(summary, len(results.grid.seeds)) for summary in summaries]
-        rows.append([*_names(rows, method), *cells])
-        if metric in method.paper:
-            rows.append(["", "(published)", *(_spread(*value) for value in method.paper[metric])])
-    return rows
-
-
-def _names(rows: list[list[str]], method: Method) -> tuple[str, str]:
-    """Detector and method; a detector is named once."""
-    named = any(row[0] == method.detector for row in rows)
-    return "" if named else method.detector, method.name
-
-
-def _differences(results: Results, metric: str) -> list[list[str]]:
-    rows: list[list[str]] = []
-    for method, reference in results.pairs():
-        detector, name = _names(rows, method)
-        cells = [
-            _difference(
-                results.difference(method, reference, noise, metric), len(results.grid.seeds)
+        rows = []
+        for (detector, name), of_method in _groups(results.means, metric, "method"):
+            rows.append([detector, name, *_texts(of_method, _mean, num_seeds)])
+            if of_method["paper_mean"].notna().any():
+                rows.append([detector, "(published)", *_texts(of_method, _published, num_seeds)])
+        yield _Table(f"{metric} by wrong labels", ["detector", "method", *levels], _once(rows))
+    for metric in METRICS:
+        rows = [
+            [detector, f"{name} − {reference}", *_texts(pair, _difference, num_seeds)]
+            for (detector, name, reference), pair in _groups(
+                results.differences, metric, "method", "reference"
             )
-            for noise in results.grid.noise
         ]
-        rows.append([detector, f"{name} − {reference.name}", *cells])
-    return rows
+        title = f"Differences in {metric}"
+        if num_seeds > 1:
+            title += ", paired by seed: mean ± standard error [95 % confidence interval]"
+        if rows:
+            yield _Table(title, ["detector", "difference", *levels], _once(rows))
 
 
-def _mean(summary: Summary | None, num_seeds: int) -> str:
-    if summary is None:
+def _groups(frame: "DataFrame", metric: str, *names: str) -> Any:
+    """The rows of each detector and names, by noise level; in the order of the grid."""
+    return frame[frame["metric"] == metric].groupby(["detector", *names], sort=False)
+
+
+def _texts(rows: "DataFrame", write: Callable[[Any, int], str], num_seeds: int) -> list[str]:
+    return [write(row, num_seeds) for row in rows.itertuples()]
+
+
+def _once(rows: list[list[str]]) -> list[list[str]]:
+    """Each detector is named in its first row only."""
+    firsts = {row[0]: i for i, row in reversed([*enumerate(rows)])}
+    return [[row[0] if firsts[row[0]] == i else "", *row[1:]] for i, row in enumerate(rows)]
+
+
+def _mean(row: Any, num_seeds: int) -> str:
+    return _spread(row.mean, row.std) + _count(row, num_seeds) if row.num_seeds else MISSING
+
+
+def _published(row: Any, num_seeds: int) -> str:
+    return _spread(row.paper_mean, row.paper_std)
+
+
+def _spread(mean: float, std: float) -> str:
+    return f"{mean:.1f}" if math.isnan(std) else f"{mean:.1f} ± {std:.1f}"
+
+
+def _difference(row: Any, num_seeds: int) -> str:
+    if not row.num_seeds:
         return MISSING
-    return _spread(summary.mean, summary.std) + _count(summary.num, num_seeds)
-
-
-def _spread(mean: float, std: float | None) -> str:
-    return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
-
-
-def _difference(difference: Difference | None, num_seeds: int) -> str:
-    if difference is None:
-        return MISSING
-    num, mean, error, low, high = difference
-    text = _signed(round(mean, 1) + 0.0)  # no negative zero
-    if error is not None and low is not None and high is not None:
+    text = _signed(round(row.mean, 1) + 0.0)  # no negative zero
+    if row.num_seeds > 1:
         # Here −0.0 says that the interval includes 0.
-        text += f" ± {error:.1f} [{_signed(low)}, {_signed(high)}]"
-    return text + _count(num, num_seeds)
+        text += f" ± {row.standard_error:.1f} [{_signed(row.ci95_low)}, {_signed(row.ci95_high)}]"
+    return text + _count(row, num_seeds)
 
 
 def _signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−")
 
 
-def _count(num: int, num_seeds: int) -> str:
-    return f" (n = {num})" if num < num_seeds else ""
-
-
-def _decimal(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _csv(columns: tuple[str, ...], rows: list[list]) -> str:
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return file.getvalue()
+def _count(row: Any, num_seeds: int) -> str:
+    return f" (n = {row.num_seeds})" if row.num_seeds < num_seeds else ""

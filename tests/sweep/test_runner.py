@@ -1,4 +1,4 @@
-"""Grids that train: killed and gone on with, failed and retried, here and by submitit."""
+"""Sweeps that train: killed and gone on with, failed and retried, here and by submitit."""
 
 import fcntl
 import json
@@ -17,36 +17,27 @@ import pytest
 import torch
 
 from helpers import REPO
-from helpers.grid_cases import make_tiny_set, run_here, write_tiny_grid
+from helpers.grid_cases import run_here, write_tiny_grid
+from sl_detectron.engine.resume import STOPPED
 from sl_detectron.sweep import make_tables, plan, read_grid
+from sl_detectron.sweep.progress import Progress
+from sl_detectron.sweep.runner import _explain_failure, _settle
 
 BASELINE = {"config": "Toy/retinanet.yaml"}
 
 
-@pytest.fixture(scope="module")
-def tiny_root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("benchmark") / "toy_digits"
-    make_tiny_set(root)
-    return root
-
-
-@pytest.fixture(scope="module")
-def grid_file(tiny_root):
-    return write_tiny_grid(tiny_root.parent / "grid.yaml", tiny_root)
-
-
 def command(grid_file, output, *args):
-    tool = [sys.executable, str(REPO / "tools" / "benchmark.py")]
+    tool = [sys.executable, str(REPO / "tools" / "sweep.py")]
     return [*tool, "--config", str(grid_file), "--output", str(output), *map(str, args)]
 
 
-def benchmark(grid_file, output, *args):
-    return run_here("benchmark", "--config", grid_file, "--output", output, *args)
+def sweep(grid_file, output, *args):
+    return run_here("sweep", "--config", grid_file, "--output", output, *args)
 
 
 @pytest.fixture(scope="module")
 def finished(grid_file, tmp_path_factory):
-    """An uninterrupted benchmark with all its checkpoints: (folder, what it said, seconds)."""
+    """An uninterrupted sweep with all its checkpoints: (folder, what it said, seconds)."""
     output = tmp_path_factory.mktemp("finished")
     started = time.monotonic()
     args = command(grid_file, output, "--keep", "all")
@@ -61,7 +52,7 @@ def results(output: Path) -> dict[str, bytes]:
 
 
 def weights(output: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """What was trained, by cell: AP after a few iterations is too coarse to tell runs apart."""
+    """What was trained, by run: AP after a few iterations is too coarse to tell runs apart."""
     paths = sorted(output.rglob("model_final.pth"))
     return {
         str(path.relative_to(output)): torch.load(path, weights_only=False)["model"]
@@ -81,11 +72,11 @@ def table(output: Path) -> bytes:
     return (output / "table.csv").read_bytes()
 
 
-def test_trains_every_cell_and_reports(finished):
+def test_trains_every_run_and_reports(finished):
     output, done, _ = finished
-    assert "All 2 cells are finished" in done.stdout
+    assert "All 2 runs are finished" in done.stdout
     assert "[2/2] RetinaNet, SuperLoss, 40 % noise, seed 0: AP50 " in done.stderr
-    assert "12/12" in done.stderr  # iterations of all cells
+    assert "12/12" in done.stderr  # iterations of all runs
     assert "\r" not in done.stderr  # lines, as it is no terminal
     folder = output / "retinanet" / "superloss" / "noise_0.4" / "seed_0"
     assert (folder / "label_audit.json").is_file()  # so this one had the SuperLoss
@@ -98,10 +89,10 @@ def test_trains_every_cell_and_reports(finished):
     assert any(not torch.equal(baseline[name], superloss[name]) for name in baseline)
 
 
-def test_a_finished_cell_is_never_trained_again(finished, grid_file):
+def test_a_finished_run_is_never_trained_again(finished, grid_file):
     output, _, _ = finished
     before = {path: path.stat().st_mtime_ns for path in output.rglob("seed_0/*")}
-    done = benchmark(grid_file, output)
+    done = sweep(grid_file, output)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in output.rglob("seed_0/*")} == before
 
@@ -113,7 +104,7 @@ def test_killed_at_a_random_moment_it_gives_the_same_table(finished, grid_file, 
     time.sleep(delay)
     process.kill()
     process.wait()
-    done = benchmark(grid_file, tmp_path)
+    done = sweep(grid_file, tmp_path)
     assert done.returncode == 0, (delay, done.stderr)
     assert table(tmp_path) == table(output), delay
     assert b"RetinaNet,SuperLoss,0.4,AP50,1," in table(output)
@@ -121,27 +112,27 @@ def test_killed_at_a_random_moment_it_gives_the_same_table(finished, grid_file, 
     assert [path.name for path in tmp_path.rglob("*.pth")] == ["model_final.pth"] * 2
 
 
-def test_a_half_done_cell_goes_on_from_its_checkpoint(finished, grid_file, tmp_path):
+def test_a_half_done_run_goes_on_from_its_checkpoint(finished, grid_file, tmp_path):
     """One was killed in training, one as it was evaluated; the results are those of no kill."""
     output, _, _ = finished
     subprocess.run(["cp", "-a", f"{output}/.", tmp_path], check=True)
-    cells = [cell.folder for cell in plan(read_grid(grid_file), tmp_path)]
-    expected = [json.loads((folder / "result.json").read_text())["metrics"] for folder in cells]
-    for folder in cells:
+    runs = [run.folder for run in plan(read_grid(grid_file), tmp_path)]
+    expected = [json.loads((folder / "result.json").read_text())["metrics"] for folder in runs]
+    for folder in runs:
         (folder / "result.json").unlink()
-    (cells[1] / "model_final.pth").unlink()
-    (cells[1] / "model_0000003.pth").unlink()
-    (cells[1] / "last_checkpoint").write_text("model_0000001.pth")
-    done = benchmark(grid_file, tmp_path)
+    (runs[1] / "model_final.pth").unlink()
+    (runs[1] / "model_0000003.pth").unlink()
+    (runs[1] / "last_checkpoint").write_text("model_0000001.pth")
+    done = sweep(grid_file, tmp_path)
     assert done.returncode == 0, done.stderr
-    after = [json.loads((folder / "result.json").read_text()) for folder in cells]
+    after = [json.loads((folder / "result.json").read_text()) for folder in runs]
     assert [result["metrics"] for result in after] == expected
     assert [result["resumed"] for result in after] == [True, True]
     assert_equal_weights(tmp_path, output)
-    assert "Starting training from iteration 2" in (cells[1] / "log.txt").read_text()
+    assert "Starting training from iteration 2" in (runs[1] / "log.txt").read_text()
 
 
-def test_no_cell_outlives_its_grid(tiny_root, tmp_path):
+def test_no_run_outlives_its_sweep(tiny_root, tmp_path):
     """SIGTERM or Ctrl-C leave a checkpoint, from which the next one goes on; SIGKILL does not."""
     grid_file = write_tiny_grid(
         tmp_path / "grid.yaml", tiny_root, 300, detectors={"RetinaNet": {"baseline": BASELINE}}
@@ -159,7 +150,7 @@ def test_no_cell_outlives_its_grid(tiny_root, tmp_path):
     stop = random.SystemRandom().choice([signal.SIGTERM, signal.SIGINT])
     assert start_and_send(stop, (folder / "last_checkpoint").exists) == 128 + stop
     with open(folder / ".lock") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the cell has ended before its grid
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the run has ended before its sweep
     log = folder / "log.txt"
     (stopped,) = re.findall(r"Stopped by SIGTERM after iteration (\d+)", log.read_text())
     assert (folder / "last_checkpoint").read_text() == f"model_{int(stopped):07d}.pth"
@@ -168,14 +159,14 @@ def test_no_cell_outlives_its_grid(tiny_root, tmp_path):
     again = f"Starting training from iteration {int(stopped) + 1}"
     assert start_and_send(signal.SIGKILL, lambda: again in log.read_text()) == -signal.SIGKILL
     with open(folder / ".lock") as lock:
-        # Waits for the cell. Had it gone on, it would end with a result.
+        # Waits for the run. Had it gone on, it would end with a result.
         fcntl.flock(lock, fcntl.LOCK_EX)
     assert not (folder / "result.json").exists()
     assert not (folder / "model_final.pth").exists()
 
 
 def test_a_changed_config_is_refused_then_trained_on_demand(finished, tiny_root, tmp_path):
-    """On a copy; one of the two rows has another option now."""
+    """On a copy; one of the two methods has another option now."""
     output, _, _ = finished
     subprocess.run(["cp", "-a", f"{output}/.", tmp_path], check=True)
     before = results(tmp_path)
@@ -192,14 +183,14 @@ def test_a_changed_config_is_refused_then_trained_on_demand(finished, tiny_root,
             }
         },
     )
-    done = benchmark(changed, tmp_path)
+    done = sweep(changed, tmp_path)
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()[-1:]
     assert "first RetinaNet, SuperLoss, 40 % noise, seed 0 in" in line
     assert "MODEL.SUPERLOSS.MOMENTUM was 0.9, is 0.5. " in line
     assert "--rerun-changed" in line
     assert results(tmp_path) == before
-    done = benchmark(changed, tmp_path, "--rerun-changed")
+    done = sweep(changed, tmp_path, "--rerun-changed")
     assert done.returncode == 0, done.stderr
     after = results(tmp_path)
     assert [name for name in after if after[name] != before[name]] == [
@@ -211,7 +202,7 @@ def test_results_stay_where_a_new_training_cannot_start(finished, grid_file, tmp
     output, _, _ = finished
     subprocess.run(["cp", "-a", f"{output}/.", tmp_path], check=True)
     monkeypatch.setenv("PATH", str(tmp_path))  # without srun
-    done = benchmark(
+    done = sweep(
         grid_file, tmp_path, "--rerun-changed", "--executor", "slurm", "SOLVER.GAMMA", "0.5"
     )
     assert done.returncode == 2, done.stderr
@@ -220,15 +211,15 @@ def test_results_stay_where_a_new_training_cannot_start(finished, grid_file, tmp
     assert (tmp_path / "options.json").read_text() == "[]\n"
 
 
-def test_a_cell_leaves_the_result_of_another_grid(finished, grid_file, tmp_path):
+def test_a_run_leaves_the_result_of_another_grid(finished, grid_file, tmp_path):
     """Two grids that start at once on one folder: each planned before the other had a result."""
     output, _, _ = finished
-    cell = plan(read_grid(grid_file), output)[0]
+    run = plan(read_grid(grid_file), output)[0]
     other = tmp_path / "out"
-    shutil.copytree(cell.folder, other)
-    args = [*cell.args[:-1], str(other)]
+    shutil.copytree(run.folder, other)
+    args = [*run.args[:-1], str(other)]
     command = [sys.executable, "-m", "sl_detectron.sweep.run", *args]
-    # Standard input stays open: at its end the cell would take its parent for dead.
+    # Standard input stays open: at its end the run would take its parent for dead.
     with subprocess.Popen(
         [*command, "SOLVER.GAMMA", "0.5"],
         stdin=subprocess.PIPE,
@@ -239,24 +230,24 @@ def test_a_cell_leaves_the_result_of_another_grid(finished, grid_file, tmp_path)
         said = process.stdout.read()
     assert process.returncode == 1
     assert "result.json is of another config: do two grids share a folder?" in said
-    assert (other / "result.json").read_bytes() == (cell.folder / "result.json").read_bytes()
+    assert (other / "result.json").read_bytes() == (run.folder / "result.json").read_bytes()
     assert (other / "model_final.pth").is_file()
 
 
-def test_failed_cells_are_reported_and_retried_on_demand(finished, tiny_root, tmp_path):
-    """Two rows, the first of which starts from a checkpoint that is not there yet."""
+def test_failed_runs_are_reported_and_retried_on_demand(finished, tiny_root, tmp_path):
+    """Two methods, the first of which starts from a checkpoint that is not there yet."""
     weights = tmp_path / "weights.pth"
-    rows = {
+    methods = {
         "broken": {"config": "Toy/retinanet.yaml", "opts": ["MODEL.WEIGHTS", str(weights)]},
         "sound": BASELINE,
     }
     grid_file = write_tiny_grid(
-        tmp_path / "grid.yaml", tiny_root, baseline="sound", detectors={"RetinaNet": rows}
+        tmp_path / "grid.yaml", tiny_root, baseline="sound", detectors={"RetinaNet": methods}
     )
     output = tmp_path / "out"
-    done = benchmark(grid_file, output)
+    done = sweep(grid_file, output)
     assert done.returncode == 1
-    log = output / "retinanet" / "broken" / "noise_0.4" / "seed_0" / "cell.log"
+    log = output / "retinanet" / "broken" / "noise_0.4" / "seed_0" / "run.log"
     for said in (done.stdout, done.stderr):
         assert str(log) in said
         assert re.search(r"FileNotFoundError: .*weights\.pth", said)
@@ -266,49 +257,49 @@ def test_failed_cells_are_reported_and_retried_on_demand(finished, tiny_root, tm
     assert b"RetinaNet,broken,0.4,AP,0,,,," in table(output)
 
     size = log.stat().st_size
-    assert benchmark(grid_file, output).returncode == 1
+    assert sweep(grid_file, output).returncode == 1
     assert log.stat().st_size == size  # reported, not run
 
     trained, _, _ = finished
     model = trained / "retinanet" / "baseline" / "noise_0.4" / "seed_0" / "model_final.pth"
     weights.write_bytes(model.read_bytes())
-    done = benchmark(grid_file, output, "--retry-failed")
+    done = sweep(grid_file, output, "--retry-failed")
     assert done.returncode == 0, done.stderr
     assert b"RetinaNet,broken,0.4,AP,1," in table(output)
 
 
-def test_a_missing_data_set_is_said_once(tiny_root, tmp_path):
+def test_a_missing_dataset_is_said_once(tiny_root, tmp_path):
     grid_file = write_tiny_grid(tmp_path / "grid.yaml", tmp_path / "nowhere" / "toy")
-    done = benchmark(grid_file, tmp_path / "out")
+    done = sweep(grid_file, tmp_path / "out")
     assert done.returncode == 2
     assert "error: RetinaNet, baseline: " in done.stderr.strip().splitlines()[-1]
     assert "nowhere" in done.stderr
-    assert not list(tmp_path.rglob("cell.log"))
+    assert not list(tmp_path.rglob("run.log"))
 
 
 @pytest.mark.long
-def test_a_cell_on_two_processes(tiny_root, tmp_path):
+def test_a_run_on_two_processes(tiny_root, tmp_path):
     """The lock and the result are those of rank 0."""
     grid_file = write_tiny_grid(
         tmp_path / "grid.yaml", tiny_root, 2, detectors={"RetinaNet": {"baseline": BASELINE}}
     )
-    done = benchmark(grid_file, tmp_path, "--num-gpus", 2)
+    done = sweep(grid_file, tmp_path, "--num-gpus", 2)
     assert done.returncode == 0, done.stderr
     assert len(results(tmp_path)) == 1
     log = (tmp_path / "retinanet/baseline/noise_0.4/seed_0/log.txt").read_text()
     assert "Rank of current process: 0. World size: 2" in log
 
 
-def test_submitit_runs_cells(finished, grid_file, tmp_path):
-    """Its local executor runs the two cells, with the same results."""
+def test_submitit_runs_runs(finished, grid_file, tmp_path):
+    """Its local executor runs the two runs, with the same results."""
     pytest.importorskip("submitit", reason="submitit is not installed")
-    done = benchmark(grid_file, tmp_path, "--executor", "local", "--slurm", "timeout_min=60")
+    done = sweep(grid_file, tmp_path, "--executor", "local", "--slurm", "timeout_min=60")
     assert done.returncode == 0, done.stderr
     assert table(tmp_path) == table(finished[0])
     assert len(list((tmp_path / "submitit").glob("*_0_result.pkl"))) == 2
 
 
-def test_slurm_runs_a_cell_on_two_nodes(tiny_root, tmp_path, monkeypatch):
+def test_slurm_runs_a_run_on_two_nodes(tiny_root, tmp_path, monkeypatch):
     """Slurm's commands are stood in for; submitit, the ranks and their meeting are real."""
     pytest.importorskip("submitit", reason="submitit is not installed")
     (tmp_path / "bin").mkdir()
@@ -322,7 +313,7 @@ def test_slurm_runs_a_cell_on_two_nodes(tiny_root, tmp_path, monkeypatch):
     )
     output = tmp_path / "out"
     args = ["--executor", "slurm", "--slurm", "partition=gpu", "nodes=2", "timeout_min=30"]
-    done = benchmark(grid_file, output, *args)
+    done = sweep(grid_file, output, *args)
     assert done.returncode == 0, done.stderr
     folder = output / "retinanet" / "baseline" / "noise_0.4" / "seed_0"
     assert "World size: 2" in (folder / "log.txt").read_text()
@@ -331,3 +322,84 @@ def test_slurm_runs_a_cell_on_two_nodes(tiny_root, tmp_path, monkeypatch):
     script = next((output / "submitit").glob("*.sh")).read_text()
     for line in ("--partition=gpu", "--nodes=2", "--time=30", "--ntasks-per-node=1"):
         assert f"#SBATCH {line}\n" in script
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--slurm", "partition=gpu"], "--slurm needs --executor slurm"),
+        (["--executor", "local", "--jobs", "2"], "leave out --jobs"),
+        (["--jobs", "abc"], "--jobs: must be a whole number of at least 1; got 'abc'"),
+        (["--jobs", "0"], "must be a whole number of at least 1; got '0'"),
+        # argparse gives the options to --slurm.
+        (
+            ["--executor", "local", "--slurm", "nodes=1", "SOLVER.MAX_ITER", "4"],
+            "got 'SOLVER.MAX_ITER'. Config options KEY VALUE go last, after another option",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(args, message, grid_file, tmp_path):
+    if "nodes=1" in args:
+        pytest.importorskip("submitit", reason="submitit is not installed")
+    done = sweep(grid_file, tmp_path / "out", *args)
+    assert done.returncode == 2
+    assert message in done.stderr.strip().splitlines()[-1]
+    assert not list(tmp_path.rglob("run.log"))
+
+
+class Pool:
+    """Of one job that has ended."""
+
+    def __init__(self, code):
+        self.code = code
+
+    def exit_code(self, handle):
+        if isinstance(self.code, Exception):
+            raise self.code
+        return self.code
+
+
+@pytest.mark.parametrize(
+    ("code", "why", "state"),
+    [
+        (1, "ValueError: wrong", "failed"),
+        (0, "ValueError: wrong", "failed"),  # it says all is well, but there is no result
+        (-signal.SIGKILL, "killed by signal 9", "failed"),
+        (RuntimeError("node lost"), "RuntimeError: node lost", "failed"),
+        # A scheduler's doing: nothing to mend, so the next start goes on.
+        (STOPPED, "by SIGTERM", "open"),
+        (-signal.SIGTERM, "by SIGTERM", "open"),
+    ],
+)
+def test_how_a_run_ended(code, why, state, tmp_path, capsys):
+    grid = read_grid(write_tiny_grid(tmp_path / "grid.yaml", tmp_path))
+    run = plan(grid, tmp_path)[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "run.log").write_text("$ command\nTraceback\nValueError: wrong\n")
+    end = _settle(run, Pool(code), None)
+    assert end.why.startswith(why)
+    assert end.state == ("failed" if state == "failed" else "stopped")
+    assert plan(grid, tmp_path)[0].state == state
+    with Progress([run], []) as progress:
+        (run.folder / "metrics.json").write_text('{"iteration": 1}\n')
+        progress.settled(run, end)
+        progress.update()
+    said = capsys.readouterr().err
+    assert ("FAILED" in said) == (state == "failed")
+    assert ("stopped by SIGTERM" in said) == (state == "open")
+    # What a stopped run has not done is still to be done; of a failed one nothing is.
+    assert ("2/2" in said) == (state == "failed")
+    assert ("2/6" in said) == (state == "open")
+
+
+@pytest.mark.parametrize(
+    ("log", "why"),
+    [(None, "exit code 1; run.log is gone or empty"), ("", "gone or empty"), ("a\nb\n", "b")],
+)
+def test_a_failure_is_explained_without_its_log(log, why, tmp_path):
+    (tmp_path / "failed.json").write_text('{"exit_code": 1}')
+    if log is not None:
+        (tmp_path / "run.log").write_text(log)
+    assert why in _explain_failure(tmp_path)
+    (tmp_path / "failed.json").write_text("{}")
+    assert _explain_failure(tmp_path) == f"{tmp_path / 'failed.json'} is damaged"

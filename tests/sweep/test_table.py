@@ -1,70 +1,23 @@
-"""Tables of a benchmark: arithmetic by hand, missing cells, one seed, published numbers."""
+"""Tables of a sweep: arithmetic by hand, missing runs, one seed, published numbers."""
 
 import csv
-import dataclasses
 import json
-import math
 import re
 
 import pytest
 import yaml
-from matplotlib.figure import Figure
 from PIL import Image
 
-from helpers.grid_cases import run_here, write_results
+from helpers.grid_cases import AP50, RESULTS_GRID, F, R, run_here, write_results
 from sl_detectron.sweep import make_tables, read_results
-from sl_detectron.sweep.plot import _draw
-from sl_detectron.sweep.statistics import paired_difference
-from sl_detectron.sweep.table import latex, markdown, means_csv
-
-R, F = "RetinaNet", "Faster R-CNN"
-GRID = {
-    "noise": [0.0, 0.4],
-    "seeds": [0, 1, 2],
-    "source": "A. Author, 2020",
-    "baseline": "baseline",
-    "controls": ["equal weight"],
-    "detectors": {
-        R: {
-            "baseline": {"config": "x", "paper": {"AP50": ["80.6±0.2", "74.6±0.6"]}},
-            "equal weight": {"config": "x"},
-            "τ_avg": {"config": "x"},
-        },
-        F: {"baseline": {"config": "x"}, "τ_avg": {"config": "x"}},
-    },
-}
-# {(detector, method, noise): AP50 by seed}; None is missing.
-AP50 = {
-    (R, "baseline", 0.0): (50.0, 52.0, 54.0),
-    (R, "baseline", 0.4): (40.0, 42.0, 47.0),
-    (R, "equal weight", 0.0): (50.0, 50.0, 50.0),
-    (R, "equal weight", 0.4): (41.0, None, 44.0),
-    (R, "τ_avg", 0.0): (51.0, 54.0, 57.0),
-    (R, "τ_avg", 0.4): (None, None, 46.0),
-    (F, "baseline", 0.0): (60.0, 61.0, 62.0),
-    (F, "τ_avg", 0.0): (None, None, None),
-}
-
-
-@pytest.fixture
-def folder(tmp_path):
-    path = tmp_path / "grid.yaml"
-    path.write_text(yaml.safe_dump(GRID, sort_keys=False))
-    values = {
-        (*key, seed): value
-        for key, row in AP50.items()
-        for seed, value in enumerate(row)
-        if value is not None
-    }
-    write_results(path, tmp_path / "output", values)
-    return tmp_path / "output"
+from sl_detectron.sweep.table import as_csv, latex, markdown
 
 
 def rows(text, title):
-    """{first column or two: cells} of the Markdown table under a title."""
+    """{first column or two: runs} of the Markdown table under a title."""
     section = text.split(f"## {title}")[1].split("##")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")][2:]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [[run.strip() for run in line.strip("|").split("|")] for line in lines]
 
 
 def test_means(folder):
@@ -79,7 +32,7 @@ def test_means(folder):
     ]
     assert rows(text, "AP by")[0] == [R, "baseline", "26.0 ± 1.0", "21.5 ± 1.8"]
     assert "over 3 seeds" in text
-    assert "12 of 30 cells are missing" in text
+    assert "12 of 30 runs are missing" in text
     assert "Published: A. Author, 2020." in text
 
 
@@ -103,7 +56,7 @@ def test_a_bound_just_below_0_shows_its_sign(tmp_path):
     """1.46, 2.46, 3.46: mean 2.46, low 2.46 - 4.3027 / sqrt(3) = -0.024, so 0 is included."""
     path = tmp_path / "grid.yaml"
     rows_of = {R: {"baseline": {"config": "x"}, "other": {"config": "x"}}}
-    path.write_text(yaml.safe_dump({**GRID, "controls": [], "detectors": rows_of}))
+    path.write_text(yaml.safe_dump({**RESULTS_GRID, "controls": [], "detectors": rows_of}))
     pairs = zip((50.0, 52.0, 54.0), (51.46, 54.46, 57.46))
     values = {
         (R, name, 0.0, seed): value
@@ -115,18 +68,6 @@ def test_a_bound_just_below_0_shows_its_sign(tmp_path):
     assert row[2:] == ["+2.5 ± 0.6 [−0.0, +4.9]", "–"]
 
 
-def test_interval_is_that_of_students_t():
-    """Against its quantile from a table: t(0.975; 4) = 2.776."""
-    values = [1.0, 2.0, 3.0, 4.0, 5.0]
-    done = paired_difference(dict(enumerate(values)), dict.fromkeys(range(5), 0.0))
-    error = math.sqrt(2.5 / 5)
-    assert (done.num, done.mean) == (5, 3.0)
-    assert done.error == pytest.approx(error)
-    assert done.low == pytest.approx(3 - 2.776 * error, abs=1e-3)
-    assert done.high == pytest.approx(3 + 2.776 * error, abs=1e-3)
-    assert paired_difference({0: 1.0}, {1: 1.0}) is None
-
-
 def test_options_of_the_command_line_are_said_and_published_numbers_left_out(folder):
     """These are of another schedule."""
     (folder / "options.json").write_text('["SOLVER.MAX_ITER", "100", "SOLVER.GAMMA", "1"]')
@@ -134,14 +75,18 @@ def test_options_of_the_command_line_are_said_and_published_numbers_left_out(fol
     for text in (markdown(results), latex(results)):
         assert re.search(r"not in the grid's file: SOLVER.MAX_ITER 100, SOLVER.GAMMA 1\.", text)
         assert "ublished" not in text
-    (line,) = (x for x in means_csv(results).splitlines() if x.startswith(f"{R},baseline,0,AP50"))
+    (line,) = (
+        x for x in as_csv(results.means).splitlines() if x.startswith(f"{R},baseline,0,AP50")
+    )
     assert line.endswith(",52.0000,2.0000,,")
 
 
 def test_a_bar_in_a_name_is_no_column(tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text(
-        yaml.safe_dump({**GRID, "controls": [], "detectors": {"a|b": GRID["detectors"][F]}})
+        yaml.safe_dump(
+            {**RESULTS_GRID, "controls": [], "detectors": {"a|b": RESULTS_GRID["detectors"][F]}}
+        )
     )
     write_results(path, tmp_path / "output", {("a|b", "baseline", 0.0, 0): 50.0})
     text = markdown(read_results(tmp_path / "output"))
@@ -211,7 +156,7 @@ def test_latex_escapes_and_balances(folder):
 
 def test_one_seed_has_neither_deviation_nor_interval(tmp_path):
     path = tmp_path / "grid.yaml"
-    path.write_text(yaml.safe_dump({**GRID, "seeds": [0]}, sort_keys=False))
+    path.write_text(yaml.safe_dump({**RESULTS_GRID, "seeds": [0]}, sort_keys=False))
     values = {(R, "baseline", 0.0, 0): 50.0, (R, "τ_avg", 0.0, 0): 53.0}
     write_results(path, tmp_path / "output", values)
     text = markdown(read_results(tmp_path / "output"))
@@ -263,10 +208,10 @@ def test_published_numbers_are_no_means_over_chosen_classes(folder):
     assert "(published)" in markdown(read_results(folder))
     results = read_results(folder, ["cat"])
     assert "ublished" not in markdown(results)
-    assert "80.6" not in means_csv(results)
+    assert "80.6" not in as_csv(results.means)
 
 
-def test_a_cell_without_a_number_is_missing_and_said(folder):
+def test_a_run_without_a_number_is_missing_and_said(folder):
     (path,) = folder.glob("retinanet/baseline/noise_0/seed_0/result.json")
     result = json.loads(path.read_text())
     result["metrics"]["AP75"] = float("nan")
@@ -283,20 +228,9 @@ def test_a_cell_without_a_number_is_missing_and_said(folder):
 def test_notes_and_names_are_one_line(tmp_path):
     path = tmp_path / "grid.yaml"
     names = {"a\n$\\bad{$": {"config": "x", "paper": {"AP50": [1, 2]}}}
-    grid = {**GRID, "source": "one\ntwo & 5 %", "detectors": {R: names}}
+    grid = {**RESULTS_GRID, "source": "one\ntwo & 5 %", "detectors": {R: names}}
     del grid["baseline"], grid["controls"]
     path.write_text(yaml.safe_dump({**grid, "noise": [0.4, 0.0]}, sort_keys=False))
     write_results(path, tmp_path / "output", {(R, "a $\\bad{$", 0.4, 0): 50.0})
     make_tables(tmp_path / "output", tmp_path / "output")  # the plot as well
     assert "% Published: one two & 5 %." in (tmp_path / "output" / "table.tex").read_text()
-
-
-def test_a_line_goes_through_the_levels_in_order(folder):
-    results = read_results(folder)
-    grid = dataclasses.replace(results.grid, noise=(0.4, 0.0))
-    axes = Figure().subplots()
-    _draw(axes, dataclasses.replace(results, grid=grid), 0, grid.methods[0])
-    ours, published = axes.get_lines()
-    assert list(ours.get_xdata()) == [0.0, 40.0]
-    assert list(ours.get_ydata()) == [52.0, 43.0]
-    assert list(published.get_ydata()) == [74.6, 80.6]

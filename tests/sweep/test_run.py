@@ -1,0 +1,56 @@
+"""The process of one run: its lock, its result and what it removes."""
+
+import argparse
+import contextlib
+import subprocess
+import sys
+import threading
+
+import pytest
+from detectron2.config import CfgNode
+
+from sl_detectron.sweep import run as run_module
+
+
+@pytest.mark.parametrize("full_disk", [True, False])
+def test_checkpoints_go_only_when_the_result_is_there(full_disk, tmp_path, monkeypatch):
+    cfg = CfgNode({"OUTPUT_DIR": str(tmp_path)})
+    args = argparse.Namespace(keep="none", resume=False)
+
+    def train_net(cfg, args):
+        for name in ("model_0000001.pth", "model_final.pth", "last_checkpoint"):
+            (tmp_path / name).touch()
+        return {"bbox": {}}
+
+    def write_json(path, data):
+        if path.name == "result.json":
+            raise OSError("no space left")
+
+    monkeypatch.setattr(run_module, "train_net", train_net)
+    if full_disk:
+        monkeypatch.setattr(run_module, "write_json", write_json)
+    with pytest.raises(OSError, match="no space") if full_disk else contextlib.nullcontext():
+        run_module.train_run(cfg, args)
+    left = {path.name for path in tmp_path.iterdir()} - {".lock"}
+    kept = {"model_0000001.pth", "model_final.pth", "last_checkpoint"}
+    assert left == (kept if full_disk else {"result.json", "begun.json"})
+
+
+def test_waits_for_who_trains_in_the_folder_and_takes_over_when_it_is_killed(
+    tmp_path, monkeypatch, capsys
+):
+    """The file stays behind, the lock does not."""
+    monkeypatch.setattr(run_module, "LOCK_POLL", 0.05)
+    holds = (
+        "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); "
+        "print('locked', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", holds, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        # So that the other one holds the lock for some of our tries.
+        threading.Timer(0.5, other.kill).start()
+        with run_module._locked(tmp_path):
+            assert other.wait() < 0
+    assert (tmp_path / ".lock").exists()
+    assert capsys.readouterr().out.count("Waiting for another process that trains in") == 1
