@@ -1,6 +1,7 @@
 """What docs/extending.md shows: a file of a user's adds to the package, and a config names it."""
 
 import importlib
+import math
 import re
 
 import pytest
@@ -8,9 +9,11 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from helpers import REPO
+from helpers.detectors import build, make_batch, run_losses, small_config
 from helpers.label_noise_records import NUM_CLASSES, labels, make_records
 from sl_detectron import add_superloss_config
 from sl_detectron.label_noise import NOISE_REGISTRY, noisy_dataset_dicts
+from sl_detectron.modeling import CLASSIFICATION_LOSS_REGISTRY, TAU_REGISTRY
 
 
 @pytest.fixture
@@ -32,6 +35,43 @@ def section(tmp_path, monkeypatch):
         return cfg
 
     return use
+
+
+def train_step(cfg):
+    """One training step of a small detector: (model, losses)."""
+    small = small_config("standard", superloss=True)
+    small.MODEL.SUPERLOSS = cfg.MODEL.SUPERLOSS
+    model = build(small)
+    return model, run_losses(model, make_batch())[0]
+
+
+def test_a_loss(section):
+    cfg = section("A loss")
+    name = cfg.MODEL.SUPERLOSS.CLS.LOSS
+    try:
+        # Far above all differences of losses, lambda leaves the loss alone (Lemma 1).
+        cfg.MODEL.SUPERLOSS.CLS.LAMBDA, cfg.MODEL.SUPERLOSS.CLS.TAU = 1e6, "0"
+        model, losses = train_step(cfg)
+    finally:
+        CLASSIFICATION_LOSS_REGISTRY._obj_map.pop(name)
+    assert model.roi_heads.box_predictor.classification_loss.__name__ == name
+    # Six outcomes, all about as probable at first.
+    assert float(losses["loss_cls"]) == pytest.approx(2 - 2 / 6, abs=0.15)
+
+
+def test_a_tau(section):
+    cfg = section("A tau")
+    name = cfg.MODEL.SUPERLOSS.CLS.TAU
+    try:
+        model, losses = train_step(cfg)
+    finally:
+        TAU_REGISTRY._obj_map.pop(name)
+    strategy = model.roi_heads.box_predictor.superloss_cls.superloss.threshold
+    assert type(strategy).__name__ == name
+    assert losses["loss_cls"].isfinite()
+    # A tenth of the way from 1 to the median of six outcomes that are about as probable.
+    assert float(strategy.tau) == pytest.approx(1 + 0.1 * (math.log(6) - 1), abs=0.03)
+    assert any(key.endswith("threshold.tau") for key in model.state_dict())
 
 
 def test_a_noise(section):
