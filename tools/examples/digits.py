@@ -89,7 +89,7 @@ def digit_splits() -> dict[str, Data]:
 
 
 def mlp(num_outputs: int, num_hidden: int = 128) -> nn.Module:
-    """64 pixels to the outputs, over two hidden layers: large enough to learn labels by heart."""
+    """64 pixels to the outputs, over two hidden layers: large enough to memorise labels."""
     return nn.Sequential(
         nn.Linear(64, num_hidden),
         nn.ReLU(),
