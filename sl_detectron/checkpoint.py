@@ -69,12 +69,12 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
-def check_checkpoint(path: str | os.PathLike, key: str = "") -> None:
+def check_checkpoint(path: str | os.PathLike | None, key: str = "") -> None:
     """Refuse a checkpoint that is not there; an address is left to what downloads it.
 
     Args:
         path: a file, with or without a query as in "model.pkl?matching_heuristics=True", an address
-            such as detectron2://..., or "" for none
+            such as detectron2://..., or "" or None for none
         key: of the config that names it
 
     Raises:
@@ -337,13 +337,9 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return _load_storage  # torch's would run code
+        if (module, name) == ("torch.storage", "_load_from_bytes"):  # torch's would run code
+            _warn_of_old_torch()
+            return lambda data: torch.load(BytesIO(data), map_location="cpu", weights_only=True)
         if f"{module}.{name}" not in _ARRAYS:
             raise pickle.UnpicklingError(f"unsupported class {module}.{name}")
         return super().find_class(module, name)
-
-
-def _load_storage(data: bytes) -> Any:
-    _warn_of_old_torch()
-    return torch.load(BytesIO(data), map_location="cpu", weights_only=True)

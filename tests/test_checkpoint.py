@@ -12,7 +12,13 @@ import torch
 from detectron2.utils import comm
 from torch import nn
 
-from sl_detectron.checkpoint import SafeCheckpointer, atomic_write, read_checkpoint
+from sl_detectron.checkpoint import (
+    SafeCheckpointer,
+    atomic_write,
+    check_checkpoint,
+    last_checkpoint,
+    read_checkpoint,
+)
 
 
 class Touch:
@@ -275,6 +281,27 @@ def test_a_file_system_that_cannot_flush_a_folder_is_no_error(tmp_path, monkeypa
     with atomic_write(tmp_path / "a") as file:
         file.write(b"whole")
     assert (tmp_path / "a").read_bytes() == b"whole"
+
+
+def test_the_last_checkpoint_of_a_run_is_the_one_to_go_on_from(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not the output of a training run"):
+        last_checkpoint(tmp_path)
+    checkpointer = save(tmp_path, "model_final", "model_0000001", "model_0000003")
+    assert str(last_checkpoint(tmp_path)) == checkpointer.get_checkpoint_file()
+    assert last_checkpoint(tmp_path).name == "model_0000003.pth"
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    assert last_checkpoint(tmp_path).name == "model_0000001.pth"
+    for path in tmp_path.glob("model_0*"):
+        path.unlink()
+    assert last_checkpoint(tmp_path).name == "model_final.pth"
+
+
+def test_addresses_and_no_weights_are_left_to_what_loads_them(tmp_path):
+    (tmp_path / "zoo.pkl").touch()
+    for path in ("", None, "detectron2://a.pkl", f"{tmp_path}/zoo.pkl?matching_heuristics=True"):
+        check_checkpoint(path)
+    with pytest.raises(FileNotFoundError, match=r"^KEY: there is no checkpoint nowhere\.pth$"):
+        check_checkpoint("nowhere.pth", "KEY")
 
 
 def test_missing_weights_are_named(tmp_path):

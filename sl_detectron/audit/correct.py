@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
 
 from ..data.formats.annotations import corners
 from ..data.formats.changes import Change
@@ -26,8 +25,6 @@ from .decisions import Decision, Decisions
 __all__ = ["CORRECTIONS", "apply_decisions", "folder_names"]
 
 CORRECTIONS = "corrections.jsonl"
-
-Record = dict[str, Any]
 
 
 def apply_decisions(decisions: Decisions, out: str | os.PathLike) -> dict[str, int]:
