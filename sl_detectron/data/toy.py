@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..files import new_folder
 from .formats.voc_edits import voc_object
-from .voc import load_voc_dataset, set_voc_metadata
+from .voc import load_voc_dataset, voc_metadata
 
 __all__ = ["TOY_CLASS_NAMES", "TOY_SPLITS", "make_toy_dataset", "register_toy_datasets"]
 
@@ -82,12 +82,7 @@ def make_toy_dataset(root: str | os.PathLike, seed: int = 0) -> Path:
 
 
 def register_toy_datasets(root: str | os.PathLike, prefix: str = "toy_digits") -> None:
-    """Register ``{prefix}_train`` and ``{prefix}_test``; the set is made when first loaded.
-
-    Args:
-        root: the folder of the toy set
-        prefix: of the registered names
-    """
+    """Register ``{prefix}_train`` and ``{prefix}_test``; the set is made when first loaded."""
 
     def load(split: str) -> list[dict[str, Any]]:
         if not Path(root).exists():
@@ -99,7 +94,7 @@ def register_toy_datasets(root: str | os.PathLike, prefix: str = "toy_digits") -
     for split in TOY_SPLITS:
         name = f"{prefix}_{split}"
         DatasetCatalog.register(name, partial(load, split))
-        set_voc_metadata(MetadataCatalog.get(name), root, split, TOY_CLASS_NAMES)
+        MetadataCatalog.get(name).set(**voc_metadata(root, split, TOY_CLASS_NAMES))
 
 
 def _load_digits() -> tuple[np.ndarray, np.ndarray]:
