@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +49,12 @@ def restore_clean(noisy: str | Path, out: str | Path | None = None, progress: bo
     description = _read_description(noisy / DESCRIPTION)
     clean = _clean_coco(noisy, description) if description["file"] else _clean_voc(noisy)
     with new_folder(target, replaces=out is None) as partial:
-        own = [str(noisy / name) for name in OWN_FILES]
-        shutil.copytree(
-            noisy,
-            partial,
-            symlinks=True,
+
+        def ignore(folder: str, _: list[str]) -> Sequence[str]:
             # Only at the top: a folder of the set may hold files of these names.
-            ignore=lambda folder, names: [n for n in names if os.path.join(folder, n) in own],
-            dirs_exist_ok=True,
-        )
+            return OWN_FILES if Path(folder) == noisy else ()
+
+        shutil.copytree(noisy, partial, symlinks=True, ignore=ignore, dirs_exist_ok=True)
         for name, content in tqdm(clean, unit="file", disable=not progress):
             (partial / name).write_bytes(content)
     return target
