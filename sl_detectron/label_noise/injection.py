@@ -96,13 +96,7 @@ def apply_changes(
     num_classes: int,
     dataset_name: str = "",
 ) -> tuple[list[Record], list[Change]]:
-    """Put the noise of earlier change records, say from a manifest, into clean dataset dicts.
-
-    Args:
-        changes: as :func:`inject` returned them; all else is as there
-
-    Returns:
-        as :func:`inject`
+    """As :func:`inject` with the changes that it returned, say from a manifest.
 
     Raises:
         ValueError: as :func:`inject`, or a change is of an image or annotation that the records
@@ -151,11 +145,10 @@ def _check(
             if sized and record["annotations"] and not (record.get(key) or 0) > 0:
                 raise ValueError(f"{where} has no {key}, which {sized[0]} noise needs, in pixels")
         for index, annotation in enumerate(record["annotations"]):
-            if not 0 <= annotation["category_id"] < num_classes:
-                raise ValueError(
-                    f"{where}, annotation {index}: category_id {annotation['category_id']!r} is "
-                    f"outside 0..{num_classes - 1}"
-                )
+            category = annotation["category_id"]
+            if not 0 <= category < num_classes:
+                what = f"category_id {category!r} is outside 0..{num_classes - 1}"
+                raise ValueError(f"{where}, annotation {index}: {what}")
 
 
 def _candidates(
