@@ -44,11 +44,8 @@ def make_toy_dataset(root: str | os.PathLike, seed: int = 0) -> Path:
     not at all, also when several processes make it at once.
 
     Args:
-        root: the folder to make; its parents are made too
+        root: the folder to make; it is returned
         seed: of the composition
-
-    Returns:
-        ``root``
 
     Raises:
         FileExistsError: ``root`` exists

@@ -9,16 +9,15 @@ Crowd regions (``iscrowd`` 1) are never changed and do not count in a rate: trai
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from struct import Struct
-from typing import Any
 
 from ..data.formats.annotations import Annotation, Record, corners, from_corners, make_spurious
 from ..data.formats.changes import Change, apply_change, compare, order
 from .noises import DRAWS_PER_ANNOTATION, Noise
 
-__all__ = ["NOISE_KEY", "apply_changes", "inject", "is_noisy"]
+__all__ = ["NOISE_KEY", "apply_changes", "inject"]
 
 # The key of a record that says where its noise came from.
 NOISE_KEY = "label_noise"
@@ -113,11 +112,6 @@ def apply_changes(
     return _finish(records, slots, num_classes, f"{len(changes)} recorded changes")
 
 
-def is_noisy(record: Mapping[str, Any]) -> bool:
-    """Whether noise was put into this record."""
-    return NOISE_KEY in record
-
-
 def _check(
     records: Sequence[Record], noises: Sequence[Noise], num_classes: int, dataset_name: str
 ) -> None:
@@ -136,7 +130,7 @@ def _check(
         where += f", image {str(record['image_id'])!r}"
         if "annotations" not in record:
             raise ValueError(f"{where} has no annotations; label noise needs a list, even if []")
-        if is_noisy(record):
+        if NOISE_KEY in record:
             raise ValueError(f"{where} is noisy already: {record[NOISE_KEY]}")
         if str(record["image_id"]) in seen:
             raise ValueError(f"{where} comes twice: noise is drawn per image id")

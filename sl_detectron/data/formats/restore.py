@@ -31,11 +31,8 @@ def restore_clean(noisy: str | Path, out: str | Path | None = None, progress: bo
 
     Args:
         noisy: folder that an export wrote
-        out: new folder for the clean set; None to put it in the place of ``noisy``
+        out: new folder for the clean set, to be returned; None to take the place of ``noisy``
         progress: whether to show a progress bar
-
-    Returns:
-        the folder of the clean set
 
     Raises:
         FileNotFoundError: ``noisy`` is not a complete copy
