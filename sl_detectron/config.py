@@ -90,7 +90,7 @@ def add_superloss_config(cfg: CN) -> None:
     # ImageNet weights: a file of torchvision's mobilenet_v2, or a name of its MobileNet_V2_Weights
     # such as "IMAGENET1K_V1", which is downloaded. Empty: random, or all from MODEL.WEIGHTS.
     cfg.MODEL.MOBILENET_V2.WEIGHTS = ""
-    # Training images, mirrored ones apart, whose features a frozen trunk keeps; 0 for none. CPU only.
+    # Training images, mirrored ones apart, whose features a frozen trunk keeps on a CPU; 0: none.
     cfg.MODEL.MOBILENET_V2.CACHE_IMAGES = 0
 
     # Label noise put into the training sets; test sets are never touched.

@@ -54,6 +54,7 @@ def make_toy_dataset(root: str | os.PathLike, seed: int = 0) -> Path:
     root = Path(root)
     if root.exists():
         raise FileExistsError(f"{root} exists; remove it to make the toy set anew")
+    logger.info("Making the toy set in %s", root)
     digits, labels = _load_digits()
     order = np.random.default_rng(seed).permutation(len(digits))
     cut = int(len(order) * TRAIN_SHARE)
@@ -82,10 +83,8 @@ def register_toy_datasets(root: str | os.PathLike, prefix: str = "toy_digits") -
     """Register ``{prefix}_train`` and ``{prefix}_test``; the set is made when first loaded."""
 
     def load(split: str) -> list[dict[str, Any]]:
-        if not Path(root).exists():
-            logger.info("Making the toy set in %s", root)
-            with contextlib.suppress(FileExistsError):  # another process was faster
-                make_toy_dataset(root)
+        with contextlib.suppress(FileExistsError):
+            make_toy_dataset(root)
         return load_voc_dataset(root, split, TOY_CLASS_NAMES)
 
     for split in TOY_SPLITS:

@@ -15,12 +15,11 @@ from .manifest import write_manifest
 from .voc_edits import Edit, apply_edits, voc_edits
 from .voc_xml import parse_voc_xml, zero_based
 
-__all__ = ["FileChanges", "LoadedObject", "copy_devkit"]
+__all__ = ["FileChanges", "copy_devkit"]
 
-# Name and box (XYXY in pixels, 0-based) of an object as training reads it.
-LoadedObject = tuple[str, list[float]]
-# The changes of one file, and every object that shall load from it afterwards.
-FileChanges = tuple[Sequence[Change], list[LoadedObject]]
+# The changes of one file, and every object that shall load from it afterwards: name and box, XYXY
+# in pixels, 0-based.
+FileChanges = tuple[Sequence[Change], list[tuple[str, list[float]]]]
 
 
 def copy_devkit(
@@ -58,7 +57,8 @@ def copy_devkit(
         elif entry.name != "Annotations" and entry.name not in leave_out:
             (target / entry.name).symlink_to(entry)
     folder = root / "Annotations"
-    names = _files(folder)
+    paths = (Path(parent, f) for parent, _, fs in os.walk(folder, followlinks=True) for f in fs)
+    names = sorted(path.relative_to(folder).as_posix() for path in paths)
     copy = partial(_copy, source=folder, target=target / "Annotations", class_names=class_names)
     files = names, [changed.get(name, ([], [])) for name in names]
     bar: dict[str, Any] = {"total": len(names), "unit": "file", "disable": not progress}
@@ -70,13 +70,6 @@ def copy_devkit(
     changes = [change for group, _ in changed.values() for change in group]
     groups = [group for name in changed for group in edits[name]]
     write_manifest(target / manifest, changes, class_names, dataset_name, groups)
-
-
-def _files(folder: Path) -> list[str]:
-    """Return the path of every file in the folder, relative to it."""
-    walk = os.walk(folder, followlinks=True)
-    paths = (Path(parent, name) for parent, _, names in walk for name in names)
-    return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
 def _copy(
