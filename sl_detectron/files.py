@@ -96,23 +96,15 @@ def refuse_to_overwrite(out: Path, source: Path) -> None:
     # An empty folder would be replaced by a rename without a word.
     if os.path.lexists(out):
         raise FileExistsError(f"{out} exists; give the name of a new folder, or remove it")
-    real = Path(os.path.realpath(out))
-    for folder in _real_folders(source):
+    real, root = Path(os.path.realpath(out)), os.path.realpath(source)
+    # What links lead to is not walked: it may be the root of a disk.
+    paths = (os.path.join(parent, name) for parent, names, _ in os.walk(root) for name in names)
+    for folder in [root, *(os.path.realpath(path) for path in paths if os.path.islink(path))]:
         if real.is_relative_to(folder):
-            where = "" if folder == os.path.realpath(source) else f" by a link to {folder}"
+            where = "" if folder == root else f" by a link to {folder}"
             raise ValueError(
                 f"{out} is inside {source}{where}, which is only read; give a folder outside"
             )
-
-
-def _real_folders(source: Path) -> Iterator[str]:
-    """Yield the real paths of the source and of the folders that links in it lead to."""
-    root = os.path.realpath(source)
-    yield root
-    # Those are not walked: a link may lead to the root of a disk.
-    for parent, folders, _ in os.walk(root):
-        paths = (os.path.join(parent, name) for name in folders)
-        yield from (os.path.realpath(path) for path in paths if os.path.islink(path))
 
 
 def strict_json(value: Any, **options: Any) -> str:

@@ -99,13 +99,9 @@ class AsymmetricNoise(Noise):
 
 
 def load_confusion(path: str) -> dict[str, dict[str, float]]:
-    """Read a confusion map from YAML: ``{class: {other class: probability}}``.
+    """Read a confusion map, {class: {other class: probability}}, with its short forms, from YAML.
 
     ``cat: dog`` is short for ``cat: {dog: 1.0}``, ``cow: [horse, sheep]`` for equal shares.
-
-    Raises:
-        FileNotFoundError: there is no such file
-        ValueError: it holds something else
     """
     if not PathManager.isfile(path):
         raise FileNotFoundError(f"confusion {path!r} does not exist; give the path of a YAML file")

@@ -51,11 +51,10 @@ class CocoFile:
         except ValueError as error:
             raise ValueError(f"{self.path}: categories: {error}") from error
         for position, annotation in enumerate(self._data["annotations"]):
-            annotation_id = annotation.get("id")
-            if isinstance(annotation_id, bool) or not isinstance(annotation_id, int):
+            if type(annotation.get("id")) is not int:
                 raise ValueError(
                     f"{self.path}: annotations[{position}] of image {annotation['image_id']!r} "
-                    f"needs an integer id; got {annotation_id!r}"
+                    f"needs an integer id; got {annotation.get('id')!r}"
                 )
 
     def records(self) -> list[Record]:
