@@ -163,8 +163,8 @@ def read_image_set(root: str | os.PathLike, split: str) -> list[str]:
     ids = [line.strip() for line in lines if line.strip()]
     if not ids:
         raise ValueError(f"{path} holds no image id")
-    if len(set(ids)) < len(ids):
-        image_id, count = Counter(ids).most_common(1)[0]
+    image_id, count = Counter(ids).most_common(1)[0]
+    if count > 1:
         raise ValueError(f"{path} names image {image_id!r} {count} times")
     for image_id in ids:
         if os.path.isabs(image_id) or ".." in PurePath(image_id).parts:
