@@ -17,9 +17,6 @@ def add_superloss_config(cfg: CN) -> None:
     meta-architectures only, ``DATASETS`` and ``TEST.EVALUATOR`` by
     :class:`~sl_detectron.SuperLossTrainer`. Values are checked when they are built.
 
-    Args:
-        cfg: a config made by :func:`detectron2.config.get_cfg`
-
     Example:
         >>> from detectron2.config import get_cfg
         >>> cfg = get_cfg()
@@ -33,10 +30,9 @@ def add_superloss_config(cfg: CN) -> None:
     # Warm-up: train on the plain loss for this many iterations while tau is estimated.
     cfg.MODEL.SUPERLOSS.WARMUP_ITERS = 0
 
-    # Add up what training says about every annotation, and write label_audit.json after it. On: a
-    # step takes under 0.5 % longer, and the same training need not be run again to ask. It takes
-    # 4 * (K + 9) bytes of memory and of every checkpoint an annotation, and is left out where that
-    # would be more than 1 GiB.
+    # Track every annotation in training and write label_audit.json after it. A step takes under
+    # 0.5 % longer; memory and checkpoints grow by 4 * (K + 9) bytes per annotation. Left out where
+    # that would be more than 1 GiB.
     cfg.MODEL.SUPERLOSS.TRACK_ANNOTATIONS = True
 
     # The classification loss: one value per RoI (softmax or summed sigmoid cross-entropy) or per
@@ -52,12 +48,10 @@ def add_superloss_config(cfg: CN) -> None:
     # their exponential running average; or a number in nats, quoted: "1.5".
     cfg.MODEL.SUPERLOSS.CLS.TAU = "ExpAvg"
     # Regularisation lambda > 0, in units of the loss: only (loss - tau) / lambda matters. The paper
-    # uses 1.0 on clean and 0.25 on noisy labels. For focal losses, which are a few tenths, 0.02 was
-    # better in our trials.
+    # uses 1.0 on clean and 0.25 on noisy labels; for focal losses 0.02 was better in our trials.
     cfg.MODEL.SUPERLOSS.CLS.LAMBDA = 0.25
-    # Which samples go through the SuperLoss and count in tau: "foreground" or "all". Background is
-    # most samples and nearly all easy: with "all" it pulls an averaged tau below the loss of
-    # correct but hard foreground.
+    # Which samples go through the SuperLoss and count in tau: "foreground" or "all". With "all" the
+    # easy background pulls an averaged tau below the loss of correct but hard foreground.
     cfg.MODEL.SUPERLOSS.CLS.SCOPE = "foreground"
     # C of "logC": "K+1" counts background as an outcome, "K" does not.
     cfg.MODEL.SUPERLOSS.CLS.NUM_OUTCOMES = "K+1"
@@ -96,8 +90,7 @@ def add_superloss_config(cfg: CN) -> None:
     # ImageNet weights: a file of torchvision's mobilenet_v2, or a name of its MobileNet_V2_Weights
     # such as "IMAGENET1K_V1", which is downloaded. Empty: random, or all from MODEL.WEIGHTS.
     cfg.MODEL.MOBILENET_V2.WEIGHTS = ""
-    # Training images of which a frozen trunk keeps the features, on a CPU; 0 for none. A mirrored
-    # image is another one.
+    # Training images, mirrored ones apart, whose features a frozen trunk keeps on a CPU; 0: none.
     cfg.MODEL.MOBILENET_V2.CACHE_IMAGES = 0
 
     # Label noise put into the training sets; test sets are never touched.

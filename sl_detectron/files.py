@@ -30,10 +30,7 @@ __all__ = [
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that takes its place if all goes well.
-
-    Args:
-        path: of a file that is there or not; until the end it stays as it is
+    """A temporary name beside ``path`` that takes the place of this file if all goes well.
 
     Raises:
         OSError: it cannot be written; nothing is left behind
@@ -92,10 +89,6 @@ def refuse_to_overwrite(out: Path, source: Path) -> None:
 
     Links are followed: a devkit's JPEGImages/ is often one to a folder elsewhere.
 
-    Args:
-        out: the folder to be
-        source: a file or a folder
-
     Raises:
         FileExistsError: there is anything at ``out``
         ValueError: ``out`` is inside ``source``, or inside a folder that a link in it leads to
@@ -103,33 +96,19 @@ def refuse_to_overwrite(out: Path, source: Path) -> None:
     # An empty folder would be replaced by a rename without a word.
     if os.path.lexists(out):
         raise FileExistsError(f"{out} exists; give the name of a new folder, or remove it")
-    real = Path(os.path.realpath(out))
-    for folder in _real_folders(source):
+    real, root = Path(os.path.realpath(out)), os.path.realpath(source)
+    # What links lead to is not walked: it may be the root of a disk.
+    paths = (os.path.join(parent, name) for parent, names, _ in os.walk(root) for name in names)
+    for folder in [root, *(os.path.realpath(path) for path in paths if os.path.islink(path))]:
         if real.is_relative_to(folder):
-            where = "" if folder == os.path.realpath(source) else f" by a link to {folder}"
+            where = "" if folder == root else f" by a link to {folder}"
             raise ValueError(
                 f"{out} is inside {source}{where}, which is only read; give a folder outside"
             )
 
 
-def _real_folders(source: Path) -> Iterator[str]:
-    """Yield the real paths of the source and of all folders that links in it lead to.
-
-    What is below those is not walked: a link may lead to the root of a disk.
-    """
-    root = os.path.realpath(source)
-    yield root
-    for parent, folders, _ in os.walk(root):
-        paths = (os.path.join(parent, name) for name in folders)
-        yield from (os.path.realpath(path) for path in paths if os.path.islink(path))
-
-
 def strict_json(value: Any, **options: Any) -> str:
-    """JSON that every reader takes: a number that is not finite becomes null.
-
-    Args:
-        value: of dicts with string keys, lists, tuples, strings and numbers
-        options: for ``json.dumps``
+    """``json.dumps`` that every reader takes: a number that is not finite becomes null.
 
     Example:
         >>> strict_json({"loss": [float("nan"), 1.5], "class": "Säge"})
@@ -158,10 +137,6 @@ def load_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any
     """``yaml.safe_load`` of a file by others; an alias must not hold aliases.
 
     One level is what detectron2's own dumps have. With more, 1 kB stands for billions of values.
-
-    Args:
-        text: a document
-        loader: with rules of the caller's
 
     Raises:
         yaml.YAMLError: it is no YAML, has tags beyond plain values, an alias inside an anchored

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +46,15 @@ def number_annotations(sets: Mapping[str, Sequence[Record]]) -> dict[str, list[R
         {'a': [{'annotations': [{'annotation_id': 0}]}],
          'b': [{'annotations': [{'annotation_id': 1}, {'annotation_id': 2}]}]}
     """
-    numbered: dict[str, list[Record]] = {}
-    start = 0
-    for name, records in sets.items():
-        numbered[name] = []
-        for record in records:
-            if "annotations" in record:
-                annotations = [
-                    {**a, "annotation_id": start + i} for i, a in enumerate(record["annotations"])
-                ]
-                start += len(annotations)
-                record = {**record, "annotations": annotations}
-            numbered[name].append(record)
-    return numbered
+    ids = count()
+
+    def number(record: Record) -> Record:
+        if "annotations" not in record:
+            return record
+        annotations = [{**a, "annotation_id": next(ids)} for a in record["annotations"]]
+        return {**record, "annotations": annotations}
+
+    return {name: [*map(number, records)] for name, records in sets.items()}
 
 
 @dataclass(frozen=True)
@@ -68,8 +65,7 @@ class AnnotationTable:
     the table becomes: about 80 bytes an annotation, where dicts would take 500.
 
     Args:
-        num_annotations: one more than the largest ``annotation_id``: what keeps a row for each
-            annotation needs as many, also where a filter has dropped images
+        num_annotations: one more than the largest ``annotation_id``, of dropped images too
         fingerprint: differs for any other annotations, also for as many with other noise
         classes: K names; none where the datasets have no class list
         sources: {dataset name: where its files are}, from :func:`dataset_source`
@@ -90,11 +86,7 @@ class AnnotationTable:
 
     @classmethod
     def of(cls, sets: Mapping[str, Sequence[Record]]) -> "AnnotationTable":
-        """The table of numbered datasets.
-
-        Args:
-            sets: {dataset name: dataset dicts}, from :func:`number_annotations`
-        """
+        """The table of what :func:`number_annotations` returned."""
         digest, last, images = hashlib.sha256(), -1, []
         for name, records in sets.items():
             for record in records:
@@ -200,11 +192,8 @@ class AnnotationIdMapper:
     """Call a mapper and add ``gt_annotation_ids``, int64 (N,), to the ``instances`` it makes.
 
     detectron2's :func:`annotations_to_instances` keeps nothing of an annotation but its class, box,
-    mask and keypoints. So a number takes the place of the class on the way through the mapper and
-    the class is put back afterwards; what the mapper drops or reorders is right too.
-
-    A custom mapper may be wrapped if it passes ``category_id`` on and decides nothing by it:
-    one that keeps only some classes would see none.
+    mask and keypoints. So a number takes the place of the class on the way through the mapper. A
+    custom mapper may be wrapped if it passes ``category_id`` on and decides nothing by it.
 
     Args:
         mapper: makes ``instances`` with ``gt_classes``; its other results are passed on
@@ -234,14 +223,10 @@ class AnnotationIdMapper:
             return self.mapper(record)
         positions = [{**a, "category_id": _STAND_INS + i} for i, a in enumerate(annotations)]
         mapped = self.mapper({**record, "annotations": positions})
-        instances = mapped.get("instances") if isinstance(mapped, dict) else None
-        fields = {} if instances is None else instances.get_fields()
-        classes = fields.get("gt_classes")
-        if (
-            instances is None
-            or classes is None
-            or ((classes < _STAND_INS) | (classes >= _STAND_INS + len(annotations))).any()
-        ):
+        instances: Any = mapped.get("instances") if isinstance(mapped, dict) else None
+        fields = {} if instances is None else dict(instances.get_fields())
+        rows = fields.get("gt_classes", torch.tensor(-1)) - _STAND_INS
+        if ((rows < 0) | (rows >= len(annotations))).any():
             raise ValueError(
                 f"image {record.get('image_id')!r}: {self.mapper} does not pass category_id on to "
                 "instances.gt_classes, so annotations cannot be followed through it; do not wrap "
@@ -249,6 +234,5 @@ class AnnotationIdMapper:
             )
         # New objects: the mapper may keep what it returned.
         for field, key in (("gt_classes", "category_id"), ("gt_annotation_ids", "annotation_id")):
-            values = torch.tensor([a[key] for a in annotations], dtype=torch.int64)
-            fields = {**fields, field: values[classes - _STAND_INS]}
+            fields[field] = torch.tensor([a[key] for a in annotations], dtype=torch.int64)[rows]
         return {**mapped, "instances": Instances(instances.image_size, **fields)}

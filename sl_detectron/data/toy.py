@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..files import new_folder
 from .formats.voc_edits import voc_object
-from .voc import load_voc_dataset, set_voc_metadata
+from .voc import load_voc_dataset, voc_metadata
 
 __all__ = ["TOY_CLASS_NAMES", "TOY_SPLITS", "make_toy_dataset", "register_toy_datasets"]
 
@@ -44,11 +44,8 @@ def make_toy_dataset(root: str | os.PathLike, seed: int = 0) -> Path:
     not at all, also when several processes make it at once.
 
     Args:
-        root: the folder to make; its parents are made too
+        root: the folder to make; it is returned
         seed: of the composition
-
-    Returns:
-        ``root``
 
     Raises:
         FileExistsError: ``root`` exists
@@ -57,6 +54,7 @@ def make_toy_dataset(root: str | os.PathLike, seed: int = 0) -> Path:
     root = Path(root)
     if root.exists():
         raise FileExistsError(f"{root} exists; remove it to make the toy set anew")
+    logger.info("Making the toy set in %s", root)
     digits, labels = _load_digits()
     order = np.random.default_rng(seed).permutation(len(digits))
     cut = int(len(order) * TRAIN_SHARE)
@@ -82,24 +80,17 @@ def make_toy_dataset(root: str | os.PathLike, seed: int = 0) -> Path:
 
 
 def register_toy_datasets(root: str | os.PathLike, prefix: str = "toy_digits") -> None:
-    """Register ``{prefix}_train`` and ``{prefix}_test``; the set is made when first loaded.
-
-    Args:
-        root: the folder of the toy set
-        prefix: of the registered names
-    """
+    """Register ``{prefix}_train`` and ``{prefix}_test``; the set is made when first loaded."""
 
     def load(split: str) -> list[dict[str, Any]]:
-        if not Path(root).exists():
-            logger.info("Making the toy set in %s", root)
-            with contextlib.suppress(FileExistsError):  # another process was faster
-                make_toy_dataset(root)
+        with contextlib.suppress(FileExistsError):
+            make_toy_dataset(root)
         return load_voc_dataset(root, split, TOY_CLASS_NAMES)
 
     for split in TOY_SPLITS:
         name = f"{prefix}_{split}"
         DatasetCatalog.register(name, partial(load, split))
-        set_voc_metadata(MetadataCatalog.get(name), root, split, TOY_CLASS_NAMES)
+        MetadataCatalog.get(name).set(**voc_metadata(root, split, TOY_CLASS_NAMES))
 
 
 def _load_digits() -> tuple[np.ndarray, np.ndarray]:

@@ -59,7 +59,7 @@ class TrainLoader:
         broken_images: "error" stops at an image that cannot be read; "skip" warns and takes another
 
     ``start_batch`` is the number of batches to leave out, to be set before the first is asked for;
-    ``image_ids`` are those of the batch that was given last. ``annotations`` is the table of all
+    ``image_ids`` are those of the batch that was given last; ``annotations`` is the table of all
     annotations where :func:`build_noisy_train_loader` has set it.
 
     Raises:
@@ -193,11 +193,12 @@ class _SeededSamples(Dataset):
             if attempt:
                 index = int(np.random.default_rng(sequence).integers(len(self.records)))
             sample = self._map(index, sequence)
-            if sample is not None and (
-                self.broken_images == "error" or not isinstance(sample, _Broken)
-            ):
+            is_broken = isinstance(sample, _Broken)
+            if sample is not None and not (is_broken and self.broken_images == "skip"):
                 return sample
-            self._warn(index, sample)
+            if is_broken and index not in self._warned:
+                logger.warning("Skipped %s", str(sample).partition("; repair it")[0])
+                self._warned.add(index)
         reason = "the mapper returned None" if sample is None else sample
         return _Broken(f"{_MAX_SKIPPED} images in a row could not be used; the last: {reason}")
 
@@ -212,11 +213,6 @@ class _SeededSamples(Dataset):
                 f"image {_image_id(record)!r}, {record.get('file_name')}: {reason}; repair it, or "
                 "set DATALOADER.BROKEN_IMAGES skip to train on the others"
             )
-
-    def _warn(self, index: int, broken: _Broken | None) -> None:
-        if broken is not None and index not in self._warned:
-            logger.warning("Skipped %s", str(broken).partition("; repair it")[0])
-            self._warned.add(index)
 
 
 @contextmanager
@@ -237,11 +233,7 @@ def _seeded(sequence: np.random.SeedSequence) -> Iterator[None]:
 
 
 def check_loading(total_batch_size: int, broken_images: str) -> None:
-    """Check two arguments of :class:`TrainLoader` without a dataset.
-
-    Raises:
-        ValueError: a batch size that the ranks cannot share, an unknown word
-    """
+    """Raise ValueError for a batch size that the ranks cannot share, or an unknown word."""
     world_size = comm.get_world_size()
     if total_batch_size < 1 or total_batch_size % world_size:
         raise ValueError(
@@ -265,9 +257,7 @@ def _wide_images(records: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def _image_id(record: Any) -> Any:
-    if not isinstance(record, dict):
-        return None
-    return record.get("image_id", record.get("file_name"))
+    return record.get("image_id", record.get("file_name")) if isinstance(record, dict) else None
 
 
 def shield_workers(loader: Any) -> Any:
@@ -278,10 +268,7 @@ def shield_workers(loader: Any) -> Any:
 
     Args:
         loader: a :class:`DataLoader`, or one inside of detectron2's wrappers, that has not been
-            iterated; any other is left alone
-
-    Returns:
-        the loader
+            iterated; any other is returned as it is
     """
     inner = loader
     while inner is not None and not isinstance(inner, DataLoader):

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import pascal_voc
 from detectron2.structures import BoxMode
 
@@ -22,7 +22,7 @@ __all__ = [
     "register_voc_datasets",
     "load_dataset",
     "check_datasets",
-    "set_voc_metadata",
+    "voc_metadata",
 ]
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".JPG", ".JPEG", ".png")
@@ -107,17 +107,16 @@ def register_voc_dataset(
     """
     class_ids_of(class_names)
     check_other_classes(other_classes)
-    metadata = {"dirname": os.fspath(root), "split": split, "thing_classes": list(class_names)}
+    metadata = voc_metadata(root, split, class_names, year, other_classes)
     if name in DatasetCatalog:
-        given = MetadataCatalog.get(name)
-        options = given.get("year"), given.get("other_classes", "error")
-        if _voc_metadata(name) != metadata or options != (year, other_classes):
+        given = {"other_classes": "error", **MetadataCatalog.get(name).as_dict()}
+        if any(given.get(key) != value for key, value in metadata.items()):
             raise ValueError(f"dataset name {name!r} is taken by another set; choose another")
         return
     DatasetCatalog.register(
         name, lambda: load_voc_dataset(root, split, class_names, other_classes=other_classes)
     )
-    set_voc_metadata(MetadataCatalog.get(name), root, split, class_names, year, other_classes)
+    MetadataCatalog.get(name).set(**metadata)
 
 
 def register_voc_datasets(entries: Iterable[Mapping[str, Any]]) -> None:
@@ -141,37 +140,26 @@ def register_voc_datasets(entries: Iterable[Mapping[str, Any]]) -> None:
             raise ValueError(f"{key}: {error}") from error
 
 
-def set_voc_metadata(
-    metadata: Metadata,
+def voc_metadata(
     root: str | os.PathLike,
     split: str,
     class_names: Sequence[str],
     year: int = 2012,
     other_classes: str = "error",
-) -> None:
-    """Set what evaluators and visualisers of a VOC style set read from its metadata.
-
-    Args:
-        metadata: of a registered set; the others are those of :func:`register_voc_dataset`
-    """
-    metadata.set(
-        thing_classes=list(class_names),
-        dirname=os.fspath(root),
-        split=split,
-        year=year,
-        other_classes=other_classes,
-        evaluator_type="pascal_voc",
-    )
+) -> dict[str, Any]:
+    """What evaluators and visualisers read from the metadata of such a set."""
+    return {
+        "thing_classes": list(class_names),
+        "dirname": os.fspath(root),
+        "split": split,
+        "year": year,
+        "other_classes": other_classes,
+        "evaluator_type": "pascal_voc",
+    }
 
 
 def load_dataset(name: str) -> list[dict[str, Any]]:
-    """Load a registered set; those that detectron2 itself reads as VOC with our checks.
-
-    Args:
-        name: in detectron2's ``DatasetCatalog``
-
-    Returns:
-        dataset dicts
+    """Load a registered set as dataset dicts; those that detectron2 reads as VOC with our checks.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`load_voc_dataset`
@@ -197,8 +185,9 @@ def check_datasets(names: Iterable[str]) -> None:
     Raises:
         FileNotFoundError, ValueError: as :func:`load_dataset`
     """
+    keys = {"dirname", "split", "thing_classes"}
     for name in dict.fromkeys(names):
-        if name not in DatasetCatalog or _voc_metadata(name):
+        if name not in DatasetCatalog or keys <= MetadataCatalog.get(name).as_dict().keys():
             load_dataset(name)
 
 
@@ -221,20 +210,9 @@ def _check_entry(key: str, entry: Any) -> None:
         raise ValueError(f"{key}.YEAR must be a year, e.g. 2007; got {year!r}")
 
 
-def _voc_metadata(name: str) -> dict[str, Any]:
-    """Root, split and classes of a VOC style set; empty for a set in another format."""
-    metadata = MetadataCatalog.get(name)
-    keys = ("dirname", "split", "thing_classes")
-    if not all(hasattr(metadata, key) for key in keys):
-        return {}
-    return {key: getattr(metadata, key) for key in keys}
-
-
 def _image_file(root: str, image_id: str, required: bool) -> str:
     stem = os.path.join(root, "JPEGImages", image_id)
-    for suffix in _IMAGE_SUFFIXES if required else ():
-        if os.path.isfile(stem + suffix):
+    for suffix in _IMAGE_SUFFIXES:
+        if not required or os.path.isfile(stem + suffix):
             return stem + suffix
-    if required:
-        raise FileNotFoundError(f"image {image_id!r} has an annotation but no {stem}.jpg")
-    return stem + _IMAGE_SUFFIXES[0]
+    raise FileNotFoundError(f"image {image_id!r} has an annotation but no {stem}.jpg")

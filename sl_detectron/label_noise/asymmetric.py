@@ -66,7 +66,7 @@ class AsymmetricNoise(Noise):
     def from_config(cls, node: CfgNode, class_names: Sequence[str] | None, **values: Any) -> Noise:
         by_name = load_confusion(node.CONFUSION) if node.CONFUSION else VOC_CONFUSION
         # Any numbers will do for a check of the values.
-        names = class_names or sorted({*by_name, *(new for row in by_name.values() for new in row)})
+        names = class_names or sorted({*by_name}.union(*by_name.values()))
         try:
             confusion = confusion_by_id(by_name, names)
             return super().from_config(node, names, confusion=confusion, **values)
@@ -75,8 +75,8 @@ class AsymmetricNoise(Noise):
             raise ValueError(f"confusion ({source}): {error}") from error
 
     def check_classes(self, num_classes: int) -> None:
-        used = {*self.confusion, *(new for row in self.confusion.values() for new in row)}
-        unknown = sorted(c for c in used if not 0 <= c < num_classes)
+        used = {*self.confusion}.union(*self.confusion.values())
+        unknown = sorted(used - {*range(num_classes)})
         if unknown:
             raise ValueError(
                 f"confusion has class ids {unknown} outside 0..{num_classes - 1}; "
@@ -99,19 +99,9 @@ class AsymmetricNoise(Noise):
 
 
 def load_confusion(path: str) -> dict[str, dict[str, float]]:
-    """Read a confusion map from YAML: ``{class: {other class: probability}}``.
+    """Read a confusion map, {class: {other class: probability}}, with its short forms, from YAML.
 
     ``cat: dog`` is short for ``cat: {dog: 1.0}``, ``cow: [horse, sheep]`` for equal shares.
-
-    Args:
-        path: of the YAML file
-
-    Returns:
-        {class name: {other class name: probability}}
-
-    Raises:
-        FileNotFoundError: there is no such file
-        ValueError: it holds something else
     """
     if not PathManager.isfile(path):
         raise FileNotFoundError(f"confusion {path!r} does not exist; give the path of a YAML file")
@@ -130,10 +120,6 @@ def confusion_by_id(
 ) -> dict[int, dict[int, float]]:
     """Translate a confusion map from class names to class ids.
 
-    Args:
-        confusion: {class name: {other class name: probability}}
-        class_names: of the dataset, in the order of its class ids
-
     Raises:
         ValueError: the map names a class outside the list
 
@@ -142,8 +128,7 @@ def confusion_by_id(
         {1: {0: 1.0}}
     """
     ids = {name: i for i, name in enumerate(class_names)}
-    named = {*confusion, *(new for row in confusion.values() for new in row)}
-    unknown = sorted(named - ids.keys())
+    unknown = sorted({*confusion}.union(*confusion.values()) - ids.keys())
     if unknown:
         raise ValueError(f"confusion names {unknown}; the classes are {list(class_names)}")
     return {ids[t]: {ids[n]: float(p) for n, p in row.items()} for t, row in confusion.items()}

@@ -18,10 +18,7 @@ def noises_from_config(cfg: CfgNode, class_names: Sequence[str] | None = None) -
     """Return the noises of ``DATASETS.LABEL_NOISE`` whose rate is above 0.
 
     Classes change first, then boxes move, then annotations go missing, then spurious boxes come.
-
-    Args:
-        cfg: with the keys of :func:`~sl_detectron.add_superloss_config`
-        class_names: K names; None for those of ``DATASETS.TRAIN``
+    Without ``class_names`` they are those of ``DATASETS.TRAIN``.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`check_label_noise`

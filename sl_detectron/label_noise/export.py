@@ -7,12 +7,11 @@ a COCO copy. It appears under its name only when it is complete.
 """
 
 import os
-from collections import defaultdict
 from collections.abc import Sequence
 from hashlib import sha256
+from itertools import groupby
 from pathlib import Path
 
-from ..data.formats.changes import Change
 from ..data.formats.coco_json import CocoFile
 from ..data.formats.devkit import copy_devkit
 from ..data.formats.manifest import write_manifest
@@ -60,17 +59,21 @@ def export_noisy_voc(
     """
     root, out = Path(root).resolve(), Path(out)
     refuse_to_overwrite(out, root)
-    _refuse_noisy_copy(root)
+    # The copy links to what its source holds: its own files would be written into the source.
+    for path in (root / name for name in OWN_FILES):
+        if os.path.lexists(path):
+            raise ValueError(
+                f"{path} belongs to a noisy copy: make the folder clean first "
+                "(sl-inject-noise --restore), or rename the file if it is yours"
+            )
     records = load_voc_dataset(root, split, class_names, require_images=False)
     noisy, changes = inject(records, noises, len(class_names), dataset_name)
     objects = {
-        str(r["image_id"]): [(class_names[a["category_id"]], a["bbox"]) for a in r["annotations"]]
+        r["image_id"]: [(class_names[a["category_id"]], a["bbox"]) for a in r["annotations"]]
         for r in noisy
     }
-    by_image: dict[str, list[Change]] = defaultdict(list)
-    for change in changes:
-        by_image[str(change.image_id)].append(change)
-    changed = {f"{i}.xml": (group, objects[i]) for i, group in by_image.items()}
+    by_image = groupby(changes, key=lambda change: change.image_id)  # they are sorted by image
+    changed = {f"{i}.xml": ([*group], objects[i]) for i, group in by_image}
     statistics = noise_statistics(records, changes, len(class_names))
     with new_folder(out) as partial:
         copy_devkit(
@@ -83,13 +86,7 @@ def export_noisy_voc(
 def export_noisy_coco(
     coco: CocoFile, out: str | Path, noises: Sequence[Noise], dataset_name: str
 ) -> NoiseStatistics:
-    """Write a noisy copy of a COCO json file into a new folder, under the same file name.
-
-    Args:
-        coco: the clean set; all else is as for :func:`export_noisy_voc`
-
-    Returns:
-        what the noise did
+    """As :func:`export_noisy_voc`, for a COCO json file, which keeps its name in the new folder.
 
     Raises:
         FileExistsError: ``out`` exists
@@ -108,16 +105,6 @@ def export_noisy_coco(
         write_manifest(partial / MANIFEST, changes, classes, dataset_name)
         _describe(partial, dataset_name, noises, classes, statistics, file)
     return statistics
-
-
-def _refuse_noisy_copy(root: Path) -> None:
-    # The copy links to what its source holds: its own files would be written into the source.
-    for name in OWN_FILES:
-        if os.path.lexists(root / name):
-            raise ValueError(
-                f"{root / name} belongs to a noisy copy: make the folder clean first "
-                "(sl-inject-noise --restore), or rename the file if it is yours"
-            )
 
 
 def _describe(

@@ -9,16 +9,15 @@ Crowd regions (``iscrowd`` 1) are never changed and do not count in a rate: trai
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from struct import Struct
-from typing import Any
 
 from ..data.formats.annotations import Annotation, Record, corners, from_corners, make_spurious
 from ..data.formats.changes import Change, apply_change, compare, order
 from .noises import DRAWS_PER_ANNOTATION, Noise
 
-__all__ = ["NOISE_KEY", "apply_changes", "inject", "is_noisy"]
+__all__ = ["NOISE_KEY", "apply_changes", "inject"]
 
 # The key of a record that says where its noise came from.
 NOISE_KEY = "label_noise"
@@ -96,13 +95,7 @@ def apply_changes(
     num_classes: int,
     dataset_name: str = "",
 ) -> tuple[list[Record], list[Change]]:
-    """Put the noise of earlier change records, say from a manifest, into clean dataset dicts.
-
-    Args:
-        changes: as :func:`inject` returned them; all else is as there
-
-    Returns:
-        as :func:`inject`
+    """As :func:`inject` with the changes that it returned, say from a manifest.
 
     Raises:
         ValueError: as :func:`inject`, or a change is of an image or annotation that the records
@@ -117,11 +110,6 @@ def apply_changes(
         i = position[str(change.image_id)]
         apply_change(change, slots[i], records[i]["annotations"])
     return _finish(records, slots, num_classes, f"{len(changes)} recorded changes")
-
-
-def is_noisy(record: Mapping[str, Any]) -> bool:
-    """Whether noise was put into this record."""
-    return NOISE_KEY in record
 
 
 def _check(
@@ -142,7 +130,7 @@ def _check(
         where += f", image {str(record['image_id'])!r}"
         if "annotations" not in record:
             raise ValueError(f"{where} has no annotations; label noise needs a list, even if []")
-        if is_noisy(record):
+        if NOISE_KEY in record:
             raise ValueError(f"{where} is noisy already: {record[NOISE_KEY]}")
         if str(record["image_id"]) in seen:
             raise ValueError(f"{where} comes twice: noise is drawn per image id")
@@ -151,11 +139,10 @@ def _check(
             if sized and record["annotations"] and not (record.get(key) or 0) > 0:
                 raise ValueError(f"{where} has no {key}, which {sized[0]} noise needs, in pixels")
         for index, annotation in enumerate(record["annotations"]):
-            if not 0 <= annotation["category_id"] < num_classes:
-                raise ValueError(
-                    f"{where}, annotation {index}: category_id {annotation['category_id']!r} is "
-                    f"outside 0..{num_classes - 1}"
-                )
+            category = annotation["category_id"]
+            if not 0 <= category < num_classes:
+                what = f"category_id {category!r} is outside 0..{num_classes - 1}"
+                raise ValueError(f"{where}, annotation {index}: {what}")
 
 
 def _candidates(

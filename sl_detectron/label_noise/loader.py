@@ -85,11 +85,7 @@ def build_noisy_train_loader(
 
 
 def check_train_loader(cfg: CfgNode) -> None:
-    """Check the keys of the training loader without any dataset.
-
-    Raises:
-        ValueError: names the key, its value and what it can be
-    """
+    """Raise ValueError for a wrong key of the training loader, without reading any dataset."""
     names, sampler = cfg.DATASETS.TRAIN, cfg.DATALOADER.SAMPLER_TRAIN
     if not names or len(set(names)) < len(names):
         raise ValueError(f"DATASETS.TRAIN must name different datasets; got {tuple(names)}")
@@ -163,13 +159,10 @@ def _inject(
         recorded = changes_from_manifest(manifest, classes, name)
         noisy, changes = apply_changes(records, recorded, len(classes), name)
     statistics = noise_statistics(records, changes, len(classes))
-    logger.info(
-        "Label noise in %s: %.2f %% of %d annotations have a wrong class (%s)",
-        name,
-        100 * statistics.label_rate,
-        statistics.num_annotations,
-        ", ".join(f"{what}: {count}" for what, count in statistics.counts.items()),
-    )
+    rate, total = 100 * statistics.label_rate, statistics.num_annotations
+    counts = ", ".join(f"{what}: {count}" for what, count in statistics.counts.items())
+    template = "Label noise in %s: %.2f %% of %d annotations have a wrong class (%s)"
+    logger.info(template, name, rate, total, counts)
     logger.debug("Label noise in %s by class:\n%s", name, statistics_table(statistics, classes))
     return noisy
 

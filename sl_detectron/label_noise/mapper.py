@@ -8,7 +8,7 @@ from detectron2.data import DatasetMapper
 from omegaconf import OmegaConf
 
 from .config import noises_from_config, train_classes
-from .injection import inject, is_noisy
+from .injection import NOISE_KEY, inject
 from .noises import Noise
 
 __all__ = ["NoisyLabelMapper"]
@@ -82,7 +82,7 @@ class NoisyLabelMapper:
 
     def __call__(self, record: dict[str, Any]) -> Any:
         """Return what the mapper makes of the noisy record; the record is never changed."""
-        if self.noises and "annotations" in record and not is_noisy(record):
+        if self.noises and "annotations" in record and NOISE_KEY not in record:
             name = record.get("dataset_name", self.dataset_name)
             if name is None:
                 raise ValueError(

@@ -41,14 +41,11 @@ class _Registry(Registry):
     """fvcore's, where ``@register("name")`` gives another name than that of the class."""
 
     def register(self, obj: Any = None) -> Any:
-        if not isinstance(obj, str):
-            return super().register(obj)
-
         def add(noise: type[Noise]) -> type[Noise]:
             self._do_register(obj, noise)
             return noise
 
-        return add
+        return add if isinstance(obj, str) else super().register(obj)
 
 
 # Noises by their name in a config: DATASETS.LABEL_NOISE.TYPE, or in small letters the node in
@@ -110,12 +107,9 @@ class Noise:
             node: ``DATASETS.LABEL_NOISE``, or the noise's node in it
             class_names: K names; None to check the values before any dataset is read
             values: of arguments that are not keys of the node
-
-        Raises:
-            ValueError: a value is wrong; the message starts with the argument's name
         """
-        keys = {f.name: f.name.upper() for f in fields(cls)}
-        given = {name: node[key] for name, key in keys.items() if key in node}
+        names = (field.name for field in fields(cls))
+        given = {name: node[name.upper()] for name in names if name.upper() in node}
         return cls(**{**given, **values})
 
     def check_classes(self, num_classes: int) -> None:
@@ -162,9 +156,7 @@ class SymmetricNoise(Noise):
 
     def check_classes(self, num_classes: int) -> None:
         if num_classes < 2:
-            raise ValueError(
-                f"symmetric noise needs at least 2 classes to choose from; got {num_classes}"
-            )
+            raise ValueError(f"symmetric noise needs at least 2 classes; got {num_classes}")
 
     def corrupt(self, annotation: Annotation, draws: Draws, size: Size, num_classes: int) -> Noisy:
         true = annotation["category_id"]

@@ -58,12 +58,7 @@ class NoiseStatistics:
 def noise_statistics(
     records: Iterable[dict[str, Any]], changes: Iterable[Change], num_classes: int
 ) -> NoiseStatistics:
-    """Compare a clean set with its noisy form.
-
-    Args:
-        records: the clean dataset dicts
-        changes: of these records, as :func:`~sl_detectron.label_noise.inject` returns them
-        num_classes: K
+    """Count what :func:`~sl_detectron.label_noise.inject` changed in the clean records of a set.
 
     Example:
         >>> records = [{"image_id": 1, "annotations": [{"category_id": 0}, {"category_id": 1}]}]
@@ -97,13 +92,13 @@ def uniformity_test(confusion: np.ndarray) -> tuple[float, int, float]:
     X^2 = sum_ij (O_ij - O_i / (K - 1))^2 / (O_i / (K - 1)), j != i, O_i = sum_j!=i O_ij
 
     Args:
-        confusion: (K, K) counts, [true class, noisy class]; the diagonal is not looked at
+        confusion: (K, K) counts, [true class, noisy class]; the diagonal is left out
 
     Returns:
         X^2, its degrees of freedom, and the probability of at least this X^2 under uniformity
 
     Raises:
-        ValueError: if there are fewer than 3 classes, where nothing is left to chance
+        ValueError: there are fewer than 3 classes, where nothing is left to chance
 
     Example:
         >>> uniformity_test(np.array([[9, 6, 2], [4, 9, 4], [0, 0, 9]]))
@@ -113,7 +108,7 @@ def uniformity_test(confusion: np.ndarray) -> tuple[float, int, float]:
     if num_classes < 3:
         raise ValueError(f"the uniformity test needs at least 3 classes; got {num_classes}")
     wrong = confusion[~np.eye(num_classes, dtype=bool)].reshape(num_classes, num_classes - 1)
-    wrong = wrong[wrong.sum(axis=1) > 0]
+    wrong = wrong[wrong.any(axis=1)]
     if len(wrong) == 0:
         return 0.0, 0, 1.0
     # scipy takes half a second to import and only this test needs it.
@@ -142,13 +137,7 @@ def statistics_table(statistics: NoiseStatistics, class_names: Sequence[str]) ->
 def plot_confusion(
     statistics: NoiseStatistics, class_names: Sequence[str], path: str | Path
 ) -> None:
-    """Write the confusion matrix as a picture: share of each clean class, in percent.
-
-    Args:
-        statistics: from :func:`noise_statistics`
-        class_names: K names
-        path: of the PNG
-    """
+    """Write the confusion matrix as a PNG: share of each clean class, in percent."""
     # matplotlib takes a second to import and only this picture needs it; Figure, unlike pyplot,
     # leaves the user's backend alone.
     from matplotlib.figure import Figure

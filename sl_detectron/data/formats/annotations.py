@@ -12,11 +12,7 @@ Record = dict[str, Any]
 
 
 def corners(annotation: Mapping[str, Any]) -> list[float]:
-    """Return (x0, y0, x1, y1) in pixels, 0-based edges.
-
-    Raises:
-        ValueError: the box mode is neither XYXY_ABS nor XYWH_ABS
-    """
+    """(x0, y0, x1, y1) in pixels, 0-based edges; ValueError for modes but XYXY_ABS and XYWH_ABS."""
     # Not BoxMode.convert: it goes through float32, and a file holds more digits.
     is_xywh = _is_xywh(annotation["bbox_mode"])
     x, y, a, b = map(float, annotation["bbox"])
@@ -24,15 +20,7 @@ def corners(annotation: Mapping[str, Any]) -> list[float]:
 
 
 def from_corners(box: Sequence[float], mode: BoxMode) -> list[float]:
-    """Inverse of :func:`corners`.
-
-    Args:
-        box: (x0, y0, x1, y1) in pixels
-        mode: XYXY_ABS or XYWH_ABS
-
-    Raises:
-        ValueError: any other mode
-    """
+    """Inverse of :func:`corners`, for a box (x0, y0, x1, y1) in pixels."""
     x0, y0, x1, y1 = box
     return [x0, y0, x1 - x0, y1 - y0] if _is_xywh(mode) else [x0, y0, x1, y1]
 
@@ -53,11 +41,8 @@ def make_spurious(sibling: Annotation, category_id: int, bbox: Sequence[float]) 
         category_id: class id
         bbox: in the sibling's box mode, pixels
     """
-    added: Annotation = {
-        "category_id": category_id,
-        "bbox": list(bbox),
-        "bbox_mode": sibling["bbox_mode"],
-    }
+    mode = sibling["bbox_mode"]
+    added: Annotation = {"category_id": category_id, "bbox": list(bbox), "bbox_mode": mode}
     added |= {key: 0 for key in ("iscrowd", "difficult") if key in sibling}
     if "segmentation" in sibling:
         x1, y1, x2, y2 = corners(added)

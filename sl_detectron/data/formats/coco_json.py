@@ -21,13 +21,9 @@ class CocoFile:
     ascending category id; annotations whose polygons all have fewer than three points do not
     count.
 
-    Args:
-        path: of the file
-
     Raises:
-        FileNotFoundError: if there is no such file
-        ValueError: if it is not a COCO json in UTF-8, category names repeat, or an annotation
-            has no integer id
+        FileNotFoundError: there is no such file
+        ValueError: it is no COCO json in UTF-8, category names repeat, or an id is no integer
     """
 
     def __init__(self, path: str | Path):
@@ -41,9 +37,7 @@ class CocoFile:
             self.class_names = [str(category["name"]) for category in categories]
             self._category_ids = [category["id"] for category in categories]
             self._class_ids = {old: new for new, old in enumerate(self._category_ids)}
-            self._positions: dict[str, list[int]] = {
-                str(image["id"]): [] for image in self._data["images"]
-            }
+            self._positions: dict[str, list[int]] = {str(i["id"]): [] for i in self._data["images"]}
             for position, annotation in enumerate(self._data["annotations"]):
                 if _is_loaded(annotation) and str(annotation["image_id"]) in self._positions:
                     self._positions[str(annotation["image_id"])].append(position)
@@ -57,18 +51,17 @@ class CocoFile:
         except ValueError as error:
             raise ValueError(f"{self.path}: categories: {error}") from error
         for position, annotation in enumerate(self._data["annotations"]):
-            annotation_id = annotation.get("id")
-            if isinstance(annotation_id, bool) or not isinstance(annotation_id, int):
+            if type(annotation.get("id")) is not int:
                 raise ValueError(
                     f"{self.path}: annotations[{position}] of image {annotation['image_id']!r} "
-                    f"needs an integer id; got {annotation_id!r}"
+                    f"needs an integer id; got {annotation.get('id')!r}"
                 )
 
     def records(self) -> list[Record]:
-        """Return detectron2 dataset dicts, without file names.
+        """Return detectron2 dataset dicts without file names.
 
         Raises:
-            ValueError: if an annotation lacks its box, or has a category that the file lacks
+            ValueError: an annotation lacks its box, or has a category that the file lacks
         """
         records = []
         for image in self._data["images"]:
@@ -83,15 +76,12 @@ class CocoFile:
         return records
 
     def with_changes(self, changes: Sequence[Change]) -> bytes:
-        """The file with the changes in it, in one line of ASCII.
+        """The file with changes of :meth:`records` in it, in one line of ASCII.
 
         All that the changes are not about has the values and the order that it had, keys unknown
         to us too. White space is lost, and numbers are as Python writes them.
-
-        Args:
-            changes: of :meth:`records`
         """
-        annotations, removed = list(self._data["annotations"]), set()
+        annotations = list(self._data["annotations"])
         new_id = max((a["id"] for a in annotations), default=0)
         for change in changes:
             if change.what == "spurious":
@@ -100,13 +90,13 @@ class CocoFile:
                 continue
             position = self._positions[str(change.image_id)][change.index]
             if change.what == "missing":
-                removed.add(position)
+                annotations[position] = None
             elif change.what == "label":
                 new = {"category_id": self._category_ids[change.new]}
                 annotations[position] = {**annotations[position], **new}
             else:
                 annotations[position] = {**annotations[position], "bbox": change.new}
-        left = [a for i, a in enumerate(annotations) if i not in removed]
+        left = [a for a in annotations if a is not None]
         return json.dumps({**self._data, "annotations": left}).encode("ascii") + b"\n"
 
     def _annotation(self, annotation: dict[str, Any]) -> dict[str, Any]:

@@ -1,27 +1,25 @@
 """Copies of VOC devkit folders in which some annotation files change and all else is linked."""
 
-import functools
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+from tqdm.contrib.concurrent import process_map
 
 from .changes import Change
 from .manifest import write_manifest
 from .voc_edits import Edit, apply_edits, voc_edits
 from .voc_xml import parse_voc_xml, zero_based
 
-__all__ = ["FileChanges", "LoadedObject", "copy_devkit"]
+__all__ = ["FileChanges", "copy_devkit"]
 
-# Name and box (XYXY in pixels, 0-based) of an object as training reads it.
-LoadedObject = tuple[str, list[float]]
-# The changes of one file, and every object that shall load from it afterwards.
-FileChanges = tuple[Sequence[Change], list[LoadedObject]]
+# The changes of one file, and every object that shall load from it afterwards: name and box, XYXY
+# in pixels, 0-based.
+FileChanges = tuple[Sequence[Change], list[tuple[str, list[float]]]]
 
 
 def copy_devkit(
@@ -51,41 +49,27 @@ def copy_devkit(
     Raises:
         ValueError: a file that changes has a layout that is not understood
     """
+    if num_workers < 1:
+        raise ValueError(f"the number of workers must be at least 1; got {num_workers}")
     for entry in sorted(root.iterdir()):
         if entry.name == "ImageSets":
             shutil.copytree(entry, target / entry.name)
         elif entry.name != "Annotations" and entry.name not in leave_out:
             (target / entry.name).symlink_to(entry)
     folder = root / "Annotations"
-    names = _files(folder)
-    copy = functools.partial(
-        _copy, source=folder, target=target / "Annotations", class_names=class_names
-    )
-    with _pool(num_workers) as run:
-        written = run(copy, names, [changed.get(name, ([], [])) for name in names])
-        bar = tqdm(written, total=len(names), unit="file", disable=not progress)
-        edits = dict(zip(names, list(bar)))
+    paths = (Path(parent, f) for parent, _, fs in os.walk(folder, followlinks=True) for f in fs)
+    names = sorted(path.relative_to(folder).as_posix() for path in paths)
+    copy = partial(_copy, source=folder, target=target / "Annotations", class_names=class_names)
+    files = names, [changed.get(name, ([], [])) for name in names]
+    bar: dict[str, Any] = {"total": len(names), "unit": "file", "disable": not progress}
+    if num_workers == 1:
+        written = list(tqdm(map(copy, *files), **bar))
+    else:
+        written = process_map(copy, *files, max_workers=num_workers, chunksize=64, **bar)
+    edits = dict(zip(names, written))
     changes = [change for group, _ in changed.values() for change in group]
     groups = [group for name in changed for group in edits[name]]
     write_manifest(target / manifest, changes, class_names, dataset_name, groups)
-
-
-@contextmanager
-def _pool(num_workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    if num_workers < 1:
-        raise ValueError(f"the number of workers must be at least 1; got {num_workers}")
-    if num_workers == 1:
-        yield map
-        return
-    with ProcessPoolExecutor(num_workers) as pool:
-        yield functools.partial(pool.map, chunksize=64)
-
-
-def _files(folder: Path) -> list[str]:
-    """Return the path of every file in the folder, relative to it."""
-    walk = os.walk(folder, followlinks=True)
-    paths = (Path(parent, name) for parent, _, names in walk for name in names)
-    return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
 def _copy(

@@ -66,7 +66,7 @@ def manifest_lines(
     """
     for change in changes:
         values = (dataset_name, change.image_id, change.index, change.what)
-        named = (_to_names(value, class_names) for value in (change.old, change.new))
+        named = (_translate(v, class_names, "category") for v in (change.old, change.new))
         yield dict(zip(_KEYS, (*values, *named)))
 
 
@@ -77,15 +77,7 @@ def write_manifest(
     dataset_name: str,
     edits: Iterable[Sequence[Edit]] | None = None,
 ) -> None:
-    """Write a new manifest.
-
-    Args:
-        path: of the new file
-        changes: of one dataset
-        class_names: K names in the order of the class ids
-        dataset_name: written into every line
-        edits: for each change the byte edits that its file got, written beside it
-    """
+    """Write :func:`manifest_lines`, each with the byte edits that its change took, if given."""
     lines = manifest_lines(changes, class_names, dataset_name)
     if edits is not None:
         groups = ([edit.to_json() for edit in group] for group in edits)
@@ -133,12 +125,7 @@ def _parse(text: str) -> Line:
 def changes_from_manifest(
     lines: Iterable[Line], class_names: Sequence[str], dataset_name: str
 ) -> list[Change]:
-    """Return one dataset's changes for :func:`~sl_detectron.label_noise.apply_changes`.
-
-    Args:
-        lines: from :func:`read_manifest`; those of other datasets are passed over
-        class_names: K names in the order of the class ids
-        dataset_name: as in the manifest
+    """The changes of one dataset, from the lines of several.
 
     Raises:
         ValueError: a line names a class outside the list
@@ -149,24 +136,16 @@ def changes_from_manifest(
         if line["dataset"] != dataset_name:
             continue
         try:
-            old, new = (_to_ids(line[key], ids) for key in ("old", "new"))
+            old, new = (_translate(line[key], ids, "category_id") for key in ("old", "new"))
         except KeyError as error:
             raise ValueError(f"{line}: {error} is not one of {list(class_names)}") from error
         changes.append(Change(line["image_id"], line["annotation"], line["what"], old, new))
     return changes
 
 
-def _to_names(value: Any, class_names: Sequence[str]) -> Any:
-    if isinstance(value, int):
-        return class_names[value]
+def _translate(value: Any, classes: Any, key: str) -> Any:
+    """Put ``classes[c]`` in the place of a class c; under ``key`` where it has a box beside it."""
     if isinstance(value, dict):
-        return {"category": class_names[value["category_id"]], "bbox": value["bbox"]}
-    return value
-
-
-def _to_ids(value: Any, ids: dict[str, int]) -> Any:
-    if isinstance(value, str):
-        return ids[value]
-    if isinstance(value, dict):
-        return {"category_id": ids[value["category"]], "bbox": value["bbox"]}
-    return value
+        (old,) = value.keys() - {"bbox"}
+        return {key: classes[value[old]], "bbox": value["bbox"]}
+    return classes[value] if isinstance(value, int | str) else value

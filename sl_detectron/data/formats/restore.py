@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,8 @@ def restore_clean(noisy: str | Path, out: str | Path | None = None, progress: bo
 
     Args:
         noisy: folder that an export wrote
-        out: new folder for the clean set; None to put it in the place of ``noisy``
+        out: new folder for the clean set, to be returned; None to take the place of ``noisy``
         progress: whether to show a progress bar
-
-    Returns:
-        the folder of the clean set
 
     Raises:
         FileNotFoundError: ``noisy`` is not a complete copy
@@ -49,15 +46,12 @@ def restore_clean(noisy: str | Path, out: str | Path | None = None, progress: bo
     description = _read_description(noisy / DESCRIPTION)
     clean = _clean_coco(noisy, description) if description["file"] else _clean_voc(noisy)
     with new_folder(target, replaces=out is None) as partial:
-        own = [str(noisy / name) for name in OWN_FILES]
-        shutil.copytree(
-            noisy,
-            partial,
-            symlinks=True,
+
+        def ignore(folder: str, _: list[str]) -> Sequence[str]:
             # Only at the top: a folder of the set may hold files of these names.
-            ignore=lambda folder, names: [n for n in names if os.path.join(folder, n) in own],
-            dirs_exist_ok=True,
-        )
+            return OWN_FILES if Path(folder) == noisy else ()
+
+        shutil.copytree(noisy, partial, symlinks=True, ignore=ignore, dirs_exist_ok=True)
         for name, content in tqdm(clean, unit="file", disable=not progress):
             (partial / name).write_bytes(content)
     return target

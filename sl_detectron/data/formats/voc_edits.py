@@ -58,7 +58,7 @@ def apply_edits(original: bytes, edits: Iterable[Edit]) -> bytes:
     """Return the edited file.
 
     Args:
-        original: bytes of the file
+        original: content of the file
         edits: in any order, but those at the same place in order of appearance
 
     Raises:
@@ -82,11 +82,7 @@ def apply_edits(original: bytes, edits: Iterable[Edit]) -> bytes:
 
 
 def undo_edits(edited: bytes, edits: Iterable[Edit]) -> bytes:
-    """Return the original of an edited file.
-
-    Args:
-        edited: what :func:`apply_edits` returned
-        edits: the same ones, those at the same place in the same order
+    """Inverse of :func:`apply_edits`, with the same edits.
 
     Raises:
         ValueError: the file does not have what an edit put there
@@ -101,15 +97,7 @@ def undo_edits(edited: bytes, edits: Iterable[Edit]) -> bytes:
 def voc_edits(
     xml: bytes, changes: Sequence[Change], class_names: Sequence[str]
 ) -> list[list[Edit]]:
-    """Return the edits that put changes into one XML file.
-
-    Args:
-        xml: bytes of the clean file
-        changes: of this image
-        class_names: K names in the order of the class ids
-
-    Returns:
-        for each change its edits
+    """Return for each change of an image the edits that put it into the clean XML file.
 
     Raises:
         ValueError: the file does not have the annotation that a change is about

@@ -1,6 +1,5 @@
 """The annotations and image sets of a Pascal VOC folder, for training and evaluation alike."""
 
-import codecs
 import difflib
 import logging
 import math
@@ -35,13 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class VOCObject(NamedTuple):
-    """One object of a VOC annotation.
-
-    Args:
-        name: class name
-        box: (xmin, ymin, xmax, ymax), in pixels as in the file: 1-based and inclusive
-        difficult: neither missing nor finding it counts in AP
-    """
+    """One object; its box (xmin, ymin, xmax, ymax) in pixels as in the file: 1-based, inclusive."""
 
     name: str
     box: tuple[float, float, float, float]
@@ -49,13 +42,7 @@ class VOCObject(NamedTuple):
 
 
 class VOCAnnotation(NamedTuple):
-    """What one annotation file holds.
-
-    Args:
-        path: of the file
-        size: (width, height) of the image, in pixels; None if the file does not say
-        objects: in the order of the file
-    """
+    """One file: (width, height) of the image in pixels, None if not given, and the objects."""
 
     path: str
     size: tuple[int, int] | None
@@ -75,8 +62,7 @@ def parse_voc_xml(path: str | os.PathLike, one_pixel_boxes: bool = False) -> VOC
             xmin < xmax and ymin < ymax
     """
     path = os.fspath(path)
-    with open(path, "rb") as file:
-        data = file.read()
+    data = Path(path).read_bytes()
     # Nested entities expand to gigabytes and external ones read other files; an annotation needs
     # neither. Where ASCII letters are other bytes, as in UTF-16, the declaration is not found.
     if b"<!ENTITY" in data or b"\0" in data or not _extends_ascii(data):
@@ -115,7 +101,7 @@ def read_voc_annotations(
     Args:
         root: holds Annotations/ and ImageSets/Main/
         split: an image set
-        class_names: K names
+        class_names: of the objects to read
         other_classes: whether an object of another class is an "error", or left out with a warning
             that counts them: "ignore"
         one_pixel_boxes: see :func:`parse_voc_xml`
@@ -129,7 +115,7 @@ def read_voc_annotations(
     """
     check_other_classes(other_classes)
     folder = os.path.join(root, "Annotations")
-    class_ids = class_ids_of(class_names)
+    known = class_ids_of(class_names)
     annotations = {}
     ignored: Counter[str] = Counter()
     for image_id in read_image_set(root, split):
@@ -139,11 +125,11 @@ def read_voc_annotations(
             raise FileNotFoundError(
                 f"image {image_id!r} of image set {split!r} has no annotation {error.filename}"
             ) from None
-        others = [obj.name for obj in annotation.objects if obj.name not in class_ids]
+        others = [obj.name for obj in annotation.objects if obj.name not in known]
         if others and other_classes == "error":
             raise ValueError(f"{annotation.path}: {_unknown_class(others[0], class_names)}")
         ignored.update(others)
-        kept = [obj for obj in annotation.objects if obj.name in class_ids]
+        kept = [obj for obj in annotation.objects if obj.name in known]
         annotations[image_id] = annotation._replace(objects=kept)
     if ignored:
         counts = ", ".join(f"{name} ({count})" for name, count in sorted(ignored.items()))
@@ -156,8 +142,7 @@ def read_image_set(root: str | os.PathLike, split: str) -> list[str]:
 
     Raises:
         FileNotFoundError: the folder or the image set is missing
-        ValueError: the set is empty or elsewhere, or an id repeats or is not the path of a file
-            without suffix
+        ValueError: the set is empty or elsewhere, or an id repeats or is no path in the folder
     """
     if not os.path.isdir(root):
         raise FileNotFoundError(
@@ -178,8 +163,8 @@ def read_image_set(root: str | os.PathLike, split: str) -> list[str]:
     ids = [line.strip() for line in lines if line.strip()]
     if not ids:
         raise ValueError(f"{path} holds no image id")
-    if len(set(ids)) < len(ids):
-        image_id, count = Counter(ids).most_common(1)[0]
+    image_id, count = Counter(ids).most_common(1)[0]
+    if count > 1:
         raise ValueError(f"{path} names image {image_id!r} {count} times")
     for image_id in ids:
         if os.path.isabs(image_id) or ".." in PurePath(image_id).parts:
@@ -211,13 +196,10 @@ def class_ids_of(class_names: Sequence[str]) -> dict[str, int]:
 
 def _extends_ascii(data: bytes) -> bool:
     """Whether an XML file's declared encoding, if any, writes ASCII letters as ASCII does."""
-    head = data.removeprefix(codecs.BOM_UTF8)
-    declared = re.match(rb"""\s*<\?xml[^>]*encoding\s*=\s*["']([^"'>]*)""", head)
-    if declared is None:
-        return True
+    declared = re.match(rb"""[^<]*<\?xml[^>]*encoding\s*=\s*["']([\w.-]*)""", data)
     try:
-        return "<!ENTITY".encode(declared[1].decode("latin-1")) == b"<!ENTITY"
-    except (LookupError, UnicodeError, TypeError):
+        return declared is None or "<!ENTITY".encode(declared[1].decode()) == b"<!ENTITY"
+    except (LookupError, UnicodeError):
         return True  # not text, or unknown: the parser will say so
 
 
@@ -228,15 +210,14 @@ def _parse_object(obj: ET.Element, where: str, one_pixel_boxes: bool) -> VOCObje
     corners = obj.find("bndbox")
     if corners is None:
         raise ValueError(f"{where} ({name}) has no <bndbox>")
-    texts = [corners.findtext(key) for key in CORNERS]
+    texts = {key: corners.findtext(key) for key in CORNERS}
     difficult = obj.findtext("difficult") or "0"
     try:
-        xmin, ymin, xmax, ymax = (float(text or "") for text in texts)
+        xmin, ymin, xmax, ymax = (float(text or "") for text in texts.values())
         is_difficult = int(difficult) != 0
     except ValueError:
-        given = ", ".join(
-            f"{k}={t!r}" for k, t in zip((*CORNERS, "difficult"), (*texts, difficult))
-        )
+        texts["difficult"] = difficult
+        given = ", ".join(f"{key}={text!r}" for key, text in texts.items())
         raise ValueError(f"{where} ({name}) needs numbers; got {given}") from None
     finite = all(map(math.isfinite, (xmin, ymin, xmax, ymax)))
     in_order, sign = (operator.le, "<=") if one_pixel_boxes else (operator.lt, "<")
