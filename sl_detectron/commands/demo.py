@@ -20,7 +20,7 @@ from ..engine.trainer import SuperLossTrainer, build_predictor
 from ..files import write_json
 from ..label_noise import noisy_dataset_dicts
 from ..model_zoo import get_config_file
-from ..sweep.statistics import paired_difference
+from ..sweep.results import paired_difference
 from ..visualization.comparison import draw_comparison
 
 __all__ = ["METHODS", "run_demo"]

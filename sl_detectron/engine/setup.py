@@ -19,7 +19,7 @@ from ..files import load_yaml
 from ..label_noise.config import check_label_noise
 from ..label_noise.loader import check_train_loader
 
-__all__ = ["check_cfg", "merge_cfg", "refuse_lazy", "setup_cfg"]
+__all__ = ["check_cfg", "merge_cfg", "setup_cfg"]
 
 BASE_KEY = "_BASE_"
 
@@ -28,7 +28,7 @@ def setup_cfg(config_file: str, opts: list[str], eval_only: bool = False) -> Cfg
     """Merge a config, register the datasets that it names and check what can be checked early.
 
     Args:
-        config_file: path of a YAML file; empty for detectron2's defaults
+        config_file: path of a YAML file of plain values; empty for detectron2's defaults
         opts: ``[KEY, VALUE, ...]``
         eval_only: whether the training sets may be absent
 
@@ -47,15 +47,7 @@ def setup_cfg(config_file: str, opts: list[str], eval_only: bool = False) -> Cfg
 
 
 def check_cfg(cfg: CfgNode, eval_only: bool = False) -> None:
-    """Register the datasets that a config names and check what can be checked early.
-
-    Args:
-        cfg: from :func:`merge_cfg`
-        eval_only: whether the training sets may be absent
-
-    Raises:
-        ValueError, FileNotFoundError, ImportError: as :func:`setup_cfg`
-    """
+    """Register the datasets that a config names and check it, as :func:`setup_cfg` does."""
     _check_device(cfg)
     register_voc_datasets(cfg.DATASETS.CUSTOM_VOC)
     if not eval_only:
@@ -71,15 +63,7 @@ def check_cfg(cfg: CfgNode, eval_only: bool = False) -> None:
 
 
 def merge_cfg(config_file: str, opts: list[str]) -> CfgNode:
-    """Merge a config file and options over all defaults, without a look at data or device.
-
-    Args:
-        config_file: path of a YAML file, which may hold plain values only; empty for detectron2's
-            defaults
-        opts: ``[KEY, VALUE, ...]``
-
-    Returns:
-        a config that can still be changed
+    """Merge a config file and options over all defaults; data and device are not checked.
 
     Raises:
         ValueError: a bad key or value, by name; the file or one of its bases is not a config, holds
@@ -97,23 +81,6 @@ def merge_cfg(config_file: str, opts: list[str]) -> CfgNode:
     except (TypeError, AttributeError, yaml.YAMLError) as error:
         raise ValueError(f"{config_file or 'options'}: not a config: {error}") from error
     return cfg
-
-
-def refuse_lazy(file: str | os.PathLike, advice: str) -> None:
-    """Name a LazyConfig, or what its training left as config.yaml, before yacs stumbles.
-
-    Args:
-        file: a config; one that does not exist is left to what reads it
-        advice: what to do, after "... is a LazyConfig, "
-
-    Raises:
-        ValueError: the file is one
-    """
-    path = Path(file)
-    if path.suffix == ".py" or (
-        path.is_file() and "_target_:" in path.read_text("utf-8", "replace")
-    ):
-        raise ValueError(f"{path} is a LazyConfig, {advice}")
 
 
 def _check_file(path: Path, above: tuple[Path, ...] = ()) -> None:

@@ -64,8 +64,8 @@ class SuperLossTrainer(DefaultTrainer):
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         # Before the model, which may learn a value for each annotation.
         data_loader = shield_workers(self.build_train_loader(cfg))
-        annotations: AnnotationTable | None = getattr(data_loader, "annotations", None)
-        cfg = _with_num_annotations(cfg, annotations)
+        self.annotations: AnnotationTable | None = getattr(data_loader, "annotations", None)
+        cfg = _with_num_annotations(cfg, self.annotations)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         model = distribute(model)
@@ -73,7 +73,7 @@ class SuperLossTrainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         # None where nothing is tracked.
-        self.annotation_tracker = build_annotation_tracker(cfg, model, annotations)
+        self.annotation_tracker = build_annotation_tracker(cfg, model, self.annotations)
         if self.annotation_tracker is not None:
             self.checkpointer.add_checkpointable("annotation_tracker", self.annotation_tracker)
         self.start_iter = 0
@@ -82,11 +82,7 @@ class SuperLossTrainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def train(self) -> dict[str, Any]:
-        """Train to the end.
-
-        Returns:
-            the metrics of the last evaluation; empty on other ranks than the main one
-        """
+        """Train to the end; returns the metrics of the last evaluation, on the main rank."""
         super().train()
         return getattr(self, "_last_eval_results", {})
 
@@ -94,12 +90,11 @@ class SuperLossTrainer(DefaultTrainer):
         """The stock hooks with those of this package around them."""
         stop = StopOnSignal(self.cfg.SOLVER.CHECKPOINT_PERIOD)
         first: list[HookBase | None] = [stop, ResumeState(self.model, self.data_loader, stop)]
-        annotations: AnnotationTable | None = getattr(self.data_loader, "annotations", None)
-        if self.annotation_tracker is not None and annotations is not None:
-            tracker, folder = self.annotation_tracker, self.cfg.OUTPUT_DIR
-            first.append(TrackAnnotations(tracker, annotations, folder, stop))
+        table, tracker = self.annotations, self.annotation_tracker
+        if table is not None and tracker is not None:
+            first.append(TrackAnnotations(tracker, table, self.cfg.OUTPUT_DIR, stop))
         if self.cfg.VIS_PERIOD > 0 and comm.is_main_process():
-            true_classes = annotations.true_classes() if annotations else {}
+            true_classes = table.true_classes() if table else {}
             first.append(DrawTrainingImages(self.cfg, true_classes))
         stock = super().build_hooks()
         # A scheduler does not wait for an evaluation.
@@ -158,10 +153,8 @@ class SuperLossTrainer(DefaultTrainer):
 
 def _with_num_annotations(cfg: CfgNode, annotations: AnnotationTable | None) -> CfgNode:
     """The config with the number of training annotations, where the loss learns for each."""
-    node = cfg.MODEL.get("SUPERLOSS")
-    if annotations is None or node is None:  # the model says what is missing, if it needs it
-        return cfg
-    if node.CLS.LOSS != "data_params" or node.DATA_PARAMS.NUM_ANNOTATIONS:
+    node = cfg.MODEL.SUPERLOSS
+    if annotations is None or node.CLS.LOSS != "data_params" or node.DATA_PARAMS.NUM_ANNOTATIONS:
         return cfg
     cfg = cfg.clone()
     cfg.defrost()

@@ -60,15 +60,14 @@ def _draw(axes: "Axes", results: Results, index: int, method: Method) -> None:
     # The file's order need not be an ascending one.
     means = means.sort_values("noise")
     x, mean, std = 100 * means["noise"], means["mean"], means["std"]
-    colour = COLOURS[index % len(COLOURS)]
-    marker = MARKERS[index % len(MARKERS)]
+    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
     dashes = DASHES[index // len(COLOURS) % len(DASHES)]
     name = _plain(method.name)
     axes.plot(x, mean, label=name, color=colour, marker=marker, linestyle=dashes)
     axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
     if "AP50" in method.paper:
         label = f"{name} (published)"
-        axes.plot(x, means["paper_mean"], color=colour, linestyle=":", label=label)
+        axes.plot(x, means["paper_mean"], label=label, color=colour, linestyle=":")
 
 
 def _plain(name: str) -> str:

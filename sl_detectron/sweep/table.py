@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +20,13 @@ __all__ = ["as_csv", "latex", "make_tables", "markdown"]
 
 MISSING = "–"
 # What tabulate, which escapes LaTeX's own characters, leaves as it is.
-LATEX: dict[str, str | int | None] = {
-    "±": r"$\pm$",
-    "−": "$-$",
-    "–": "--",
-    "τ": r"$\tau$",
-    "λ": r"$\lambda$",
-    "σ": r"$\sigma$",
-}
+LATEX = str.maketrans(
+    {"±": r"$\pm$", "−": "$-$", "–": "--", "τ": r"$\tau$", "λ": r"$\lambda$", "σ": r"$\sigma$"}
+)
 PLOTS = ("ap50.png", "ap50.pdf")
+
+# A title, and a table whose first row is its head.
+Table = tuple[str, list[list[str]]]
 
 
 def make_tables(
@@ -66,33 +63,23 @@ def make_tables(
     return [output / name for name in (*texts, *PLOTS)]
 
 
-@dataclass(frozen=True)
-class _Table:
-    title: str
-    head: list[str]
-    rows: list[list[str]]
-
-
 def markdown(results: Results) -> str:
     """All tables with the notes that they need, as a Markdown page."""
     parts = _notes(results)
-    for table in _tables(results):
-        rows = [[text.replace("|", r"\|") for text in row] for row in table.rows]
-        body = tabulate(rows, table.head, tablefmt="pipe", disable_numparse=True)
-        parts += [f"## {table.title}", body]
+    for title, rows in _tables(results):
+        rows = [[text.replace("|", r"\|") for text in row] for row in rows]
+        parts += [f"## {title}", tabulate(rows, "firstrow", "pipe", disable_numparse=True)]
     return "\n\n".join(parts) + "\n"
 
 
 def latex(results: Results) -> str:
     r"""All tables as ``table`` environments; they need ``\usepackage{booktabs}``."""
     parts = [f"% {note}" for note in _notes(results)]
-    for table in _tables(results):
-        body = tabulate(table.rows, table.head, tablefmt="latex_booktabs", disable_numparse=True)
-        caption = table.title.replace("%", r"\%")
-        parts.append(
-            f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n{body}\n\\end{{table}}"
-        )
-    return ("\n\n".join(parts) + "\n").translate(str.maketrans(LATEX))
+    for title, rows in _tables(results):
+        caption = f"\\caption{{{title}}}".replace("%", r"\%")
+        body = tabulate(rows, "firstrow", "latex_booktabs", disable_numparse=True)
+        parts.append(f"\\begin{{table}}\n\\centering\n{caption}\n{body}\n\\end{{table}}")
+    return ("\n\n".join(parts) + "\n").translate(LATEX)
 
 
 def as_csv(frame: "DataFrame") -> str:
@@ -104,16 +91,14 @@ def as_csv(frame: "DataFrame") -> str:
 def _notes(results: Results) -> list[str]:
     grid = results.grid
     num, missing = len(grid.seeds), len(grid.runs) - len(results.runs)
-    if num == 1:
-        notes = ["Percent, one seed: no standard deviation and no confidence interval."]
-    else:
+    notes = ["Percent, one seed: no standard deviation and no confidence interval."]
+    if num > 1:
         notes = [
             f"Percent; mean ± standard deviation over {num} seeds of weights, data order and label "
             "noise. n: number of seeds where it is smaller."
         ]
     if grid.opts:
-        # The published numbers are those of the grid as its file has it.
-        pairs = ", ".join(f"{k} {v}" for k, v in zip(grid.opts[::2], grid.opts[1::2]))
+        pairs = ", ".join(map(" ".join, zip(grid.opts[::2], grid.opts[1::2])))
         notes.append(f"Options that are not in the grid's file: {pairs}.")
     if results.class_names:
         notes.append(f"Mean over {', '.join(results.class_names)}.")
@@ -131,28 +116,26 @@ def _notes(results: Results) -> list[str]:
     return [" ".join(note.split()) for note in notes]
 
 
-def _tables(results: Results) -> Iterator[_Table]:
+def _tables(results: Results) -> Iterator[Table]:
     num_seeds = len(results.grid.seeds)
     levels = [f"{100 * noise:g} %" for noise in results.grid.noise]
     for metric in METRICS:
         rows = []
-        for (detector, name), of_method in _groups(results.means, metric, "method"):
-            rows.append([detector, name, *_texts(of_method, _mean, num_seeds)])
-            if of_method["paper_mean"].notna().any():
-                rows.append([detector, "(published)", *_texts(of_method, _published, num_seeds)])
-        yield _Table(f"{metric} by wrong labels", ["detector", "method", *levels], _once(rows))
-    for metric in METRICS:
+        for (detector, name), method in _groups(results.means, metric, "method"):
+            rows.append([detector, name, *_texts(method, _mean, num_seeds)])
+            if method["paper_mean"].notna().any():
+                rows.append([detector, "(published)", *_texts(method, _published, num_seeds)])
+        yield f"{metric} by wrong labels", [["detector", "method", *levels], *_once(rows)]
+    how = ", paired by seed: mean ± standard error [95 % confidence interval]"
+    for metric in METRICS if results.grid.pairs else ():
         rows = [
-            [detector, f"{name} − {reference}", *_texts(pair, _difference, num_seeds)]
-            for (detector, name, reference), pair in _groups(
+            [detector, " − ".join(names), *_texts(pair, _difference, num_seeds)]
+            for (detector, *names), pair in _groups(
                 results.differences, metric, "method", "reference"
             )
         ]
-        title = f"Differences in {metric}"
-        if num_seeds > 1:
-            title += ", paired by seed: mean ± standard error [95 % confidence interval]"
-        if rows:
-            yield _Table(title, ["detector", "difference", *levels], _once(rows))
+        title = f"Differences in {metric}{how if num_seeds > 1 else ''}"
+        yield title, [["detector", "difference", *levels], *_once(rows)]
 
 
 def _groups(frame: "DataFrame", metric: str, *names: str) -> Any:
