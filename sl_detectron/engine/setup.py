@@ -4,7 +4,6 @@ import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -90,7 +89,17 @@ def _check_file(path: Path, above: tuple[Path, ...] = ()) -> None:
         raise ValueError(f"{named}: a config cannot be its own base")
     if not path.is_file():
         raise ValueError(f"config file {named} does not exist")
-    content = _load(path, named)
+    try:
+        # Decoded here: yaml names no file for bytes that are not text.
+        content = load_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{named} is not UTF-8 text: {error}") from error
+    except yaml.constructor.ConstructorError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        reason = f"{named}{line}: refused, a config holds values only: {error.problem}"
+        raise ValueError(reason) from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{named} is not a config: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         found = "nothing" if content is None else f"a {type(content).__name__}"
         raise ValueError(f"{named} is not a config: it holds {found}, not KEY: value")
@@ -100,22 +109,6 @@ def _check_file(path: Path, above: tuple[Path, ...] = ()) -> None:
             raise ValueError(f"{named}: {BASE_KEY} must be a path; got {base!r}")
         if not base.startswith(("http://", "https://")):
             _check_file(path.parent / os.path.expanduser(base), (*above, path))
-
-
-def _load(path: Path, named: str) -> Any:
-    try:
-        # Decoded here: yaml names no file for bytes that are not text.
-        return load_yaml(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{named} is not UTF-8 text: {error}") from error
-    except yaml.constructor.ConstructorError as error:
-        mark = error.problem_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        reason = f"{named}{line}: refused, a config holds values only: {error.problem}"
-        raise ValueError(reason) from error
-    except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{named} is not a config: {reason}") from error
 
 
 def _check_device(cfg: CfgNode) -> None:
