@@ -26,7 +26,10 @@ RUN = ("-m", f"{__package__}.run")
 
 
 def rank_args(num_gpus: int, machines: Sequence[str] = ()) -> list[str]:
-    """The arguments of ``tools/train_net.py`` that say how many processes train, and where."""
+    """The arguments of ``tools/train_net.py`` that say how many processes train.
+
+    ``machines`` are those that say which of several machines this is.
+    """
     if not machines and num_gpus > 1:
         # detectron2's default address is one for all trainings of a user.
         machines = ["--dist-url", "auto"]
@@ -56,7 +59,7 @@ class RunJob:
 
         Args:
             env: additions to the environment
-            machines: arguments that say which of several machines this is
+            machines: for :func:`rank_args`
         """
         command = [sys.executable, *RUN, *rank_args(self.num_gpus, machines), *self.args]
         # Unbuffered: what a killed run printed last is in its log.

@@ -21,12 +21,10 @@ SHOWN_KEYS = 5
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run and what is known about it before anything runs.
+    """A run, its folder, and what is known about it before anything runs.
 
-    Attributes:
-        folder: where its files are
-        cfg: the config that it is trained with
-        state: "open", "finished", "failed", or "changed": finished or half done with another config
+    Its state is "open", "finished", "failed", or "changed": finished or half done with another
+    config.
     """
 
     run: Run

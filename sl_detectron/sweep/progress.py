@@ -27,19 +27,14 @@ class Unfinished(NamedTuple):
 
 
 class Progress(AbstractContextManager["Progress"]):
-    """Iterations over all runs, as a bar on a terminal and as lines in a file.
-
-    Args:
-        waiting: the runs that are to be trained
-        finished: those that are already
-    """
+    """Iterations over all runs, as a bar on a terminal and as lines in a file."""
 
     def __init__(self, waiting: list[PlannedRun], finished: list[PlannedRun]):
         self._started = time.time()
         self._open = list(waiting)
         self._settled, self._total = len(finished), len(waiting) + len(finished)
         self._done = sum(run.cfg.SOLVER.MAX_ITER for run in finished)
-        # Of half-done runs: the time left is reckoned from what is added to it.
+        # Of half-done runs; the time left is reckoned from what is added to it.
         self._before = {
             run.folder: iterations_done(run.folder)
             for run in waiting
