@@ -54,13 +54,10 @@ def get_config_file(name: str) -> str:
 
 
 def get_config(name: str) -> CfgNode:
-    """A shipped config, merged over the defaults of detectron2 and sl_detectron.
+    """A shipped config, merged over the defaults of detectron2 and sl_detectron, not yet frozen.
 
     Args:
         name: relative to ``configs/``
-
-    Returns:
-        a config that can still be changed
 
     Raises:
         ValueError: there is no such config

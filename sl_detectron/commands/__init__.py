@@ -19,7 +19,7 @@ def run_config(
 
     Args:
         args: ``from_run``, ``config_file`` and ``opts`` of the tool
-        opts: ``[KEY, VALUE, ...]`` of the tool, which win over those of the user
+        opts: those of the tool, which win over those of the user
         advice: what to do about a LazyConfig, after "... is a LazyConfig, "
         eval_only: whether the training sets may be absent
 

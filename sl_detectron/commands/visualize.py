@@ -68,7 +68,9 @@ def run_visualize(args: argparse.Namespace) -> str:
         panels = panels_of(record, classes, true.get(record["image_id"]), sigma, predictor)
         figure = side_by_side(panels, args.show)
         if args.output:
-            figure.savefig(args.output / _file_name(number, record), dpi=DPI)
+            # In the order of drawing; ids may hold slashes.
+            file = re.sub(r"[^0-9A-Za-z._-]", "_", f"{number:04d}_{record['image_id']}.png")
+            figure.savefig(args.output / file, dpi=DPI)
         if args.show:
             _show(figure)
     where = f": {args.output}" if args.output else ""
@@ -118,8 +120,3 @@ def _show(figure: "Figure") -> None:
 
     plt.show()
     plt.close(figure)
-
-
-def _file_name(number: int, record: Record) -> str:
-    """In the order of drawing; ids may hold slashes."""
-    return f"{number:04d}_{re.sub(r'[^0-9A-Za-z._-]', '_', str(record['image_id']))}.png"

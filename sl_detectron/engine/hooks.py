@@ -58,9 +58,8 @@ def build_annotation_tracker(
 ) -> AnnotationTracker | None:
     """A tracker that observes every classification term of a model.
 
-    Returns:
-        None where the key is off, the model has no SuperLoss, the loader has no table of
-        annotations, there is one class only, or the statistics would take more than 1 GiB
+    None where the key is off, the model has no SuperLoss, the loader has no table of annotations,
+    there is one class only, or the statistics would take more than 1 GiB.
     """
     observed = _classification_terms(model)
     num_classes = max(observed.values(), default=0)

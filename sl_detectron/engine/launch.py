@@ -105,12 +105,7 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
 
 
 def setup_job(cfg: Any, args: argparse.Namespace | None = None) -> None:
-    """detectron2's ``default_setup`` (loggers, config backup, seeds) with our logger beside it.
-
-    Args:
-        cfg: from :func:`setup_cfg` or :func:`setup_lazy_cfg`
-        args: the command line, to be logged
-    """
+    """detectron2's ``default_setup`` (loggers, config backup, seeds) with our logger beside it."""
     if isinstance(cfg, CfgNode):
         # detectron2's launch starts fresh processes, which know no dataset of this config.
         register_voc_datasets(cfg.DATASETS.CUSTOM_VOC)
@@ -148,9 +143,7 @@ class _WithoutTraceback(logging.Formatter):
 def iterations_done(output: str | os.PathLike, since: float = 0.0) -> int:
     """How many iterations a run, also one of another process, has written to its metrics file.
 
-    Args:
-        output: the run's ``OUTPUT_DIR``
-        since: seconds since the epoch; a file last written before belongs to an older run
+    A file last written before ``since``, in seconds since the epoch, belongs to an older run.
     """
     path = Path(output) / "metrics.json"
     try:

@@ -33,10 +33,8 @@ logger = logging.getLogger(__name__)
 class StopOnSignal(HookBase):
     """Note SIGTERM, and let all ranks agree on the step after which they stop.
 
-    Register it first, and :class:`SaveAndStop` after the hooks that a checkpoint needs.
-
-    Args:
-        period: number of iterations from one checkpoint to the next
+    Register it first, and :class:`SaveAndStop` after the hooks that a checkpoint needs. ``period``
+    is the number of iterations from one checkpoint to the next.
     """
 
     def __init__(self, period: int):
@@ -95,12 +93,8 @@ class ResumeState(HookBase):
     """Put into checkpoints what every rank has for itself, and bring the data to where they were.
 
     These are the random states of Python, numpy and torch, the loss normalizer of RetinaNet and
-    the seed of the data. The trainer saves the state of its hooks.
-
-    Args:
-        model: the detector
-        loader: the training loader; one that is not a :class:`TrainLoader` starts anew
-        stop: says when a checkpoint is due
+    the seed of the data. The trainer saves the state of its hooks. A loader that is not a
+    :class:`TrainLoader` starts anew.
     """
 
     def __init__(self, model: nn.Module, loader: Any, stop: StopOnSignal):

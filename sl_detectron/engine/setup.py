@@ -24,15 +24,12 @@ BASE_KEY = "_BASE_"
 
 
 def setup_cfg(config_file: str, opts: list[str], eval_only: bool = False) -> CfgNode:
-    """Merge a config, register the datasets that it names and check what can be checked early.
+    """Merge a config, register the datasets that it names, check what can be early, and freeze it.
 
     Args:
         config_file: path of a YAML file of plain values; empty for detectron2's defaults
         opts: ``[KEY, VALUE, ...]``
         eval_only: whether the training sets may be absent
-
-    Returns:
-        a frozen config
 
     Raises:
         ValueError: a bad key or value, by name

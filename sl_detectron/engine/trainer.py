@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor, DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.engine.hooks import EvalHook
@@ -18,7 +18,6 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer, check_checkpoint
-from ..config import add_superloss_config
 from ..data import AnnotationTable
 from ..data.train_loader import shield_workers
 from ..evaluation import build_evaluator
@@ -29,6 +28,7 @@ from .finite import trainer_class
 from .hooks import DrawTrainingImages, LogTau, TrackAnnotations, build_annotation_tracker
 from .launch import setup_job
 from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state
+from .setup import merge_cfg
 
 __all__ = ["SuperLossTrainer", "build_predictor", "distribute", "train_net"]
 
@@ -112,8 +112,7 @@ class SuperLossTrainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """The stock model builder; warns where the keys of the SuperLoss have no effect."""
         model = super().build_model(cfg)
-        stock = get_cfg()
-        add_superloss_config(stock)
+        stock = merge_cfg("", [])
         has_superloss = any(isinstance(m, SuperLossTerm) for m in model.modules())
         if cfg.MODEL.SUPERLOSS != stock.MODEL.SUPERLOSS and not has_superloss:
             logger.warning(
@@ -199,12 +198,7 @@ def train_net(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
 def build_predictor(
     cfg: CfgNode, weights: str | os.PathLike, score_threshold: float
 ) -> DefaultPredictor:
-    """detectron2's predictor with other weights; it keeps detections of at least that score.
-
-    Raises:
-        FileNotFoundError: there are no such weights
-        ValueError: the file is not a checkpoint, or holds code
-    """
+    """detectron2's predictor with other weights; it keeps detections of at least that score."""
     cfg = cfg.clone()
     cfg.defrost()
     # Loaded afterwards: DefaultPredictor would run the code of a pickle.

@@ -39,16 +39,13 @@ RUN_KEYS = ("SEED", "DATASETS.LABEL_NOISE.SEED", "DATASETS.LABEL_NOISE.RATE", "O
 
 
 def read_grid(path: str | os.PathLike, opts: list[str] | None = None) -> Grid:
-    """Read a grid file.
+    """Read a grid file; whether its configs exist is not checked.
 
     Args:
         path: of the YAML file, or the name of a shipped one, ``Sweep/toy.yaml``; its keys are
             described at the top of this module
         opts: more options of all runs ``[KEY, VALUE, ...]``, after those of the file; with any the
             published numbers, which are those of the file's schedule, are left out
-
-    Returns:
-        the grid; whether its configs exist is not checked
 
     Raises:
         ValueError: there is no such file, or a key is missing, unknown or has a bad value
@@ -72,7 +69,7 @@ class _UniqueKeys(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
+                raise yaml.MarkedYAMLError(
                     None, None, f"key {key!r} is there twice", node.start_mark
                 )
         return super().construct_mapping(node, deep)

@@ -50,10 +50,8 @@ class Difference(NamedTuple):
 def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
     """First minus second, {seed: value} each, with Student's t for the confidence interval.
 
-    A seed fixes noise, order and weights for both, and what they share cancels out.
-
-    Returns:
-        None if they share no seed
+    A seed fixes noise, order and weights for both, and what they share cancels out. None if they
+    share no seed.
 
     Raises:
         ImportError: scipy is not installed
@@ -144,13 +142,14 @@ def read_results(folder: str | os.PathLike, class_names: Sequence[str] = ()) -> 
     if class_names:
         methods = tuple(dataclasses.replace(method, paper={}) for method in grid.methods)
         grid = dataclasses.replace(grid, methods=methods)
+    suffixes = [f"-{name}" for name in class_names] or [""]
     rows, undefined = [], []
     for run in grid.runs:
         result = read_result(folder / run.folder)
         if result is None:
             continue
         try:
-            values = [_mean_over(result["metrics"], metric, class_names) for metric in METRICS]
+            values = [fmean(result["metrics"][m + end] for end in suffixes) for m in METRICS]
         except (KeyError, TypeError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else "a metric that is no number"
             raise ValueError(f"the result in {folder / run.folder} has {what}") from error
@@ -174,9 +173,3 @@ def _read_options(path: Path) -> list[str]:
         return json.loads(path.read_text()) if path.exists() else []
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}; start the sweep again") from error
-
-
-def _mean_over(metrics: dict[str, float], metric: str, class_names: Sequence[str]) -> float:
-    if not class_names:
-        return float(metrics[metric])
-    return fmean(metrics[f"{metric}-{name}"] for name in class_names)

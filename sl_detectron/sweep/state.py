@@ -75,13 +75,10 @@ def same_config(cfg: CfgNode, folder: Path) -> bool:
 
 
 def differences(cfg: CfgNode, folder: Path) -> dict[str, tuple[Any, Any]]:
-    """Where a config differs from the one that a run was trained with.
+    """{key: (old value, new value)} where a config differs from the one a run was trained with.
 
     A key that this version of the software added counts only if it is not at its default: at its
     default nothing changed for the run.
-
-    Returns:
-        {key: (old value, new value)}, sorted by key
     """
     path = folder / "config.yaml"
     try:
