@@ -11,14 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
-__all__ = [
-    "USER_ERRORS",
-    "describe",
-    "did_you_mean",
-    "run_tool",
-    "silence_in_tools",
-    "tool_parser",
-]
+__all__ = ["describe", "did_you_mean", "run_tool", "silence_in_tools", "tool_parser"]
 
 # User errors; FloatingPointError: a training run that diverged.
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
@@ -61,20 +54,13 @@ def silence_in_tools() -> None:
         return
     for beginning in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=re.escape(beginning))
-    for name, beginning in KNOWN_LOG_LINES.items():
-        logging.getLogger(name).addFilter(_hides(beginning))
-
-
-def _hides(beginning: str) -> Callable[[logging.LogRecord], bool]:
-    return lambda record: not record.getMessage().startswith(beginning)
+    known = tuple(KNOWN_LOG_LINES.values())
+    for name in KNOWN_LOG_LINES:
+        logging.getLogger(name).addFilter(lambda line: not line.getMessage().startswith(known))
 
 
 def tool_parser(doc: str | None) -> argparse.ArgumentParser:
-    """A parser whose help is the tool's docstring, with its examples at the end.
-
-    Args:
-        doc: ``__doc__`` of the tool; None under ``python -OO``
-    """
+    """A parser whose help is the tool's ``__doc__``, with its examples at the end."""
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter)
     describe(parser, doc)
     return parser
@@ -88,7 +74,9 @@ def describe(parser: argparse.ArgumentParser, doc: str | None) -> None:
     stock_error, stock_help = parser.error, parser.format_help
 
     def error(message: str) -> NoReturn:
-        stock_error(message + _nearest_option(message, parser.format_usage()))
+        unknown = re.search(r"unrecognized arguments:.*?(--[\w-]+)", message)
+        options = re.findall(r"--[\w-]+", parser.format_usage())
+        stock_error(message + (did_you_mean(unknown[1], options) if unknown else ""))
 
     parser.error = error  # type: ignore[method-assign]
     if parser.prog.startswith(CONSOLE_SCRIPT):
@@ -105,13 +93,6 @@ def _as_installed(text: str) -> str:
     """
     text = re.sub(r"\btools/(\w+)\.py\b", lambda m: CONSOLE_SCRIPTS.get(m[1], m[0]), text)
     return re.sub(r"\bconfigs/(?=[A-Z])", "", text)
-
-
-def _nearest_option(message: str, usage: str) -> str:
-    """For a misspelt option: which one was meant."""
-    unknown = re.search(r"unrecognized arguments:.*?(--[\w-]+)", message)
-    options = re.findall(r"--[\w-]+", usage)
-    return did_you_mean(unknown[1], options) if unknown else ""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -140,17 +121,15 @@ def run_tool(job: Callable[[argparse.Namespace], None], args: argparse.Namespace
     except USER_ERRORS as error:
         if args.debug:
             raise
+        message = str(error)
+        if isinstance(error, urllib.error.URLError):
+            message = (
+                f"cannot download the weights that the config names: {error.reason}; set "
+                "MODEL.WEIGHTS (or the key that names them) to a file on this machine, or to '' to "
+                "start from scratch"
+            )
         # One line, whatever a library has put into it.
-        message = re.sub(r"\s*\n\s*", " ", _explain(error).strip())
+        message = re.sub(r"\s*\n\s*", " ", message.strip())
         print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
         return 2
     return 0
-
-
-def _explain(error: Exception) -> str:
-    if isinstance(error, urllib.error.URLError):
-        return (
-            f"cannot download the weights that the config names: {error.reason}; set MODEL.WEIGHTS "
-            "(or the key that names them) to a file on this machine, or to '' to start from scratch"
-        )
-    return str(error)

@@ -11,20 +11,12 @@ __all__ = ["find_config", "get_config", "get_config_file"]
 
 
 def find_config(path: str) -> str:
-    """What a command line names as its config: a file, or a shipped config.
+    """Path of what a command line names as its config: a file, or a shipped config.
 
-    Args:
-        path: of a file; or the name of a shipped config, with or without ``configs/`` before it
-
-    Returns:
-        a path; "" stays ""
+    The name of a shipped one may have ``configs/`` before it; "" stays "".
 
     Raises:
         ValueError: there is neither; the message names the nearest
-
-    Example:
-        >>> Path(find_config("Toy/faster_rcnn.yaml")).is_file()
-        True
     """
     if not path or Path(path).is_file():
         return path
@@ -36,9 +28,6 @@ def get_config_file(name: str) -> str:
 
     Args:
         name: relative to ``configs/``
-
-    Returns:
-        the file's path
 
     Raises:
         ValueError: there is no such config; the message names the nearest
@@ -65,13 +54,10 @@ def get_config_file(name: str) -> str:
 
 
 def get_config(name: str) -> CfgNode:
-    """A shipped config, merged over the defaults of detectron2 and sl_detectron.
+    """A shipped config, merged over the defaults of detectron2 and sl_detectron, not yet frozen.
 
     Args:
         name: relative to ``configs/``
-
-    Returns:
-        a config that can still be changed
 
     Raises:
         ValueError: there is no such config

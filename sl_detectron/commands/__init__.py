@@ -6,7 +6,7 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from ..engine.setup import refuse_lazy, setup_cfg
+from ..engine.setup import setup_cfg
 from ..model_zoo import find_config
 
 __all__ = ["run_config"]
@@ -19,7 +19,7 @@ def run_config(
 
     Args:
         args: ``from_run``, ``config_file`` and ``opts`` of the tool
-        opts: ``[KEY, VALUE, ...]`` of the tool, which win over those of the user
+        opts: those of the tool, which win over those of the user
         advice: what to do about a LazyConfig, after "... is a LazyConfig, "
         eval_only: whether the training sets may be absent
 
@@ -27,13 +27,15 @@ def run_config(
         FileNotFoundError: the folder is not a run's
         ValueError: it is a LazyConfig, or as :func:`~sl_detectron.engine.setup_cfg` says
     """
-    file = find_config(args.config_file)
+    path = Path(find_config(args.config_file))
     if args.from_run:
-        file = str(Path(args.from_run, "config.yaml"))
-        if not Path(file).is_file():
+        path = Path(args.from_run, "config.yaml")
+        if not path.is_file():
             raise FileNotFoundError(
-                f"{args.from_run} is not the output of a training run: no {file}"
+                f"{args.from_run} is not the output of a training run: no {path}"
             )
         opts = [*opts, "OUTPUT_DIR", args.from_run]
-    refuse_lazy(file, advice)
-    return setup_cfg(file, [*args.opts, *opts], eval_only)
+    # The second: what the training run of one left as config.yaml.
+    if path.suffix == ".py" or "_target_:" in path.read_text("utf-8", "replace"):
+        raise ValueError(f"{path} is a LazyConfig, {advice}")
+    return setup_cfg(str(path), [*args.opts, *opts], eval_only)

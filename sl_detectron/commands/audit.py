@@ -29,8 +29,6 @@ from . import run_config
 __all__ = ["run_audit"]
 
 CORRECTED = "corrected"
-# What an evaluation needs beyond the requirements of the package.
-_EXTRAS = ("cleanlab", "sklearn", "matplotlib")
 _NO_LAZY = (
     "whose training keeps no annotation statistics: audit its checkpoint by --checkpoint and, as "
     "--config-file, a YAML config of the same detector and training sets"
@@ -106,7 +104,8 @@ def _check_arguments(args: argparse.Namespace, out: Path) -> None:
             raise FileExistsError(f"{out / CORRECTED} exists; remove it or give another --output")
     if args.manifest:
         read_manifest(args.manifest)
-    if (args.evaluate or args.manifest) and not all(map(find_spec, _EXTRAS)):
+    needed = ("cleanlab", "sklearn", "matplotlib") if args.evaluate or args.manifest else ()
+    if not all(map(find_spec, needed)):
         raise ImportError(
             "an evaluation needs cleanlab, scikit-learn and matplotlib: "
             "pip install 'sl_detectron[audit]'"

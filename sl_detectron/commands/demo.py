@@ -20,15 +20,16 @@ from ..engine.trainer import SuperLossTrainer, build_predictor
 from ..files import write_json
 from ..label_noise import noisy_dataset_dicts
 from ..model_zoo import get_config_file
-from ..sweep.statistics import paired_difference
+from ..sweep.grid import METRICS
+from ..sweep.results import paired_difference
 from ..visualization.comparison import draw_comparison
 
 __all__ = ["METHODS", "run_demo"]
 
 METHODS = {"baseline": "Toy/faster_rcnn.yaml", "SuperLoss": "Toy/faster_rcnn_superloss.yaml"}
-METRICS = ("AP", "AP50", "AP75")
-RUNS_JSON = "demo.json"
 SCORE_THRESHOLD = 0.5
+
+Key = tuple[str, int]  # (method, seed)
 
 
 def run_demo(output: str | os.PathLike, seeds: list[int], opts: list[str]) -> str:
@@ -50,12 +51,13 @@ def run_demo(output: str | os.PathLike, seeds: list[int], opts: list[str]) -> st
         for seed in seeds
         for method, config in METHODS.items()
     }
-    results: dict[tuple[str, int], dict[str, float]] = {}
+    results: dict[Key, dict[str, float]] = {}
     total = sum(cfg.SOLVER.MAX_ITER for cfg in runs.values())
     with tqdm(total=total, desc="training", unit="it", dynamic_ncols=True) as bar:
         for seed in seeds:
-            results |= _train_pair({m: runs[m, seed] for m in METHODS}, seed, bar)
-    _write_runs(results, output / RUNS_JSON)
+            results |= _train_pair({(m, seed): runs[m, seed] for m in METHODS}, bar)
+    rows = [{"method": m, "seed": seed, "metrics": r} for (m, seed), r in results.items()]
+    write_json(output / "demo.json", rows, indent=1)
     _draw({method: runs[method, seeds[0]] for method in METHODS}, output / "demo.png")
     return _table(results, seeds)
 
@@ -66,23 +68,20 @@ def _config(name: str, output: Path, seed: int, opts: list[str]) -> CfgNode:
     return setup_cfg(get_config_file(name), [*opts, *seeds, "OUTPUT_DIR", str(output)])
 
 
-def _train_pair(
-    pair: dict[str, CfgNode], seed: int, bar: tqdm
-) -> dict[tuple[str, int], dict[str, float]]:
+def _train_pair(pair: dict[Key, CfgNode], bar: tqdm) -> dict[Key, dict[str, float]]:
     """Train both methods at once: two runs of one thread are faster than one of two threads.
 
-    Every run has its process: detectron2's loggers write to all files that a process has ever
-    given them.
+    Each has a process: detectron2's loggers write to all files that a process has ever given them.
     """
     started, done_before = time.time(), bar.n
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(pair), mp_context=context) as pool:
-        futures = {method: pool.submit(_train, cfg) for method, cfg in pair.items()}
+        futures = {key: pool.submit(_train, cfg) for key, cfg in pair.items()}
         while not all(future.done() for future in futures.values()):
             time.sleep(1)
             done = sum(iterations_done(cfg.OUTPUT_DIR, started) for cfg in pair.values())
             bar.update(done_before + done - bar.n)
-        results = {(method, seed): future.result() for method, future in futures.items()}
+        results = {key: future.result() for key, future in futures.items()}
     bar.update(done_before + sum(cfg.SOLVER.MAX_ITER for cfg in pair.values()) - bar.n)
     return results
 
@@ -110,32 +109,16 @@ def _draw(runs: dict[str, CfgNode], path: Path) -> None:
     draw_comparison(noisy_dataset_dicts(cfg)[name], classes, predictors, path)
 
 
-def _table(results: dict[tuple[str, int], dict[str, float]], seeds: list[int]) -> str:
-    rows = []
-    for method in METHODS:
-        values = np.array([[results[method, seed][m] for m in METRICS] for seed in seeds])
-        cells = [f"{v:.1f}" for v in values.mean(axis=0)]
-        if len(seeds) > 1:
-            spread = values.std(axis=0, ddof=1)
-            cells = [f"{cell} ± {s:.1f}" for cell, s in zip(cells, spread)]
-        rows.append([method, *cells])
-    if len(seeds) > 1:
-        rows.append(["difference, paired ± standard error", *_differences(results, seeds)])
-    return tabulate(rows, headers=["toy set", *METRICS], disable_numparse=True)
-
-
-def _differences(results: dict[tuple[str, int], dict[str, float]], seeds: list[int]) -> list[str]:
-    """SuperLoss minus baseline: a seed fixes the noise, the data order and the weights of both."""
-    baseline, superloss = METHODS
-    cells = []
+def _table(results: dict[Key, dict[str, float]], seeds: list[int]) -> str:
+    rows = [[method] for method in (*METHODS, "difference, paired ± standard error")]
     for metric in METRICS:
-        values = [{seed: results[m, seed][metric] for seed in seeds} for m in (superloss, baseline)]
-        difference = paired_difference(*values)
-        if difference is not None:
-            cells.append(f"{difference.mean:+.1f} ± {difference.error:.1f}")
-    return cells
-
-
-def _write_runs(results: dict[tuple[str, int], dict[str, float]], path: Path) -> None:
-    runs = [{"method": m, "seed": seed, "metrics": r} for (m, seed), r in results.items()]
-    write_json(path, runs, indent=1)
+        by_method = [[results[method, seed][metric] for seed in seeds] for method in METHODS]
+        for row, values in zip(rows, by_method):
+            spread = f" ± {np.std(values, ddof=1):.1f}" if len(seeds) > 1 else ""
+            row.append(f"{np.mean(values):.1f}{spread}")
+        baseline, superloss = (dict(zip(seeds, values)) for values in by_method)
+        difference = paired_difference(superloss, baseline)
+        if difference is not None and difference.error is not None:
+            rows[-1].append(f"{difference.mean:+.1f} ± {difference.error:.1f}")
+    rows = rows if len(seeds) > 1 else rows[:-1]
+    return tabulate(rows, headers=["toy set", *METRICS], disable_numparse=True)

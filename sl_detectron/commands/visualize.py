@@ -60,9 +60,7 @@ def run_visualize(args: argparse.Namespace) -> str:
     classes = MetadataCatalog.get(name).thing_classes
     sigma = _confidences(args, name)
     chosen = _order(given, args.first, sigma)[: args.num]
-    checkpoint = args.checkpoint
-    if args.from_run and not checkpoint:
-        checkpoint = str(last_checkpoint(args.from_run))
+    checkpoint = args.checkpoint or (args.from_run and last_checkpoint(args.from_run))
     predictor = build_predictor(cfg, checkpoint, args.threshold) if checkpoint else None
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
@@ -70,12 +68,13 @@ def run_visualize(args: argparse.Namespace) -> str:
         panels = panels_of(record, classes, true.get(record["image_id"]), sigma, predictor)
         figure = side_by_side(panels, args.show)
         if args.output:
-            figure.savefig(args.output / _file_name(number, record), dpi=DPI)
+            # In the order of drawing; ids may hold slashes.
+            file = re.sub(r"[^0-9A-Za-z._-]", "_", f"{number:04d}_{record['image_id']}.png")
+            figure.savefig(args.output / file, dpi=DPI)
         if args.show:
             _show(figure)
-    return f"{len(chosen)} of {len(given)} images of {name} drawn" + (
-        f": {args.output}" if args.output else ""
-    )
+    where = f": {args.output}" if args.output else ""
+    return f"{len(chosen)} of {len(given)} images of {name} drawn{where}"
 
 
 def _records(cfg: CfgNode, name: str) -> tuple[list[Record], dict[Any, Record]]:
@@ -95,10 +94,8 @@ def _changed(record: Record, clean: Record) -> bool:
 
 def _confidences(args: argparse.Namespace, name: str) -> dict[int, float]:
     """{annotation id: mean sigma} of an audit; empty without one."""
-    path = args.audit
-    if not path and args.from_run and Path(args.from_run, AUDIT_JSON).is_file():
-        path = Path(args.from_run, AUDIT_JSON)
-    if not path:
+    path = args.audit or Path(args.from_run or "", AUDIT_JSON)
+    if not args.audit and not (args.from_run and path.is_file()):
         return {}
     audit = read_audit(path)
     return {a.annotation_id: a.confidence for a in audit.annotations if a.dataset == name}
@@ -123,8 +120,3 @@ def _show(figure: "Figure") -> None:
 
     plt.show()
     plt.close(figure)
-
-
-def _file_name(number: int, record: Record) -> str:
-    """In the order of drawing; ids may hold slashes."""
-    return f"{number:04d}_{re.sub(r'[^0-9A-Za-z._-]', '_', str(record['image_id']))}.png"

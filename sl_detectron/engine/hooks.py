@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -57,14 +58,8 @@ def build_annotation_tracker(
 ) -> AnnotationTracker | None:
     """A tracker that observes every classification term of a model.
 
-    Args:
-        cfg: with ``MODEL.SUPERLOSS.TRACK_ANNOTATIONS``
-        model: the detector, also inside of DistributedDataParallel
-        annotations: of the training loader, if it has them
-
-    Returns:
-        None where the key is off, the model has no SuperLoss, the loader has no table of
-        annotations, there is one class only, or the statistics would take more than 1 GiB
+    None where the key is off, the model has no SuperLoss, the loader has no table of annotations,
+    there is one class only, or the statistics would take more than 1 GiB.
     """
     observed = _classification_terms(model)
     num_classes = max(observed.values(), default=0)
@@ -77,8 +72,7 @@ def build_annotation_tracker(
         logger.warning(
             "No label audit: statistics of %d annotations would take %.1f GiB; set "
             "MODEL.SUPERLOSS.TRACK_ANNOTATIONS False to silence this",
-            annotations.num_annotations,
-            num_bytes / 2**30,
+            *(annotations.num_annotations, num_bytes / 2**30),
         )
         return None
     tracker.to(cfg.MODEL.DEVICE)
@@ -176,34 +170,29 @@ class DrawTrainingImages(HookBase):
         self.classes = names or [str(i) for i in range(num_classes_of(cfg))]
         self.true_classes = true_classes
         self.max_images = max_images
-        self._batch: Sequence[dict[str, Any]] | None = None
+        self._batch: Sequence[dict[str, Any]] = ()
         self._seen: list[tuple[Tensor, Tensor]] = []
-        self._observed: list[SuperLossTerm] = []
-        self._handle: Any = None
+        self._attached = ExitStack()
 
     def before_step(self) -> None:
         if self.trainer.iter % self.period:
             return
         model = self.trainer.model
-        self._handle = model.register_forward_pre_hook(self._keep_batch)
-        self._observed = [*_classification_terms(model)]
-        for term in self._observed:
+        self._attached.callback(model.register_forward_pre_hook(self._keep_batch).remove)
+        for term in _classification_terms(model):
             term.observers.append(self._keep_confidences)
+            self._attached.callback(term.observers.remove, self._keep_confidences)
 
     def after_step(self) -> None:
-        if self._handle is None:
-            return
-        self._handle.remove()
-        for term in self._observed:
-            term.observers.remove(self._keep_confidences)
+        self._attached.close()
         sigma = _means(self._seen)
-        for i, item in enumerate((self._batch or ())[: self.max_images]):
+        for i, item in enumerate(self._batch[: self.max_images]):
             image = detection_utils.convert_image_to_rgb(
                 item["image"].permute(1, 2, 0), self.format
             )
             picture = draw_boxes(image, self._boxes(item, sigma))
             self.trainer.storage.put_image(f"training_labels/{i}", picture.transpose(2, 0, 1))
-        self._batch, self._seen, self._observed, self._handle = None, [], [], None
+        self._batch, self._seen = (), []
 
     def _keep_batch(self, _: Any, args: tuple[Any, ...]) -> None:
         self._batch = args[0]
@@ -232,6 +221,6 @@ def _means(seen: Sequence[tuple[Tensor, Tensor]]) -> dict[int, float]:
         return {}
     ids, sigma = (torch.cat(parts) for parts in zip(*seen))
     unique, inverse = ids.unique(return_inverse=True)
-    sums = torch.zeros(len(unique), device=sigma.device).index_add_(0, inverse, sigma.float())
-    means = sums / torch.bincount(inverse, minlength=len(unique))
+    means = torch.zeros(len(unique), device=sigma.device)
+    means.scatter_reduce_(0, inverse, sigma.float(), "mean", include_self=False)
     return dict(zip(unique.tolist(), means.tolist()))

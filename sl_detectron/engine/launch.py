@@ -66,9 +66,7 @@ def launch_job(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: An
         ) from error
     except ProcessRaisedException as error:
         # A rank that finds another one gone may be the first to end.
-        lost = re.search(
-            r"[^\n]*(Connection (closed|reset) by peer|[Tt]imed out)[^\n]*", str(error)
-        )
+        lost = re.search(r".*(Connection (closed|reset) by peer|[Tt]imed out).*", str(error))
         if lost is None:
             raise
         reason = lost[0].strip()
@@ -78,47 +76,36 @@ def launch_job(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: An
 
 
 def _run_rank(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: Any) -> None:
-    end = _EndOfProcess()
-    atexit.register(end)  # now, so that what the job registers comes before it
-    try:
-        end.code = run_tool(partial(job, cfg), args)
-    except SystemExit as stop:
-        end.code = stop.code or 0
-    sys.exit(end.code)
-
-
-class _EndOfProcess:
-    """Ends without tearing the interpreter down, in which gloo's threads can abort the process.
+    """Run the job, and end without tearing the interpreter down, in which gloo's threads can abort.
 
     A thread that still holds a tensor of the last collective operation waits for the interpreter's
     lock to free it, and all that was done would be reported as killed by SIGABRT. What was
     registered with :mod:`atexit` earlier, by the imports, is not called, but for logging's.
     """
+    code: Any = 1  # of a process that ends by an exception
 
-    def __init__(self) -> None:
-        self.code: Any = 1  # of a process that ends by an exception
-
-    def __call__(self) -> None:
+    def end() -> None:
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(AttributeError, OSError):  # closed, or nobody reads it
                 stream.flush()
-        os._exit(self.code if isinstance(self.code, int) else 1)  # a message counts as 1
+        os._exit(code if isinstance(code, int) else 1)  # a message counts as 1
+
+    atexit.register(end)  # now, so that what the job registers comes before it
+    try:
+        code = run_tool(partial(job, cfg), args)
+    except SystemExit as stop:
+        code = stop.code or 0
+    sys.exit(code)
 
 
 def _pass_on(number: int, frame: FrameType | None) -> None:
     for child in multiprocessing.active_children():
-        if child.pid is not None:
-            os.kill(child.pid, signal.SIGTERM)
+        child.terminate()
 
 
 def setup_job(cfg: Any, args: argparse.Namespace | None = None) -> None:
-    """detectron2's ``default_setup`` (loggers, config backup, seeds) with our logger beside it.
-
-    Args:
-        cfg: from :func:`setup_cfg` or :func:`setup_lazy_cfg`
-        args: the command line, to be logged
-    """
+    """detectron2's ``default_setup`` (loggers, config backup, seeds) with our logger beside it."""
     if isinstance(cfg, CfgNode):
         # detectron2's launch starts fresh processes, which know no dataset of this config.
         register_voc_datasets(cfg.DATASETS.CUSTOM_VOC)
@@ -139,10 +126,8 @@ class _WithoutTraceback(logging.Formatter):
 
     def __init__(self, stock: logging.Formatter | None):
         super().__init__()
-        # setup_logger gives out the same handlers again.
-        if isinstance(stock, _WithoutTraceback):
-            stock = stock.stock
-        self.stock: logging.Formatter = stock or logging.Formatter()
+        # setup_logger gives out the same handlers again, with this formatter.
+        self.stock: logging.Formatter = getattr(stock, "stock", stock) or logging.Formatter()
 
     def format(self, record: logging.LogRecord) -> str:
         error = record.exc_info[1] if record.exc_info else None
@@ -156,14 +141,9 @@ class _WithoutTraceback(logging.Formatter):
 
 
 def iterations_done(output: str | os.PathLike, since: float = 0.0) -> int:
-    """The iterations that a run, also one of another process, has written to its metrics file.
+    """How many iterations a run, also one of another process, has written to its metrics file.
 
-    Args:
-        output: the run's ``OUTPUT_DIR``
-        since: seconds since the epoch; a file last written before belongs to an older run
-
-    Returns:
-        their number, 0 before the first; detectron2 writes every 20 iterations
+    A file last written before ``since``, in seconds since the epoch, belongs to an older run.
     """
     path = Path(output) / "metrics.json"
     try:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import HookBase, default_writers, hooks
+from detectron2.engine import HookBase, SimpleTrainer, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from hydra.errors import HydraException
@@ -26,13 +26,7 @@ from .trainer import distribute
 __all__ = ["setup_lazy_cfg", "train_lazy_net"]
 
 # NotImplementedError: LazyConfig cannot delete.
-OVERRIDE_ERRORS = (
-    OmegaConfBaseException,
-    HydraException,
-    KeyError,
-    AttributeError,
-    NotImplementedError,
-)
+OTHER_ERRORS = (KeyError, AttributeError, NotImplementedError)
 _ABSENT = object()
 NEEDED = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 
@@ -46,9 +40,6 @@ def setup_lazy_cfg(config_file: str, overrides: list[str]) -> DictConfig:
             ``lr_multiplier`` and ``train``
         overrides: ``["train.max_iter=100", ...]``
 
-    Returns:
-        the config
-
     Raises:
         ValueError: a name is missing, or a value or override does not fit
         FileNotFoundError: there is no such config or checkpoint
@@ -58,7 +49,7 @@ def setup_lazy_cfg(config_file: str, overrides: list[str]) -> DictConfig:
         _check_key(cfg, override, config_file)
     try:
         cfg = LazyConfig.apply_overrides(cfg, overrides)
-    except OVERRIDE_ERRORS as error:
+    except (OmegaConfBaseException, HydraException, *OTHER_ERRORS) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{config_file}: cannot apply {overrides}: {reason}") from error
     missing = [name for name in NEEDED if name not in cfg]
@@ -106,7 +97,7 @@ def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
         results.update(_evaluate(cfg, model))
         return results
 
-    trainer.register_hooks(_hooks(cfg, model, train_loader, checkpointer, evaluate))
+    trainer.register_hooks(_hooks(cfg, trainer, checkpointer, evaluate))
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
     resumes = args.resume and checkpointer.has_checkpoint()
     trainer.train(trainer.iter + 1 if resumes else 0, cfg.train.max_iter)
@@ -114,11 +105,7 @@ def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _hooks(
-    cfg: DictConfig,
-    model: nn.Module,
-    loader: Any,
-    checkpointer: SafeCheckpointer,
-    evaluate: Callable[[], dict[str, Any]],
+    cfg: DictConfig, trainer: SimpleTrainer, checkpointer: SafeCheckpointer, evaluate: Callable
 ) -> list[HookBase | None]:
     stop = StopOnSignal(cfg.train.checkpointer.period)
     save = write = None
@@ -128,7 +115,7 @@ def _hooks(
         write = hooks.PeriodicWriter(writers, period=cfg.train.log_period)
     return [
         stop,
-        ResumeState(model, loader, stop),
+        ResumeState(trainer.model, trainer.data_loader, stop),
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
         save,

@@ -16,26 +16,16 @@ from detectron2.engine import HookBase
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint import SafeCheckpointer
 from ..data import TrainLoader
 
-__all__ = [
-    "STOPPED",
-    "ResumeState",
-    "SaveAndStop",
-    "StopOnSignal",
-    "any_rank",
-    "get_rng_state",
-    "keep_rng_state",
-    "set_rng_state",
-]
+__all__ = ["STOPPED", "ResumeState", "SaveAndStop", "StopOnSignal", "any_rank", "keep_rng_state"]
 
 # Exit code of a training run that SIGTERM stopped after it wrote a checkpoint: 128 + SIGTERM, as in
 # a shell. Not 0: a script that trains and then evaluates must see that training is not done.
 STOPPED = 128 + signal.SIGTERM
-# The EMA of the number of foreground anchors, a plain attribute that no state dict has.
-_NORMALIZER = "loss_normalizer"
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +33,8 @@ logger = logging.getLogger(__name__)
 class StopOnSignal(HookBase):
     """Note SIGTERM, and let all ranks agree on the step after which they stop.
 
-    Register it first, and :class:`SaveAndStop` after the hooks that a checkpoint needs.
-
-    Args:
-        period: number of iterations from one checkpoint to the next
+    Register it first, and :class:`SaveAndStop` after the hooks that a checkpoint needs. ``period``
+    is the number of iterations from one checkpoint to the next.
     """
 
     def __init__(self, period: int):
@@ -105,16 +93,13 @@ class ResumeState(HookBase):
     """Put into checkpoints what every rank has for itself, and bring the data to where they were.
 
     These are the random states of Python, numpy and torch, the loss normalizer of RetinaNet and
-    the seed of the data. The trainer saves the state of its hooks.
-
-    Args:
-        model: the detector
-        loader: the training loader; one that is not a :class:`TrainLoader` starts anew
-        stop: says when a checkpoint is due
+    the seed of the data. The trainer saves the state of its hooks. A loader that is not a
+    :class:`TrainLoader` starts anew.
     """
 
     def __init__(self, model: nn.Module, loader: Any, stop: StopOnSignal):
-        self.model = model
+        # Without DDP, whose names of modules are others.
+        self.model = model.module if isinstance(model, DistributedDataParallel) else model
         self.loader = loader if isinstance(loader, TrainLoader) else None
         self.stop = stop
         self._ranks: list[dict[str, Any]] = []
@@ -123,13 +108,12 @@ class ResumeState(HookBase):
 
     def before_train(self) -> None:
         start = self.trainer.start_iter
-        if self.loader is None:
-            if start:
-                logger.warning("The loader is not sl_detectron's: the data start anew")
-        else:
+        if self.loader is not None:
             self.loader.start_batch = start
             if start and "data" in self._loaded:
                 self.loader.load_state_dict(self._loaded["data"])
+        elif start:
+            logger.warning("The loader is not sl_detectron's: the data start anew")
         if start and self._loaded:
             self._restore()
 
@@ -155,23 +139,33 @@ class ResumeState(HookBase):
         self._loaded = state
 
     def _state_of_rank(self) -> dict[str, Any]:
-        return {"rng": get_rng_state(), "normalizers": _normalizers(self.model)}
+        normalizers = {name: float(m.loss_normalizer) for name, m in self._normalized().items()}
+        return {"rng": get_rng_state(), "normalizers": normalizers}
+
+    def _normalized(self) -> dict[str, Any]:
+        """The modules with an EMA of the number of foreground anchors, which no state dict has."""
+        return {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(module, DenseDetector) and hasattr(module, "loss_normalizer")
+        }
 
     def _restore(self) -> None:
         ranks = self._loaded["ranks"]
         if self._loaded["iteration"] != self.trainer.start_iter - 1 or not ranks:
             logger.warning("The checkpoint was not written at the end of a step of all ranks")
             return
-        if len(ranks) != comm.get_world_size():
+        same = len(ranks) == comm.get_world_size()
+        state = ranks[comm.get_rank() if same else 0]
+        for name, module in self._normalized().items():
+            module.loss_normalizer = state["normalizers"].get(name, module.loss_normalizer)
+        if same:
+            set_rng_state(state["rng"])
+        else:
             logger.warning(
                 "The checkpoint is of %d processes: with %d the random states start anew",
                 *(len(ranks), comm.get_world_size()),
             )
-            _set_normalizers(self.model, ranks[0]["normalizers"])
-            return
-        state = ranks[comm.get_rank()]
-        _set_normalizers(self.model, state["normalizers"])
-        set_rng_state(state["rng"])
 
 
 def any_rank(flag: bool) -> bool:
@@ -185,10 +179,10 @@ def any_rank(flag: bool) -> bool:
 
 def get_rng_state() -> dict[str, Any]:
     """The random states of Python, numpy and torch, as what ``weights_only`` loading accepts."""
-    name, keys, *numpy_rest = np.random.get_state()  # noqa: NPY002
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
     state = {
         "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *numpy_rest),
+        "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
@@ -214,22 +208,3 @@ def keep_rng_state() -> Iterator[None]:
         yield
     finally:
         set_rng_state(state)
-
-
-def _normalizers(model: nn.Module) -> dict[str, float]:
-    return {
-        name: float(module.loss_normalizer)
-        for name, module in _unwrap(model).named_modules()
-        if isinstance(module, DenseDetector) and hasattr(module, _NORMALIZER)
-    }
-
-
-def _set_normalizers(model: nn.Module, values: dict[str, float]) -> None:
-    modules = dict(_unwrap(model).named_modules())
-    for name, value in values.items():
-        if name in modules:
-            setattr(modules[name], _NORMALIZER, value)
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

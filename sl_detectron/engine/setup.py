@@ -4,7 +4,6 @@ import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -19,21 +18,18 @@ from ..files import load_yaml
 from ..label_noise.config import check_label_noise
 from ..label_noise.loader import check_train_loader
 
-__all__ = ["check_cfg", "merge_cfg", "refuse_lazy", "setup_cfg"]
+__all__ = ["check_cfg", "merge_cfg", "setup_cfg"]
 
 BASE_KEY = "_BASE_"
 
 
 def setup_cfg(config_file: str, opts: list[str], eval_only: bool = False) -> CfgNode:
-    """Merge a config, register the datasets that it names and check what can be checked early.
+    """Merge a config, register the datasets that it names, check what can be early, and freeze it.
 
     Args:
-        config_file: path of a YAML file; empty for detectron2's defaults
+        config_file: path of a YAML file of plain values; empty for detectron2's defaults
         opts: ``[KEY, VALUE, ...]``
         eval_only: whether the training sets may be absent
-
-    Returns:
-        a frozen config
 
     Raises:
         ValueError: a bad key or value, by name
@@ -47,15 +43,7 @@ def setup_cfg(config_file: str, opts: list[str], eval_only: bool = False) -> Cfg
 
 
 def check_cfg(cfg: CfgNode, eval_only: bool = False) -> None:
-    """Register the datasets that a config names and check what can be checked early.
-
-    Args:
-        cfg: from :func:`merge_cfg`
-        eval_only: whether the training sets may be absent
-
-    Raises:
-        ValueError, FileNotFoundError, ImportError: as :func:`setup_cfg`
-    """
+    """Register the datasets that a config names and check it, as :func:`setup_cfg` does."""
     _check_device(cfg)
     register_voc_datasets(cfg.DATASETS.CUSTOM_VOC)
     if not eval_only:
@@ -71,15 +59,7 @@ def check_cfg(cfg: CfgNode, eval_only: bool = False) -> None:
 
 
 def merge_cfg(config_file: str, opts: list[str]) -> CfgNode:
-    """Merge a config file and options over all defaults, without a look at data or device.
-
-    Args:
-        config_file: path of a YAML file, which may hold plain values only; empty for detectron2's
-            defaults
-        opts: ``[KEY, VALUE, ...]``
-
-    Returns:
-        a config that can still be changed
+    """Merge a config file and options over all defaults; data and device are not checked.
 
     Raises:
         ValueError: a bad key or value, by name; the file or one of its bases is not a config, holds
@@ -99,23 +79,6 @@ def merge_cfg(config_file: str, opts: list[str]) -> CfgNode:
     return cfg
 
 
-def refuse_lazy(file: str | os.PathLike, advice: str) -> None:
-    """Name a LazyConfig, or what its training left as config.yaml, before yacs stumbles.
-
-    Args:
-        file: a config; one that does not exist is left to what reads it
-        advice: what to do, after "... is a LazyConfig, "
-
-    Raises:
-        ValueError: the file is one
-    """
-    path = Path(file)
-    if path.suffix == ".py" or (
-        path.is_file() and "_target_:" in path.read_text("utf-8", "replace")
-    ):
-        raise ValueError(f"{path} is a LazyConfig, {advice}")
-
-
 def _check_file(path: Path, above: tuple[Path, ...] = ()) -> None:
     """Refuse a file that is not a config of plain values, and such bases of it."""
     named = f"{path} (_BASE_ of {above[-1]})" if above else f"{path}"
@@ -123,7 +86,17 @@ def _check_file(path: Path, above: tuple[Path, ...] = ()) -> None:
         raise ValueError(f"{named}: a config cannot be its own base")
     if not path.is_file():
         raise ValueError(f"config file {named} does not exist")
-    content = _load(path, named)
+    try:
+        # Decoded here: yaml names no file for bytes that are not text.
+        content = load_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{named} is not UTF-8 text: {error}") from error
+    except yaml.constructor.ConstructorError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        reason = f"{named}{line}: refused, a config holds values only: {error.problem}"
+        raise ValueError(reason) from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{named} is not a config: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         found = "nothing" if content is None else f"a {type(content).__name__}"
         raise ValueError(f"{named} is not a config: it holds {found}, not KEY: value")
@@ -133,22 +106,6 @@ def _check_file(path: Path, above: tuple[Path, ...] = ()) -> None:
             raise ValueError(f"{named}: {BASE_KEY} must be a path; got {base!r}")
         if not base.startswith(("http://", "https://")):
             _check_file(path.parent / os.path.expanduser(base), (*above, path))
-
-
-def _load(path: Path, named: str) -> Any:
-    try:
-        # Decoded here: yaml names no file for bytes that are not text.
-        return load_yaml(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{named} is not UTF-8 text: {error}") from error
-    except yaml.constructor.ConstructorError as error:
-        mark = error.problem_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        reason = f"{named}{line}: refused, a config holds values only: {error.problem}"
-        raise ValueError(reason) from error
-    except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{named} is not a config: {reason}") from error
 
 
 def _check_device(cfg: CfgNode) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor, DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.engine.hooks import EvalHook
@@ -18,7 +18,6 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer, check_checkpoint
-from ..config import add_superloss_config
 from ..data import AnnotationTable
 from ..data.train_loader import shield_workers
 from ..evaluation import build_evaluator
@@ -29,6 +28,7 @@ from .finite import trainer_class
 from .hooks import DrawTrainingImages, LogTau, TrackAnnotations, build_annotation_tracker
 from .launch import setup_job
 from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state
+from .setup import merge_cfg
 
 __all__ = ["SuperLossTrainer", "build_predictor", "distribute", "train_net"]
 
@@ -64,8 +64,8 @@ class SuperLossTrainer(DefaultTrainer):
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         # Before the model, which may learn a value for each annotation.
         data_loader = shield_workers(self.build_train_loader(cfg))
-        annotations: AnnotationTable | None = getattr(data_loader, "annotations", None)
-        cfg = _with_num_annotations(cfg, annotations)
+        self.annotations: AnnotationTable | None = getattr(data_loader, "annotations", None)
+        cfg = _with_num_annotations(cfg, self.annotations)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         model = distribute(model)
@@ -73,7 +73,7 @@ class SuperLossTrainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         # None where nothing is tracked.
-        self.annotation_tracker = build_annotation_tracker(cfg, model, annotations)
+        self.annotation_tracker = build_annotation_tracker(cfg, model, self.annotations)
         if self.annotation_tracker is not None:
             self.checkpointer.add_checkpointable("annotation_tracker", self.annotation_tracker)
         self.start_iter = 0
@@ -82,11 +82,7 @@ class SuperLossTrainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def train(self) -> dict[str, Any]:
-        """Train to the end.
-
-        Returns:
-            the metrics of the last evaluation; empty on other ranks than the main one
-        """
+        """Train to the end; returns the metrics of the last evaluation, on the main rank."""
         super().train()
         return getattr(self, "_last_eval_results", {})
 
@@ -94,12 +90,11 @@ class SuperLossTrainer(DefaultTrainer):
         """The stock hooks with those of this package around them."""
         stop = StopOnSignal(self.cfg.SOLVER.CHECKPOINT_PERIOD)
         first: list[HookBase | None] = [stop, ResumeState(self.model, self.data_loader, stop)]
-        annotations: AnnotationTable | None = getattr(self.data_loader, "annotations", None)
-        if self.annotation_tracker is not None and annotations is not None:
-            tracker, folder = self.annotation_tracker, self.cfg.OUTPUT_DIR
-            first.append(TrackAnnotations(tracker, annotations, folder, stop))
+        table, tracker = self.annotations, self.annotation_tracker
+        if table is not None and tracker is not None:
+            first.append(TrackAnnotations(tracker, table, self.cfg.OUTPUT_DIR, stop))
         if self.cfg.VIS_PERIOD > 0 and comm.is_main_process():
-            true_classes = annotations.true_classes() if annotations else {}
+            true_classes = table.true_classes() if table else {}
             first.append(DrawTrainingImages(self.cfg, true_classes))
         stock = super().build_hooks()
         # A scheduler does not wait for an evaluation.
@@ -117,8 +112,7 @@ class SuperLossTrainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """The stock model builder; warns where the keys of the SuperLoss have no effect."""
         model = super().build_model(cfg)
-        stock = get_cfg()
-        add_superloss_config(stock)
+        stock = merge_cfg("", [])
         has_superloss = any(isinstance(m, SuperLossTerm) for m in model.modules())
         if cfg.MODEL.SUPERLOSS != stock.MODEL.SUPERLOSS and not has_superloss:
             logger.warning(
@@ -158,10 +152,8 @@ class SuperLossTrainer(DefaultTrainer):
 
 def _with_num_annotations(cfg: CfgNode, annotations: AnnotationTable | None) -> CfgNode:
     """The config with the number of training annotations, where the loss learns for each."""
-    node = cfg.MODEL.get("SUPERLOSS")
-    if annotations is None or node is None:  # the model says what is missing, if it needs it
-        return cfg
-    if node.CLS.LOSS != "data_params" or node.DATA_PARAMS.NUM_ANNOTATIONS:
+    node = cfg.MODEL.SUPERLOSS
+    if annotations is None or node.CLS.LOSS != "data_params" or node.DATA_PARAMS.NUM_ANNOTATIONS:
         return cfg
     cfg = cfg.clone()
     cfg.defrost()
@@ -206,12 +198,7 @@ def train_net(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
 def build_predictor(
     cfg: CfgNode, weights: str | os.PathLike, score_threshold: float
 ) -> DefaultPredictor:
-    """detectron2's predictor with other weights; it keeps detections of at least that score.
-
-    Raises:
-        FileNotFoundError: there are no such weights
-        ValueError: the file is not a checkpoint, or holds code
-    """
+    """detectron2's predictor with other weights; it keeps detections of at least that score."""
     cfg = cfg.clone()
     cfg.defrost()
     # Loaded afterwards: DefaultPredictor would run the code of a pickle.

@@ -86,7 +86,6 @@ class SubmititPool(contextlib.AbstractContextManager):
         for handle in self._handles:
             if not handle.done():
                 handle.cancel()
-        self._handles = []
 
     def __exit__(self, *_: object) -> None:
         self.stop()

@@ -14,14 +14,10 @@ PaperValue = tuple[float, float | None]
 
 @dataclass(frozen=True)
 class Method:
-    """What a sweep compares: a config with options.
+    """What a sweep compares: a config, by name or path, with options ``(KEY, VALUE, ...)``.
 
     Attributes:
-        detector: name of the group
-        name: within the group
-        config: a shipped config's name or a path
-        opts: ``(KEY, VALUE, ...)`` at every noise level
-        clean_opts: the same, where noise is 0
+        clean_opts: after ``opts``, where noise is 0
         paper: {metric: one (mean, standard deviation or None) in percent for each noise level}
     """
 
@@ -47,8 +43,8 @@ class Run:
     @property
     def folder(self) -> Path:
         """Where its files are, relative to the sweep's folder."""
-        names = Path(slug(self.method.detector), slug(self.method.name))
-        return names / f"noise_{self.noise:g}" / f"seed_{self.seed}"
+        names = (slug(self.method.detector), slug(self.method.name))
+        return Path(*names, f"noise_{self.noise:g}", f"seed_{self.seed}")
 
     @property
     def method_opts(self) -> tuple[str, ...]:
@@ -58,8 +54,8 @@ class Run:
     @property
     def run_opts(self) -> tuple[str, ...]:
         """Those that tell it from others of its method; keys that every config has."""
-        own = ("SEED", str(self.seed), "DATASETS.LABEL_NOISE.SEED", str(self.seed))
-        return (*own, "DATASETS.LABEL_NOISE.RATE", str(self.noise))
+        seeds = ("SEED", str(self.seed), "DATASETS.LABEL_NOISE.SEED", str(self.seed))
+        return (*seeds, "DATASETS.LABEL_NOISE.RATE", str(self.noise))
 
     def __str__(self) -> str:
         return f"{self.method}, {100 * self.noise:g} % noise, seed {self.seed}"
@@ -67,13 +63,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Grid:
-    """What a grid file says.
+    """What a grid file says, in its order.
 
     Attributes:
         text: the file as it is
-        noise: fractions, in the order of the file
-        seeds: in the order of the file
-        methods: in the order of the file
+        noise: fractions of wrong labels
         references: names of the baseline and the controls, the baseline first
         source: of the published numbers
         opts: ``[KEY, VALUE, ...]`` of all runs that are not in the file; the methods have them too
@@ -100,12 +94,12 @@ class Grid:
     @property
     def pairs(self) -> list[tuple[Method, Method]]:
         """(method, reference of the same detector); of two references the later one comes first."""
-        by_name = {(method.detector, method.name): method for method in self.methods}
         return [
-            (method, by_name[method.detector, name])
+            (method, other)
             for method in self.methods
             for name in takewhile(method.name.__ne__, self.references)
-            if (method.detector, name) in by_name
+            for other in self.methods
+            if (other.detector, other.name) == (method.detector, name)
         ]
 
 

@@ -17,15 +17,14 @@ The file's keys::
           paper: {AP50: [81.4±0.0, ...]}  # optional: published numbers in the order of `noise`
 """
 
-import difflib
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
+from ..cli import did_you_mean
 from ..files import load_yaml
 from ..model_zoo import find_config
 from .grid import METRICS, Grid, Method, PaperValue, Run, slug
@@ -34,13 +33,13 @@ __all__ = ["read_grid"]
 
 GRID_KEYS = ("noise", "seeds", "opts", "source", "baseline", "controls", "detectors")
 METHOD_KEYS = ("config", "opts", "clean_opts", "paper")
-NUMBER = r"\s*(\d*\.?\d+)\s*"
+PAPER_VALUE = re.compile(r"\s*(\d*\.?\d+)\s*(?:±\s*(\d*\.?\d+)\s*)?")
 # A run sets these itself, so that a value in the file would have no effect.
 RUN_KEYS = ("SEED", "DATASETS.LABEL_NOISE.SEED", "DATASETS.LABEL_NOISE.RATE", "OUTPUT_DIR")
 
 
 def read_grid(path: str | os.PathLike, opts: list[str] | None = None) -> Grid:
-    """Read a grid file.
+    """Read a grid file; whether its configs exist is not checked.
 
     Args:
         path: of the YAML file, or the name of a shipped one, ``Sweep/toy.yaml``; its keys are
@@ -48,17 +47,13 @@ def read_grid(path: str | os.PathLike, opts: list[str] | None = None) -> Grid:
         opts: more options of all runs ``[KEY, VALUE, ...]``, after those of the file; with any the
             published numbers, which are those of the file's schedule, are left out
 
-    Returns:
-        the grid; whether its configs exist is not checked
-
     Raises:
-        ValueError: there is no such file, or a key is missing, unknown or has a bad value; the
-            message names it
+        ValueError: there is no such file, or a key is missing, unknown or has a bad value
     """
     more = _opts("options", opts or [])
-    file = Path(find_config(str(path)))
+    file = find_config(str(path))
     try:
-        text = file.read_text(encoding="utf-8")
+        text = Path(file).read_text(encoding="utf-8")
         return _grid(text, load_yaml(text, _UniqueKeys), more)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
@@ -74,7 +69,7 @@ class _UniqueKeys(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
+                raise yaml.MarkedYAMLError(
                     None, None, f"key {key!r} is there twice", node.start_mark
                 )
         return super().construct_mapping(node, deep)
@@ -101,16 +96,16 @@ def _method(
 ) -> Method:
     where, (before, after) = f"{detector}, {name}", shared
     _check_keys(where, keys, METHOD_KEYS, ("config",))
-    if not isinstance(keys["config"], str) or not keys["config"]:
-        _fail(f"{where}, config", f"must be a name or path; got {keys['config']!r}")
+    config, paper = keys["config"], keys.get("paper", {})
+    if not isinstance(config, str) or not config:
+        _fail(f"{where}, config", f"must be a name or path; got {config!r}")
     opts = (*before, *_opts(f"{where}, opts", keys.get("opts", [])), *after)
     clean = _opts(f"{where}, clean_opts", keys.get("clean_opts", []))
     # The command line has the last word, also over clean_opts.
     clean = (*clean, *after) if clean else ()
-    paper = keys.get("paper", {})
     _check_keys(f"{where}, paper", paper, METRICS)
     paper = {m: _paper(f"{where}, paper, {m}", v, num_levels) for m, v in paper.items()}
-    return Method(detector, name, keys["config"], opts, clean, {} if after else paper)
+    return Method(detector, name, config, opts, clean, {} if after else paper)
 
 
 def _paper(where: str, values: Any, num_levels: int) -> tuple[PaperValue, ...]:
@@ -118,7 +113,7 @@ def _paper(where: str, values: Any, num_levels: int) -> tuple[PaperValue, ...]:
         _fail(where, f"must have one value for each of the {num_levels} noise levels")
     numbers = []
     for value in values:
-        match = re.fullmatch(rf"{NUMBER}(?:±{NUMBER})?", str(value))
+        match = PAPER_VALUE.fullmatch(str(value))
         if match is None:
             _fail(where, f"must be a number or 54.9±0.5; got {value!r}")
         numbers.append((float(match[1]), float(match[2]) if match[2] else None))
@@ -129,21 +124,24 @@ def _references(baseline: Any, controls: Any, methods: tuple[Method, ...]) -> tu
     """Names of the baseline and the controls."""
     if not isinstance(controls, list):
         _fail("controls", f"must be a list of names; got {controls!r}")
-    names = dict.fromkeys(method.name for method in methods)
     references = [*([] if baseline is None else [baseline]), *controls]
     for name in references:
         if isinstance(name, (list, dict)):
             _fail("baseline, controls", f"must be names of methods; got {name!r}")
-        # As methods are: YAML reads the names 1 and yes as other than text.
-        if _name(name) not in names:
-            near = _near(_name(name), names)
-            _fail("baseline, controls", f"no method has the name {_name(name)!r}{near}")
-    pairs = {(method.detector, method.name) for method in methods}
-    for method in methods:
-        # It would have no differences, without a word.
-        if baseline is not None and (method.detector, _name(baseline)) not in pairs:
-            _fail("baseline", f"{method.detector} has no method {_name(baseline)!r}")
-    return tuple(dict.fromkeys(map(_name, references)))
+    # As methods are: YAML reads the names 1 and yes as other than text.
+    names = tuple(dict.fromkeys(map(_name, references)))
+    known = {method.name for method in methods}
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(repr(name), map(repr, known))
+            _fail("baseline, controls", f"no method has the name {name!r}{hint}")
+    if baseline is not None:
+        # A detector without it would have no differences, without a word.
+        having = {method.detector for method in methods if method.name == names[0]}
+        for method in methods:
+            if method.detector not in having:
+                _fail("baseline", f"{method.detector} has no method {names[0]!r}")
+    return names
 
 
 def _check_folders(runs: list[Run]) -> None:
@@ -163,8 +161,8 @@ def _check_keys(
         _fail(where, f"must be a mapping with the keys {', '.join(known)}")
     for key in data:
         if key not in known:
-            hint = _near(str(key), known) or f"; known are {', '.join(known)}"
-            _fail(where, f"unknown key {key!r}{hint}")
+            hint = did_you_mean(repr(key), map(repr, known))
+            _fail(where, f"unknown key {key!r}{hint or '; known are ' + ', '.join(known)}")
     for key in needed:
         if key not in data:
             _fail(where, f"has no key {key!r}")
@@ -199,11 +197,6 @@ def _opts(where: str, values: Any) -> tuple[str, ...]:
 def _name(value: Any) -> str:
     """In one line, as in a table."""
     return " ".join(str(value).split())
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _fail(where: str, message: str) -> NoReturn:

@@ -28,9 +28,7 @@ RUN = ("-m", f"{__package__}.run")
 def rank_args(num_gpus: int, machines: Sequence[str] = ()) -> list[str]:
     """The arguments of ``tools/train_net.py`` that say how many processes train.
 
-    Args:
-        num_gpus: on each machine
-        machines: those that say which of several machines this is
+    ``machines`` are those that say which of several machines this is.
     """
     if not machines and num_gpus > 1:
         # detectron2's default address is one for all trainings of a user.
@@ -40,13 +38,12 @@ def rank_args(num_gpus: int, machines: Sequence[str] = ()) -> list[str]:
 
 @dataclass(frozen=True)
 class RunJob:
-    """The process of one run.
+    """The process of one run; what it prints is added to ``run.log`` in its folder.
 
     Attributes:
-        folder: of the run; what it prints is added to ``run.log`` there
         args: of the run, but for the number of processes
         num_gpus: on each machine
-        threads: of one process on a CPU; None leaves that to the environment
+        threads: of each process; None leaves that to the environment
     """
 
     folder: Path
@@ -62,13 +59,13 @@ class RunJob:
 
         Args:
             env: additions to the environment
-            machines: arguments that say which of several machines this is
+            machines: for :func:`rank_args`
         """
         command = [sys.executable, *RUN, *rank_args(self.num_gpus, machines), *self.args]
         # Unbuffered: what a killed run printed last is in its log.
-        more = {"PYTHONUNBUFFERED": "1", **(env or {})}
+        env = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
         if self.threads is not None:
-            more["OMP_NUM_THREADS"] = str(self.threads)
+            env["OMP_NUM_THREADS"] = str(self.threads)
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / RUN_LOG, "a") as log:
             print(f"$ {shlex.join(command)}", file=log, flush=True)
@@ -78,7 +75,7 @@ class RunJob:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **more},
+                env=env,
                 # Ctrl-C is for the sweep; its runs end with it and do not count as failed.
                 start_new_session=True,
             ) as process:
@@ -90,7 +87,7 @@ class ProcessPool(contextlib.AbstractContextManager):
 
     Args:
         num_jobs: runs at once
-        num_gpus: of each run; on a machine with GPUs every run gets its own; 0 for a CPU
+        num_gpus: of each run, which gets its own of the machine's; 0 for a CPU
 
     Raises:
         ValueError: there are GPUs, but too few

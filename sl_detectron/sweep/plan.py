@@ -21,14 +21,10 @@ SHOWN_KEYS = 5
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run and what is known about it before anything runs.
+    """A run, its folder, and what is known about it before anything runs.
 
-    Attributes:
-        run: which
-        folder: where its files are
-        config_file: path of its config
-        cfg: the config that it is trained with
-        state: "open", "finished", "failed", or "changed": finished or half done with another config
+    Its state is "open", "finished", "failed", or "changed": finished or half done with another
+    config.
     """
 
     run: Run
@@ -86,10 +82,10 @@ def plan(grid: Grid, output: str | os.PathLike) -> list[PlannedRun]:
 
 def explain_change(planned: PlannedRun) -> str:
     """The keys in which a run's config differs from what it would be trained with."""
-    changes = differences(planned.cfg, planned.folder)
-    shown = [f"{k} was {old!r}, is {new!r}" for k, (old, new) in list(changes.items())[:SHOWN_KEYS]]
-    more = f" and {len(changes) - SHOWN_KEYS} more keys" if len(changes) > SHOWN_KEYS else ""
-    return "; ".join(shown) + more
+    changes = differences(planned.cfg, planned.folder).items()
+    texts = [f"{key} was {old!r}, is {new!r}" for key, (old, new) in changes]
+    more = f" and {len(texts) - SHOWN_KEYS} more keys" if len(texts) > SHOWN_KEYS else ""
+    return "; ".join(texts[:SHOWN_KEYS]) + more
 
 
 def _check_test_set(planned: PlannedRun, first: PlannedRun) -> None:

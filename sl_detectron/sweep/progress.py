@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from tqdm import tqdm
@@ -15,12 +16,9 @@ __all__ = ["Progress", "Unfinished"]
 
 
 class Unfinished(NamedTuple):
-    """A run without a result.
+    """A run without a result, and why in one line.
 
-    Attributes:
-        run: which
-        state: "failed", or "stopped": by SIGTERM, and the same command goes on
-        why: in one line
+    It "failed", or was "stopped" by SIGTERM, and the same command goes on.
     """
 
     run: PlannedRun
@@ -28,21 +26,15 @@ class Unfinished(NamedTuple):
     why: str
 
 
-class Progress:
-    """Iterations over all runs, as a bar on a terminal and as lines in a file.
-
-    Args:
-        waiting: the runs that are to be trained
-        finished: those that are already
-    """
+class Progress(AbstractContextManager["Progress"]):
+    """Iterations over all runs, as a bar on a terminal and as lines in a file."""
 
     def __init__(self, waiting: list[PlannedRun], finished: list[PlannedRun]):
         self._started = time.time()
         self._open = list(waiting)
         self._settled, self._total = len(finished), len(waiting) + len(finished)
         self._done = sum(run.cfg.SOLVER.MAX_ITER for run in finished)
-        # Of half-done runs. It counts from the start, so that time left is reckoned from what this
-        # start adds.
+        # Of half-done runs; the time left is reckoned from what is added to it.
         self._before = {
             run.folder: iterations_done(run.folder)
             for run in waiting
@@ -83,9 +75,6 @@ class Progress:
 
     def _iterations(self, run: PlannedRun) -> int:
         return iterations_done(run.folder, self._started) or self._before.get(run.folder, 0)
-
-    def __enter__(self) -> "Progress":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()

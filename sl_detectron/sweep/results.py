@@ -4,37 +4,74 @@ import dataclasses
 import json
 import math
 import os
+import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .grid import METRICS, Grid, Run
 from .grid_file import read_grid
 from .state import GRID_FILE, OPTIONS_FILE, read_result
-from .statistics import paired_difference
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-__all__ = ["Results", "read_results"]
+__all__ = ["Results", "paired_difference", "read_results"]
 
 RUN = ("detector", "method", "noise", "seed")
 LEVEL = ("detector", "method", "noise", "metric")
 MEANS = (*LEVEL, "num_seeds", "mean", "std", "paper_mean", "paper_std")
-DIFFERENCES = (
-    *("detector", "method", "reference", "noise", "metric", "num_seeds", "mean"),
-    *("standard_error", "ci95_low", "ci95_high"),
-)
-# Columns that hold no floats.
-DTYPES = {
-    **dict.fromkeys(("detector", "method", "reference", "metric"), str),
-    **dict.fromkeys(("seed", "num_seeds"), int),
-}
+PAIR = ("detector", "method", "reference", "noise", "metric")
+DIFFERENCES = (*PAIR, "num_seeds", "mean", "standard_error", "ci95_low", "ci95_high")
+NAMES, INTEGERS = ("detector", "method", "reference", "metric"), ("seed", "num_seeds")
+# Of columns that hold no floats.
+DTYPES = {**dict.fromkeys(NAMES, str), **dict.fromkeys(INTEGERS, int)}
+
+
+class Difference(NamedTuple):
+    """Of two methods at one noise level, over the seeds that both have.
+
+    The standard error of the mean and the bounds of its 95 % confidence interval are None for one
+    seed.
+    """
+
+    num: int
+    mean: float
+    error: float | None
+    low: float | None
+    high: float | None
+
+
+def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
+    """First minus second, {seed: value} each, with Student's t for the confidence interval.
+
+    A seed fixes noise, order and weights for both, and what they share cancels out. None if they
+    share no seed.
+
+    Raises:
+        ImportError: scipy is not installed
+
+    Example:
+        >>> paired_difference({0: 3.0, 1: 6.0, 2: 6.0}, {0: 2.0, 1: 4.0, 2: 3.0})
+        Difference(num=3, mean=2.0, error=0.577..., low=-0.484..., high=4.484...)
+    """
+    pairs = [(first[seed], second[seed]) for seed in sorted(first.keys() & second)]
+    if len(pairs) < 2:
+        return Difference(1, pairs[0][0] - pairs[0][1], None, None, None) if pairs else None
+    from scipy.stats import sem, ttest_rel  # takes half a second, and runs import this package
+
+    differences = [a - b for a, b in pairs]
+    with warnings.catch_warnings():
+        # Equal differences, whose interval is a point.
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
+        low, high = ttest_rel(*zip(*pairs)).confidence_interval(0.95)
+    error = float(sem(differences))
+    return Difference(len(pairs), fmean(differences), error, float(low), float(high))
 
 
 @dataclass(frozen=True)
@@ -90,8 +127,8 @@ def read_results(folder: str | os.PathLike, class_names: Sequence[str] = ()) -> 
 
     Args:
         folder: what ``tools/sweep.py`` had as ``--output``
-        class_names: over which to take the means, in place of all; where a test set has few
-            objects of most classes; the published numbers, which are over all, are left out
+        class_names: over which to take the means, in place of all; the published numbers, which
+            are over all, are left out
 
     Raises:
         FileNotFoundError: it is not the folder of a sweep
@@ -105,13 +142,14 @@ def read_results(folder: str | os.PathLike, class_names: Sequence[str] = ()) -> 
     if class_names:
         methods = tuple(dataclasses.replace(method, paper={}) for method in grid.methods)
         grid = dataclasses.replace(grid, methods=methods)
+    suffixes = [f"-{name}" for name in class_names] or [""]
     rows, undefined = [], []
     for run in grid.runs:
         result = read_result(folder / run.folder)
         if result is None:
             continue
         try:
-            values = [_mean_over(result["metrics"], metric, class_names) for metric in METRICS]
+            values = [fmean(result["metrics"][m + end] for end in suffixes) for m in METRICS]
         except (KeyError, TypeError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else "a metric that is no number"
             raise ValueError(f"the result in {folder / run.folder} has {what}") from error
@@ -125,7 +163,7 @@ def read_results(folder: str | os.PathLike, class_names: Sequence[str] = ()) -> 
 def _frame(rows: list[tuple[Any, ...]], columns: tuple[str, ...]) -> "DataFrame":
     import pandas as pd  # takes a quarter of a second, and runs import this package
 
-    # The types are said, as there may be no row to tell them from.
+    # The types are given, as there may be no row to tell them from.
     frame = pd.DataFrame(rows, columns=columns)
     return frame.astype({column: DTYPES.get(column, float) for column in columns})
 
@@ -135,9 +173,3 @@ def _read_options(path: Path) -> list[str]:
         return json.loads(path.read_text()) if path.exists() else []
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}; start the sweep again") from error
-
-
-def _mean_over(metrics: dict[str, float], metric: str, class_names: Sequence[str]) -> float:
-    if not class_names:
-        return float(metrics[metric])
-    return fmean(metrics[f"{metric}-{name}"] for name in class_names)

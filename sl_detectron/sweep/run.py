@@ -29,23 +29,11 @@ from filelock import FileLock, Timeout
 from ..engine.launch import launch_job
 from ..engine.setup import setup_cfg
 from ..engine.trainer import train_net
-from .state import (
-    BEGUN,
-    KEEP,
-    LOCK,
-    RESULT,
-    RUN_LOG,
-    fingerprint,
-    has_checkpoint,
-    read_result,
-    same_config,
-    write_json,
-)
+from . import state
+from .state import fingerprint, has_checkpoint, read_result, same_config, write_json
 
 __all__ = ["main", "train_run"]
 
-# How a run begins, as rank 0 decides for all.
-FINISHED, RESUME, ANEW, REFUSE = "finished", "resume", "anew", "refuse"
 LOCK_POLL = 1.0  # seconds
 
 
@@ -54,7 +42,7 @@ def main(argv: list[str]) -> None:
     parser = default_argument_parser()
     # A traceback is for the log; the sweep shows its last line.
     parser.set_defaults(debug=True, dist_timeout=1800.0)
-    parser.add_argument("--keep", choices=KEEP, default="all")
+    parser.add_argument("--keep", choices=state.KEEP, default="all")
     args = parser.parse_args(argv)
     # Slurm announces a time limit to all processes of a job; who started this one sends SIGTERM.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
@@ -65,8 +53,8 @@ def main(argv: list[str]) -> None:
 def train_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Train, evaluate and write the result, unless there is one; on every rank.
 
-    A training that was killed goes on from its checkpoint, to the same result: the trainer sees to
-    that. One of another config starts anew: the sweep has asked for that.
+    A run that was killed goes on from its checkpoint. One of another config starts anew: the sweep
+    has asked for that.
 
     Args:
         cfg: from :func:`~sl_detectron.engine.setup_cfg`
@@ -77,20 +65,19 @@ def train_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """
     folder = Path(cfg.OUTPUT_DIR)
     with _locked(folder):
-        # Decided under the lock of rank 0: another process may have finished the run meanwhile.
-        beginning = comm.all_gather(_beginning(cfg, folder))[0]
-        if beginning == FINISHED:
+        # Decided by rank 0 under its lock: another process may have finished the run meanwhile.
+        same, finished, args.resume = comm.all_gather(_found(cfg, folder))[0]
+        if finished and same:
             return
-        if beginning == REFUSE:
+        if finished:
             raise ValueError(
-                f"{folder / RESULT} is of another config: do two grids share a folder?"
+                f"{folder / state.RESULT} is of another config: do two grids share a folder?"
             )
-        args.resume = beginning == RESUME
         if comm.is_main_process():
-            if beginning == ANEW:
+            if not args.resume:
                 _clear(folder)
             # For the next start: detectron2's config.yaml is cut off by a kill while it is written.
-            write_json(folder / BEGUN, {"fingerprint": fingerprint(cfg)})
+            write_json(folder / state.BEGUN, {"fingerprint": fingerprint(cfg)})
         comm.synchronize()
         started = time.monotonic()
         metrics = train_net(cfg, args)
@@ -102,16 +89,15 @@ def train_run(cfg: CfgNode, args: argparse.Namespace) -> None:
                 "fingerprint": fingerprint(cfg),
                 "versions": _versions(),
             }
-            write_json(folder / RESULT, result)
+            write_json(folder / state.RESULT, result)
             # After it: a result that cannot be written, as on a full disk, loses no training.
             _discard_checkpoints(folder, args.keep)
 
 
-def _beginning(cfg: CfgNode, folder: Path) -> str:
+def _found(cfg: CfgNode, folder: Path) -> tuple[bool, bool, bool]:
+    """Whether what is there is of this config, is finished, and can be resumed."""
     same = same_config(cfg, folder)
-    if read_result(folder) is not None:
-        return FINISHED if same else REFUSE
-    return RESUME if same and has_checkpoint(folder) else ANEW
+    return same, read_result(folder) is not None, same and has_checkpoint(folder)
 
 
 def _end_with_parent() -> None:
@@ -126,7 +112,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """Rank 0 holds the lock. All wait for it together: a rank left alone would time out."""
     folder.mkdir(parents=True, exist_ok=True)
     # The system drops flock's lock when the process ends, also by SIGKILL; a soft lock would stay.
-    lock = FileLock(folder / LOCK, blocking=False, fallback_to_soft=False)
+    lock = FileLock(folder / state.LOCK, timeout=LOCK_POLL, fallback_to_soft=False)
     is_main, told = comm.is_main_process(), False
     while True:
         with contextlib.suppress(Timeout):
@@ -137,7 +123,6 @@ def _locked(folder: Path) -> Iterator[None]:
         if is_main and not told:
             print(f"Waiting for another process that trains in {folder}", flush=True)
             told = True
-        time.sleep(LOCK_POLL)
     try:
         yield
     finally:
@@ -147,7 +132,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _clear(folder: Path) -> None:
     """Remove what an earlier training left, so that logs and metrics are of this one alone."""
     for path in folder.iterdir():
-        if path.name in (LOCK, RUN_LOG):
+        if path.name in (state.LOCK, state.RUN_LOG):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -76,7 +76,11 @@ def run_grid(
         _check_methods(waiting)
     gpus = num_gpus if any(run.on_gpu for run in waiting) else 0
     # Before anything is removed or written: it may be refused, as where there is no Slurm.
-    pool = _pool(executor, output / "submitit", num_jobs, gpus, cluster) if waiting else None
+    pool: ProcessPool | SubmititPool | None = None
+    if waiting and executor:
+        pool = SubmititPool(executor, output / "submitit", num_jobs, gpus, cluster)
+    elif waiting:
+        pool = ProcessPool(num_jobs or 1, gpus)
     for run in waiting:
         (run.folder / FAILED).unlink(missing_ok=True)
         if run.state == "changed":
@@ -90,14 +94,6 @@ def run_grid(
             handles = pool.submit([run.job(keep, num_gpus, threads) for run in waiting])
             unfinished += _train(dict(zip(handles, waiting)), pool, progress)
     return unfinished
-
-
-def _pool(
-    executor: str | None, folder: Path, num_jobs: int | None, num_gpus: int, cluster: Sequence[str]
-) -> ProcessPool | SubmititPool:
-    if executor is None:
-        return ProcessPool(num_jobs or 1, num_gpus)
-    return SubmititPool(executor, folder, num_jobs, num_gpus, cluster)
 
 
 def _choose(
@@ -158,8 +154,7 @@ def _train(
                 run = running.pop(handle)
                 end = _settle(run, pool, handle)
                 progress.settled(run, end)
-                if end is not None:
-                    unfinished.append(end)
+                unfinished += [end] if end else []
             progress.update()
     return unfinished
 
@@ -168,16 +163,15 @@ def _train(
 def _noting_signals() -> Iterator[list[int]]:
     """SIGTERM or Ctrl-C that came, for a loop to read; a second Ctrl-C acts at once."""
     signals: list[int] = []
-    # Python lets only the main thread handle signals.
-    if threading.current_thread() is not threading.main_thread():
-        yield signals
-        return
 
     def note(number: int, frame: object) -> None:
         signals.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    # Python lets only the main thread handle signals.
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGINT) if is_main else ()
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield signals
     finally:
@@ -187,9 +181,8 @@ def _noting_signals() -> Iterator[list[int]]:
 
 def _settle(run: PlannedRun, pool: ProcessPool | SubmititPool, handle: Any) -> Unfinished | None:
     """Note how a run ended, if it has no result."""
-    code: int | str
     try:
-        code = pool.exit_code(handle)
+        code: int | str = pool.exit_code(handle)
     except Exception as error:  # the executor lost it
         code = f"{type(error).__name__}: {error}"
     if code == 0 and (run.folder / RESULT).is_file():
@@ -211,8 +204,6 @@ def _explain_failure(folder: Path) -> str:
         return code
     if code < 0:
         return f"killed by signal {-code}"
-    try:
-        lines = (folder / RUN_LOG).read_text(errors="replace").strip().splitlines()
-    except OSError:
-        lines = []
-    return lines[-1].strip() if lines else f"exit code {code}; {RUN_LOG} is gone or empty"
+    with contextlib.suppress(OSError, IndexError):
+        return (folder / RUN_LOG).read_text(errors="replace").strip().splitlines()[-1].strip()
+    return f"exit code {code}; {RUN_LOG} is gone or empty"

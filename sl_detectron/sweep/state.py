@@ -4,6 +4,7 @@ A run's files are in its folder beside those of the training, of which ``config.
 here. A result or failure appears whole or not at all.
 """
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -16,10 +17,7 @@ from ..config import config_keys
 from ..engine.setup import merge_cfg
 from ..files import write_text
 
-__all__ = [
-    *("KEEP", "differences", "fingerprint", "has_checkpoint", "read_result", "same_config"),
-    "write_json",
-]
+__all__ = ["differences", "fingerprint", "has_checkpoint", "read_result", "same_config"]
 
 GRID_FILE = "grid.yaml"
 OPTIONS_FILE = "options.json"  # those of the command line, which are not in the grid's file
@@ -37,12 +35,10 @@ def fingerprint(cfg: CfgNode) -> str:
     """A hash of all that a config says, but for where its output goes.
 
     Example:
-        >>> from detectron2.config import get_cfg
-        >>> first, second = get_cfg(), get_cfg()
-        >>> second.OUTPUT_DIR = "elsewhere"
+        >>> first, second = (CfgNode({"SEED": 1, "OUTPUT_DIR": folder}) for folder in ("a", "b"))
         >>> fingerprint(first) == fingerprint(second)
         True
-        >>> second.SEED = 1
+        >>> second.SEED = 2
         >>> fingerprint(first) == fingerprint(second)
         False
     """
@@ -50,11 +46,7 @@ def fingerprint(cfg: CfgNode) -> str:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The result in a run's folder, or None if there is none yet.
-
-    Raises:
-        ValueError: the file is not a result
-    """
+    """The result in a run's folder, or None if there is none yet; refuses a damaged one."""
     path = folder / RESULT
     try:
         result = json.loads(path.read_text())
@@ -75,26 +67,18 @@ def has_checkpoint(folder: Path) -> bool:
 def same_config(cfg: CfgNode, folder: Path) -> bool:
     """Whether what a run's folder holds, finished or half done, was trained with this config."""
     recorded = read_result(folder)
-    try:
+    with contextlib.suppress(OSError, KeyError, TypeError, ValueError):  # not there, or not ours
         recorded = recorded or json.loads((folder / BEGUN).read_text())
-        same = recorded["fingerprint"] == fingerprint(cfg)
-    except (OSError, KeyError, TypeError, ValueError):  # not there, or not ours
-        same = False
-    return same or not differences(cfg, folder)
+        if recorded["fingerprint"] == fingerprint(cfg):
+            return True
+    return not differences(cfg, folder)
 
 
 def differences(cfg: CfgNode, folder: Path) -> dict[str, tuple[Any, Any]]:
-    """Where a config differs from the one that a run was trained with.
+    """{key: (old value, new value)} where a config differs from the one a run was trained with.
 
     A key that this version of the software added counts only if it is not at its default: at its
     default nothing changed for the run.
-
-    Args:
-        cfg: what the run would be trained with now
-        folder: of the run, with the config.yaml of its training
-
-    Returns:
-        {key: (old value, new value)}, sorted by key
     """
     path = folder / "config.yaml"
     try:
@@ -117,8 +101,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 
 def _flat(cfg: dict[str, Any]) -> dict[str, Any]:
-    """{"SECTION.KEY": value} with lists for tuples, as in a YAML file."""
-    # By way of JSON: the config may hold tuples, and a file has lists.
+    """{"SECTION.KEY": value} with lists for tuples, as a YAML file has them."""
     keys = config_keys(json.loads(json.dumps(cfg)))
     del keys["OUTPUT_DIR"]
     return {key: value for key, value in keys.items() if not isinstance(value, dict)}

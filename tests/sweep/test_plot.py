@@ -5,7 +5,7 @@ import dataclasses
 from matplotlib.figure import Figure
 
 from sl_detectron.sweep import read_results
-from sl_detectron.sweep.plot import _draw
+from sl_detectron.sweep.table import _draw
 
 
 def test_a_line_goes_through_the_levels_in_order(folder):
