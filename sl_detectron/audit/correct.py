@@ -92,18 +92,18 @@ def _write_voc(decisions: Decisions, name: str, wrong: list[Decision], target: P
 
 
 def _file_changes(path: Path, wrong: list[Decision], classes: Sequence[str]) -> FileChanges:
-    objects = parse_voc_xml(path).objects
+    objects = [(obj.name, zero_based(obj.box)) for obj in parse_voc_xml(path).objects]
     # Objects of other classes may have been ignored: a decision counts the others.
-    positions = [i for i, obj in enumerate(objects) if obj.name in classes]
-    names: list[str | None] = [obj.name for obj in objects]
-    boxes = [zero_based(obj.box) for obj in objects]
+    positions = [i for i, (name, _) in enumerate(objects) if name in classes]
+    counted = [objects[i] for i in positions]
+    labels: dict[int, str | None] = {i: name for i, (name, _) in enumerate(objects)}
     changes = []
     for decision in sorted(wrong, key=lambda d: d.index):
-        position = dict(enumerate(positions)).get(decision.index, len(objects))
-        _check(decision, dict(enumerate(zip(names, boxes))).get(position), path)
-        changes.append(_change(decision, position, boxes[position], classes))
-        names[position] = decision.label
-    left = [(name, box) for name, box in zip(names, boxes) if name is not None]
+        _check(decision, counted, path)
+        position = positions[decision.index]
+        changes.append(_change(decision, position, objects[position][1], classes))
+        labels[position] = decision.label
+    left = [(label, box) for label, (_, box) in zip(labels.values(), objects) if label is not None]
     return changes, left
 
 
@@ -116,8 +116,7 @@ def _write_coco(decisions: Decisions, name: str, wrong: list[Decision], target: 
     changes = []
     for decision in sorted(wrong, key=lambda d: (str(d.image_id), d.index)):
         annotations = records.get(str(decision.image_id), [])
-        found = [(classes[a["category_id"]], corners(a)) for a in annotations]
-        _check(decision, dict(enumerate(found)).get(decision.index), coco.path)
+        _check(decision, [(classes[a["category_id"]], corners(a)) for a in annotations], coco.path)
         box = annotations[decision.index]["bbox"]
         changes.append(_change(decision, decision.index, box, classes))
     (target / coco.path.name).write_bytes(coco.with_changes(changes))
@@ -127,16 +126,15 @@ def _write_coco(decisions: Decisions, name: str, wrong: list[Decision], target: 
 _WRITERS = {"voc": _write_voc, "coco": _write_coco}
 
 
-def _check(
-    decision: Decision, found: tuple[str | None, Sequence[float]] | None, path: Path
-) -> None:
-    """Refuse a decision about an annotation that the file does not have."""
-    if found is not None:
-        name, box = found
+def _check(decision: Decision, found: Sequence[tuple[str, list[float]]], path: Path) -> None:
+    """Refuse a decision about an annotation that is not among those of its image."""
+    has = "there is no such annotation"
+    if decision.index < len(found):
+        name, box = found[decision.index]
         # Boxes of an audit are rounded to hundredths.
         if name == decision.given and all(abs(a - b) < 0.1 for a, b in zip(box, decision.bbox)):
             return
-    has = "there is no such annotation" if found is None else f"it is {found[0]!r} at {found[1]}"
+        has = f"it is {name!r} at {box}"
     raise ValueError(
         f"{path}: annotation {decision.index} of image {decision.image_id!r} was audited as "
         f"{decision.given!r} at {list(decision.bbox)}, but {has}; the files changed, or the "

@@ -37,8 +37,7 @@ class Decision:
         index: position in the image's annotations, from 0
         bbox: (x0, y0, x1, y1) in pixels, 0-based edges
         given: the class that it has
-        verdict: "wrong", "right" or "unsure"
-        label: of a wrong one the right class, or None to take the box away
+        verdict, label: see above
     """
 
     dataset: str
@@ -87,8 +86,7 @@ def decisions_above(audit: LabelAudit, threshold: float) -> Decisions:
 
 def write_decisions(decisions: Decisions, path: str | os.PathLike) -> None:
     """Write a file that :func:`read_decisions` reads."""
-    data = {"version": VERSION, **asdict(decisions)}
-    write_json(Path(path), data, indent=1)
+    write_json(Path(path), {"version": VERSION, **asdict(decisions)}, indent=1)
 
 
 def read_decisions(path: str | os.PathLike) -> Decisions:

@@ -2,8 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
-from itertools import groupby
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +35,19 @@ def write_cleanlab(audit: LabelAudit, folder: str | os.PathLike) -> Path:
         the path of the file, for :func:`read_cleanlab`
     """
     ids = {name: i for i, name in enumerate(audit.classes)}
-    labels, box_scores = [], []
-    for annotations in _images(audit):
-        labels.append(
-            {
-                "image_name": annotations[0].file_name,
-                "bboxes": [a.bbox for a in annotations],
-                "labels": [ids[a.label] for a in annotations],
-            }
-        )
-        box_scores.append([round(1 - a.suspicion, 6) for a in annotations])
+    images = _images(audit)
+    box_scores = [[round(1 - a.suspicion, 6) for a in image] for image in images]
     worst = [min(scores) for scores in box_scores]
     data = {
         "class_names": audit.classes,
-        "labels": labels,
+        "labels": [
+            {
+                "image_name": image[0].file_name,
+                "bboxes": [a.bbox for a in image],
+                "labels": [ids[a.label] for a in image],
+            }
+            for image in images
+        ],
         "box_scores": box_scores,
         "label_quality_scores": worst,
         "is_issue": [score < SUSPECT for score in worst],
@@ -100,12 +98,11 @@ def write_fiftyone(audit: LabelAudit, folder: str | os.PathLike) -> Path:
     """
     folder = Path(folder)
     files, labels = {}, {}
-    for annotations in _images(audit):
-        first = annotations[0]
-        key = f"{first.dataset}/{first.image_id}"
-        files[key] = os.path.abspath(first.file_name)
-        width, height = _shown_size(first.file_name)
-        labels[key] = [_detection(a, width, height) for a in annotations]
+    for image in _images(audit):
+        key = f"{image[0].dataset}/{image[0].image_id}"
+        files[key] = os.path.abspath(image[0].file_name)
+        size = _shown_size(image[0].file_name)
+        labels[key] = [_detection(a, *size) for a in image]
     _write(files, folder / "data.json")
     return _write({"classes": audit.classes, "labels": labels}, folder / "labels.json")
 
@@ -141,14 +138,12 @@ def _detection(annotation: AuditedAnnotation, width: int, height: int) -> dict[s
     }
 
 
-def _images(audit: LabelAudit) -> Iterable[list[AuditedAnnotation]]:
-    """Yield the ranked annotations of every image, in the order of the image's own list."""
-
-    def image(annotation: AuditedAnnotation) -> tuple[str, str]:
-        return annotation.dataset, str(annotation.image_id)
-
-    ordered = sorted(audit.annotations, key=lambda a: (*image(a), a.index))
-    return (list(group) for _, group in groupby(ordered, key=image))
+def _images(audit: LabelAudit) -> list[list[AuditedAnnotation]]:
+    """The ranked annotations of every image, in the order of the image's own list."""
+    images = defaultdict(list)
+    for a in sorted(audit.annotations, key=lambda a: (a.dataset, str(a.image_id), a.index)):
+        images[a.dataset, a.image_id].append(a)
+    return [*images.values()]
 
 
 def _write(data: Any, path: Path) -> Path:

@@ -85,18 +85,7 @@ def read_audit(path: str | os.PathLike) -> LabelAudit:
 def read_json(
     path: str | os.PathLike, what: str, remedy: str, parse: Callable[[dict[str, Any]], T]
 ) -> T:
-    """Read a file of ours and say which one it was if that fails.
-
-    Args:
-        path: of the json file
-        what: it is
-        remedy: where there is no such file
-        parse: makes the result of the file's content
-
-    Raises:
-        FileNotFoundError: there is no such file
-        ValueError: it is not JSON of this version, or does not parse
-    """
+    """What ``parse`` makes of a file of ours; an error names the file and ``what`` it is."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no {what} {path}; {remedy}")

@@ -8,29 +8,22 @@ from detectron2.structures import Instances
 
 from ..data.formats.annotations import Record
 
-__all__ = ["cleanlab_labels", "cleanlab_predictions", "objectlab_scores"]
+__all__ = ["objectlab_scores"]
 
 
-def cleanlab_labels(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Annotations as cleanlab's ``labels``: per image ``bboxes`` (L, 4) XYXY and ``labels`` (L,).
-
-    Args:
-        records: from :meth:`~sl_detectron.data.AnnotationTable.records`; crowds are left out
-    """
-    labels = []
-    for record in records:
-        annotations = _counted(record)
-        labels.append(
-            {
-                "bboxes": np.array([a["bbox"] for a in annotations], dtype=float).reshape(-1, 4),
-                "labels": np.array([a["category_id"] for a in annotations], dtype=int),
-                "image_name": str(record.get("file_name", record["image_id"])),
-            }
-        )
-    return labels
+def _cleanlab_labels(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Annotations as cleanlab's ``labels``: an image's ``bboxes`` (L, 4) XYXY, ``labels`` (L,)."""
+    return [
+        {
+            "bboxes": np.array([a["bbox"] for a in _counted(record)], dtype=float),
+            "labels": np.array([a["category_id"] for a in _counted(record)]),
+            "image_name": str(record.get("file_name", record["image_id"])),
+        }
+        for record in records
+    ]
 
 
-def cleanlab_predictions(detections: Sequence[Instances], num_classes: int) -> list[np.ndarray]:
+def _cleanlab_predictions(detections: Sequence[Instances], num_classes: int) -> list[np.ndarray]:
     """Detections as cleanlab's ``predictions``: per image K arrays (M, 5), XYXY and score."""
     predictions = []
     for found in detections:
@@ -69,8 +62,8 @@ def objectlab_scores(
         ) from error
     # cleanlab wants at least one box in an image.
     kept = [i for i, record in enumerate(records) if _counted(record)]
-    labels = cleanlab_labels([records[i] for i in kept])
-    predictions = cleanlab_predictions([detections[i] for i in kept], num_classes)
+    labels = _cleanlab_labels([records[i] for i in kept])
+    predictions = _cleanlab_predictions([detections[i] for i in kept], num_classes)
     swap, swap_half = (
         compute_swap_box_scores(
             labels=labels, predictions=predictions, high_probability_threshold=threshold

@@ -65,13 +65,8 @@ def audit_annotations(table: AnnotationTable, statistics: AnnotationStatistics) 
     seen = [e for e in entries if statistics.num_samples[e[2]["annotation_id"]] > 0]
     annotations = _audited(seen, classes, statistics) if seen else []
     annotations.sort(key=lambda a: (-a.suspicion, a.annotation_id))
-    return LabelAudit(
-        classes=classes,
-        sources=table.sources,
-        annotations=tuple(annotations),
-        num_unseen=len(entries) - len(seen),
-        fingerprint=table.fingerprint,
-    )
+    num_unseen = len(entries) - len(seen)
+    return LabelAudit(classes, table.sources, tuple(annotations), num_unseen, table.fingerprint)
 
 
 def _audited(

@@ -3,30 +3,43 @@
 The page's parts are in ``page/``. Data go in as JSON and reach the document as text only.
 """
 
+import base64
 import html
 import importlib.resources
+import io
 import math
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from string import Template
 from typing import Any
 
+from detectron2.data import detection_utils
+from PIL import Image
+from tqdm import tqdm
+
 from ..files import strict_json, write_text
-from .crops import Crop, make_crops
 from .records import AuditedAnnotation, LabelAudit
 
-__all__ = ["REPORT", "check_crops", "write_report"]
+__all__ = ["REPORT", "check_crops", "make_crops", "write_report"]
 
 REPORT = "index.html"
 NUM_BINS = 40
 SUSPECT = 0.5
+# What is shown around a box, as a fraction of its longer side: a label is judged in its context.
+MARGIN = 0.25
+QUALITY = 72
 _SCRIPTS = ("model.js", "charts.js", "gallery.js", "main.js")
 # Columns of a row on the page that are fields of an annotation.
 _FIELDS = (
     *("annotation_id", "image_id", "index", "bbox", "suspicion", "expected_correctness"),
     *("confidence", "last_confidence", "mean_loss", "last_loss", "num_samples"),
 )
+
+# A JPEG in base64, its width and height, and the distances of the box from the left, top, right
+# and bottom edge, in thousandths of the width or height.
+Crop = tuple[str, int, int, list[int]]
 
 
 def write_report(
@@ -62,15 +75,47 @@ def write_report(
 
 
 def check_crops(num_crops: int, crop_size: int) -> None:
-    """Refuse numbers that :func:`write_report` cannot take.
-
-    Raises:
-        ValueError: a number is out of range
-    """
+    """Refuse numbers that :func:`write_report` cannot take."""
     if num_crops < 0:
         raise ValueError(f"the number of crops must be at least 0; got {num_crops}")
     if crop_size < 1:
         raise ValueError(f"the size of a crop must be at least 1 pixel; got {crop_size}")
+
+
+def make_crops(
+    annotations: Sequence[AuditedAnnotation], size: int, progress: bool = False
+) -> list[Crop | None]:
+    """Crops of annotations, ``size`` pixels long; None for one whose image cannot be read."""
+    by_file: dict[str, list[int]] = defaultdict(list)
+    for i, annotation in enumerate(annotations):
+        by_file[annotation.file_name].append(i)
+    crops: list[Crop | None] = [None] * len(annotations)
+    for file_name, places in tqdm(by_file.items(), unit="image", disable=not progress):
+        try:
+            image = Image.fromarray(detection_utils.read_image(file_name, "RGB"))
+        except (OSError, ValueError, Image.DecompressionBombError):
+            continue
+        for i in places:
+            crops[i] = _crop(image, annotations[i].bbox, size)
+    return crops
+
+
+def _crop(image: Image.Image, bbox: Sequence[float], size: int) -> Crop | None:
+    x0, y0, x1, y1 = bbox
+    margin = MARGIN * max(x1 - x0, y1 - y0)
+    left, top = max(0, int(x0 - margin)), max(0, int(y0 - margin))
+    right, bottom = min(image.width, round(x1 + margin)), min(image.height, round(y1 + margin))
+    width, height = right - left, bottom - top
+    if width < 1 or height < 1:
+        return None
+    scale = size / max(width, height)
+    shape = max(1, round(width * scale)), max(1, round(height * scale))
+    crop = image.crop((left, top, right, bottom)).resize(shape, Image.Resampling.BILINEAR)
+    buffer = io.BytesIO()
+    crop.save(buffer, "JPEG", quality=QUALITY)
+    distances = zip((x0 - left, y0 - top, right - x1, bottom - y1), (width, height) * 2)
+    inset = [max(0, round(1000 * distance / length)) for distance, length in distances]
+    return base64.b64encode(buffer.getvalue()).decode(), *shape, inset
 
 
 def _page(
@@ -81,11 +126,9 @@ def _page(
         "STYLE": _part("report.css"),
         "SCRIPT": '"use strict";\n(() => {\n' + "\n".join(map(_part, _SCRIPTS)) + "})();",
         "AUDIT": _json(_page_data(audit, shown)),
-        "CROPS": _json([crop and [crop.jpeg, *crop[1:3], crop.inset] for crop in crops]),
+        "CROPS": _json(crops),
     }
-    # Split first: a value that holds another marker must not be filled in again.
-    pieces = _part("report.html").split("@")
-    return "".join(parts.get(piece, piece) if i % 2 else piece for i, piece in enumerate(pieces))
+    return Template(_part("report.html")).substitute(parts)
 
 
 def _part(name: str) -> str:

@@ -2,7 +2,6 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from detectron2.modeling import build_model
 from ..checkpoint import SafeCheckpointer, check_checkpoint, last_checkpoint, read_checkpoint
 from ..config import num_classes_of
 from ..data import AnnotationTable
-from ..data.formats.annotations import Record
 from ..data.formats.manifest import read_manifest
 from ..label_noise import noisy_dataset_dicts
 from ..losses import confidence
@@ -68,7 +66,7 @@ def audit_checkpoint(
         ValueError: the detector is neither a GeneralizedRCNN nor a RetinaNet
     """
     table = table or AnnotationTable.of(noisy_dataset_dicts(cfg))
-    scores = score_checkpoint(cfg, checkpoint, [*table.records()])
+    scores = score_checkpoint(cfg, checkpoint, table)
     sigma = confidence(scores.losses, scores.losses.mean(), cfg.MODEL.SUPERLOSS.CLS.LAMBDA)
     tracker = AnnotationTracker(table.num_annotations, num_classes_of(cfg))
     tracker(scores.ids, scores.losses, sigma, scores.probabilities)
@@ -97,37 +95,22 @@ def evaluate_run(
     truth = table.true_classes()
     if manifest:
         truth = truth_from_manifest(table, read_manifest(manifest), audit.classes)
-    records = [*table.records()]
-    scores = score_checkpoint(cfg, checkpoint, records, detect=True)
+    scores = score_checkpoint(cfg, checkpoint, table, detect=True)
     references = {"loss of the final model": _mean_losses(scores)}
-    lab = objectlab_scores(records, scores.detections, num_classes_of(cfg))
+    lab = objectlab_scores([*table.records()], scores.detections, num_classes_of(cfg))
     for name, qualities in lab.items():
         references[f"ObjectLab, {name}"] = {i: -quality for i, quality in qualities.items()}
     return evaluate_audit(audit, truth, references)
 
 
 def score_checkpoint(
-    cfg: CfgNode,
-    checkpoint: str | os.PathLike,
-    records: Sequence[Record],
-    detect: bool = False,
+    cfg: CfgNode, checkpoint: str | os.PathLike, table: AnnotationTable, detect: bool = False
 ) -> AnnotationScores:
-    """Build a config's detector, load weights and score the annotations of images.
-
-    Args:
-        cfg: of the detector
-        checkpoint: its weights
-        records: from :meth:`AnnotationTable.records`
-        detect: whether to run its detection too
-
-    Raises:
-        FileNotFoundError: there is no checkpoint
-        ValueError: it is not a checkpoint, or not one of this detector
-    """
+    """Build a config's detector, load weights and score the annotations of a table."""
     check_checkpoint(checkpoint)
     model = build_model(cfg)
     _StrictCheckpointer(model).load(str(checkpoint))
-    return score_annotations(model, records, cfg, detect, progress=True)
+    return score_annotations(model, [*table.records()], cfg, detect, progress=True)
 
 
 class _StrictCheckpointer(SafeCheckpointer):

@@ -7,7 +7,8 @@ own matcher gives to an annotation.
 Shape legend: S samples (boxes or anchors), K classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,35 +122,30 @@ def _score_boxes(
     images = model.preprocess_image([inputs])
     proposals = Instances(targets.image_size, proposal_boxes=targets.gt_boxes)
     proposals.objectness_logits = torch.zeros(len(targets), device=targets.gt_classes.device)
-    answers: list[tuple[FastRCNNOutputLayers, Tensor]] = []
+    answers: list[tuple[Tensor, Tensor]] = []
+
+    def ask(predictor: nn.Module, _: Any, output: tuple[Tensor, Tensor]) -> None:
+        answers.append(_losses_and_probabilities(predictor, output[0], targets.gt_classes))
+
     predictors = [m for m in model.modules() if isinstance(m, FastRCNNOutputLayers)]
-    hooks = [
-        predictor.register_forward_hook(lambda m, _, out: answers.append((m, out[0])))
-        for predictor in predictors
-    ]
-    try:
+    with ExitStack() as hooks:
+        for predictor in predictors:
+            hooks.callback(predictor.register_forward_hook(ask).remove)
         model.roi_heads(images, model.backbone(images.tensor), [proposals], None)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    losses, probabilities = zip(*_answers_of_boxes(answers, targets.gt_classes))
     # Several for a cascade, which averages its stages at inference too.
-    count = len(answers)
-    return targets.gt_annotation_ids, sum(losses) / count, sum(probabilities) / count
+    losses, probabilities = (sum(values) / len(answers) for values in zip(*answers))
+    return targets.gt_annotation_ids, losses, probabilities
 
 
-def _answers_of_boxes(
-    answers: list[tuple[FastRCNNOutputLayers, Tensor]], labels: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield losses (S,) and probabilities (S, K) of every predictor that was asked."""
-    for predictor, scores in answers:
-        classes = scores[:, : predictor.num_classes]
-        if getattr(predictor, "use_sigmoid_ce", False):
-            target = F.one_hot(labels, predictor.num_classes).to(classes.dtype)
-            losses = F.binary_cross_entropy_with_logits(classes, target, reduction="none")
-            yield losses.sum(dim=1), classes.sigmoid()
-        else:
-            yield F.cross_entropy(scores, labels, reduction="none"), classes.softmax(dim=1)
+def _losses_and_probabilities(
+    predictor: FastRCNNOutputLayers, scores: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    classes = scores[:, : predictor.num_classes]
+    if not getattr(predictor, "use_sigmoid_ce", False):
+        return F.cross_entropy(scores, labels, reduction="none"), classes.softmax(dim=1)
+    target = F.one_hot(labels, predictor.num_classes).to(classes.dtype)
+    losses = F.binary_cross_entropy_with_logits(classes, target, reduction="none")
+    return losses.sum(dim=1), classes.sigmoid()
 
 
 def _score_anchors(

@@ -5,6 +5,7 @@ object. All numbers are of the annotations that the audit ranked.
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,9 +49,10 @@ class ScoreQuality:
     average_precision: float
     precision_at: dict[str, float]
 
-    def values(self) -> list[float]:
-        """All of them, in this order."""
-        return [self.auroc, self.average_precision, *self.precision_at.values()]
+    def by_name(self) -> dict[str, float]:
+        """All of them by their names in tables and pictures."""
+        precisions = {f"P@{k}": value for k, value in self.precision_at.items()}
+        return {"AUROC": self.auroc, "AP": self.average_precision, **precisions}
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,9 @@ def truth_from_manifest(
     Raises:
         ValueError: the manifest is of other sets
     """
-    by_image: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    by_image = defaultdict(list)
     for line in lines:
-        by_image.setdefault((line["dataset"], str(line["image_id"])), []).append(line)
+        by_image[line["dataset"], str(line["image_id"])].append(line)
     others = sorted({name for name, _ in by_image} - table.sources.keys())
     if others:
         raise ValueError(
@@ -94,7 +96,7 @@ def truth_from_manifest(
         )
     truth = table.true_classes()
     for record in table.records():
-        changes = by_image.get((record["dataset"], str(record["image_id"])), [])
+        changes = by_image[record["dataset"], str(record["image_id"])]
         gone = [c["annotation"] for c in changes if c["what"] == "missing"]
         for change in changes:
             if change["what"] not in ("label", "spurious"):
@@ -155,11 +157,11 @@ def evaluate_audit(
 def evaluation_table(evaluation: AuditEvaluation) -> str:
     """A text table of an evaluation, in percent."""
     rows = [
-        [name, *(f"{100 * x:.1f}" for x in quality.values())]
+        [name, *(f"{100 * x:.1f}" for x in quality.by_name().values())]
         for name, quality in evaluation.scores.items()
     ]
-    cutoffs = [f"P@{k}" for k in evaluation.scores[OURS].precision_at]
-    table = tabulate(rows, ["score", "AUROC", "AP", *cutoffs], disable_numparse=True)
+    metrics = evaluation.scores[OURS].by_name()
+    table = tabulate(rows, ["score", *metrics], disable_numparse=True)
     return (
         f"{table}\n{evaluation.num_wrong} of {evaluation.num_annotations} labels are wrong; "
         f"right suggestions for {100 * evaluation.right_suggestions:.1f} % of the flipped ones "
@@ -178,19 +180,16 @@ def plot_evaluation(evaluation: AuditEvaluation, path: str | os.PathLike) -> Non
 
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    metrics = ["AUROC", "AP", *(f"P@{k}" for k in evaluation.scores[OURS].precision_at)]
+    metrics = list(evaluation.scores[OURS].by_name())
     width = 0.8 / len(evaluation.scores)
-    for i, (name, q) in enumerate(evaluation.scores.items()):
-        values = q.values()
-        places = np.arange(len(values)) + (i - (len(evaluation.scores) - 1) / 2) * width
-        axes.bar(places, [100 * v for v in values], width, label=name)
+    for i, (name, quality) in enumerate(evaluation.scores.items()):
+        places = np.arange(len(metrics)) + (i - (len(evaluation.scores) - 1) / 2) * width
+        axes.bar(places, [100 * x for x in quality.by_name().values()], width, label=name)
     axes.set_xticks(range(len(metrics)), metrics)
-    axes.set_ylabel("%")
-    axes.set_ylim(0, 100)
-    axes.axhline(
-        100 * evaluation.num_wrong / evaluation.num_annotations, color="gray", linewidth=0.8
-    )
-    axes.set_title(f"Finding {evaluation.num_wrong} wrong of {evaluation.num_annotations} labels")
+    axes.set(ylabel="%", ylim=(0, 100))
+    num_wrong, num_labels = evaluation.num_wrong, evaluation.num_annotations
+    axes.axhline(100 * num_wrong / num_labels, color="gray", linewidth=0.8)
+    axes.set_title(f"Finding {num_wrong} wrong of {num_labels} labels")
     figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
 

@@ -48,12 +48,6 @@ def entropy_weight(probabilities: torch.Tensor) -> torch.Tensor:
     Where the probabilities of a sigmoid sum to less than 1, the weight is that much less. So the
     nearly uniform predictions of a detector's first iterations count less than later ones.
 
-    Args:
-        probabilities: (S, K), K at least 2; need not sum to 1, as those of a sigmoid
-
-    Returns:
-        (S,) in [0, 1]
-
     Example:
         >>> entropy_weight(torch.tensor([[0.5, 0.5], [0.9, 0.1], [1.0, 0.0], [0.1, 0.0]]))
         tensor([0.0000, 0.5310, 1.0000, 0.1000])
@@ -190,15 +184,10 @@ class AnnotationTracker(nn.Module):
         """Means of all annotations; on the main process, after :meth:`synchronize`."""
         sums, last = self.sums[:-1], self.last[:-1]
         means = sums[:, _LOSS:_WEIGHT] / sums[:, :_LOSS]
-        last_means = last[:, _LOSS:] / last[:, :_LOSS]
-        return AnnotationStatistics(
-            num_samples=sums[:, _COUNT].long(),
-            mean_loss=means[:, 0],
-            mean_sigma=means[:, 1],
-            last_loss=last_means[:, 0],
-            last_sigma=last_means[:, 1],
-            probabilities=sums[:, _CLASSES:] / sums[:, _WEIGHT:_CLASSES],
-        )
+        means = torch.cat([means, last[:, _LOSS:] / last[:, :_LOSS]], dim=1)
+        probabilities = sums[:, _CLASSES:] / sums[:, _WEIGHT:_CLASSES]
+        num_samples = sums[:, _COUNT].long()
+        return AnnotationStatistics._make([num_samples, *means.T, probabilities])
 
     def _keep_on_main(self) -> None:
         """What the main process holds, also from a checkpoint, must not count once a process."""

@@ -1,8 +1,8 @@
 """Pascal VOC average precision without loops over detections.
 
-Shape legend: N detections, M ground truth objects, C classes, T overlap thresholds; n detections
-of one class, h of them true positives. Boxes are (xmin, ymin, xmax, ymax) in 1-based inclusive
-pixels, so a box is xmax - xmin + 1 wide.
+Shape legend: N detections, M ground truth objects, C classes, T overlap thresholds, which a match
+must exceed; n detections of one class, h of them true positives. Boxes are (xmin, ymin, xmax, ymax)
+in 1-based inclusive pixels, so a box is xmax - xmin + 1 wide.
 
 The object that a detection overlaps most does not depend on the threshold, so it is found once; at
 each threshold the true positive of an object is then the first detection, by score, assigned to it.
@@ -102,7 +102,6 @@ def evaluate_detections(
     ground_truth: GroundTruth,
     num_classes: int,
     metric: str = "area",
-    thresholds: tuple[float, ...] = IOU_THRESHOLDS,
 ) -> list[ClassResult]:
     """Score each class at each overlap threshold; time and memory are linear in detections.
 
@@ -113,7 +112,6 @@ def evaluate_detections(
         ground_truth: M boxes
         num_classes: C
         metric: "07", VOC 2007's 11-point mean of precisions, or "area" under the curve
-        thresholds: T values; a match must overlap more than this fraction
 
     Returns:
         C results
@@ -144,7 +142,7 @@ def evaluate_detections(
         mine = mine[np.argsort(-detections.scores[mine])]
         curves = [
             _precision_recall(overlaps[mine], objects[mine], ground_truth, counts[class_id], t)
-            for t in thresholds
+            for t in IOU_THRESHOLDS
         ]
         results.append(
             ClassResult(
@@ -160,11 +158,7 @@ def evaluate_detections(
 
 
 def best_overlaps(detections: Detections, ground_truth: GroundTruth) -> tuple[Array, Array]:
-    """Return for each detection the object of its image and class that it overlaps most.
-
-    Args:
-        detections: N boxes
-        ground_truth: M boxes
+    """Find for each detection the object of its image and class that it overlaps most.
 
     Returns:
         (N,) intersection over union, -inf where the image has no object of the class, and
@@ -240,18 +234,14 @@ def average_precision(recall: Array, precision: Array, metric: str) -> float:
         precision: (h,) fraction
         metric: "07" or "area"
 
-    Returns:
-        average precision, fraction
-
     Example:
         >>> average_precision(np.array([0.5, 1.0]), np.array([1.0, 0.75]), "area")
         0.875
     """
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     if metric == "07":
-        positions = np.searchsorted(recall, _RECALL_LEVELS)
         ap = 0.0
-        for position in positions:
+        for position in np.searchsorted(recall, _RECALL_LEVELS):
             ap += (envelope[position] if position < len(envelope) else 0.0) / 11.0
         return float(ap)
     recall = np.concatenate(([0.0], recall, [1.0]))

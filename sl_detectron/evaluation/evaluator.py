@@ -4,6 +4,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,11 @@ from .results import ABSENT_CLASSES, VOCResult
 __all__ = ["VOCEvaluator", "build_evaluator", "check_evaluator"]
 
 EVALUATORS = ("voc", "coco")
+# The images, classes, scores and boxes of no detection: the types of a set without any.
+_NOTHING = (
+    *(np.zeros(0, np.int64), np.zeros(0, np.int64)),
+    *(np.zeros(0, np.float32), np.zeros((0, 4), np.float32)),
+)
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +91,7 @@ class VOCEvaluator(DatasetEvaluator):
         """Forget all predictions."""
         ids = read_image_set(self._root, self._split)
         self._image_index = {image_id: i for i, image_id in enumerate(ids)}
-        self._predictions: list[tuple[int, Array, Array, Array]] = []
+        self._predictions: list[tuple[int, tuple[Array, ...]]] = []
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
         """Take the predictions for a batch of images.
@@ -112,9 +118,10 @@ class VOCEvaluator(DatasetEvaluator):
                     f"{self._dataset_name!r} has {len(self._class_names)} classes; set "
                     "MODEL.ROI_HEADS.NUM_CLASSES or MODEL.RETINANET.NUM_CLASSES"
                 )
+            images = np.full(len(classes), index, dtype=np.int64)
             scores = instances.scores.float().numpy()
             boxes = instances.pred_boxes.tensor.float().numpy()
-            self._predictions.append((index, classes, scores, boxes))
+            self._predictions.append((index, (images, classes, scores, boxes)))
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         """Score the predictions of all processes; every process must call it.
@@ -124,10 +131,10 @@ class VOCEvaluator(DatasetEvaluator):
             "AP-<class>", "AP50-<class>", "AP75-<class>" and "recall50-<class>", nan for an absent
             class; None on the others. All thresholds and the curves are in :attr:`result`.
         """
-        gathered = comm.gather(_pack(self._predictions), dst=0)
+        gathered = comm.gather(self._predictions, dst=0)
         if not comm.is_main_process():
             return None
-        detections = self._merge(gathered)
+        detections = self._merge([*chain.from_iterable(gathered)])
         _, ground_truth = load_ground_truth(self._root, self._split, self._class_names)
         classes = evaluate_detections(
             detections, ground_truth, len(self._class_names), self._metric
@@ -142,24 +149,22 @@ class VOCEvaluator(DatasetEvaluator):
                 scores[f"{key}-{name}"] = float("nan") if row[key] is None else row[key]
         return OrderedDict(bbox=scores)
 
-    def _merge(self, gathered: Sequence[tuple[Array, ...]]) -> Detections:
+    def _merge(self, predictions: Sequence[tuple[int, tuple[Array, ...]]]) -> Detections:
         """Join what the processes predicted, in their order; an image counts once."""
-        images, counts, classes, scores, boxes = (np.concatenate(x) for x in zip(*gathered))
-        _, first = np.unique(images, return_index=True)
-        if len(first) < len(self._image_index):
+        first: dict[int, tuple[Array, ...]] = {}
+        for index, arrays in predictions:
+            first.setdefault(index, arrays)
+        missing = len(self._image_index) - len(first)
+        if missing:
             logger.warning(
                 "%d of %d images of %s have no prediction: their objects count as missed",
-                len(self._image_index) - len(first),
-                len(self._image_index),
-                self._dataset_name,
+                *(missing, len(self._image_index), self._dataset_name),
             )
-        kept = np.zeros(len(images), dtype=bool)
-        kept[first] = True
-        if not kept.all():
-            logger.warning("%d images were predicted again; the first counts", (~kept).sum())
-        kept = np.repeat(kept, counts)
-        scores, boxes = to_voc_pixels(scores[kept], boxes[kept], self._rounding)
-        return Detections(np.repeat(images, counts)[kept], classes[kept], scores, boxes)
+        again = len(predictions) - len(first)
+        if again:
+            logger.warning("%d images were predicted again; the first counts", again)
+        images, classes, scores, boxes = map(np.concatenate, zip(_NOTHING, *first.values()))
+        return Detections(images, classes, *to_voc_pixels(scores, boxes, self._rounding))
 
     def _log(self, result: VOCResult) -> None:
         name = {"07": "11-point", "area": "area"}[self._metric]
@@ -169,19 +174,6 @@ class VOCEvaluator(DatasetEvaluator):
         if result.absent:
             effect = "left out of" if self._absent_classes == "skip" else "0 in"
             logger.warning("No ground truth, %s the mean: %s", effect, ", ".join(result.absent))
-
-
-def _pack(predictions: Sequence[tuple[int, Array, Array, Array]]) -> tuple[Array, ...]:
-    """A few large arrays instead of many small ones: they travel between processes."""
-    empty = (0, np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 4), np.float32))
-    images, classes, scores, boxes = zip(empty, *predictions)
-    return (
-        np.array(images[1:], dtype=np.int64),
-        np.array([len(s) for s in scores[1:]], dtype=np.int64),
-        np.concatenate(classes),
-        np.concatenate(scores),
-        np.concatenate(boxes),
-    )
 
 
 def build_evaluator(
@@ -221,12 +213,7 @@ def build_evaluator(
 
 
 def check_evaluator(dataset_name: str, kind: str, absent_classes: str = "skip") -> None:
-    """Check before training whether a test set can be evaluated.
-
-    Args:
-        dataset_name: in detectron2's catalogs
-        kind: the value of ``TEST.EVALUATOR``
-        absent_classes: the value of ``TEST.ABSENT_CLASSES``
+    """Check before training whether :func:`build_evaluator` can evaluate a test set.
 
     Raises:
         ValueError: an unknown value, or a dataset that is neither in VOC's form nor in COCO's
@@ -257,9 +244,7 @@ def _coco_evaluator(dataset_name: str, folder: str) -> COCOEvaluator:
     # Under a temporary name: COCOEvaluator writes json_file into the metadata and would read that
     # same file in the next run, even after the dataset has changed.
     name = f"{dataset_name}_coco_style"
-    DatasetCatalog.register(
-        name, lambda: [_difficult_as_crowd(r) for r in load_dataset(dataset_name)]
-    )
+    DatasetCatalog.register(name, lambda: [*map(_difficult_as_crowd, load_dataset(dataset_name))])
     try:
         MetadataCatalog.get(name).thing_classes = MetadataCatalog.get(dataset_name).thing_classes
         return COCOEvaluator(

@@ -61,18 +61,10 @@ def evaluate_files(
 def load_ground_truth(
     root: str | os.PathLike, split: str, class_names: Sequence[str]
 ) -> tuple[list[str], GroundTruth]:
-    """Read the annotated boxes of a split, from disk on every call.
-
-    Args:
-        root: holds Annotations/ and ImageSets/Main/
-        split: an image set
-        class_names: C names; objects of other classes are left out, with a warning
+    """Read the annotated boxes of a split; objects of other classes are left out, with a warning.
 
     Returns:
         image ids in the order of the image set, and the boxes with indices into them
-
-    Raises:
-        FileNotFoundError, ValueError: a file is missing or wrong
     """
     class_ids = class_ids_of(class_names)
     annotations = read_voc_annotations(
@@ -92,12 +84,12 @@ def to_voc_pixels(scores: Array, boxes: Array, rounding: bool) -> tuple[Array, A
     """Turn detectron2's boxes into VOC's, exactly or as its text files would hold them.
 
     Args:
-        scores: (N,) float
+        scores: (N,)
         boxes: (N, 4) XYXY in pixels, 0-based
         rounding: whether scores keep 3 decimals and coordinates 1
 
     Returns:
-        (N,) float64 and (N, 4) float64, 1-based inclusive pixels
+        both as float64, the boxes in 1-based inclusive pixels
     """
     # detectron2 adds 1 in float32, which is coarser than the text's one decimal on huge images.
     boxes = boxes.astype(np.float32 if rounding else np.float64)
@@ -127,9 +119,6 @@ def load_detections(
         class_names: C names
         rounding: round what json holds as the text files would
 
-    Returns:
-        the detections in the order of the files
-
     Raises:
         FileNotFoundError: there is no such file
         ValueError: a line or an entry is wrong, or names another image or class
@@ -140,10 +129,7 @@ def load_detections(
         return _load_folder(path, split, index, class_names)
     if not path.is_file():
         raise FileNotFoundError(f"there is no folder or json file of detections {path}")
-    images, classes, scores, boxes = _load_json(path, index, len(class_names))
-    boxes[:, 2:] += boxes[:, :2]
-    scores, boxes = to_voc_pixels(scores, boxes, rounding)
-    return Detections(images, classes, scores, boxes)
+    return _load_json(path, index, len(class_names), rounding)
 
 
 def _load_folder(
@@ -156,21 +142,25 @@ def _load_folder(
         raise FileNotFoundError(f"{folder} holds no {files[0].name} or the like; it has {have}")
     if missing:
         logger.warning("No detections are counted for: %s", ", ".join(missing))
-    images: list[int] = []
-    values: list[list[float]] = []
-    counts = []
-    for file in files:
-        rows = list(_read_lines(file, index)) if file.is_file() else []
-        counts.append(len(rows))
-        images += [image for image, _ in rows]
-        values += [row for _, row in rows]
-    table = np.array(values, dtype=np.float64).reshape(-1, 5)
-    classes = np.repeat(np.arange(len(files)), counts)
-    return Detections(np.array(images, dtype=np.int64), classes, table[:, 0], table[:, 1:])
+    rows = [
+        (image, class_id, *numbers)
+        for class_id, file in enumerate(files)
+        if file.is_file()
+        for image, *numbers in _read_lines(file, index)
+    ]
+    images, classes, scores, boxes = _columns(rows)
+    return Detections(images, classes, scores, boxes)
 
 
-def _read_lines(file: Path, index: Mapping[str, int]) -> Iterator[tuple[int, list[float]]]:
-    """Yield (image index, [score, xmin, ymin, xmax, ymax]) of every line."""
+def _columns(rows: Sequence[Sequence[float]]) -> tuple[Array, Array, Array, Array]:
+    """(N,) images, (N,) classes, (N,) scores and (N, 4) boxes of rows of these seven numbers."""
+    table = np.array(rows, dtype=np.float64).reshape(-1, 7)
+    images, classes = table[:, :2].T.astype(np.int64)
+    return images, classes, table[:, 2], table[:, 3:]
+
+
+def _read_lines(file: Path, index: Mapping[str, int]) -> Iterator[list[float]]:
+    """Yield image index, score, xmin, ymin, xmax and ymax of every line."""
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -192,13 +182,12 @@ def _read_lines(file: Path, index: Mapping[str, int]) -> Iterator[tuple[int, lis
         image = index.get(image_id.strip())
         if image is None:
             raise ValueError(f"{file}, line {number}: image {image_id!r} is not in the image set")
-        yield image, row
+        yield [image, *row]
 
 
 def _load_json(
-    path: Path, index: Mapping[str, int], num_classes: int
-) -> tuple[Array, Array, Array, Array]:
-    """Return (N,) images, (N,) classes, (N,) scores and (N, 4) XYWH boxes, 0-based."""
+    path: Path, index: Mapping[str, int], num_classes: int, rounding: bool
+) -> Detections:
     try:
         entries = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -207,30 +196,29 @@ def _load_json(
         raise ValueError(f"{path} must hold a list of detections; got a {type(entries).__name__}")
     # Converters of VOC to COCO turn "000012" into 12 and "2008_000012" into 2008000012.
     numbers = {int(i.replace("_", "")): k for i, k in index.items() if i.replace("_", "").isdigit()}
-    images = np.empty(len(entries), dtype=np.int64)
-    classes = np.empty(len(entries), dtype=np.int64)
-    values = np.empty((len(entries), 5))
-    for i, entry in enumerate(entries):
-        images[i], classes[i], values[i] = _parse_entry(entry, f"{path}[{i}]", index, numbers)
+    rows = [_parse_entry(e, f"{path}[{i}]", index, numbers) for i, e in enumerate(entries)]
+    images, classes, scores, boxes = _columns(rows)
     for i in np.flatnonzero((classes < 0) | (classes >= num_classes))[:1]:
         raise ValueError(f"{path}[{i}]: category_id {classes[i]} is not in 0..{num_classes - 1}")
-    for i in np.flatnonzero(~np.isfinite(values).all(axis=1))[:1]:
+    for i in np.flatnonzero(~np.isfinite(scores) | ~np.isfinite(boxes).all(axis=1))[:1]:
         raise ValueError(f"{path}[{i}]: score and bbox must be finite; got {entries[i]}")
-    for i in np.flatnonzero((values[:, 3:] < 0).any(axis=1))[:1]:
+    for i in np.flatnonzero((boxes[:, 2:] < 0).any(axis=1))[:1]:
         raise ValueError(f"{path}[{i}]: width and height must not be negative; got {entries[i]}")
-    return images, classes, values[:, 0], values[:, 1:]
+    boxes[:, 2:] += boxes[:, :2]
+    return Detections(images, classes, *to_voc_pixels(scores, boxes, rounding))
 
 
 def _parse_entry(
     entry: Any, where: str, index: Mapping[str, int], numbers: Mapping[int, int]
-) -> tuple[int, int, list[float]]:
+) -> list[float]:
+    """Image index, class, score, x, y, width and height."""
     try:
         image_id, class_id = entry["image_id"], entry["category_id"]
         x, y, width, height = entry["bbox"]
         row = [float(v) for v in (entry["score"], x, y, width, height)]
         image = index.get(image_id, numbers.get(image_id))
         if image is not None and isinstance(class_id, int) and abs(class_id) < _MAX_CLASS:
-            return image, class_id, row
+            return [image, class_id, *row]
     except (KeyError, TypeError, ValueError):
         raise ValueError(
             f"{where}: needs image_id, category_id, bbox [x, y, width, height] and score; "

@@ -16,7 +16,6 @@ from ..files import replacing
 from .average_precision import ClassResult, check_choice
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["ABSENT_CLASSES", "VOCResult", "check_report_path", "write_report"]
@@ -111,10 +110,7 @@ class VOCResult:
 
 
 def check_report_path(output: str | os.PathLike) -> None:
-    """Check before an evaluation whether its report can be written.
-
-    Args:
-        output: path of the json file
+    """Refuse, before an evaluation, a path that its report cannot be written to.
 
     Raises:
         ValueError: it does not end in .json, is a folder or lies below a file
@@ -147,49 +143,39 @@ def write_report(result: VOCResult, output: str | os.PathLike, pictures: bool = 
     check_report_path(output)
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    figures = {}
-    for kind, plot in (("precision_recall", _plot_curves), ("ap_by_iou", _plot_ap_by_iou)):
-        if pictures:
-            figures[output.with_name(f"{output.stem}_{kind}.png")] = plot(result)
+    plots = {"precision_recall": _plot_curves, "ap_by_iou": _plot_ap_by_iou} if pictures else {}
+    figures = {
+        output.with_name(f"{output.stem}_{k}.png"): plot(result) for k, plot in plots.items()
+    }
+    report = json.dumps(result.to_dict(), indent=1)
     with ExitStack() as stack:
-        stack.enter_context(replacing(output)).write_text(
-            json.dumps(result.to_dict(), indent=1) + "\n"
-        )
+        stack.enter_context(replacing(output)).write_text(f"{report}\n")
         for path, figure in figures.items():
             figure.savefig(stack.enter_context(replacing(path)), format="png", dpi=120)
     return [output, *figures]
 
 
+def _present(result: VOCResult) -> dict[str, ClassResult]:
+    return {n: c for n, c in zip(result.class_names, result.classes) if c.num_objects}
+
+
 def _plot_curves(result: VOCResult) -> "Figure":
     """Draw precision over recall of every class at the first threshold."""
-    figure, axes = _new_figure(result)
-    for name, scored in zip(result.class_names, result.classes):
-        if scored.num_objects:
-            axes.plot(scored.recall, scored.precision, linewidth=1, label=name)
-    axes.set_xlabel("recall")
-    axes.set_ylabel("precision")
-    axes.set_title(f"overlap more than {result.thresholds[0]:g}")
-    axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    _add_legend(figure, axes)
-    return figure
+    curves = {name: (c.recall, c.precision) for name, c in _present(result).items()}
+    title = f"overlap more than {result.thresholds[0]:g}"
+    limits = {"xlim": (0, 1), "ylim": (0, 1.02)}
+    return _plot(curves, xlabel="recall", ylabel="precision", title=title, **limits)
 
 
 def _plot_ap_by_iou(result: VOCResult) -> "Figure":
     """Draw AP over the overlap threshold of every class, and the mean."""
-    figure, axes = _new_figure(result)
-    for name, scored in zip(result.class_names, result.classes):
-        if scored.num_objects:
-            axes.plot(result.thresholds, scored.ap * 100, linewidth=1, label=name)
-    means = list(result.mean_ap().values())
-    axes.plot(result.thresholds, means, color="black", linewidth=3, label="mean")
-    axes.set_xlabel("overlap threshold")
-    axes.set_ylabel(f"AP (%), {result.metric} metric")
-    axes.set_ylim(0, 100)
-    _add_legend(figure, axes)
-    return figure
+    curves = {name: (result.thresholds, c.ap * 100) for name, c in _present(result).items()}
+    mean = result.thresholds, [*result.mean_ap().values()]
+    label = f"AP (%), {result.metric} metric"
+    return _plot(curves, mean, xlabel="overlap threshold", ylabel=label, ylim=(0, 100))
 
 
-def _new_figure(result: VOCResult) -> "tuple[Figure, Axes]":
+def _plot(curves: dict[str, Any], mean: Any = (), **settings: Any) -> "Figure":
     # matplotlib takes a second to import and only pictures need it; Figure, unlike pyplot, leaves
     # the user's backend alone.
     from matplotlib import colormaps
@@ -197,17 +183,15 @@ def _new_figure(result: VOCResult) -> "tuple[Figure, Axes]":
 
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.add_subplot()
-    num_present = len(result.class_names) - len(result.absent)
-    colors = colormaps["turbo"](np.linspace(0, 1, max(num_present, 1)))
-    axes.set_prop_cycle(color=list(colors))
+    colors = colormaps["turbo"](np.linspace(0, 1, len(curves)))
+    for color, (name, curve) in zip(colors, curves.items()):
+        axes.plot(*curve, color=color, linewidth=1, label=name)
+    if mean:
+        axes.plot(*mean, color="black", linewidth=3, label="mean")
     axes.grid(alpha=0.3)
-    return figure, axes
-
-
-def _add_legend(figure: "Figure", axes: "Axes") -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if not 0 < len(handles) <= _MAX_LEGEND:
-        return
-    legend = figure.legend(handles, labels, loc="outside right upper", fontsize="small")
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    axes.set(**settings)
+    if 0 < len(axes.lines) <= _MAX_LEGEND:
+        legend = figure.legend(loc="outside right upper", fontsize="small")
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    return figure

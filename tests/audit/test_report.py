@@ -13,8 +13,8 @@ from PIL import Image
 from helpers.audit_cases import CLASSES, EVIL, PROBABILITIES, make_audit
 from helpers.browser import downloaded, start
 from sl_detectron.audit import apply_decisions, read_decisions, write_report
-from sl_detectron.audit.crops import make_crops
 from sl_detectron.audit.records import top_suspects
+from sl_detectron.audit.report import make_crops
 from sl_detectron.data import load_voc_dataset
 
 
@@ -112,13 +112,13 @@ EXPECTED = ["dog→cat", f"dog→{EVIL}", "cat→dog", f"{EVIL}→cat", "cat→d
 
 def test_crops_show_the_box(audit):
     annotation = audit.annotations[0]
-    (crop,) = make_crops([annotation], 64)
-    with Image.open(io.BytesIO(base64.b64decode(crop.jpeg))) as image:
-        assert image.size == (crop.width, crop.height)
+    ((jpeg, *size, inset),) = make_crops([annotation], 64)
+    with Image.open(io.BytesIO(base64.b64decode(jpeg))) as image:
+        assert image.size == tuple(size)
         assert max(image.size) == 64
     # Box (39, 9, 70, 50) and a quarter of 41 pixels around it, cut off at the right and the top.
-    inset = [(39 - 28) / 52, 9 / 60, (80 - 70) / 52, (60 - 50) / 60]
-    np.testing.assert_allclose(crop.inset, 1000 * np.array(inset), atol=0.5)
+    expected = [(39 - 28) / 52, 9 / 60, (80 - 70) / 52, (60 - 50) / 60]
+    np.testing.assert_allclose(inset, 1000 * np.array(expected), atol=0.5)
     assert make_crops([dataclasses.replace(annotation, file_name="gone.jpg")], 64) == [None]
 
 

@@ -40,7 +40,7 @@ def test_by_hand(audit):
     assert ours.precision_at["wrong"] == pytest.approx(1 / 2)
     assert ours.auroc == pytest.approx(7 / 8)
     assert ours.average_precision == pytest.approx((1 / 1 + 2 / 3) / 2)
-    assert evaluation.scores["perfect"].values() == [1, 1, 1]
+    assert [*evaluation.scores["perfect"].by_name().values()] == [1, 1, 1]
     assert {"plain loss", "low confidence"} <= evaluation.scores.keys()
 
 
