@@ -199,6 +199,7 @@ def build_predictor(
     cfg: CfgNode, weights: str | os.PathLike, score_threshold: float
 ) -> DefaultPredictor:
     """detectron2's predictor with other weights; it keeps detections of at least that score."""
+    check_checkpoint(weights)
     cfg = cfg.clone()
     cfg.defrost()
     # Loaded afterwards: DefaultPredictor would run the code of a pickle.

@@ -59,15 +59,10 @@ def train(folder: Path) -> None:
 @pytest.mark.parametrize("num", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_ranks_end_with_the_weights_of_one_process(tmp_path, num):
     run_ranks(train, num, tmp_path)
-    subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            f"import test_ranks as t, pathlib; t.train(pathlib.Path({str(tmp_path)!r}))",
-        ],
-        check=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    # Not in this process: it changes torch.
+    code = f"import runpy; runpy.run_path({__file__!r})['train'](__import__('pathlib').Path.cwd())"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=env, cwd=tmp_path)
     one = torch.load(tmp_path / "0_of_1.pt", weights_only=True)
     states = [torch.load(tmp_path / f"{r}_of_{num}.pt", weights_only=True) for r in range(num)]
     assert any(key.endswith("threshold.mean") for key in one)
