@@ -24,13 +24,8 @@ from helpers import REPO
 from sl_detectron.audit import decisions_above, read_audit
 from sl_detectron.audit.decisions import write_decisions
 from sl_detectron.cli import CONSOLE_SCRIPTS
-from sl_detectron.data import (
-    TOY_CLASS_NAMES,
-    load_voc_dataset,
-    make_toy_dataset,
-    register_toy_datasets,
-    toy,
-)
+from sl_detectron.data import load_voc_dataset, make_toy_dataset, register_toy_datasets, toy
+from sl_detectron.data.toy import TOY_CLASS_NAMES
 
 R50 = "PascalVOC-Detection/faster_rcnn_R_50_FPN_superloss"
 # ImageNet weights and GPUs are not at hand.

@@ -30,8 +30,9 @@ from tabulate import tabulate
 from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.engine.resume import STOPPED
 from sl_detectron.model_zoo import find_config
-from sl_detectron.sweep import plan, read_grid, run_grid
+from sl_detectron.sweep import read_grid, run_grid
 from sl_detectron.sweep.jobs import rank_args
+from sl_detectron.sweep.plan import plan
 from sl_detectron.sweep.state import KEEP, RUN_LOG
 
 

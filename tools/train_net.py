@@ -26,7 +26,8 @@ from sl_detectron.cli import describe, run_tool  # first: it quiets detectron2's
 # isort: split
 from detectron2.engine import default_argument_parser
 
-from sl_detectron.engine import launch_job, setup_cfg, setup_lazy_cfg, train_lazy_net, train_net
+from sl_detectron.engine import launch_job, setup_cfg, train_net
+from sl_detectron.engine.lazy import setup_lazy_cfg, train_lazy_net
 from sl_detectron.model_zoo import find_config
 
 

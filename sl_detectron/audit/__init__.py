@@ -7,7 +7,7 @@ a dataset.
 
 from .correct import apply_decisions
 from .decisions import decisions_above, read_decisions
-from .files import read_audit, write_audit
+from .files import read_audit
 from .records import LabelAudit
 from .report import write_report
 from .run import audit_checkpoint, audit_run
@@ -17,7 +17,6 @@ __all__ = [
     "audit_checkpoint",
     "LabelAudit",
     "read_audit",
-    "write_audit",
     "write_report",
     "decisions_above",
     "read_decisions",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..data import AnnotationTable
+from ..data.annotation_ids import AnnotationTable
 from ..data.formats.annotations import Annotation, Record
 from .records import AuditedAnnotation, LabelAudit
 from .tracker import AnnotationStatistics

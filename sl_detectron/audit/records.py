@@ -62,7 +62,7 @@ class LabelAudit:
             :func:`~sl_detectron.data.annotation_ids.dataset_source`
         annotations: most suspect first
         num_unseen: annotations that no sample was ever matched to; they are not ranked
-        fingerprint: of all annotations, see :class:`~sl_detectron.data.AnnotationTable`
+        fingerprint: of all annotations, see :class:`AnnotationTable`
     """
 
     classes: tuple[str, ...]

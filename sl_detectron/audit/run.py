@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 
 from ..checkpoint import SafeCheckpointer, check_checkpoint, last_checkpoint, read_checkpoint
 from ..config import num_classes_of
-from ..data import AnnotationTable
+from ..data.annotation_ids import AnnotationTable
 from ..data.formats.manifest import read_manifest
 from ..label_noise import noisy_dataset_dicts
 from ..losses import confidence

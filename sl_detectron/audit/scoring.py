@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from ..data import AnnotationTable
+from ..data.annotation_ids import AnnotationTable
 from ..data.formats.annotations import Annotation, Record
 from ..files import write_json
 from .records import LabelAudit

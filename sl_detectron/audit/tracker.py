@@ -70,7 +70,7 @@ class AnnotationTracker(nn.Module):
     Args:
         num_annotations: A; annotation ids are 0..A-1
         num_classes: K, at least 2
-        fingerprint: of the annotations, see :class:`~sl_detectron.data.AnnotationTable`
+        fingerprint: of the annotations, see :class:`AnnotationTable`
 
     Raises:
         ValueError: there are fewer than two classes: no other could be suggested

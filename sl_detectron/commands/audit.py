@@ -18,8 +18,7 @@ from ..audit.run import audit_checkpoint, audit_run, evaluate_run
 from ..audit.scoring import evaluation_table, plot_evaluation, write_evaluation
 from ..checkpoint import check_checkpoint, last_checkpoint
 from ..config import num_classes_of
-from ..data import AnnotationTable
-from ..data.annotation_ids import dataset_source
+from ..data.annotation_ids import AnnotationTable, dataset_source
 from ..data.formats.manifest import read_manifest
 from ..files import refuse_to_overwrite
 from ..label_noise import noisy_dataset_dicts

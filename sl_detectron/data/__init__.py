@@ -2,19 +2,16 @@
 
 import os
 
-from .annotation_ids import AnnotationIdMapper, AnnotationTable, number_annotations
-from .toy import TOY_CLASS_NAMES, make_toy_dataset, register_toy_datasets
+from .annotation_ids import AnnotationIdMapper
+from .toy import make_toy_dataset, register_toy_datasets
 from .train_loader import TrainLoader
 from .voc import load_voc_dataset, register_voc_dataset
 
 __all__ = [
-    "AnnotationTable",
-    "TOY_CLASS_NAMES",
     "AnnotationIdMapper",
     "TrainLoader",
     "load_voc_dataset",
     "make_toy_dataset",
-    "number_annotations",
     "register_toy_datasets",
     "register_voc_dataset",
 ]

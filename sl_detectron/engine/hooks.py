@@ -18,7 +18,7 @@ from ..audit.files import AUDIT_JSON, write_audit
 from ..audit.ranking import audit_annotations
 from ..audit.tracker import AnnotationTracker
 from ..config import num_classes_of
-from ..data import AnnotationTable
+from ..data.annotation_ids import AnnotationTable
 from ..losses import SuperLoss
 from ..modeling import SuperLossTerm
 from ..visualization.boxes import LabelledBox, draw_boxes, labelled_box

@@ -18,9 +18,9 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer, check_checkpoint
-from ..data import AnnotationTable
+from ..data.annotation_ids import AnnotationTable
 from ..data.train_loader import shield_workers
-from ..evaluation import build_evaluator
+from ..evaluation.evaluator import build_evaluator
 from ..label_noise import build_noisy_train_loader
 from ..losses import DataParams
 from ..modeling import SuperLossTerm

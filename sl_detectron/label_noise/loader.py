@@ -62,7 +62,7 @@ def build_noisy_train_loader(
 
     Returns:
         batches as those of :func:`detectron2.data.build_detection_train_loader`; its
-        ``annotations`` are the :class:`~sl_detectron.data.AnnotationTable` of the noisy sets
+        ``annotations`` are the :class:`AnnotationTable` of the noisy sets
 
     Raises:
         ValueError: the noise is set wrongly or does not fit the datasets

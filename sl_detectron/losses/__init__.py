@@ -1,7 +1,6 @@
 """The SuperLoss and other losses with a confidence, on per-sample values: any task, torch only."""
 
 from .classification import (
-    cross_entropy,
     focal_loss,
     generalized_cross_entropy,
     hard_bootstrapping,
@@ -11,19 +10,14 @@ from .classification import (
 from .confidence_aware import MultitaskLoss, introspection, multitask, r2d2_reliability
 from .data_params import DataParams, data_params
 from .module import FixedConfidence, SuperLoss
-from .superloss import confidence, superloss, superloss_with_confidence
-from .tau import AverageTau, ConstantTau, ExpAverageTau
+from .superloss import confidence, superloss
 
 __all__ = [
-    "AverageTau",
-    "ConstantTau",
     "DataParams",
-    "ExpAverageTau",
     "FixedConfidence",
     "MultitaskLoss",
     "SuperLoss",
     "confidence",
-    "cross_entropy",
     "data_params",
     "focal_loss",
     "generalized_cross_entropy",
@@ -33,6 +27,5 @@ __all__ = [
     "r2d2_reliability",
     "soft_bootstrapping",
     "superloss",
-    "superloss_with_confidence",
     "symmetric_cross_entropy",
 ]

@@ -2,7 +2,7 @@
 
 from . import mobilenet  # noqa: F401 - registers the backbone
 from .build import CLASSIFICATION_LOSS_REGISTRY, TAU_REGISTRY
-from .fast_rcnn import SuperLossFastRCNNOutputLayers, to_superloss_output_layers
+from .fast_rcnn import to_superloss_output_layers
 from .per_roi_losses import PerRoILosses
 from .retinanet import SuperLossRetinaNet
 from .roi_heads import (
@@ -22,7 +22,6 @@ __all__ = [
     "SuperLossRROIHeads",
     "SuperLossRetinaNet",
     "SuperLossROIHeadsMixin",
-    "SuperLossFastRCNNOutputLayers",
     "SuperLossTerm",
     "PerRoILosses",
     "CLASSIFICATION_LOSS_REGISTRY",

@@ -1,9 +1,8 @@
 """Grids of training runs: detectors x methods x label noise x seeds, and their tables."""
 
 from .grid_file import read_grid
-from .plan import plan
 from .results import read_results
 from .runner import run_grid
 from .table import make_tables
 
-__all__ = ["make_tables", "plan", "read_grid", "read_results", "run_grid"]
+__all__ = ["make_tables", "read_grid", "read_results", "run_grid"]

@@ -12,12 +12,13 @@ from detectron2.data import detection_utils
 from PIL import Image
 
 from helpers.audit_cases import CLASSES, EVIL, HEIGHT, IMAGES, PROBABILITIES, WIDTH, make_audit
-from sl_detectron.audit import read_audit, write_audit
+from sl_detectron.audit import read_audit
 from sl_detectron.audit.exchange import read_cleanlab, write_cleanlab, write_fiftyone
+from sl_detectron.audit.files import write_audit
 from sl_detectron.audit.ranking import audit_annotations, suspicion
 from sl_detectron.audit.records import top_suspects
 from sl_detectron.audit.tracker import AnnotationTracker
-from sl_detectron.data import AnnotationTable
+from sl_detectron.data.annotation_ids import AnnotationTable
 
 
 @pytest.fixture

@@ -15,7 +15,9 @@ from sl_detectron.audit import audit_checkpoint, audit_run, read_audit
 from sl_detectron.audit.run import evaluate_run
 from sl_detectron.audit.score_annotations import AnnotationScores
 from sl_detectron.audit.tracker import AnnotationTracker
-from sl_detectron.data import TOY_CLASS_NAMES, AnnotationTable, register_toy_datasets
+from sl_detectron.data import register_toy_datasets
+from sl_detectron.data.annotation_ids import AnnotationTable
+from sl_detectron.data.toy import TOY_CLASS_NAMES
 from sl_detectron.engine import SuperLossTrainer, setup_cfg
 from sl_detectron.engine.hooks import build_annotation_tracker
 from sl_detectron.label_noise import noisy_dataset_dicts

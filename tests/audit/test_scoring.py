@@ -15,7 +15,8 @@ from sl_detectron.audit.scoring import (
     truth_from_manifest,
     write_evaluation,
 )
-from sl_detectron.data import AnnotationTable, load_voc_dataset, number_annotations
+from sl_detectron.data import load_voc_dataset
+from sl_detectron.data.annotation_ids import AnnotationTable, number_annotations
 from sl_detectron.data.formats.manifest import read_manifest
 from sl_detectron.label_noise import MissingAnnotations, SpuriousBoxes, SymmetricNoise, inject
 from sl_detectron.label_noise.export import export_noisy_voc

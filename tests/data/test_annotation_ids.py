@@ -8,7 +8,8 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode, Instances
 from PIL import Image
 
-from sl_detectron.data import AnnotationIdMapper, AnnotationTable, number_annotations
+from sl_detectron.data import AnnotationIdMapper
+from sl_detectron.data.annotation_ids import AnnotationTable, number_annotations
 from sl_detectron.label_noise import SymmetricNoise, inject
 
 

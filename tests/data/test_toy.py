@@ -9,8 +9,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from sl_detectron.data import TOY_CLASS_NAMES, load_voc_dataset, make_toy_dataset, toy
-from sl_detectron.data.toy import register_toy_datasets
+from sl_detectron.data import load_voc_dataset, make_toy_dataset, toy
+from sl_detectron.data.toy import TOY_CLASS_NAMES, register_toy_datasets
 
 
 @pytest.fixture(scope="module")

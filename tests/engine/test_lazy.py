@@ -5,7 +5,7 @@ import re
 import pytest
 
 from helpers.trainings import train_net
-from sl_detectron.engine import setup_lazy_cfg
+from sl_detectron.engine.lazy import setup_lazy_cfg
 from sl_detectron.model_zoo import get_config_file
 
 LAZY = get_config_file("LazyConfig/toy_faster_rcnn_superloss.py")

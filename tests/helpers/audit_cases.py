@@ -10,12 +10,8 @@ from PIL import Image
 from sl_detectron.audit import LabelAudit
 from sl_detectron.audit.ranking import audit_annotations
 from sl_detectron.audit.tracker import AnnotationTracker
-from sl_detectron.data import (
-    AnnotationTable,
-    load_voc_dataset,
-    number_annotations,
-    register_voc_dataset,
-)
+from sl_detectron.data import load_voc_dataset, register_voc_dataset
+from sl_detectron.data.annotation_ids import AnnotationTable, number_annotations
 
 # A name that would be markup, or end a script, if it were not escaped.
 EVIL = '</script><img src=x onerror="window.hacked=1">&\''

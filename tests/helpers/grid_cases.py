@@ -13,7 +13,8 @@ from unittest.mock import patch
 import yaml
 
 from helpers import REPO
-from sl_detectron.data import TOY_CLASS_NAMES, make_toy_dataset
+from sl_detectron.data import make_toy_dataset
+from sl_detectron.data.toy import TOY_CLASS_NAMES
 from sl_detectron.sweep import read_grid
 from sl_detectron.sweep.grid import Grid
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from helpers import REPO
-from sl_detectron.data import TOY_CLASS_NAMES, make_toy_dataset
+from sl_detectron.data import make_toy_dataset
+from sl_detectron.data.toy import TOY_CLASS_NAMES
 
 DRIVER = Path(__file__).with_name("driver.py")
 RETINANET, FASTER_RCNN = "Toy/retinanet_superloss.yaml", "Toy/faster_rcnn_superloss.yaml"

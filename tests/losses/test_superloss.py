@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from sl_detectron.losses import SuperLoss, confidence, superloss, superloss_with_confidence
+from sl_detectron.losses import SuperLoss, confidence, superloss
+from sl_detectron.losses.superloss import superloss_with_confidence
 
 E = math.e
 # Relative error of sigma, and of SL in units of max(|SL|, lam).

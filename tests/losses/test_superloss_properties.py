@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
-from sl_detectron.losses import confidence, superloss, superloss_with_confidence
+from sl_detectron.losses import confidence, superloss
+from sl_detectron.losses.superloss import superloss_with_confidence
 
 EXAMPLES = settings(max_examples=60, deadline=None)
 # Of the order of real losses and of the lambdas of the paper, and far beyond.

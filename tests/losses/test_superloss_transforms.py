@@ -5,7 +5,8 @@ import shutil
 import pytest
 import torch
 
-from sl_detectron.losses import SuperLoss, confidence, superloss, superloss_with_confidence
+from sl_detectron.losses import SuperLoss, confidence, superloss
+from sl_detectron.losses.superloss import superloss_with_confidence
 
 LOSSES = torch.linspace(-1, 6, 12, dtype=torch.float64).reshape(4, 3)
 

@@ -5,9 +5,15 @@ import math
 import pytest
 import torch
 
-from sl_detectron.losses import AverageTau, ConstantTau, ExpAverageTau, SuperLoss
+from sl_detectron.losses import SuperLoss
 from sl_detectron.losses.superloss import superloss_with_confidence
-from sl_detectron.losses.tau import TAU_STRATEGIES, build_tau
+from sl_detectron.losses.tau import (
+    TAU_STRATEGIES,
+    AverageTau,
+    ConstantTau,
+    ExpAverageTau,
+    build_tau,
+)
 
 RUNNING = ["Avg", "ExpAvg"]
 

@@ -27,12 +27,9 @@ from helpers.detectors import (
     small_config,
 )
 from sl_detectron.losses import SuperLoss, superloss
-from sl_detectron.modeling import (
-    SuperLossFastRCNNOutputLayers,
-    SuperLossTerm,
-    to_superloss_output_layers,
-)
+from sl_detectron.modeling import SuperLossTerm, to_superloss_output_layers
 from sl_detectron.modeling.box_regression import box_regression_losses
+from sl_detectron.modeling.fast_rcnn import SuperLossFastRCNNOutputLayers
 
 
 def superloss_config(detector, *opts):

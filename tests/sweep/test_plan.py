@@ -11,7 +11,8 @@ from detectron2.engine import default_argument_parser
 from helpers import REPO
 from helpers.grid_cases import ONE_METHOD, method
 from sl_detectron.engine.setup import merge_cfg
-from sl_detectron.sweep import plan, read_grid
+from sl_detectron.sweep import read_grid
+from sl_detectron.sweep.plan import plan
 from sl_detectron.sweep.state import fingerprint
 
 GRIDS = sorted((REPO / "configs" / "Sweep").glob("*.yaml"))

@@ -4,7 +4,8 @@ import os
 import time
 
 from helpers.grid_cases import write_tiny_grid
-from sl_detectron.sweep import plan, read_grid
+from sl_detectron.sweep import read_grid
+from sl_detectron.sweep.plan import plan
 from sl_detectron.sweep.progress import Progress, Unfinished
 
 

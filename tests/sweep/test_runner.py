@@ -19,7 +19,8 @@ import torch
 from helpers import REPO
 from helpers.grid_cases import run_here, write_tiny_grid
 from sl_detectron.engine.resume import STOPPED
-from sl_detectron.sweep import make_tables, plan, read_grid
+from sl_detectron.sweep import make_tables, read_grid
+from sl_detectron.sweep.plan import plan
 from sl_detectron.sweep.progress import Progress
 from sl_detectron.sweep.runner import _explain_failure, _settle
 

@@ -9,7 +9,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from helpers import REPO
 from sl_detectron.audit import read_audit
 from sl_detectron.audit.decisions import Decision, Decisions, write_decisions
-from sl_detectron.data import TOY_CLASS_NAMES, make_toy_dataset
+from sl_detectron.data import make_toy_dataset
+from sl_detectron.data.toy import TOY_CLASS_NAMES
 from sl_detectron.engine import SuperLossTrainer, setup_cfg
 from sl_detectron.label_noise import SymmetricNoise
 from sl_detectron.label_noise.export import export_noisy_voc

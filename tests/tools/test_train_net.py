@@ -10,7 +10,7 @@ import torch
 from helpers import trainings
 from helpers.trainings import FASTER_RCNN, RETINANET
 from sl_detectron.audit import read_audit
-from sl_detectron.data import TOY_CLASS_NAMES
+from sl_detectron.data.toy import TOY_CLASS_NAMES
 
 NO_TEST = ["DATASETS.TEST", "()"]
 TINY = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.CHECKPOINT_PERIOD", "1000"]

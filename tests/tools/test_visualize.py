@@ -14,7 +14,8 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from helpers import REPO
-from sl_detectron.audit import read_audit, write_audit
+from sl_detectron.audit import read_audit
+from sl_detectron.audit.files import write_audit
 from sl_detectron.audit.run import audit_checkpoint
 from sl_detectron.data import register_toy_datasets, toy
 from sl_detectron.engine import setup_cfg
