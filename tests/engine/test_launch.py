@@ -63,7 +63,7 @@ def test_ranks_end_with_the_weights_of_one_process(tmp_path, num):
         [
             sys.executable,
             "-c",
-            f"import test_ranks as t, pathlib; t.train(pathlib.Path({str(tmp_path)!r}))",
+            f"import {__name__} as t, pathlib; t.train(pathlib.Path({str(tmp_path)!r}))",
         ],
         check=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
