@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["describe", "did_you_mean", "run_tool", "silence_in_tools", "tool_parser"]
+__all__ = ["USER_ERRORS", "describe", "did_you_mean", "run_tool", "silence_in_tools", "tool_parser"]
 
 # User errors; FloatingPointError: a training run that diverged.
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)

@@ -35,16 +35,10 @@ _NO_LAZY = (
 
 
 def run_audit(args: argparse.Namespace) -> str:
-    """Audit a run or a checkpoint, or carry decisions out, and write all that was asked for.
+    """Audit a run or a checkpoint, or carry decisions out; write what was asked for, return a text.
 
     The list and the report hold what ``top``, ``per_class`` and ``classes`` leave; what is made for
     other tools, and corrections, are of all annotations.
-
-    Args:
-        args: of the tool
-
-    Returns:
-        what to print
 
     Raises:
         ValueError, OSError, ImportError: something does not fit; as far as it can be known before

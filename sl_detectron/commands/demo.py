@@ -42,8 +42,8 @@ def run_demo(output: str | os.PathLike, seeds: list[int], opts: list[str]) -> st
         opts: config options for all runs, ``[KEY, VALUE, ...]``
 
     Returns:
-        a table of AP, AP50 and AP75 in percent; mean and standard deviation over seeds, and of two
-        or more seeds the SuperLoss minus the baseline with its standard error, paired by seed
+        a table of AP, AP50 and AP75 in percent: mean and standard deviation over seeds; with two or
+        more also the SuperLoss minus the baseline, paired by seed, with its standard error
     """
     output, seeds = Path(output), list(dict.fromkeys(seeds))
     runs = {

@@ -35,13 +35,7 @@ _NO_LAZY = (
 
 
 def run_visualize(args: argparse.Namespace) -> str:
-    """Draw images of a dataset, one picture each, and save or show them.
-
-    Args:
-        args: of the tool
-
-    Returns:
-        what to print
+    """Draw images of a dataset, one picture each, save or show them, and return a text to print.
 
     Raises:
         ValueError: an option does not fit the dataset, or there is no screen to show pictures on

@@ -85,12 +85,7 @@ class RunJob:
 class ProcessPool(contextlib.AbstractContextManager):
     """Up to ``num_jobs`` runs at once on this machine; leaving its context kills them all.
 
-    Args:
-        num_jobs: runs at once
-        num_gpus: of each run, which gets its own of the machine's; 0 for a CPU
-
-    Raises:
-        ValueError: there are GPUs, but too few
+    Each run gets ``num_gpus`` of the machine's GPUs for itself; ValueError where they are too few.
     """
 
     def __init__(self, num_jobs: int, num_gpus: int):

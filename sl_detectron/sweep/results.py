@@ -79,7 +79,6 @@ class Results:
     """Finished runs of a grid. In all tables numbers are in percent, and NaN where there is none.
 
     Attributes:
-        grid: all runs
         runs: a row for each finished run: detector, method, noise, seed, AP, AP50, AP75
         class_names: over which the metrics are means; empty for all
         undefined: runs that are finished, but whose evaluation gave no number (NaN), as without

@@ -54,11 +54,7 @@ def train_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Train, evaluate and write the result, unless there is one; on every rank.
 
     A run that was killed goes on from its checkpoint. One of another config starts anew: the sweep
-    has asked for that.
-
-    Args:
-        cfg: from :func:`~sl_detectron.engine.setup_cfg`
-        args: from detectron2's ``default_argument_parser``, and which checkpoints to ``keep``
+    has asked for that. ``args.keep`` says which checkpoints stay.
 
     Raises:
         ValueError: the folder has a result of another config, which is not this one's to remove
