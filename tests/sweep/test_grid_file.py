@@ -15,6 +15,8 @@ from sl_detectron.sweep import read_grid
         ({"noise": 0.4}, r"noise: must be a list"),
         ({"seeds": [0, 0]}, r"seeds: must be a list of different integers"),
         ({"seeds": [-1]}, r"seeds: "),
+        ({"seeds": [True]}, r"seeds: .*\[True\]"),
+        ({"seeds": []}, r"seeds: "),
         ({"baseline": "basline"}, r"no method has the name 'basline'; did you mean 'baseline'\?"),
         ({"baseline": ["baseline"]}, r"baseline, controls: must be names.*\['baseline'\]"),
         ({"controls": [{"a": 1}]}, r"baseline, controls: must be names"),
@@ -44,6 +46,7 @@ from sl_detectron.sweep import read_grid
             method(paper={"AP": ["1", "x"]}),
             r"paper, AP: must be a number or 54\.9±0\.5; got 'x'",
         ),
+        (method(paper={"AP": ["1", "1 2"]}), r"paper, AP: must be a number .*; got '1 2'"),
         (method(paper={"AP5": [1, 2]}), r"unknown key 'AP5'; did you mean"),
         (
             {"detectors": {"R": {"a b": {"config": "x"}, "a-b": {"config": "x"}}}},
@@ -69,6 +72,13 @@ def test_names_that_yaml_does_not_read_as_text(tmp_path):
         grid = read_grid(path)
         first, second = grid.references
         assert {first, second} < {method.name for method in grid.methods}
+
+
+def test_a_reference_that_is_named_twice_is_one(tmp_path):
+    path = tmp_path / "my_grid.yaml"
+    twice = {"baseline": "baseline", "controls": ["baseline"]}
+    path.write_text(yaml.safe_dump({**ONE_METHOD, **twice}))
+    assert read_grid(path).references == ("baseline",)
 
 
 @pytest.mark.parametrize(

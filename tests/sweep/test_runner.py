@@ -20,7 +20,7 @@ from helpers import REPO
 from helpers.grid_cases import run_here, write_tiny_grid
 from sl_detectron.engine.resume import STOPPED
 from sl_detectron.sweep import make_tables, read_grid
-from sl_detectron.sweep.plan import plan
+from sl_detectron.sweep.plan import PlannedRun, plan
 from sl_detectron.sweep.progress import Progress
 from sl_detectron.sweep.runner import _explain_failure, _settle
 
@@ -212,27 +212,47 @@ def test_results_stay_where_a_new_training_cannot_start(finished, grid_file, tmp
     assert (tmp_path / "options.json").read_text() == "[]\n"
 
 
-def test_a_run_leaves_the_result_of_another_grid(finished, grid_file, tmp_path):
-    """Two grids that start at once on one folder: each planned before the other had a result."""
-    output, _, _ = finished
-    run = plan(read_grid(grid_file), output)[0]
-    other = tmp_path / "out"
-    shutil.copytree(run.folder, other)
-    args = [*run.args[:-1], str(other)]
-    command = [sys.executable, "-m", "sl_detectron.sweep.run", *args]
+def run_alone(run: PlannedRun, folder: Path, *opts: str) -> tuple[int, str]:
+    """Exit code and output of a planned run's process in another folder."""
+    command = [sys.executable, "-m", "sl_detectron.sweep.run", *run.args[:-1], str(folder), *opts]
     # Standard input stays open: at its end the run would take its parent for dead.
     with subprocess.Popen(
-        [*command, "SOLVER.GAMMA", "0.5"],
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
         said = process.stdout.read()
-    assert process.returncode == 1
+    return process.returncode, said
+
+
+def test_a_run_leaves_the_result_of_another_grid(finished, grid_file, tmp_path):
+    """Two grids that start at once on one folder: each planned before the other had a result."""
+    output, _, _ = finished
+    run = plan(read_grid(grid_file), output)[0]
+    other = tmp_path / "out"
+    shutil.copytree(run.folder, other)
+    code, said = run_alone(run, other, "SOLVER.GAMMA", "0.5")
+    assert code == 1
     assert "result.json is of another config: do two grids share a folder?" in said
     assert (other / "result.json").read_bytes() == (run.folder / "result.json").read_bytes()
     assert (other / "model_final.pth").is_file()
+
+
+def test_a_stock_detector_goes_on_to_the_same_weights(finished, grid_file, tmp_path):
+    """Its focal loss is a scripted function, which torch would fuse only after some calls."""
+    output, _, _ = finished
+    run = plan(read_grid(grid_file), output)[0]
+    other = tmp_path / "out"
+    shutil.copytree(run.folder, other)
+    for name in ("result.json", "model_final.pth", "model_0000005.pth", "model_0000003.pth"):
+        (other / name).unlink()
+    (other / "last_checkpoint").write_text("model_0000001.pth")
+    code, said = run_alone(run, other)
+    assert code == 0, said
+    assert "Starting training from iteration 2" in said
+    assert_equal_weights(other, run.folder)
 
 
 def test_failed_runs_are_reported_and_retried_on_demand(finished, tiny_root, tmp_path):
