@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup, launch
 from detectron2.utils import comm
@@ -113,6 +114,9 @@ def setup_job(cfg: Any, args: argparse.Namespace | None = None) -> None:
     else:
         output = cfg.train.output_dir
     default_setup(cfg, args)
+    # After some calls torch fuses a scripted function, as a stock RetinaNet's focal loss is. That
+    # rounds differently, and a resumed run would not end as one that was never interrupted.
+    torch.jit.set_fusion_strategy([("STATIC", 0), ("DYNAMIC", 0)])
     setup_logger(output, comm.get_rank(), name="sl_detectron")
     if not getattr(args, "debug", False):
         for handler in logging.getLogger("detectron2").handlers:

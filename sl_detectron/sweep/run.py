@@ -21,7 +21,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
@@ -61,9 +60,6 @@ def train_run(cfg: CfgNode, args: argparse.Namespace) -> None:
         ValueError: the folder has a result of another config, which is not this one's to remove
     """
     folder = Path(cfg.OUTPUT_DIR)
-    # After some calls torch fuses a scripted function, as is a stock RetinaNet's focal loss. That
-    # rounds otherwise, and a run that goes on would not end as one that was never killed.
-    torch.jit.set_fusion_strategy([("STATIC", 0), ("DYNAMIC", 0)])
     with _locked(folder):
         # Decided by rank 0 under its lock: another process may have finished the run meanwhile.
         same, finished, args.resume = comm.all_gather(_found(cfg, folder))[0]
