@@ -139,16 +139,13 @@ class ResumeState(HookBase):
         self._loaded = state
 
     def _state_of_rank(self) -> dict[str, Any]:
-        normalizers = {name: float(m.loss_normalizer) for name, m in self._normalized().items()}
-        return {"rng": get_rng_state(), "normalizers": normalizers}
-
-    def _normalized(self) -> dict[str, Any]:
-        """The modules with an EMA of the number of foreground anchors, which no state dict has."""
-        return {
-            name: module
+        # The EMA of the number of foreground anchors, a plain attribute that no state dict has.
+        normalizers = {
+            name: float(module.loss_normalizer)
             for name, module in self.model.named_modules()
             if isinstance(module, DenseDetector) and hasattr(module, "loss_normalizer")
         }
+        return {"rng": get_rng_state(), "normalizers": normalizers}
 
     def _restore(self) -> None:
         ranks = self._loaded["ranks"]
@@ -157,8 +154,10 @@ class ResumeState(HookBase):
             return
         same = len(ranks) == comm.get_world_size()
         state = ranks[comm.get_rank() if same else 0]
-        for name, module in self._normalized().items():
-            module.loss_normalizer = state["normalizers"].get(name, module.loss_normalizer)
+        modules = dict(self.model.named_modules())
+        for name, value in state["normalizers"].items():
+            if name in modules:  # which has no such attribute before its first step
+                modules[name].loss_normalizer = value
         if same:
             set_rng_state(state["rng"])
         else:
