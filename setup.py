@@ -62,7 +62,7 @@ setup(
         "PyYAML",
         "numpy",
         "Pillow",
-        "scipy",
+        "scipy>=1.10",
         "tabulate",
         "tqdm",
         "filelock>=4.2",

@@ -67,7 +67,7 @@ def inject(args: argparse.Namespace) -> None:
             num_workers=args.workers,
             progress=True,
         )
-    report(statistics, classes, symmetric=args.type != "asymmetric")
+    report(statistics, classes, symmetric=args.type.startswith("symmetric"))
     print(f"noisy copy of {name}: {args.output}")
 
 

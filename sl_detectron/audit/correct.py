@@ -17,7 +17,7 @@ from ..data.formats.changes import Change
 from ..data.formats.coco_json import CocoFile
 from ..data.formats.devkit import FileChanges, copy_devkit
 from ..data.formats.manifest import write_manifest
-from ..data.formats.restore import OWN_FILES
+from ..data.formats.restore import COPY_FILES
 from ..data.formats.voc_xml import parse_voc_xml, read_voc_annotations, zero_based
 from ..files import new_folder, refuse_to_overwrite
 from .decisions import Decision, Decisions
@@ -87,7 +87,7 @@ def _write_voc(decisions: Decisions, name: str, wrong: list[Decision], target: P
         for file, group in sorted(by_file.items())
     }
     # Files of a noisy copy speak of noise that the corrected copy does not have.
-    leave_out = (*OWN_FILES, CORRECTIONS)
+    leave_out = (*COPY_FILES, CORRECTIONS)
     copy_devkit(root, target, changed, classes, name, CORRECTIONS, leave_out=leave_out)
 
 

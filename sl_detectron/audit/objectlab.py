@@ -42,7 +42,7 @@ def objectlab_scores(
     """ObjectLab's label quality of every annotation; **lower is more suspect**.
 
     Args:
-        records: from :meth:`~sl_detectron.data.AnnotationTable.records`
+        records: from :meth:`~sl_detectron.data.annotation_ids.AnnotationTable.records`
         detections: of each record, from the same detector
         num_classes: K
 

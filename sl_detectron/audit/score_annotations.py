@@ -59,7 +59,7 @@ def score_annotations(
 
     Args:
         model: a :class:`GeneralizedRCNN` or a :class:`RetinaNet`, or derived from one
-        records: from :meth:`~sl_detectron.data.AnnotationTable.records`
+        records: from :meth:`~sl_detectron.data.annotation_ids.AnnotationTable.records`
         cfg: of the model; ``INPUT`` counts
         detect: whether to run its detection too
         progress: whether to show a progress bar

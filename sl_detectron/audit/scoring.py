@@ -79,7 +79,7 @@ def truth_from_manifest(
 
     Args:
         table: of the noisy datasets
-        lines: from :func:`~sl_detectron.label_noise.read_manifest`
+        lines: from :func:`~sl_detectron.data.formats.manifest.read_manifest`
         classes: K names
 
     Raises:

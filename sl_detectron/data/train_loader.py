@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .annotation_ids import AnnotationTable
 
-__all__ = ["BROKEN_IMAGES", "TrainLoader", "check_loading", "shield_workers"]
+__all__ = ["BROKEN_IMAGES", "TrainLoader", "check_loading", "image_name", "shield_workers"]
 
 BROKEN_IMAGES = ("error", "skip")
 # What reading an image that is missing, cut off or not of its annotations raises; SyntaxError is
@@ -150,7 +150,7 @@ class TrainLoader:
             broken = [sample for sample in batch if isinstance(sample, _Broken)]
             if broken:
                 raise broken[0]
-            self.image_ids = [_image_id(sample) for sample in batch]
+            self.image_ids = [image_name(sample) for sample in batch]
             yield batch
 
     def close(self) -> None:
@@ -210,7 +210,7 @@ class _SeededSamples(Dataset):
         except _READ_ERRORS as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             return _Broken(
-                f"image {_image_id(record)!r}, {record.get('file_name')}: {reason}; repair it, or "
+                f"image {image_name(record)!r}, {record.get('file_name')}: {reason}; repair it, or "
                 "set DATALOADER.BROKEN_IMAGES skip to train on the others"
             )
 
@@ -250,13 +250,14 @@ def _wide_images(records: Sequence[dict[str, Any]]) -> np.ndarray:
     for record in records:
         if not record.get("width") or not record.get("height"):
             raise ValueError(
-                f"image {_image_id(record)!r} has no width and height, by which images are "
+                f"image {image_name(record)!r} has no width and height, by which images are "
                 "grouped; set them, or DATALOADER.ASPECT_RATIO_GROUPING False"
             )
     return np.array([record["width"] > record["height"] for record in records])
 
 
-def _image_id(record: Any) -> Any:
+def image_name(record: Any) -> Any:
+    """What messages call an image: its id, or its file where it has none."""
     return record.get("image_id", record.get("file_name")) if isinstance(record, dict) else None
 
 

@@ -8,6 +8,7 @@ import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.utils import comm
 
+from ..data.train_loader import image_name
 from .resume import any_rank
 
 __all__ = ["FiniteAMPTrainer", "FiniteTrainer", "trainer_class"]
@@ -41,7 +42,7 @@ class FiniteTrainer(SimpleTrainer):
 
     def _note_images(self, model: torch.nn.Module, args: tuple[Any, ...]) -> None:
         batch = args[0] if args and isinstance(args[0], list) else []
-        self._images = [s.get("image_id", s.get("file_name")) for s in batch if isinstance(s, dict)]
+        self._images = [image_name(sample) for sample in batch]
 
     def _write_metrics(self, loss_dict: Any, data_time: float, *args: Any, **kwargs: Any) -> None:
         # One copy to the host in place of one a term. Doubles are made there: not every device

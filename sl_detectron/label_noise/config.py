@@ -85,12 +85,14 @@ def train_classes(cfg: CfgNode) -> list[str]:
 def _nodes(cfg: CfgNode) -> Iterator[tuple[str, CfgNode, type[Noise]]]:
     """Yield key, node and class: of ``TYPE``'s noise, then of every noise that has its own node."""
     root = cfg.DATASETS.LABEL_NOISE
-    own = {name: node for name, node in root.items() if isinstance(node, CfgNode)}
-    types = tuple(name for name, _ in NOISE_REGISTRY if name.upper() not in own)
+    nodes = {name: node for name, node in root.items() if isinstance(node, CfgNode)}
+    types = tuple(name for name, _ in NOISE_REGISTRY if name.upper() not in nodes)
     if root.TYPE not in types:
         raise ValueError(f"{NODE}.TYPE must be one of {types}; got {root.TYPE!r}")
     yield NODE, root, NOISE_REGISTRY.get(root.TYPE)
-    for name, node in own.items():
+    for name, node in nodes.items():
+        if name.lower() not in NOISE_REGISTRY:
+            raise ValueError(f"{NODE}.{name}: no noise is registered as {name.lower()!r}")
         yield f"{NODE}.{name}", node, NOISE_REGISTRY.get(name.lower())
 
 

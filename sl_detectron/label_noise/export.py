@@ -15,7 +15,7 @@ from pathlib import Path
 from ..data.formats.coco_json import CocoFile
 from ..data.formats.devkit import copy_devkit
 from ..data.formats.manifest import write_manifest
-from ..data.formats.restore import DESCRIPTION, MANIFEST, ORIGINAL, OWN_FILES, PICTURE
+from ..data.formats.restore import COPY_FILES, DESCRIPTION, MANIFEST, ORIGINAL, PICTURE
 from ..data.voc import load_voc_dataset
 from ..files import new_folder, refuse_to_overwrite, write_json
 from .injection import inject
@@ -60,7 +60,7 @@ def export_noisy_voc(
     root, out = Path(root).resolve(), Path(out)
     refuse_to_overwrite(out, root)
     # The copy links to what its source holds: its own files would be written into the source.
-    for path in (root / name for name in OWN_FILES):
+    for path in (root / name for name in COPY_FILES):
         if os.path.lexists(path):
             raise ValueError(
                 f"{path} belongs to a noisy copy: make the folder clean first "
@@ -94,7 +94,7 @@ def export_noisy_coco(
     """
     out, file, classes = Path(out), coco.path.name, coco.class_names
     refuse_to_overwrite(out, coco.path)
-    if file in OWN_FILES:
+    if file in COPY_FILES:
         raise ValueError(f"{coco.path}: the copy needs the name {file}; rename the file")
     records = coco.records()
     _, changes = inject(records, noises, len(classes), dataset_name)

@@ -78,7 +78,7 @@ def build_noisy_train_loader(
         _sampler_factory(cfg, sets, records),
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        broken_images=cfg.DATALOADER.get("BROKEN_IMAGES", "error"),
+        broken_images=cfg.DATALOADER.BROKEN_IMAGES,
     )
     loader.annotations = AnnotationTable.of(sets)
     return loader

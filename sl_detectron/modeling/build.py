@@ -1,6 +1,5 @@
 """From the keys of ``MODEL.SUPERLOSS`` to the losses of a detector, by registered names."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -140,10 +139,13 @@ def _classification_loss(node: CfgNode, softmax: bool) -> ClassificationLoss | N
     if name != "data_params":
         loss = CLASSIFICATION_LOSS_REGISTRY.get(name)
         return loss() if isinstance(loss, type) else loss
-    lam, num = node.DATA_PARAMS.LAMBDA, node.DATA_PARAMS.NUM_ANNOTATIONS
-    _check(0 <= lam < math.inf, "DATA_PARAMS.LAMBDA", lam, "a finite number, at least 0")
+    num = node.DATA_PARAMS.NUM_ANNOTATIONS
     _check(num >= 0, "DATA_PARAMS.NUM_ANNOTATIONS", num, "0 or above")
-    return DataParams(num_samples=num, lam=lam) if num else _uncounted
+    try:
+        criterion = DataParams(num_samples=num or 1, lam=node.DATA_PARAMS.LAMBDA)
+    except ValueError as error:
+        raise ValueError(f"MODEL.SUPERLOSS.DATA_PARAMS.LAMBDA: {error}") from error
+    return criterion if num else _uncounted
 
 
 def _uncounted(logits: Tensor, labels: Tensor) -> Tensor:

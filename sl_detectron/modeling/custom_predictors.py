@@ -5,8 +5,6 @@ from typing import Any
 
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 
-from .per_roi_losses import PerRoILosses
-
 __all__ = ["check_restated_losses", "make_subclass"]
 
 
@@ -17,14 +15,15 @@ _MAKERS = {
 }
 
 
-def check_restated_losses(predictor: type, key: str) -> None:
+def check_restated_losses(predictor: type, extension: type, key: str) -> None:
     """Refuse to put the SuperLoss of detectron2's losses in the place of other losses.
 
     A class that overrides a method which makes a loss may make any other one of it: that its values
     equal detectron2's on one batch says nothing about the next.
 
     Args:
-        predictor: a subclass of :class:`FastRCNNOutputLayers` and :class:`PerRoILosses`
+        predictor: a subclass of ``extension`` and perhaps of custom predictors
+        extension: the class that replaces losses
         key: the loss that the SuperLoss replaces
 
     Raises:
@@ -33,8 +32,8 @@ def check_restated_losses(predictor: type, key: str) -> None:
     """
     makers, per_roi = _MAKERS[key]
     for cls in predictor.__mro__[: predictor.__mro__.index(FastRCNNOutputLayers)]:
-        if PerRoILosses in cls.__mro__:
-            continue  # the SuperLoss's own class, or one derived from it
+        if issubclass(cls, extension):
+            continue
         if per_roi in vars(cls):
             return
         restated = [maker for maker in makers if maker in vars(cls)]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .build import ClassificationLoss, losses_from_config
 from .custom_predictors import check_restated_losses, make_subclass
-from .matched_annotations import annotation_ids_of, check_known_ids
+from .matched_annotations import annotation_ids_of
 from .per_roi_losses import PerRoILosses, is_foreground
 from .superloss_term import SuperLossTerm, reduce_losses
 
@@ -129,7 +129,7 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
         if custom is None:
             return self.classification_losses(scores, gt_classes)
         if getattr(custom, "needs_annotation_ids", False):
-            return custom(scores, gt_classes, check_known_ids(ids))
+            return custom(scores, gt_classes, ids)
         return custom(scores, gt_classes)
 
     def _foreground_probabilities(self, scores: Tensor) -> Tensor:
@@ -158,7 +158,12 @@ def _superloss_class(cls: Any) -> Any:
     if cls is FastRCNNOutputLayers:
         return SuperLossFastRCNNOutputLayers
     # Before its class in the method resolution order, so that super() reaches the class's own.
-    return make_subclass(_superloss_class, SuperLossFastRCNNOutputLayers, cls, {})
+    try:
+        return make_subclass(_superloss_class, SuperLossFastRCNNOutputLayers, cls, {})
+    except TypeError as error:
+        raise TypeError(
+            f"{cls.__name__} must have PerRoILosses after FastRCNNOutputLayers as bases: {error}"
+        ) from error
 
 
 def to_superloss_output_layers(
@@ -198,9 +203,9 @@ def to_superloss_output_layers(
     stock_class: Any = type(predictor)
     superloss_class = _superloss_class(stock_class)
     if classification_loss is None and superloss_cls is not None:
-        check_restated_losses(superloss_class, "loss_cls")
+        check_restated_losses(superloss_class, SuperLossFastRCNNOutputLayers, "loss_cls")
     if superloss_box_reg is not None:
-        check_restated_losses(superloss_class, "loss_box_reg")
+        check_restated_losses(superloss_class, SuperLossFastRCNNOutputLayers, "loss_box_reg")
     predictor.__class__ = superloss_class
     predictor.superloss_cls = superloss_cls
     predictor.superloss_box_reg = superloss_box_reg

@@ -11,7 +11,6 @@ __all__ = [
     "FIELD",
     "UNMATCHED",
     "annotation_ids_of",
-    "check_known_ids",
     "ids_by_target",
     "with_annotation_ids",
 ]
@@ -25,7 +24,7 @@ UNMATCHED = -1
 FIRST_LOCAL_ID = -2
 
 
-def with_annotation_ids(targets: list[Instances]) -> list[Instances]:
+def with_annotation_ids(targets: list[Instances], needs_known: bool = False) -> list[Instances]:
     """The targets, each with the field ``gt_annotation_ids``; the arguments stay as they are.
 
     Ids that the loader gave are kept. Without them the annotations of the batch are numbered,
@@ -33,13 +32,23 @@ def with_annotation_ids(targets: list[Instances]) -> list[Instances]:
 
     Args:
         targets: per image, with ``gt_classes``
+        needs_known: whether ids of the batch alone are an error
 
     Returns:
         per image, with ``gt_annotation_ids``, int64 (G,)
+
+    Raises:
+        ValueError: the loader gave no ids, and they are needed
     """
     numbered, start = [], FIRST_LOCAL_ID
     for target in targets:
         if not target.has(FIELD):
+            if needs_known and len(target):
+                raise ValueError(
+                    "the loss learns for every training annotation, but the loader does not number "
+                    f"them: give its instances {FIELD}, as "
+                    "sl_detectron.label_noise.build_noisy_train_loader does"
+                )
             ids = torch.arange(start, start - len(target), -1, device=target.gt_classes.device)
             target = Instances(target.image_size, **target.get_fields(), **{FIELD: ids})
         numbered.append(target)
@@ -91,26 +100,3 @@ def annotation_ids_of(proposals: list[Instances], foreground: Tensor) -> Tensor 
         if p.has(FIELD):
             image_ids.copy_(p.get(FIELD))
     return torch.where(foreground, ids, UNMATCHED)
-
-
-def check_known_ids(ids: Tensor | None) -> Tensor:
-    """Refuse samples whose annotations the loader did not number.
-
-    Args:
-        ids: (R,) int64, or None where no target had any
-
-    Returns:
-        ``ids``
-
-    Raises:
-        ValueError: there are none
-        RuntimeError: they are of a batch alone; checked on the device, without waiting for it
-    """
-    missing = (
-        "the loss learns for every training annotation, but the loader does not number them: give "
-        f"its instances {FIELD}, as sl_detectron.label_noise.build_noisy_train_loader does"
-    )
-    if ids is None:
-        raise ValueError(missing)
-    torch._assert_async((ids > FIRST_LOCAL_ID).all(), missing)
-    return ids

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.config.config import _get_args_from_config
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import (
     CascadeROIHeads,
@@ -98,10 +99,10 @@ class SuperLossROIHeadsMixin(ROIHeads):
                 to_superloss_output_layers(predictor, **(copy.deepcopy(losses) if i else losses))
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: Any = None) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As the heads that are extended, with the SuperLoss in the box predictors."""
-        shape = () if input_shape is None else (input_shape,)  # ROIHeads takes a config only
-        ret = super().from_config(cfg, *shape)
+        # As @configurable itself calls it: what it does not take goes to __init__.
+        ret: dict[str, Any] = _get_args_from_config(super().from_config, cfg, *args, **kwargs)
         for value in ret.values():
             _extend(value if isinstance(value, (list, tuple, nn.ModuleList)) else [value], cfg)
         return ret
@@ -114,7 +115,7 @@ class SuperLossROIHeadsMixin(ROIHeads):
         self, proposals: list[Instances], targets: list[Instances], *args: Any, **kwargs: Any
     ) -> list[Instances]:
         """As the base class; the sampled proposals also get ``gt_annotation_ids``."""
-        targets = with_annotation_ids(targets)
+        targets = self._numbered(targets)
         sampled = super().label_and_sample_proposals(proposals, targets, *args, **kwargs)
         # The sampling of rotated heads, say, copies boxes and classes only.
         return self._with_ids(sampled, targets)
@@ -125,7 +126,12 @@ class SuperLossROIHeadsMixin(ROIHeads):
     ) -> list[Instances]:
         """What later stages of a cascade match by; it passes on classes and boxes only."""
         matched = super()._match_and_label_boxes(proposals, stage, targets, *args)
-        return self._with_ids(matched, with_annotation_ids(targets))
+        return self._with_ids(matched, self._numbered(targets))
+
+    def _numbered(self, targets: list[Instances]) -> list[Instances]:
+        losses = [getattr(p, "classification_loss", None) for p in self._box_predictors()]
+        needs_known = any(getattr(loss, "needs_annotation_ids", False) for loss in losses)
+        return with_annotation_ids(targets, needs_known)
 
     def _with_ids(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
         """Recover annotation ids that the base class dropped, if needed."""

@@ -175,7 +175,7 @@ def _storage_to_log_to() -> EventStorage | None:
     """The storage of the training loop in an iteration that is logged."""
     try:
         storage = get_event_storage()
-    except AssertionError:  # there is no training loop
+    except (AssertionError, IndexError):  # there is no training loop
         return None
     return storage if (storage.iter + 1) % LOG_PERIOD == 0 else None
 

@@ -156,3 +156,9 @@ def test_the_check_needs_no_data_set(cfg):
     cfg.DATASETS.TRAIN = ()
     set_noise(cfg, RATE=0.4, TYPE="asymmetric")
     check_label_noise(cfg)
+
+
+def test_a_node_whose_noise_is_not_registered_is_named(cfg):
+    cfg.DATASETS.LABEL_NOISE.GLARE = CfgNode({"RATE": 0.1, "SEED": 0})
+    with pytest.raises(ValueError, match=r"LABEL_NOISE\.GLARE: no noise is registered as 'glare'"):
+        check_label_noise(cfg)

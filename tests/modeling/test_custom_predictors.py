@@ -25,7 +25,7 @@ from sl_detectron.modeling import (
 )
 
 
-class OwnPredictor(FastRCNNOutputLayers):
+class CustomPredictor(FastRCNNOutputLayers):
     """As projects write them: built by a config only, with losses() written anew."""
 
     def __init__(self, cfg, input_shape, **kwargs):
@@ -53,7 +53,7 @@ class OwnPredictor(FastRCNNOutputLayers):
 
 
 @ROI_HEADS_REGISTRY.register()
-class OwnROIHeads(StandardROIHeads):
+class CustomROIHeads(StandardROIHeads):
     """A head with a predictor, an argument and a config key of its own."""
 
     @configurable
@@ -68,13 +68,13 @@ class OwnROIHeads(StandardROIHeads):
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
         ret = super()._init_box_head(cfg, input_shape)
-        return {**ret, "box_predictor": OwnPredictor(cfg, ret["box_head"].output_shape)}
+        return {**ret, "box_predictor": CustomPredictor(cfg, ret["box_head"].output_shape)}
 
 
-superloss_roi_heads(OwnROIHeads)
+superloss_roi_heads(CustomROIHeads)
 
 
-def own_config(name, *opts):
+def custom_config(name, *opts):
     cfg = small_config("standard", superloss=False)
     cfg.MODEL.ROI_HEADS.NAME = name
     cfg.merge_from_list(list(opts))
@@ -82,12 +82,12 @@ def own_config(name, *opts):
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_own_heads(enabled):
+def test_custom_heads(enabled):
     node = "MODEL.SUPERLOSS.CLS"
-    stock = build(own_config("OwnROIHeads"))
-    ours = build(own_config("SuperLossOwnROIHeads", f"{node}.ENABLED", enabled))
-    assert isinstance(ours.roi_heads, OwnROIHeads)
-    assert isinstance(ours.roi_heads.box_predictor, OwnPredictor)
+    stock = build(custom_config("CustomROIHeads"))
+    ours = build(custom_config("SuperLossCustomROIHeads", f"{node}.ENABLED", enabled))
+    assert isinstance(ours.roi_heads, CustomROIHeads)
+    assert isinstance(ours.roi_heads.box_predictor, CustomPredictor)
     assert ours.roi_heads.temperature == 3.0
     for key, value in stock.state_dict().items():
         assert torch.equal(value, ours.state_dict()[key]), key
@@ -103,11 +103,11 @@ def test_own_heads(enabled):
 
 
 def test_factory():
-    heads = superloss_roi_heads(OwnROIHeads)
-    assert superloss_roi_heads(OwnROIHeads) is heads
-    assert ROI_HEADS_REGISTRY.get("SuperLossOwnROIHeads") is heads
+    heads = superloss_roi_heads(CustomROIHeads)
+    assert superloss_roi_heads(CustomROIHeads) is heads
+    assert ROI_HEADS_REGISTRY.get("SuperLossCustomROIHeads") is heads
     assert issubclass(heads, SuperLossROIHeadsMixin)
-    assert heads.__module__ == OwnROIHeads.__module__
+    assert heads.__module__ == CustomROIHeads.__module__
     assert superloss_roi_heads(SuperLossStandardROIHeads) is SuperLossStandardROIHeads
     for wrong in (FastRCNNOutputLayers, "StandardROIHeads"):
         with pytest.raises(TypeError, match="takes a subclass of ROIHeads; got"):
@@ -129,15 +129,15 @@ class ExtendedROIHeads(SuperLossStandardROIHeads):
 
 
 def test_heads_on_top_of_ours():
-    heads = build(own_config("ExtendedROIHeads")).roi_heads
+    heads = build(custom_config("ExtendedROIHeads")).roi_heads
     assert heads.temperature == 2.0
     assert isinstance(heads.box_predictor.superloss_cls, SuperLossTerm)
 
 
 def test_arguments_beside_the_config_reach_the_heads():
-    cfg = own_config("SuperLossOwnROIHeads")
+    cfg = custom_config("SuperLossCustomROIHeads")
     shapes = build(cfg).backbone.output_shape()
-    heads = ROI_HEADS_REGISTRY.get("SuperLossOwnROIHeads")
+    heads = ROI_HEADS_REGISTRY.get("SuperLossCustomROIHeads")
     assert heads(cfg, shapes, temperature=5.0).temperature == 5.0
     with pytest.raises(ValueError, match=r"was given a config.*\['superloss_cls'\] beside it"):
         heads(cfg, shapes, superloss_cls=term("cls"))
@@ -145,8 +145,8 @@ def test_arguments_beside_the_config_reach_the_heads():
 
 def test_names_are_not_taken_twice():
     assert superloss_roi_heads(StandardROIHeads) is SuperLossStandardROIHeads
-    other = type("OwnROIHeads", (StandardROIHeads,), {})
-    with pytest.raises(ValueError, match="SuperLossOwnROIHeads is registered already"):
+    other = type("CustomROIHeads", (StandardROIHeads,), {})
+    with pytest.raises(ValueError, match="SuperLossCustomROIHeads is registered already"):
         superloss_roi_heads(other)
 
 
@@ -159,7 +159,7 @@ class SemiSupervisedROIHeads(StandardROIHeads):
 
 
 def test_more_arguments_pass_through():
-    built = build(own_config("StandardROIHeads")).roi_heads
+    built = build(custom_config("StandardROIHeads")).roi_heads
     heads = superloss_roi_heads(SemiSupervisedROIHeads)(
         superloss_cls=term("cls"),
         box_in_features=built.box_in_features,
@@ -182,10 +182,10 @@ def test_more_arguments_pass_through():
     assert all(s.has("gt_annotation_ids") for s in sampled)
 
 
-@pytest.mark.parametrize("name", ["SuperLossOwnROIHeads", "SuperLossStandardROIHeads"])
+@pytest.mark.parametrize("name", ["SuperLossCustomROIHeads", "SuperLossStandardROIHeads"])
 def test_models_can_be_pickled_and_copied(name):
     """Also those of classes that were made at run time; observers stay behind."""
-    model = build(own_config(name, "MODEL.SUPERLOSS.BOX_REG.ENABLED", True))
+    model = build(custom_config(name, "MODEL.SUPERLOSS.BOX_REG.ENABLED", True))
     run_losses(model, make_batch())
     model.roi_heads.box_predictor.superloss_cls.observers.append(lambda *_: None)
     for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
@@ -209,7 +209,7 @@ def test_heads_without_a_box_predictor_are_named():
 
 def test_heads_built_by_arguments_take_terms():
     """Without a config, as a LazyConfig builds them."""
-    built = build(own_config("StandardROIHeads")).roi_heads
+    built = build(custom_config("StandardROIHeads")).roi_heads
     term = SuperLossTerm("cls", SuperLoss("ExpAvg", 0.25))
     heads = SuperLossStandardROIHeads(
         superloss_cls=term,
@@ -252,7 +252,7 @@ class OtherKeys(FastRCNNOutputLayers):
         return {"loss": super().losses(predictions, proposals)["loss_cls"]}
 
 
-class OwnFederated(SmoothedLabels):
+class CustomFederated(SmoothedLabels):
     use_fed_loss = True
 
 
@@ -271,7 +271,7 @@ def term(name):
         (SmoothedLabels, "losses", "loss_cls", "classification_losses"),
         (SmoothedLabels, "losses", "loss_box_reg", "foreground_box_losses"),
         (OtherKeys, "losses", "loss_cls", "classification_losses"),
-        (OwnFederated, "losses", "loss_cls", "classification_losses"),
+        (CustomFederated, "losses", "loss_cls", "classification_losses"),
     ],
 )
 def test_restated_losses_are_not_replaced_unnoticed(cls, maker, key, method):
@@ -340,6 +340,45 @@ class OtherKeysPerRoI(OtherKeys):
     classification_losses = PerRoILosses.classification_losses
 
 
+class InheritsPerRoI(FastRCNNOutputLayers, PerRoILosses):
+    """To inherit detectron2's losses per RoI does not say that the class keeps to them."""
+
+    def losses(self, predictions, proposals):
+        return {k: 5 * v for k, v in super().losses(predictions, proposals).items()}
+
+
+class WrongOrder(PerRoILosses, FastRCNNOutputLayers):
+    pass
+
+
+def test_losses_per_roi_that_are_only_inherited_say_nothing():
+    with pytest.raises(TypeError, match=r"InheritsPerRoI\.losses\(\) restates loss_cls"):
+        to_superloss_output_layers(layers(InheritsPerRoI), term("cls"), None)
+    with pytest.raises(TypeError, match="WrongOrder must have PerRoILosses after"):
+        to_superloss_output_layers(layers(WrongOrder), term("cls"), None)
+
+
+class ScaledROIHeads(CustomROIHeads):
+    """A from_config with an argument more than the config and the shapes."""
+
+    @configurable
+    def __init__(self, *, extra=0, **kwargs):
+        super().__init__(**kwargs)
+        self.extra = extra
+
+    @classmethod
+    def from_config(cls, cfg, input_shape, scale=1):
+        return {**super().from_config(cfg, input_shape), "extra": 2 * scale}
+
+
+def test_from_config_takes_what_that_of_the_heads_takes():
+    cfg = custom_config("ScaledROIHeads")
+    shapes = build(custom_config("CustomROIHeads")).backbone.output_shape()
+    heads = superloss_roi_heads(ScaledROIHeads)(cfg, shapes, scale=3, temperature=5.0)
+    assert (heads.extra, heads.temperature) == (6, 5.0)
+    assert isinstance(heads.box_predictor.superloss_cls, SuperLossTerm)
+
+
 def test_a_loss_that_is_not_there_is_named():
     predictions, proposals = roi_batch()
     predictor = to_superloss_output_layers(layers(OtherKeysPerRoI), term("cls"), None)
@@ -353,13 +392,13 @@ class LateROIHeads(StandardROIHeads):
 
     def __init__(self, cfg, input_shape):
         super().__init__(cfg, input_shape)
-        self.box_predictor = OwnPredictor(cfg, self.box_head.output_shape)
+        self.box_predictor = CustomPredictor(cfg, self.box_head.output_shape)
 
 
 def test_a_predictor_that_is_built_late_gets_the_terms_too():
     superloss_roi_heads(LateROIHeads)
-    heads = build(own_config("SuperLossLateROIHeads")).roi_heads
-    assert isinstance(heads.box_predictor, OwnPredictor)
+    heads = build(custom_config("SuperLossLateROIHeads")).roi_heads
+    assert isinstance(heads.box_predictor, CustomPredictor)
     assert isinstance(heads.box_predictor.superloss_cls, SuperLossTerm)
 
 

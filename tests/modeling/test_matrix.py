@@ -125,3 +125,14 @@ def test_data_params_without_a_count_predict_but_do_not_train():
         model.eval()(make_batch())
     with pytest.raises(ValueError, match=r"NUM_ANNOTATIONS is 0.*SuperLossTrainer"):
         run_losses(model.train(), make_batch())
+
+
+def test_data_params_refuse_a_loader_that_does_not_number_annotations():
+    """In one line, before the loss: images without objects have nothing to number."""
+    cfg = small_config("standard", superloss=True)
+    cfg.merge_from_list(["MODEL.SUPERLOSS.CLS.LOSS", "data_params"])
+    cfg.merge_from_list(["MODEL.SUPERLOSS.DATA_PARAMS.NUM_ANNOTATIONS", 9])
+    model = build(cfg)
+    run_losses(model, make_batch((0, 0)))
+    with pytest.raises(ValueError, match="does not number them: give its instances gt_annotation"):
+        run_losses(model, make_batch())

@@ -1,16 +1,18 @@
 """Tables of a sweep: arithmetic by hand, missing runs, one seed, published numbers."""
 
 import csv
+import dataclasses
 import json
 import re
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 
 from helpers.grid_cases import AP50, RESULTS_GRID, F, R, run_here, write_results
 from sl_detectron.sweep import make_tables, read_results
-from sl_detectron.sweep.table import as_csv, latex, markdown
+from sl_detectron.sweep.table import _draw, as_csv, latex, markdown
 
 
 def rows(text, title):
@@ -234,3 +236,14 @@ def test_notes_and_names_are_one_line(tmp_path):
     write_results(path, tmp_path / "output", {(R, "a $\\bad{$", 0.4, 0): 50.0})
     make_tables(tmp_path / "output", tmp_path / "output")  # the plot as well
     assert "% Published: one two & 5 %." in (tmp_path / "output" / "table.tex").read_text()
+
+
+def test_a_line_goes_through_the_levels_in_order(folder):
+    results = read_results(folder)
+    grid = dataclasses.replace(results.grid, noise=(0.4, 0.0))
+    axes = Figure().subplots()
+    _draw(axes, dataclasses.replace(results, grid=grid), 0, grid.methods[0])
+    ours, published = axes.get_lines()
+    assert list(ours.get_xdata()) == [0.0, 40.0]
+    assert list(ours.get_ydata()) == [52.0, 43.0]
+    assert list(published.get_ydata()) == [74.6, 80.6]

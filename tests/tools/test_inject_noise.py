@@ -225,7 +225,7 @@ def test_a_manifest_cannot_lead_out_of_its_folder(devkit, tmp_path):
     assert victim.read_text() == "mine"
 
 
-OWN_FILES = ("manifest.jsonl", "noise.json", "confusion.png")
+COPY_FILES = ("manifest.jsonl", "noise.json", "confusion.png")
 
 
 def test_a_noisy_copy_is_no_source_and_stays_as_it_is(devkit, tmp_path, capsys):
@@ -238,7 +238,7 @@ def test_a_noisy_copy_is_no_source_and_stays_as_it_is(devkit, tmp_path, capsys):
     assert files(noisy) == before
 
 
-@pytest.mark.parametrize("name", OWN_FILES)
+@pytest.mark.parametrize("name", COPY_FILES)
 def test_files_with_the_names_of_the_copys_own_are_refused(devkit, tmp_path, capsys, name):
     (devkit / name).write_text("mine")
     before = files(devkit)
@@ -265,7 +265,7 @@ def test_every_file_of_the_annotations_comes_back(devkit, tmp_path):
     annotations = devkit / "Annotations"
     (annotations / "000").write_text("a name that an image id has too")
     (annotations / "notes").mkdir()
-    for name in (*OWN_FILES, "notes.txt", "notes/who.csv"):
+    for name in (*COPY_FILES, "notes.txt", "notes/who.csv"):
         (annotations / name).write_text(name)
     (tmp_path / "elsewhere").mkdir()
     (annotations / "000.xml").rename(tmp_path / "elsewhere" / "000.xml")

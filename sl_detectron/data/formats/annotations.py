@@ -1,6 +1,7 @@
 """One annotation of a dataset dict: its box in either mode, and what an added one looks like."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 from detectron2.structures import BoxMode
@@ -55,4 +56,4 @@ def make_spurious(sibling: Annotation, category_id: int, bbox: Sequence[float]) 
 def image_id_of(record: Mapping[str, Any]) -> str | int:
     """Return the image id as JSON can hold it: numpy's strings and numbers cannot go there."""
     image_id = record["image_id"]
-    return str(image_id) if isinstance(image_id, str) else int(image_id)
+    return int(image_id) if isinstance(image_id, Integral) else str(image_id)

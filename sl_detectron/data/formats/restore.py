@@ -15,7 +15,7 @@ from ...files import new_folder, refuse_to_overwrite
 from .manifest import read_manifest
 from .voc_edits import Edit, undo_edits
 
-__all__ = ["DESCRIPTION", "MANIFEST", "ORIGINAL", "OWN_FILES", "PICTURE", "restore_clean"]
+__all__ = ["DESCRIPTION", "MANIFEST", "ORIGINAL", "COPY_FILES", "PICTURE", "restore_clean"]
 
 MANIFEST = "manifest.jsonl"
 DESCRIPTION = "noise.json"
@@ -23,7 +23,7 @@ PICTURE = "confusion.png"
 # The clean file of a COCO copy; a VOC copy holds the edits of its files instead.
 ORIGINAL = "original.json"
 # What a noisy copy holds beside the files of its source.
-OWN_FILES = (MANIFEST, DESCRIPTION, PICTURE, ORIGINAL)
+COPY_FILES = (MANIFEST, DESCRIPTION, PICTURE, ORIGINAL)
 
 
 def restore_clean(noisy: str | Path, out: str | Path | None = None, progress: bool = False) -> Path:
@@ -49,7 +49,7 @@ def restore_clean(noisy: str | Path, out: str | Path | None = None, progress: bo
 
         def ignore(folder: str, _: list[str]) -> Sequence[str]:
             # Only at the top: a folder of the set may hold files of these names.
-            return OWN_FILES if Path(folder) == noisy else ()
+            return COPY_FILES if Path(folder) == noisy else ()
 
         shutil.copytree(noisy, partial, symlinks=True, ignore=ignore, dirs_exist_ok=True)
         for name, content in tqdm(clean, unit="file", disable=not progress):
