@@ -158,3 +158,5 @@ def load_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any
         return yaml.load(text, loader)
     except RecursionError as error:
         raise yaml.YAMLError("it is nested too deeply") from error
+    except (TypeError, KeyError, AttributeError) as error:  # a tag that its value does not fit
+        raise yaml.YAMLError(f"a value does not fit its tag: {error!r}") from error

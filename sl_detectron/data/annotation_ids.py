@@ -90,7 +90,11 @@ class AnnotationTable:
         digest, last, images = hashlib.sha256(), -1, []
         for name, records in sets.items():
             for record in records:
-                annotations = [_compact(a) for a in record.get("annotations", ())]
+                try:
+                    annotations = [_compact(a) for a in record.get("annotations", ())]
+                except (KeyError, TypeError, ValueError, AssertionError) as error:
+                    where = f"dataset {name!r}, image {record.get('image_id')!r}"
+                    raise ValueError(f"{where}: an annotation cannot be read: {error!r}") from error
                 if not annotations:
                     continue
                 last = max(last, *(a["annotation_id"] for a in annotations))
@@ -100,7 +104,7 @@ class AnnotationTable:
                 kept = [(a["annotation_id"], a["category_id"], a["bbox"]) for a in trained]
                 digest.update(repr((name, image["image_id"], kept)).encode())
                 image["file_name"] = str(record.get("file_name", ""))
-                image |= {key: int(record[key]) for key in ("height", "width") if key in record}
+                image |= {key: int(record[key]) for key in ("height", "width") if record.get(key)}
                 images.append(json.dumps({**image, "annotations": annotations}))
         classes = MetadataCatalog.get(next(iter(sets))).get("thing_classes") or ()
         sources = {name: dataset_source(name) for name in sets}

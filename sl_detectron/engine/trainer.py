@@ -64,7 +64,9 @@ class SuperLossTrainer(DefaultTrainer):
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         # Before the model, which may learn a value for each annotation.
         data_loader = shield_workers(self.build_train_loader(cfg))
-        self.annotations: AnnotationTable | None = getattr(data_loader, "annotations", None)
+        # A custom loader may have an attribute of this name for something else.
+        table = getattr(data_loader, "annotations", None)
+        self.annotations = table if isinstance(table, AnnotationTable) else None
         cfg = _with_num_annotations(cfg, self.annotations)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)

@@ -33,7 +33,9 @@ def noises_from_config(cfg: CfgNode, class_names: Sequence[str] | None = None) -
 
 def has_label_noise(cfg: CfgNode) -> bool:
     """Whether ``DATASETS.LABEL_NOISE`` puts noise into the training sets."""
-    return bool(cfg.DATASETS.LABEL_NOISE.MANIFEST) or any(n.RATE > 0 for _, n, _ in _nodes(cfg))
+    root = cfg.DATASETS.LABEL_NOISE
+    nodes = [root, *(node for node in root.values() if isinstance(node, CfgNode))]
+    return bool(root.MANIFEST) or any(node.RATE > 0 for node in nodes)
 
 
 def check_label_noise(cfg: CfgNode) -> None:

@@ -118,7 +118,11 @@ def _describe(
     """Write how the copy was made, and the picture of what the noise did."""
     description = {
         "file": file,
-        "sha256": sha256((folder / file).read_bytes()).hexdigest() if file else "",
+        # Of what a restore reads.
+        "sha256": {
+            name: sha256((folder / name).read_bytes()).hexdigest()
+            for name in ((file, ORIGINAL) if file else ())
+        },
         "dataset": dataset_name,
         "noises": [repr(noise) for noise in noises],
         "classes": list(class_names),

@@ -151,7 +151,8 @@ def _classification_loss(node: CfgNode, softmax: bool) -> ClassificationLoss | N
 def _uncounted(logits: Tensor, labels: Tensor) -> Tensor:
     raise ValueError(
         "MODEL.SUPERLOSS.DATA_PARAMS.NUM_ANNOTATIONS is 0, but data_params learns a number for "
-        "every training annotation: set it, or train with SuperLossTrainer, which counts them"
+        "every training annotation: set it, or train with SuperLossTrainer and a loader of "
+        "build_noisy_train_loader, whose annotations it counts"
     )
 
 

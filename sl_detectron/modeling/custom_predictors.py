@@ -57,9 +57,15 @@ def make_subclass(
         base: whose name it extends
         namespace: further attributes
     """
-    reduce = {"__reduce__": lambda self: (_rebuild, (factory, base), dict(vars(self)))}
+    reduce = {"__reduce__": lambda self: (_rebuild, (factory, base), _state(self))}
     name, module = f"SuperLoss{base.__name__}", {"__module__": base.__module__}
     return type(name, (extension, base), {**module, **reduce, **namespace})
+
+
+def _state(module: Any) -> Any:
+    """What a pickle keeps of an object; its class may say so."""
+    get = getattr(module, "__getstate__", None)  # every object has it from Python 3.11 on
+    return get() if get else dict(vars(module))
 
 
 def _rebuild(factory: Callable[[Any], Any], base: type) -> Any:

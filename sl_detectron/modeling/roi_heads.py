@@ -86,13 +86,16 @@ class SuperLossROIHeadsMixin(ROIHeads):
             "classification_loss": classification_loss,
         }
         given = [name for name, loss in losses.items() if loss is not None]
-        if args and given:
+        # As detectron2 calls heads: the config comes first, or there are keywords only.
+        cfg = kwargs.get("cfg", args[0] if args else None)
+        from_cfg = isinstance(cfg, CfgNode)
+        if from_cfg and given:
             raise ValueError(
                 f"{type(self).__name__} was given a config, whose MODEL.SUPERLOSS sets its "
                 f"losses, and {given} beside it"
             )
-        if args:  # a config comes first, as build_roi_heads has it; all else are keywords
-            _extend(predictors, args[0])
+        if from_cfg:
+            _extend(predictors, cfg)
         elif given:
             # The first predictor gets what was given, the others copies.
             for i, predictor in enumerate(predictors):
@@ -104,7 +107,8 @@ class SuperLossROIHeadsMixin(ROIHeads):
         # As @configurable itself calls it: what it does not take goes to __init__.
         ret: dict[str, Any] = _get_args_from_config(super().from_config, cfg, *args, **kwargs)
         for value in ret.values():
-            _extend(value if isinstance(value, (list, tuple, nn.ModuleList)) else [value], cfg)
+            for part in value if isinstance(value, (list, tuple)) else [value]:
+                _extend(part.modules() if isinstance(part, nn.Module) else [], cfg)
         return ret
 
     def _box_predictors(self) -> list[FastRCNNOutputLayers]:

@@ -66,7 +66,8 @@ class _UniqueKeys(yaml.SafeLoader):
     """A method given twice would silently replace the first."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        named = [key for key, _ in node.value if not key.tag.endswith(":merge")]
+        keys = [self.construct_object(key, deep=deep) for key in named]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.MarkedYAMLError(
@@ -88,7 +89,9 @@ def _grid(text: str, data: Any, more: tuple[str, ...]) -> Grid:
     levels = tuple(map(float, noise))
     _check_folders([Run(method, level, 0) for method in methods for level in levels])
     references = _references(data.get("baseline"), data.get("controls", []), methods)
-    return Grid(text, levels, tuple(seeds), methods, references, str(data.get("source", "")), more)
+    return Grid(
+        text, levels, tuple(seeds), methods, references, str(data.get("source") or ""), more
+    )
 
 
 def _method(

@@ -190,3 +190,9 @@ def test_fingerprint_does_not_depend_on_images_without_objects(tmp_path):
         for records in ([record], [record, empty], [empty, record])
     }
     assert len(fingerprints) == 1
+
+
+def test_an_annotation_that_the_table_cannot_read_is_named():
+    record = {"image_id": "a7", "annotations": [{"annotation_id": 0, "category_id": 1}]}
+    with pytest.raises(ValueError, match=r"dataset 'pets', image 'a7': .*bbox_mode"):
+        AnnotationTable.of({"pets": [record]})

@@ -17,7 +17,7 @@ from sl_detectron.label_noise import (
     SpuriousBoxes,
     SymmetricNoise,
 )
-from sl_detectron.label_noise.config import check_label_noise, noises_from_config
+from sl_detectron.label_noise.config import check_label_noise, has_label_noise, noises_from_config
 from sl_detectron.label_noise.loader import build_noisy_train_loader
 
 CLASSES = ["cat", "dog", "cow", "owl"]
@@ -162,3 +162,5 @@ def test_a_node_whose_noise_is_not_registered_is_named(cfg):
     cfg.DATASETS.LABEL_NOISE.GLARE = CfgNode({"RATE": 0.1, "SEED": 0})
     with pytest.raises(ValueError, match=r"LABEL_NOISE\.GLARE: no noise is registered as 'glare'"):
         check_label_noise(cfg)
+    # An audit of its run asks only whether there is any.
+    assert has_label_noise(cfg)

@@ -221,12 +221,13 @@ def test_what_is_not_noise_stays_in_a_coco_json(tmp_path):
     assert list(after) == list(before)
 
 
-def test_a_coco_copy_that_was_edited_is_not_restored(tmp_path):
+@pytest.mark.parametrize("name", ["clean.json", "original.json"])
+def test_a_coco_copy_that_was_edited_is_not_restored(tmp_path, name):
     clean, out = tmp_path / "clean.json", tmp_path / "out"
     clean.write_bytes(coco_json(None))
     export_noisy_coco(CocoFile(clean), out, [SymmetricNoise(rate=0.5)], "set")
-    (out / "clean.json").write_bytes((out / "clean.json").read_bytes() + b" ")
-    with pytest.raises(ValueError, match=r"clean\.json changed since it was written"):
+    (out / name).write_bytes((out / name).read_bytes() + b" ")
+    with pytest.raises(ValueError, match=rf"{name} changed since it was written"):
         restore_clean(out)
     assert (out / "original.json").is_file()
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
@@ -397,9 +398,28 @@ class LateROIHeads(StandardROIHeads):
 
 def test_a_predictor_that_is_built_late_gets_the_terms_too():
     superloss_roi_heads(LateROIHeads)
-    heads = build(custom_config("SuperLossLateROIHeads")).roi_heads
-    assert isinstance(heads.box_predictor, CustomPredictor)
-    assert isinstance(heads.box_predictor.superloss_cls, SuperLossTerm)
+    cfg = custom_config("SuperLossLateROIHeads")
+    model = build(cfg)
+    by_keyword = superloss_roi_heads(LateROIHeads)(
+        cfg=cfg, input_shape=model.backbone.output_shape()
+    )
+    for heads in (model.roi_heads, by_keyword):
+        assert isinstance(heads.box_predictor, CustomPredictor)
+        assert isinstance(heads.box_predictor.superloss_cls, SuperLossTerm)
+
+
+class HoldsALock(FastRCNNOutputLayers):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.lock = threading.Lock()
+
+    def __getstate__(self):
+        return {k: v for k, v in vars(self).items() if k != "lock"}
+
+
+def test_a_class_says_what_its_copies_keep():
+    predictor = to_superloss_output_layers(layers(HoldsALock), term("cls"), None)
+    assert not hasattr(copy.deepcopy(predictor), "lock")
 
 
 def test_dense_granularity_is_refused():

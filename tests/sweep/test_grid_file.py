@@ -109,3 +109,26 @@ def test_files_that_are_no_grid(text, message, tmp_path):
     path.write_bytes(text)
     with pytest.raises(ValueError, match=rf"my_grid\.yaml: .*{message}"):
         read_grid(path)
+
+
+def test_a_method_may_begin_as_another(tmp_path):
+    """A merge key is no key that is there twice."""
+    path = tmp_path / "my_grid.yaml"
+    path.write_text(
+        "noise: [0.4]\nseeds: [0]\nsource:\ndetectors:\n  R:\n"
+        "    first: &a {config: Toy/retinanet.yaml, opts: [SOLVER.MAX_ITER, 2]}\n"
+        "    second: {<<: *a, opts: []}\n"
+    )
+    grid = read_grid(path)
+    assert [m.opts for m in grid.methods] == [("SOLVER.MAX_ITER", "2"), ()]
+    assert grid.methods[1].config == "Toy/retinanet.yaml"
+    assert grid.source == ""
+
+
+@pytest.mark.parametrize("noise", ["!!map [a]", "!!bool x", "!!timestamp x"])
+def test_a_tag_that_does_not_fit_is_one_line(noise, tmp_path):
+    path = tmp_path / "my_grid.yaml"
+    path.write_text(f"noise: {noise}\nseeds: [0]\ndetectors: {{}}\n")
+    with pytest.raises(ValueError, match=r"my_grid\.yaml: ") as caught:
+        read_grid(path)
+    assert "\n" not in str(caught.value)

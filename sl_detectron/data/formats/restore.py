@@ -74,10 +74,11 @@ def _read_description(path: Path) -> dict[str, Any]:
 
 
 def _clean_coco(noisy: Path, description: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
-    file = description["file"]
-    found = hashlib.sha256(_read(noisy, file)).hexdigest()
-    if found != description.get("sha256"):
-        raise ValueError(f"{noisy / file} changed since it was written: its SHA-256 is {found}")
+    file, digests = description["file"], description.get("sha256")
+    for name in (file, ORIGINAL):
+        found = hashlib.sha256(_read(noisy, name)).hexdigest()
+        if not isinstance(digests, dict) or found != digests.get(name):
+            raise ValueError(f"{noisy / name} changed since it was written: its SHA-256 is {found}")
     yield file, _read(noisy, ORIGINAL)
 
 
