@@ -37,11 +37,14 @@ def box_regression_losses(
     Raises:
         ValueError: unknown ``loss_type``
     """
+    losses: torch.Tensor
     if loss_type == "smooth_l1":
         target = box2box_transform.get_deltas(anchors, gt_boxes)
-        return smooth_l1_loss(pred_deltas, target, smooth_l1_beta, reduction="none").sum(dim=1)
-    if loss_type not in _OVERLAP_LOSSES:
+        losses = smooth_l1_loss(pred_deltas, target, smooth_l1_beta, reduction="none").sum(dim=1)
+    elif loss_type in _OVERLAP_LOSSES:
+        pred_boxes = box2box_transform.apply_deltas(pred_deltas, anchors)
+        losses = _OVERLAP_LOSSES[loss_type](pred_boxes, gt_boxes, reduction="none")
+    else:
         choices = ["smooth_l1", *_OVERLAP_LOSSES]
         raise ValueError(f"BBOX_REG_LOSS_TYPE must be one of {choices}; got {loss_type!r}")
-    pred_boxes = box2box_transform.apply_deltas(pred_deltas, anchors)
-    return _OVERLAP_LOSSES[loss_type](pred_boxes, gt_boxes, reduction="none")
+    return losses

@@ -118,7 +118,8 @@ def _build_term(
 def _build_tau(tau: str, num_outcomes: int | None, momentum: float) -> nn.Module:
     names = [name for name, _ in TAU_REGISTRY if num_outcomes or name != "logC"]
     if tau in names:
-        return TAU_REGISTRY.get(tau)(num_outcomes=num_outcomes, momentum=momentum)
+        strategy: nn.Module = TAU_REGISTRY.get(tau)(num_outcomes=num_outcomes, momentum=momentum)
+        return strategy
     try:
         float(tau)
     except ValueError:
@@ -137,8 +138,9 @@ def _classification_loss(node: CfgNode, softmax: bool) -> ClassificationLoss | N
         return None
     _check(softmax, "CLS.LOSS", name, "'cross_entropy' where classification is not a softmax")
     if name != "data_params":
-        loss = CLASSIFICATION_LOSS_REGISTRY.get(name)
-        return loss() if isinstance(loss, type) else loss
+        registered = CLASSIFICATION_LOSS_REGISTRY.get(name)
+        loss: ClassificationLoss = registered() if isinstance(registered, type) else registered
+        return loss
     num = node.DATA_PARAMS.NUM_ANNOTATIONS
     _check(num >= 0, "DATA_PARAMS.NUM_ANNOTATIONS", num, "0 or above")
     try:

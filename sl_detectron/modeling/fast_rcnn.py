@@ -76,7 +76,7 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
         **kwargs: Any,
     ) -> dict[str, Tensor]:
         """As the base class, with the SuperLoss in the place of each loss that has a term."""
-        losses = super().losses(predictions, proposals, *args, **kwargs)
+        losses: dict[str, Tensor] = super().losses(predictions, proposals, *args, **kwargs)
         has_cls_loss = self.superloss_cls is not None or self.classification_loss is not None
         if not has_cls_loss and self.superloss_box_reg is None:
             return losses
@@ -118,14 +118,14 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
 
     def get_fed_loss_classes(self, *args: Any, **kwargs: Any) -> Tensor:
         """As the base class; the classes are noted, since a second draw would be of others."""
-        classes = super().get_fed_loss_classes(*args, **kwargs)
+        classes: Tensor = super().get_fed_loss_classes(*args, **kwargs)
         if self.superloss_cls is not None:
             self._federated_classes = classes
         return classes
 
     def _losses_of_scores(self, scores: Tensor, gt_classes: Tensor, ids: Tensor | None) -> Tensor:
         """(R,) losses of the configured kind."""
-        custom: Any = self.classification_loss
+        custom = self.classification_loss
         if custom is None:
             return self.classification_losses(scores, gt_classes)
         if getattr(custom, "needs_annotation_ids", False):
@@ -210,4 +210,5 @@ def to_superloss_output_layers(
     predictor.superloss_cls = superloss_cls
     predictor.superloss_box_reg = superloss_box_reg
     predictor.classification_loss = classification_loss
-    return predictor
+    module: nn.Module = predictor
+    return module

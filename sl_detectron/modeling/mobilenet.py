@@ -172,7 +172,9 @@ def _read_state_dict(weights: str) -> dict[str, Tensor]:
     """Of a file, or of torchvision's weights of that name."""
     names = [*MobileNet_V2_Weights.__members__]
     if weights in names:
-        return MobileNet_V2_Weights[weights].get_state_dict(progress=False, check_hash=True)
+        entry = MobileNet_V2_Weights[weights]
+        downloaded: dict[str, Tensor] = entry.get_state_dict(progress=False, check_hash=True)
+        return downloaded
     if not Path(weights).is_file():
         raise ValueError(
             f"MODEL.MOBILENET_V2.WEIGHTS must be a file or one of {names}; got {weights!r}"

@@ -41,7 +41,8 @@ class PerRoILosses:
             (R,), in nats
         """
         if not getattr(self, "use_sigmoid_ce", False):  # detectron2 0.6 has softmax only
-            return cross_entropy(scores, gt_classes, reduction="none")
+            softmax_losses: Tensor = cross_entropy(scores, gt_classes, reduction="none")
+            return softmax_losses
         gt_classes = gt_classes.to(scores.device, torch.long)
         target = F.one_hot(gt_classes, self.num_classes + 1)[:, :-1].to(scores.dtype)
         losses = F.binary_cross_entropy_with_logits(scores[:, :-1], target, reduction="none")

@@ -92,7 +92,9 @@ class SuperLossRetinaNet(RetinaNet):
         """
         annotation_ids, self._annotation_ids = self._annotation_ids, None
         if self.superloss_cls is None and self.superloss_box_reg is None:
-            return super().losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
+            return dict(
+                super().losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
+            )
         labels = torch.stack(gt_labels)
         foreground = (labels >= 0) & (labels != self.num_classes)
         # As stock: the normalizer is a Python float, stepped once per iteration.
@@ -138,7 +140,7 @@ class SuperLossRetinaNet(RetinaNet):
         # A comparison leaves ignored and background anchors without a class, and needs no
         # int64 one-hot tensor of the size of the logits.
         target = (labels.unsqueeze(-1) == classes).to(logits.dtype)
-        losses = sigmoid_focal_loss(
+        losses: torch.Tensor = sigmoid_focal_loss(
             logits, target, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
         )
         by_class = self.superloss_cls is not None and self.superloss_cls.granularity == "class"

@@ -189,7 +189,7 @@ def superloss_roi_heads(heads: type[ROIHeads]) -> type[ROIHeads]:
         return heads
     name = f"SuperLoss{heads.__name__}"
     if name in ROI_HEADS_REGISTRY:
-        registered = ROI_HEADS_REGISTRY.get(name)
+        registered: type[ROIHeads] = ROI_HEADS_REGISTRY.get(name)
         if heads in registered.__mro__ and issubclass(registered, SuperLossROIHeadsMixin):
             return registered
         raise ValueError(
@@ -198,7 +198,9 @@ def superloss_roi_heads(heads: type[ROIHeads]) -> type[ROIHeads]:
     namespace = (
         {"__annotations__": _SCRIPT_CONSTANTS} if issubclass(heads, StandardROIHeads) else {}
     )
-    superloss_heads = make_subclass(superloss_roi_heads, SuperLossROIHeadsMixin, heads, namespace)
+    superloss_heads: type[ROIHeads] = make_subclass(
+        superloss_roi_heads, SuperLossROIHeadsMixin, heads, namespace
+    )
     ROI_HEADS_REGISTRY.register(superloss_heads)
     return superloss_heads
 

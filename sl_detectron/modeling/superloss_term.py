@@ -168,7 +168,8 @@ def reduce_losses(
     """A call of the term, or the plain ``sum(losses) / divisor`` without one."""
     if term is None:
         return losses.sum() / divisor
-    return term(losses, foreground, divisor, annotation_ids, probabilities)
+    reduced: Tensor = term(losses, foreground, divisor, annotation_ids, probabilities)
+    return reduced
 
 
 def _storage_to_log_to() -> EventStorage | None:
