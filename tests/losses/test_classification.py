@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from sl_detectron import losses as sl
-from sl_detectron.losses.classification import CLASSIFICATION_LOSSES
+from sl_detectron.losses.classification import CLASSIFICATION_LOSSES, cross_entropy
 
 NAMES = sorted(CLASSIFICATION_LOSSES)
 
@@ -34,7 +34,7 @@ def test_limits():
     ce = F.cross_entropy(logits, labels, reduction="none")
     p_y = (-ce).exp()
     for limit in (
-        sl.cross_entropy(logits, labels),
+        cross_entropy(logits, labels),
         sl.focal_loss(logits, labels, gamma=0),
         sl.soft_bootstrapping(logits, labels, beta=1),
         sl.hard_bootstrapping(logits, labels, beta=1),
