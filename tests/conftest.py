@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from detectron2.data import MetadataCatalog
 
 from helpers import REPO
 
@@ -36,3 +37,10 @@ def toy_env(tmp_path_factory) -> dict[str, str]:
     """The environment of a training that makes the toy set for itself, on one thread."""
     root = tmp_path_factory.mktemp("datasets")
     return {**os.environ, "DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def coco_name():
+    """A name for detectron2's ``load_coco_json``, which registers it."""
+    yield "noise_files_coco"
+    MetadataCatalog.remove("noise_files_coco")

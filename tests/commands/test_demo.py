@@ -3,17 +3,11 @@
 import json
 import re
 
-import numpy as np
-import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
 from sl_detectron.commands.demo import METHODS, _table, run_demo
 from sl_detectron.data import register_toy_datasets
-from sl_detectron.visualization.boxes import LabelledBox
-from sl_detectron.visualization.comparison import _draw
 
 
 def test_table_and_picture(tmp_path, monkeypatch):
@@ -55,18 +49,3 @@ def test_the_difference_is_paired_by_seed():
         results["SuperLoss", seed] = dict.fromkeys(("AP", "AP50", "AP75"), value + seed + 1)
     assert _table(results, [0, 1, 2]).count("+2.0 ± 0.6") == 3
     assert "difference" not in _table(results, [0])
-
-
-@pytest.mark.parametrize("top", [-1, 0, 3, 20])
-def test_labels_stay_in_the_picture(top):
-    figure = Figure(figsize=(4, 4))
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    axis = figure.subplots()
-    axis.imshow(np.zeros((128, 128, 3), np.uint8))
-    _draw(axis, [LabelledBox(np.array([30, top, 60, 60]), "six (nine)", "red")], 0.05 * 128)
-    figure.tight_layout()
-    (text,) = axis.texts
-    frame = text.get_window_extent(renderer)
-    assert frame.y1 <= axis.get_window_extent().y1
-    above = frame.y0 > axis.transData.transform((0, top))[1] - 1  # pixel
-    assert above == (top == 20)

@@ -1,18 +1,12 @@
 """Noise in annotation files: what loads from them, and that every byte comes back."""
 
 import json
-import random
 
-import numpy as np
 import pytest
-from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import load_coco_json
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy import stats
 
+from helpers.label_noise_records import CLASSES, coco_json, content
 from sl_detectron.data import load_voc_dataset
-from sl_detectron.data.formats.changes import Change
 from sl_detectron.data.formats.coco_json import CocoFile
 from sl_detectron.data.formats.manifest import changes_from_manifest, read_manifest
 from sl_detectron.data.formats.restore import restore_clean
@@ -26,9 +20,7 @@ from sl_detectron.label_noise import (
 )
 from sl_detectron.label_noise.export import export_noisy_coco, export_noisy_voc
 from sl_detectron.label_noise.injection import apply_changes
-from sl_detectron.label_noise.stats import noise_statistics, statistics_table, uniformity_test
 
-CLASSES = ["cat", "dog", "R&D", "zürich"]
 ALL_NOISES = (
     SymmetricNoise(rate=0.5),
     BoxJitter(rate=0.5, magnitude=0.2),
@@ -57,40 +49,6 @@ def write_devkit(root, xml):
     (root / "Annotations" / "a.xml").write_bytes(xml)
     (root / "JPEGImages" / "a.jpg").touch()
     return root
-
-
-def content(records):
-    return [
-        [(a["category_id"], [float(x) for x in a["bbox"]]) for a in record["annotations"]]
-        for record in records
-    ]
-
-
-@given(
-    pieces=st.lists(st.tuples(st.binary(max_size=5), st.binary(max_size=5), st.binary(max_size=5)))
-)
-def test_edits_replace_and_come_back(pieces):
-    """Any file is gaps and replaced parts; the result is put together by hand."""
-    original, expected, edits = b"", b"", []
-    for gap, old, new in pieces:
-        edits.append(Edit(len(original) + len(gap), old, new))
-        original, expected = original + gap + old, expected + gap + new
-    assert apply_edits(original, edits) == expected
-    restored = [Edit.from_json(json.loads(json.dumps(edit.to_json()))) for edit in edits]
-    assert undo_edits(expected, restored) == original
-
-
-@pytest.mark.parametrize(
-    "edits",
-    [
-        [Edit(0, b"x", b"y")],
-        [Edit(0, b"ab", b""), Edit(1, b"b", b"")],
-        [Edit(2, b"cd", b"")],
-    ],
-)
-def test_edits_that_do_not_fit_are_refused(edits):
-    with pytest.raises(ValueError, match="at byte"):
-        apply_edits(b"abc", edits)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -143,48 +101,6 @@ def test_a_file_that_would_load_otherwise_stops_the_export(tmp_path, monkeypatch
             root, "train", tmp_path / "out", [SymmetricNoise(rate=1.0)], CLASSES, "set"
         )
     assert [path.name for path in tmp_path.iterdir()] == ["clean"]
-
-
-def test_the_first_object_of_an_empty_annotation():
-    xml = b"<annotation>\n\t<size/>\n</annotation>\n"
-    change = Change("a", 0, "spurious", None, {"category_id": 1, "bbox": [0.0, 0.5, 9.0, 9.0]})
-    edited = apply_edits(xml, voc_edits(xml, [change], CLASSES)[0])
-    assert edited.startswith(b"<annotation>\n\t<size/>\n\t<object>\n\t\t<name>dog</name>")
-    assert b"<xmin>1</xmin>\n\t\t\t<ymin>1.5</ymin>\n\t\t\t<xmax>9</xmax>" in edited
-    assert edited.endswith(b"</object>\n</annotation>\n")
-
-
-def test_a_change_of_another_file_is_refused():
-    with pytest.raises(ValueError, match="only 2 objects"):
-        voc_edits(XML, [Change("a", 2, "missing", {}, None)], CLASSES)
-
-
-def coco_json(indent, num_annotations=60):
-    rng = random.Random(0)
-    images = [{"id": 7 * i, "file_name": f"{i}.jpg", "height": 80, "width": 100} for i in range(9)]
-    categories = [{"id": i, "name": n} for i, n in zip((11, 3, 8, 90), CLASSES)]
-    annotations = []
-    for i in range(num_annotations):
-        x, y, w, h = (round(rng.uniform(2, 40), 2) for _ in range(4))
-        annotation = {
-            "id": 1000 - i,
-            "bbox": [x, y, w, h],
-            "category_id": rng.choice(categories)["id"],
-            "note": 'a "bbox": [1, 2] and ] } , in a string é',
-            "image_id": rng.choice(images[1:])["id"],
-            "iscrowd": int(i % 11 == 0),
-            "segmentation": [[x, y, x + w, y, x, y + h]] if i % 7 else [[1, 2]],
-        }
-        annotations.append(annotation)
-    info = {"annotations": [{"bbox": 0}]}
-    parts = {"info": info, "annotations": annotations, "images": images, "categories": categories}
-    return json.dumps(parts, indent=indent, ensure_ascii=False).encode()
-
-
-@pytest.fixture
-def coco_name():
-    yield "noise_files_coco"
-    MetadataCatalog.remove("noise_files_coco")
 
 
 @pytest.mark.parametrize("indent", [None, 1])
@@ -270,95 +186,3 @@ def added_fields(records):
         ]
         for record in records
     ]
-
-
-def test_coco_records_are_detectron2s(tmp_path, coco_name):
-    path = tmp_path / "clean.json"
-    path.write_bytes(coco_json(None))
-    coco = CocoFile(path)
-    loaded = load_coco_json(str(path), "", coco_name)
-    assert coco.class_names == MetadataCatalog.get(coco_name).thing_classes
-    assert content(coco.records()) == content(loaded)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[", "is not a COCO json"),
-        ("{}", "is not a COCO json: KeyError.'categories'"),
-        (
-            '{"categories": [{"id": 1, "name": "a"}], "images": [{"id": 1}], "annotations": []}',
-            "image 1 has no such key",
-        ),
-        (
-            '{"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "images": [], '
-            '"annotations": []}',
-            r"categories: class names must be a list of different names; got \['a', 'a'\]",
-        ),
-        (
-            '{"categories": [{"id": 1, "name": "a"}], "images": [], '
-            '"annotations": [{"image_id": 7, "category_id": 1}]}',
-            r"annotations\[0\] of image 7 needs an integer id; got None",
-        ),
-        (
-            '{"categories": [{"id": 1, "name": "a"}], "images": [], '
-            '"annotations": [{"image_id": 7, "category_id": 1, "id": "5"}]}',
-            r"annotations\[0\] of image 7 needs an integer id; got '5'",
-        ),
-    ],
-)
-def test_bad_coco_json_is_named(tmp_path, text, message):
-    (tmp_path / "bad.json").write_text(text)
-    with pytest.raises(ValueError, match=rf"bad\.json.*{message}"):
-        CocoFile(tmp_path / "bad.json").records()
-
-
-def test_statistics_by_hand():
-    annotations = [{"category_id": c} for c in (0, 0, 1, 1)]
-    annotations.append({"category_id": 1, "iscrowd": 1})
-    changes = [
-        Change("a", 0, "label", 0, 1),
-        Change("a", 2, "missing", {"category_id": 1, "bbox": []}, None),
-        Change("a", 3, "box", [], []),
-        Change("a", 5, "spurious", None, {"category_id": 2, "bbox": []}),
-    ]
-    records = [{"image_id": "a", "annotations": annotations}]
-    statistics = noise_statistics(records, changes, 3)
-    assert statistics.confusion.tolist() == [[1, 1, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0], [0, 0, 1, 0]]
-    assert statistics.counts == {"label": 1, "box": 1, "missing": 1, "spurious": 1}
-    assert statistics.num_annotations == 4
-    assert statistics.label_rate == 0.25
-    np.testing.assert_array_equal(statistics.label_rate_per_class, [0.5, 0.0, np.nan])
-    rows = [row.split("|")[1:-1] for row in statistics_table(statistics, "xyz").splitlines()[2:]]
-    assert [[cell.strip() for cell in row][:5] for row in rows] == [
-        ["x", "2", "1", "0", "0"],
-        ["y", "2", "0", "1", "0"],
-        ["z", "0", "0", "0", "1"],
-        ["total", "4", "1", "1", "1"],
-    ]
-
-
-def test_uniformity_against_scipy():
-    counts = np.random.default_rng(0).poisson(30, size=(6, 6))
-    counts[4] = 0
-    rows = [stats.chisquare(np.delete(counts[i], i)) for i in (0, 1, 2, 3, 5)]
-    statistic, dof, p = uniformity_test(counts)
-    assert statistic == pytest.approx(sum(row.statistic for row in rows))
-    assert dof == 5 * 4
-    assert p == pytest.approx(stats.chi2.sf(statistic, dof), rel=1e-9)
-
-
-def test_uniformity_finds_a_class_that_is_never_drawn():
-    """The mistake of ``randint(0, K - 1)``: the last class is out of reach."""
-    rng = np.random.default_rng(0)
-    confusion = np.zeros((20, 20), int)
-    for true in range(20):
-        others = [c for c in range(19) if c != true]
-        confusion[true] = np.bincount(rng.choice(others, 200), minlength=20)
-    assert uniformity_test(confusion)[2] < 1e-6
-
-
-def test_uniformity_needs_three_classes():
-    with pytest.raises(ValueError, match="at least 3 classes"):
-        uniformity_test(np.ones((2, 2)))
-    assert uniformity_test(np.eye(3)) == (0.0, 0, 1.0)

@@ -1,0 +1,66 @@
+"""Edits of the bytes of an XML file, and back."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.label_noise_records import CLASSES
+from sl_detectron.data.formats.changes import Change
+from sl_detectron.data.formats.voc_edits import Edit, apply_edits, undo_edits, voc_edits
+
+# Everything that a rewrite through a parser would lose.
+XML = b"""<?xml version='1.0'  encoding="utf-8"?>\r
+<annotation verified = "no" >
+  <size><width>100</width><height >80</height></size>
+  <!-- two <object> here -->
+  <object><part><name>head</name><bndbox><xmin>5</xmin></bndbox></part>
+    <name> R&amp;D\t</name><bndbox><xmax>40</xmax><xmin>1.5000000001</xmin>
+    <ymin>2</ymin><ymax> 30 </ymax></bndbox></object><object>
+    <name><![CDATA[cat]]></name><difficult>1</difficult>
+    <bndbox><xmin>10</xmin><ymin>20</ymin><xmax>99</xmax><ymax>80</ymax></bndbox>
+  </object>
+
+</annotation>   """
+
+
+@given(
+    pieces=st.lists(st.tuples(st.binary(max_size=5), st.binary(max_size=5), st.binary(max_size=5)))
+)
+def test_edits_replace_and_come_back(pieces):
+    """Any file is gaps and replaced parts; the result is put together by hand."""
+    original, expected, edits = b"", b"", []
+    for gap, old, new in pieces:
+        edits.append(Edit(len(original) + len(gap), old, new))
+        original, expected = original + gap + old, expected + gap + new
+    assert apply_edits(original, edits) == expected
+    restored = [Edit.from_json(json.loads(json.dumps(edit.to_json()))) for edit in edits]
+    assert undo_edits(expected, restored) == original
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [
+        [Edit(0, b"x", b"y")],
+        [Edit(0, b"ab", b""), Edit(1, b"b", b"")],
+        [Edit(2, b"cd", b"")],
+    ],
+)
+def test_edits_that_do_not_fit_are_refused(edits):
+    with pytest.raises(ValueError, match="at byte"):
+        apply_edits(b"abc", edits)
+
+
+def test_the_first_object_of_an_empty_annotation():
+    xml = b"<annotation>\n\t<size/>\n</annotation>\n"
+    change = Change("a", 0, "spurious", None, {"category_id": 1, "bbox": [0.0, 0.5, 9.0, 9.0]})
+    edited = apply_edits(xml, voc_edits(xml, [change], CLASSES)[0])
+    assert edited.startswith(b"<annotation>\n\t<size/>\n\t<object>\n\t\t<name>dog</name>")
+    assert b"<xmin>1</xmin>\n\t\t\t<ymin>1.5</ymin>\n\t\t\t<xmax>9</xmax>" in edited
+    assert edited.endswith(b"</object>\n</annotation>\n")
+
+
+def test_a_change_of_another_file_is_refused():
+    with pytest.raises(ValueError, match="only 2 objects"):
+        voc_edits(XML, [Change("a", 2, "missing", {}, None)], CLASSES)
