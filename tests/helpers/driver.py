@@ -1,6 +1,6 @@
 """tools/train_net.py on the toy set with 64-pixel images; writes every loss to curve.jsonl.
 
-driver.py [kill_at=ITERATION] [own_group=1] [num_gpus=N] [term_in_evaluation=1]
+driver.py [kill_at=ITERATION] [process_group=1] [num_gpus=N] [term_in_evaluation=1]
     ARGUMENTS OF train_net.py
 """
 
@@ -58,7 +58,7 @@ def signal_in_evaluation() -> None:
 
 def parse():
     words = sys.argv[1:]
-    options = {"kill_at": -1, "own_group": 0, "num_gpus": 1, "term_in_evaluation": 0}
+    options = {"kill_at": -1, "process_group": 0, "num_gpus": 1, "term_in_evaluation": 0}
     while "=" in words[0]:
         key, _, value = words.pop(0).partition("=")
         options[key] = int(value)
@@ -72,7 +72,7 @@ record_losses()
 if __name__ == "__main__":
     import train_net
 
-    if options["own_group"]:
+    if options["process_group"]:
         os.setpgid(0, 0)
     if options["term_in_evaluation"]:
         signal_in_evaluation()

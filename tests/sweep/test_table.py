@@ -168,7 +168,7 @@ def test_one_seed_has_neither_deviation_nor_interval(tmp_path):
     assert "[" not in text
 
 
-def test_a_folder_that_is_no_benchmark(tmp_path):
+def test_a_folder_that_is_no_sweep(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no grid\.yaml"):
         make_tables(tmp_path, tmp_path)
 

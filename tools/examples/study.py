@@ -61,7 +61,7 @@ class Study:
     sweep: str | None = None
 
 
-class Cell(NamedTuple):
+class Setting(NamedTuple):
     """What is tuned by itself."""
 
     task: str
@@ -83,9 +83,11 @@ class Runner:
                 self.results[run] = scores
                 bar.update()
 
-    def score(self, cell: Cell, lr: float, lam: float, seeds: Sequence[int], field: str) -> float:
+    def score(
+        self, setting: Setting, lr: float, lam: float, seeds: Sequence[int], field: str
+    ) -> float:
         """Mean of a field of the scores over seeds."""
-        runs = [Run(*cell, lr, lam, seed) for seed in seeds]
+        runs = [Run(*setting, lr, lam, seed) for seed in seeds]
         return sum(getattr(self.results[run], field) for run in runs) / len(runs)
 
 
@@ -107,16 +109,16 @@ def _train(run: Run) -> Scores:
 
 
 def _tune(
-    study: Study, runner: Runner, cells: list[Cell], seeds: Sequence[int]
-) -> dict[tuple[Cell, str], tuple[float, float]]:
-    """(lr, lam) of each cell and stopping, by the mean validation score over the seeds."""
+    study: Study, runner: Runner, settings: list[Setting], seeds: Sequence[int]
+) -> dict[tuple[Setting, str], tuple[float, float]]:
+    """(lr, lam) of each setting and stopping, by the mean validation score over the seeds."""
     first_lr = study.first_lr
-    lams = {cell: study.lams if cell.tau else (1.0,) for cell in cells}
+    lams = {setting: study.lams if setting.tau else (1.0,) for setting in settings}
     runner(
-        (Run(*c, first_lr, lam, seed) for c in cells for lam in lams[c] for seed in seeds),
+        (Run(*c, first_lr, lam, seed) for c in settings for lam in lams[c] for seed in seeds),
         "choosing lambda",
     )
-    keys = [(cell, stopping) for cell in cells for stopping in STOPPINGS]
+    keys = [(setting, stopping) for setting in settings for stopping in STOPPINGS]
     lam_of = {
         (c, s): max(lams[c], key=lambda lam: runner.score(c, first_lr, lam, seeds, f"{s}_val"))
         for c, s in keys
@@ -184,35 +186,35 @@ def _compare(
 ) -> dict[str, Any]:
     started = time.monotonic()
     taus = (None, *study.taus)
-    cells = [Cell(task, tau, rate) for task in study.tasks for tau in taus for rate in rates]
-    chosen = _tune(study, runner, cells, tuning_seeds)
+    settings = [Setting(task, tau, rate) for task in study.tasks for tau in taus for rate in rates]
+    chosen = _tune(study, runner, settings, tuning_seeds)
     runner((Run(*key[0], *chosen[key], s) for key in chosen for s in seeds), "reported runs")
     sweep = [
-        (cell, chosen[cell, "last"][0], lam)
-        for cell in cells
-        if study.sweep and cell.tau == study.sweep
+        (setting, chosen[setting, "last"][0], lam)
+        for setting in settings
+        if study.sweep and setting.tau == study.sweep
         for lam in study.lams
     ]
-    runner((Run(*cell, lr, lam, s) for cell, lr, lam in sweep for s in seeds), "lambda sweep")
+    runner((Run(*setting, lr, lam, s) for setting, lr, lam in sweep for s in seeds), "lambda sweep")
     return {
         "num_trainings": len(runner.results),
         "minutes": round((time.monotonic() - started) / 60, 1),
         "results": [_entry(runner, seeds, *key, *chosen[key]) for key in chosen],
-        "sweep": [_entry(runner, seeds, cell, "last", lr, lam) for cell, lr, lam in sweep],
+        "sweep": [_entry(runner, seeds, setting, "last", lr, lam) for setting, lr, lam in sweep],
     }
 
 
 def _entry(
-    runner: Runner, seeds: Sequence[int], cell: Cell, stopping: str, lr: float, lam: float
+    runner: Runner, seeds: Sequence[int], setting: Setting, stopping: str, lr: float, lam: float
 ) -> dict[str, Any]:
-    scores = [runner.results[Run(*cell, lr, lam, seed)] for seed in seeds]
+    scores = [runner.results[Run(*setting, lr, lam, seed)] for seed in seeds]
     return {
-        "task": cell.task,
-        "method": f"SuperLoss, {cell.tau}" if cell.tau else BASELINE,
-        "rate": cell.rate,
+        "task": setting.task,
+        "method": f"SuperLoss, {setting.tau}" if setting.tau else BASELINE,
+        "rate": setting.rate,
         "epoch": stopping,
         "lr": lr,
-        "lambda": lam if cell.tau else None,
+        "lambda": lam if setting.tau else None,
         "test": [round(getattr(score, f"{stopping}_test"), 4) for score in scores],
         "last_mean_sigma": [round(score.mean_sigma, 4) for score in scores],
     }
