@@ -9,6 +9,19 @@ from detectron2.structures import BoxMode
 NUM_CLASSES = 20
 # Of the files that tests write; no name is safe in XML and JSON alike.
 CLASSES = ["cat", "dog", "R&D", "zürich"]
+# Everything that a rewrite through a parser would lose.
+XML = b"""<?xml version='1.0'  encoding="utf-8"?>\r
+<annotation verified = "no" >
+  <size><width>100</width><height >80</height></size>
+  <!-- two <object> here -->
+  <object><part><name>head</name><bndbox><xmin>5</xmin></bndbox></part>
+    <name> R&amp;D\t</name><bndbox><xmax>40</xmax><xmin>1.5000000001</xmin>
+    <ymin>2</ymin><ymax> 30 </ymax></bndbox></object><object>
+    <name><![CDATA[cat]]></name><difficult>1</difficult>
+    <bndbox><xmin>10</xmin><ymin>20</ymin><xmax>99</xmax><ymax>80</ymax></bndbox>
+  </object>
+
+</annotation>   """
 
 
 def make_records(num_images=200, num_annotations=5, num_classes=NUM_CLASSES, **extra):

@@ -5,7 +5,7 @@ import json
 import pytest
 from detectron2.data.datasets import load_coco_json
 
-from helpers.label_noise_records import CLASSES, coco_json, content
+from helpers.label_noise_records import CLASSES, XML, coco_json, content
 from sl_detectron.data import load_voc_dataset
 from sl_detectron.data.formats.coco_json import CocoFile
 from sl_detectron.data.formats.manifest import changes_from_manifest, read_manifest
@@ -27,19 +27,6 @@ ALL_NOISES = (
     MissingAnnotations(rate=0.3),
     SpuriousBoxes(rate=0.4),
 )
-# Everything that a rewrite through a parser would lose.
-XML = b"""<?xml version='1.0'  encoding="utf-8"?>\r
-<annotation verified = "no" >
-  <size><width>100</width><height >80</height></size>
-  <!-- two <object> here -->
-  <object><part><name>head</name><bndbox><xmin>5</xmin></bndbox></part>
-    <name> R&amp;D\t</name><bndbox><xmax>40</xmax><xmin>1.5000000001</xmin>
-    <ymin>2</ymin><ymax> 30 </ymax></bndbox></object><object>
-    <name><![CDATA[cat]]></name><difficult>1</difficult>
-    <bndbox><xmin>10</xmin><ymin>20</ymin><xmax>99</xmax><ymax>80</ymax></bndbox>
-  </object>
-
-</annotation>   """
 
 
 def write_devkit(root, xml):

@@ -6,23 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.label_noise_records import CLASSES
+from helpers.label_noise_records import CLASSES, XML
 from sl_detectron.data.formats.changes import Change
 from sl_detectron.data.formats.voc_edits import Edit, apply_edits, undo_edits, voc_edits
-
-# Everything that a rewrite through a parser would lose.
-XML = b"""<?xml version='1.0'  encoding="utf-8"?>\r
-<annotation verified = "no" >
-  <size><width>100</width><height >80</height></size>
-  <!-- two <object> here -->
-  <object><part><name>head</name><bndbox><xmin>5</xmin></bndbox></part>
-    <name> R&amp;D\t</name><bndbox><xmax>40</xmax><xmin>1.5000000001</xmin>
-    <ymin>2</ymin><ymax> 30 </ymax></bndbox></object><object>
-    <name><![CDATA[cat]]></name><difficult>1</difficult>
-    <bndbox><xmin>10</xmin><ymin>20</ymin><xmax>99</xmax><ymax>80</ymax></bndbox>
-  </object>
-
-</annotation>   """
 
 
 @given(
