@@ -3,6 +3,7 @@
 from . import mobilenet  # noqa: F401 - registers the backbone
 from .build import CLASSIFICATION_LOSS_REGISTRY, TAU_REGISTRY
 from .fast_rcnn import to_superloss_output_layers
+from .per_anchor_losses import PerAnchorLosses
 from .per_roi_losses import PerRoILosses
 from .retinanet import SuperLossRetinaNet
 from .roi_heads import (
@@ -23,6 +24,7 @@ __all__ = [
     "SuperLossRetinaNet",
     "SuperLossROIHeadsMixin",
     "SuperLossTerm",
+    "PerAnchorLosses",
     "PerRoILosses",
     "CLASSIFICATION_LOSS_REGISTRY",
     "TAU_REGISTRY",

@@ -3,6 +3,8 @@
 Shape legend: R RoIs of a batch, K foreground classes (class K is background), D numbers of a box.
 """
 
+import logging
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -10,14 +12,22 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import cat
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances, RotatedBoxes
+from detectron2.utils.events import EventStorage
+from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 
 from .build import ClassificationLoss, losses_from_config
-from .custom_predictors import check_restated_losses, make_subclass
+from .custom_predictors import (
+    check_changed_losses,
+    check_num_outcomes,
+    check_restated_losses,
+    make_subclass,
+)
 from .matched_annotations import annotation_ids_of
 from .per_roi_losses import PerRoILosses, is_foreground
 from .superloss_term import SuperLossTerm, reduce_losses
+from .trial_batch import trial_batch
 
 __all__ = ["SuperLossFastRCNNOutputLayers", "to_superloss_output_layers"]
 
@@ -51,6 +61,7 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
                 without a term; None keeps it
         """
         super().__init__(input_shape, **kwargs)
+        _check_losses(self, type(self), superloss_cls, superloss_box_reg, classification_loss)
         self.superloss_cls = superloss_cls
         self.superloss_box_reg = superloss_box_reg
         self.classification_loss = classification_loss
@@ -86,6 +97,7 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
         ids = annotation_ids_of(proposals, foreground)
         # Divide by R, not by foreground: each foreground RoI keeps equal weight in every batch.
         num_rois = max(gt_classes.numel(), 1)
+        probabilities = self._probabilities_of(scores)
         replaced = {}
         if has_cls_loss:
             replaced["loss_cls"] = reduce_losses(
@@ -94,7 +106,7 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
                 foreground,
                 num_rois,
                 ids,
-                partial(self._foreground_probabilities, scores),
+                probabilities,
             )
             self._federated_classes = None
         if self.superloss_box_reg is not None:
@@ -106,7 +118,7 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
                 foreground[index],
                 num_rois,
                 None if ids is None else ids[index],
-                partial(self._foreground_probabilities, scores[index]),
+                probabilities and (lambda: probabilities()[index]),
             )
         missing = sorted(replaced.keys() - losses.keys())
         if missing:
@@ -132,8 +144,25 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
             return custom(scores, gt_classes, ids)
         return custom(scores, gt_classes)
 
+    def _probabilities_of(self, scores: Tensor) -> Callable[[], Tensor] | None:
+        """Makes (R, K) probabilities of the classes of an object, background left out.
+
+        None for scores of other classes than the K of the head, as those of a vocabulary that
+        changes from batch to batch: an observer would take one class for another.
+        """
+        if scores.shape[1] == self.num_classes + 1:
+            return partial(self._foreground_probabilities, scores)
+        if self.superloss_cls is not None and self.superloss_cls.observers:
+            log_first_n(
+                logging.WARNING,
+                f"{type(self).__name__} has {scores.shape[1]} scores a RoI, not num_classes + 1 = "
+                f"{self.num_classes + 1}: no annotation is tracked",
+                name=__name__,
+                key="message",
+            )
+        return None
+
     def _foreground_probabilities(self, scores: Tensor) -> Tensor:
-        """(R, K) probabilities of the classes of an object, background left out."""
         scores = scores[:, : self.num_classes].float()
         if getattr(self, "use_sigmoid_ce", False):
             return scores.sigmoid()
@@ -189,26 +218,86 @@ def to_superloss_output_layers(
 
     Raises:
         TypeError: not a :class:`FastRCNNOutputLayers`, or its class restates a loss that the
-            SuperLoss would replace and does not say what it is for each RoI
-        ValueError: a term has the granularity "class", which RoIs do not have
+            SuperLoss would replace and does not say what it is for each RoI, or detectron2's class
+            itself was changed
+        ValueError: a term or the loss does not fit the predictor
     """
     if not isinstance(predictor, FastRCNNOutputLayers):
         raise TypeError(
             f"the SuperLoss needs a box predictor derived from FastRCNNOutputLayers; "
             f"got {type(predictor).__name__}"
         )
-    for term in (superloss_cls, superloss_box_reg):
-        if term is not None and term.granularity == "class":
-            raise ValueError("granularity 'class' is for dense detectors, not for RoIs")
     stock_class: Any = type(predictor)
     superloss_class = _superloss_class(stock_class)
-    if classification_loss is None and superloss_cls is not None:
-        check_restated_losses(superloss_class, SuperLossFastRCNNOutputLayers, "loss_cls")
-    if superloss_box_reg is not None:
-        check_restated_losses(superloss_class, SuperLossFastRCNNOutputLayers, "loss_box_reg")
+    _check_losses(predictor, superloss_class, superloss_cls, superloss_box_reg, classification_loss)
     predictor.__class__ = superloss_class
     predictor.superloss_cls = superloss_cls
     predictor.superloss_box_reg = superloss_box_reg
     predictor.classification_loss = classification_loss
     module: nn.Module = predictor
     return module
+
+
+def _check_losses(
+    predictor: FastRCNNOutputLayers,
+    superloss_class: type,
+    superloss_cls: SuperLossTerm | None,
+    superloss_box_reg: SuperLossTerm | None,
+    classification_loss: ClassificationLoss | None,
+) -> None:
+    """Refuse terms that do not fit a predictor, and losses that they would not be of."""
+    for term in (superloss_cls, superloss_box_reg):
+        if term is not None and term.granularity == "class":
+            raise ValueError("granularity 'class' is for dense detectors, not for RoIs")
+    softmax = not getattr(predictor, "use_sigmoid_ce", False)
+    if classification_loss is not None and not softmax:
+        raise ValueError(
+            f"classification_loss {classification_loss!r} is a loss of softmax logits, but "
+            f"{type(predictor).__name__} has use_sigmoid_ce"
+        )
+    check_num_outcomes(superloss_cls, predictor.num_classes if softmax else None)
+    check_num_outcomes(superloss_box_reg, None)
+    replaced = {
+        "loss_cls": superloss_cls is not None and classification_loss is None,
+        "loss_box_reg": superloss_box_reg is not None,
+    }
+    arguments = superloss_class, SuperLossFastRCNNOutputLayers, FastRCNNOutputLayers
+    stock = [k for k in replaced if replaced[k] and check_restated_losses(*arguments, k)]
+    if stock:
+        _check_stock_losses(predictor, stock)
+
+
+@torch.no_grad()
+def _check_stock_losses(predictor: FastRCNNOutputLayers, keys: list[str]) -> None:
+    """Compare the losses of detectron2's class, as it is in this process, with those per RoI."""
+    device = next((p.device for p in predictor.parameters()), torch.device("cpu"))
+    if device.type == "meta":
+        return
+    # Without the methods of a custom class: they may count calls, and are checked by their names.
+    stand_in = SuperLossFastRCNNOutputLayers.__new__(SuperLossFastRCNNOutputLayers)
+    # At fed_loss_num_classes 0 no class is drawn beside those that occur.
+    vars(stand_in).update(vars(predictor), superloss_cls=None, fed_loss_num_classes=0)
+    box_dim = len(stand_in.box2box_transform.weights)
+    batch = trial_batch(stand_in.num_classes, box_dim, device)
+    boxes, gt_boxes = (
+        RotatedBoxes(b) if box_dim == 5 else Boxes(b) for b in (batch.boxes, batch.gt_boxes)
+    )
+    proposals = Instances(
+        (200, 200), proposal_boxes=boxes, gt_boxes=gt_boxes, gt_classes=batch.labels
+    )
+    with EventStorage():
+        found = FastRCNNOutputLayers.losses(stand_in, (batch.scores, batch.deltas), [proposals])
+    per_roi = {}
+    if "loss_cls" in keys:
+        if getattr(stand_in, "use_fed_loss", False):
+            stand_in._federated_classes = batch.labels.unique()
+        per_roi["loss_cls"] = PerRoILosses.classification_losses(
+            stand_in, batch.scores, batch.labels
+        )
+    if "loss_box_reg" in keys:
+        per_roi["loss_box_reg"] = PerRoILosses.foreground_box_losses(
+            stand_in, batch.boxes, batch.gt_boxes, batch.deltas, batch.labels
+        )
+    weight = stand_in.loss_weight
+    expected = {k: weight.get(k, 1.0) * v.sum() / len(batch.labels) for k, v in per_roi.items()}
+    check_changed_losses(FastRCNNOutputLayers, expected, found)

@@ -43,7 +43,8 @@ class SuperLossTerm(nn.Module):
             in the state dict, as tau is
 
     ``observers`` are called after the loss with detached tensors of the samples that are matched to
-    an annotation; there are none unless one is appended.
+    an annotation; there are none unless one is appended. Only a step that trains is observed and
+    logged: a forward under ``torch.no_grad()``, as of PreciseBN or for a validation loss, is not.
 
     Raises:
         ValueError: an argument is out of range
@@ -102,7 +103,8 @@ class SuperLossTerm(nn.Module):
             divisor: what the stock loss divides its sum by
             annotation_ids: (S,) int64, -1 for samples without annotation; S is the length of
                 the first dimension of the losses
-            probabilities: makes (S, K) class probabilities, for the observers
+            probabilities: makes (S, K) class probabilities, for the observers; None where the
+                detector has none of K classes
 
         Returns:
             0-d tensor; 0 with a gradient for an empty batch
@@ -114,14 +116,15 @@ class SuperLossTerm(nn.Module):
         pooled = losses
         if self.granularity == "instance":
             pooled = _pool(losses, annotation_ids)
-        storage = _storage_to_log_to()
+        learns = self.training and torch.is_grad_enabled()
+        storage = _storage_to_log_to() if learns else None
         scalars = {}
         if storage is not None and isinstance(self.superloss, SuperLoss):
             # A copy, before the batch moves it: this is the tau that the batch meets.
             scalars["tau"] = self.superloss.tau.clone()
         superlosses, sigma = self.superloss.with_confidence(pooled, mask)
         if self.warmup_iters:
-            superlosses, sigma = self._warm_up(losses, superlosses, sigma)
+            superlosses, sigma = self._warm_up(losses, superlosses, sigma, learns)
         reduced = superlosses.sum() / divisor
         if storage is not None:
             with torch.no_grad():
@@ -132,14 +135,16 @@ class SuperLossTerm(nn.Module):
             for key, value in zip(scalars, values):
                 if not math.isnan(value):
                     storage.put_scalar(f"superloss_{self.name}/{key}", value, smoothing_hint=False)
-        if self.observers and annotation_ids is not None and probabilities is not None:
+        if learns and annotation_ids is not None and probabilities is not None and self.observers:
             self._tell(annotation_ids, losses.detach(), sigma, probabilities().detach())
         return reduced
 
-    def _warm_up(self, losses: Tensor, superlosses: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def _warm_up(
+        self, losses: Tensor, superlosses: Tensor, sigma: Tensor, learns: bool
+    ) -> tuple[Tensor, Tensor]:
         """The plain losses in the first steps; chosen on the device, which no step waits for."""
         is_warm = self.num_steps >= self.warmup_iters
-        if self.training and torch.is_grad_enabled():
+        if learns:
             self.num_steps += 1
         return torch.where(is_warm, superlosses, losses), torch.where(is_warm, sigma, 1.0)
 
@@ -163,7 +168,7 @@ def reduce_losses(
     foreground: Tensor,
     divisor: float,
     annotation_ids: Tensor | None,
-    probabilities: Callable[[], Tensor],
+    probabilities: Callable[[], Tensor] | None,
 ) -> Tensor:
     """A call of the term, or the plain ``sum(losses) / divisor`` without one."""
     if term is None:
