@@ -7,7 +7,14 @@ from detectron2.config import CfgNode as CN
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 
-__all__ = ["add_superloss_config", "config_keys", "is_dense_detector", "num_classes_of"]
+__all__ = [
+    "add_superloss_config",
+    "check_has_keys",
+    "config_keys",
+    "is_dense_detector",
+    "num_classes_of",
+    "train_sets",
+]
 
 
 def add_superloss_config(cfg: CN) -> None:
@@ -25,7 +32,8 @@ def add_superloss_config(cfg: CN) -> None:
         'ExpAvg'
     """
     cfg.MODEL.SUPERLOSS = CN()
-    # Share of the old tau that one step of the exponential average keeps (TAU "ExpAvg").
+    # Share of the old tau that one forward keeps (TAU "ExpAvg"). A trainer that accumulates the
+    # gradients of N forwards a step keeps 0.9 a step with 0.9 ** (1 / N).
     cfg.MODEL.SUPERLOSS.MOMENTUM = 0.9
     # Warm-up: train on the plain loss for this many iterations while tau is estimated.
     cfg.MODEL.SUPERLOSS.WARMUP_ITERS = 0
@@ -148,6 +156,24 @@ def add_superloss_config(cfg: CN) -> None:
     # Classes of which a VOC test set has no object: "skip" leaves them out of the mean; "zero"
     # counts them as 0, as detectron2 does.
     cfg.TEST.ABSENT_CLASSES = "skip"
+
+
+def check_has_keys(cfg: CN) -> None:
+    """Raise KeyError where :func:`add_superloss_config` was not called."""
+    if "SUPERLOSS" not in cfg.MODEL:
+        raise KeyError(
+            "the config has no MODEL.SUPERLOSS: call sl_detectron.add_superloss_config(cfg) "
+            "right after get_cfg()"
+        )
+
+
+def train_sets(cfg: CN) -> tuple[str, ...]:
+    """The names of ``DATASETS.TRAIN``, which is a string where a comma is missing: ``("name")``.
+
+    A name may come twice: the images of that set are then seen twice as often.
+    """
+    names = cfg.DATASETS.TRAIN
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def is_dense_detector(cfg: CN) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..audit.files import AUDIT_JSON, write_audit
 from ..audit.ranking import audit_annotations
 from ..audit.tracker import AnnotationTracker
-from ..config import num_classes_of
+from ..config import num_classes_of, train_sets
 from ..data.annotation_ids import AnnotationTable
 from ..losses import SuperLoss
 from ..modeling import SuperLossTerm
@@ -166,7 +166,7 @@ class DrawTrainingImages(HookBase):
     def __init__(self, cfg: CfgNode, true_classes: Mapping[int, int], max_images: int = 4):
         self.period = cfg.VIS_PERIOD
         self.format = cfg.INPUT.FORMAT
-        names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+        names = MetadataCatalog.get(train_sets(cfg)[0]).get("thing_classes")
         self.classes = names or [str(i) for i in range(num_classes_of(cfg))]
         self.true_classes = true_classes
         self.max_images = max_images

@@ -11,7 +11,13 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 
 from ..cli import did_you_mean
-from ..config import add_superloss_config, config_keys, is_dense_detector, num_classes_of
+from ..config import (
+    add_superloss_config,
+    config_keys,
+    is_dense_detector,
+    num_classes_of,
+    train_sets,
+)
 from ..data.voc import check_datasets, register_voc_datasets
 from ..evaluation.evaluator import check_evaluator
 from ..files import load_yaml
@@ -51,7 +57,7 @@ def check_cfg(cfg: CfgNode, eval_only: bool = False) -> None:
         check_label_noise(cfg)
         check_train_loader(cfg)
     _check_output(cfg)
-    datasets = [*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
+    datasets = [*(() if eval_only else train_sets(cfg)), *cfg.DATASETS.TEST]
     check_datasets(datasets)
     _check_classes(cfg, datasets)
     for name in cfg.DATASETS.TEST:
@@ -158,7 +164,8 @@ def _explain(error: Exception, cfg: CfgNode) -> str:
     mismatch = re.search(r"<class '(\w+)'> vs\. <class '(\w+)'>.*config key: ([\w.]+)", message)
     if mismatch:
         wanted, given, key = mismatch.groups()
-        hint = {"float": " such as 1.0", "str": ", in quotes: \"'1.5'\""}.get(wanted, "")
+        forms = {"float": " such as 1.0", "str": ", in quotes: \"'1.5'\""}
+        hint = {**forms, "tuple": " such as ('name',), with a comma"}.get(wanted, "")
         return f"{key} takes a {wanted}{hint}; got a {given} ({message})"
     missing = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
     if missing:

@@ -11,23 +11,24 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor, DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.engine.hooks import EvalHook
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer, check_checkpoint
+from ..config import check_has_keys, train_sets
 from ..data.annotation_ids import AnnotationTable
 from ..data.train_loader import shield_workers
-from ..evaluation.evaluator import build_evaluator
+from ..evaluation.evaluator import build_evaluator, check_evaluator
 from ..label_noise import build_noisy_train_loader
 from ..losses import DataParams
 from ..modeling import SuperLossTerm
 from .finite import trainer_class
 from .hooks import DrawTrainingImages, LogTau, TrackAnnotations, build_annotation_tracker
 from .launch import setup_job
-from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state
+from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state, resume_or_load
 from .setup import merge_cfg
 
 __all__ = ["SuperLossTrainer", "build_predictor", "distribute", "train_net"]
@@ -58,6 +59,9 @@ class SuperLossTrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         # Not DefaultTrainer.__init__, which cannot pass device_ids to create_ddp_model.
         TrainerBase.__init__(self)
+        check_has_keys(cfg)
+        cfg = _with_tuples(cfg)
+        self._check_test_sets(cfg)
         for name in ("detectron2", "sl_detectron"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
@@ -83,13 +87,31 @@ class SuperLossTrainer(DefaultTrainer):
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
+    def _check_test_sets(self, cfg: CfgNode) -> None:
+        """What an evaluation lacks is missed now, not after the first part of the training."""
+        stock: Any = SuperLossTrainer.build_evaluator
+        evaluates: Any = type(self).build_evaluator
+        if evaluates.__func__ is stock.__func__:
+            for name in cfg.DATASETS.TEST:
+                check_evaluator(name, cfg.TEST.EVALUATOR, cfg.TEST.ABSENT_CLASSES)
+
     def train(self) -> dict[str, Any]:
         """Train to the end; returns the metrics of the last evaluation, on the main rank."""
         super().train()
         return getattr(self, "_last_eval_results", {})
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As the stock trainer; with weights for a new training run, tau starts anew."""
+        if resume_or_load(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume):
+            # The checkpoint has the iteration that just finished.
+            self.start_iter = self.iter + 1
+
     def build_hooks(self) -> list[HookBase | None]:
-        """The stock hooks with those of this package around them."""
+        """The stock hooks with those of this package before them.
+
+        The last three stay the stock ones, checkpointer, evaluation and writer, beside which
+        projects put hooks by their places: at -1 what comes before the writer.
+        """
         stop = StopOnSignal(self.cfg.SOLVER.CHECKPOINT_PERIOD)
         first: list[HookBase | None] = [stop, ResumeState(self.model, self.data_loader, stop)]
         table, tracker = self.annotations, self.annotation_tracker
@@ -99,16 +121,18 @@ class SuperLossTrainer(DefaultTrainer):
             true_classes = table.true_classes() if table else {}
             first.append(DrawTrainingImages(self.cfg, true_classes))
         stock = super().build_hooks()
-        # A scheduler does not wait for an evaluation.
-        at = next(i for i, hook in enumerate(stock) if isinstance(hook, EvalHook))
-        stock.insert(at, SaveAndStop(stop, self.checkpointer))
-        return [*first, *stock, LogTau()]
+        # After what a checkpoint needs, and before an evaluation, for which a scheduler does not
+        # wait. Other ranks than the main one have neither checkpointer nor writer.
+        tail = (PeriodicCheckpointer, EvalHook)
+        at = next(i for i, hook in enumerate(stock) if isinstance(hook, tail))
+        stock[at:at] = [LogTau(), SaveAndStop(stop, self.checkpointer)]
+        return [*first, *stock]
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """The stock evaluation, without disturbing the training RNG state."""
         with keep_rng_state():
-            return super().test(cfg, model, evaluators)
+            return super().test(_with_tuples(cfg), model, evaluators)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -150,6 +174,20 @@ class SuperLossTrainer(DefaultTrainer):
         return build_evaluator(
             dataset_name, cfg.TEST.EVALUATOR, cfg.OUTPUT_DIR, cfg.TEST.ABSENT_CLASSES
         )
+
+
+def _with_tuples(cfg: CfgNode) -> CfgNode:
+    """The config with tuples of datasets, where a comma is missing: ``("name")``."""
+    test = cfg.DATASETS.TEST
+    if not isinstance(cfg.DATASETS.TRAIN, str) and not isinstance(test, str):
+        return cfg
+    is_frozen, cfg = cfg.is_frozen(), cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TRAIN = train_sets(cfg)
+    cfg.DATASETS.TEST = (test,) if isinstance(test, str) else test
+    if is_frozen:
+        cfg.freeze()
+    return cfg
 
 
 def _with_num_annotations(cfg: CfgNode, annotations: AnnotationTable | None) -> CfgNode:

@@ -80,6 +80,15 @@ class SuperLossTerm(nn.Module):
         """What a copy gets: an observer belongs to one model and one training."""
         return {**self.__dict__, "observers": []}
 
+    @torch.jit.unused
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *args: Any
+    ) -> None:
+        """Of a stock detector, which has no tau, a strict load too keeps the one that is here."""
+        if strict and not any(key.startswith(prefix) for key in state_dict):
+            state_dict.update((prefix + key, value) for key, value in self.state_dict().items())
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *args)
+
     @property
     @torch.jit.unused
     def needs_annotation_ids(self) -> bool:
