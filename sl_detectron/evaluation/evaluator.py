@@ -236,7 +236,8 @@ def _check_records(dataset_name: str) -> None:
             "build_evaluator() of the trainer, or leave it out of DATASETS.TEST"
         )
     for i, record in enumerate(load_dataset(dataset_name)):
-        missing = [key for key in ("image_id", "height", "width") if key not in record]
+        needed = ("image_id", "height", "width", "annotations")
+        missing = [key for key in needed if key not in record]
         if missing:
             raise ValueError(
                 f"test set {dataset_name!r}, record {i} ({record.get('file_name')}): COCO's "
@@ -283,7 +284,6 @@ def _coco_evaluator(dataset_name: str, folder: str) -> COCOEvaluator:
 
 def _difficult_as_crowd(record: dict[str, Any]) -> dict[str, Any]:
     annotations = [
-        {**a, "iscrowd": a.get("difficult", a.get("iscrowd", 0))}
-        for a in record.get("annotations", ())
+        {**a, "iscrowd": a.get("difficult", a.get("iscrowd", 0))} for a in record["annotations"]
     ]
     return {**record, "annotations": annotations}

@@ -3,6 +3,7 @@
 Shape legend: (...) any shape, one entry per sample (RoI, anchor or box); S samples; K classes.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,8 @@ from ..losses.grouping import group_mean
 from .matched_annotations import UNMATCHED
 
 __all__ = ["GRANULARITIES", "SCOPES", "Observer", "SuperLossTerm", "reduce_losses"]
+
+logger = logging.getLogger(__name__)
 
 SCOPES = ("foreground", "all")
 # "class" is for the entries of a dense sigmoid loss: RetinaNet.
@@ -84,9 +87,12 @@ class SuperLossTerm(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *args: Any
     ) -> None:
-        """Of a stock detector, which has no tau, a strict load too keeps the one that is here."""
-        if strict and not any(key.startswith(prefix) for key in state_dict):
-            state_dict.update((prefix + key, value) for key, value in self.state_dict().items())
+        """A state of a stock detector, which has no tau, leaves the one that is here."""
+        ours = self.state_dict()
+        # Filled in: torch does not say here whether a load is strict.
+        if ours and not any(key.startswith(prefix) for key in state_dict):
+            logger.info("No tau or other state of %s in what is loaded: kept", prefix[:-1])
+            state_dict.update((prefix + key, value) for key, value in ours.items())
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, *args)
 
     @property
