@@ -24,7 +24,8 @@ CONFIGS = sorted(
 @pytest.mark.parametrize("name", CONFIGS)
 def test_one_step(name):
     cfg = get_config(name)
-    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.MODEL.MOBILENET_V2.WEIGHTS = "cpu", "", ""
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
+    cfg.MODEL.FROZEN_TRUNK.WEIGHTS = cfg.MODEL.FROZEN_TRUNK.STORE = ""
     torch.manual_seed(0)
     model = build_model(cfg).train()
     terms = [m for m in model.modules() if isinstance(m, SuperLossTerm)]
