@@ -90,7 +90,7 @@ def add_superloss_config(cfg: CN) -> None:
     # The backbone "build_frozen_trunk_fpn_backbone": a pretrained trunk under an FPN.
     # MODEL.BACKBONE.FREEZE_AT 5 freezes the trunk as a whole.
     cfg.MODEL.FROZEN_TRUNK = CN()
-    # "mobilenet_v2", or a trunk that a project registers.
+    # "mobilenet_v2", "efficientnet_lite0", or a trunk that a project registers.
     cfg.MODEL.FROZEN_TRUNK.NAME = "mobilenet_v2"
     # ImageNet weights: a file, or for torchvision's models a name such as "IMAGENET1K_V1", which is
     # downloaded. Empty: random, or all from MODEL.WEIGHTS.
@@ -153,9 +153,10 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.DATALOADER.BROKEN_IMAGES = "error"
 
     # Custom VOC-style datasets: [{"NAME": ..., "ROOT": ..., "SPLIT": ..., "CLASSES": [...]}, ...];
-    # ROOT holds Annotations/, ImageSets/Main/SPLIT.txt and JPEGImages/. Optional: CLASSES, without
-    # it VOC's 20; YEAR, 2007 for VOC07's 11-point AP; OTHER_CLASSES, "error" or "ignore" objects
-    # of classes that are not in CLASSES.
+    # ROOT holds Annotations/, ImageSets/Main/SPLIT.txt and JPEGImages/; $DETECTRON2_DATASETS in it
+    # stands for the folder of detectron2's datasets. Optional: CLASSES, without it VOC's 20; YEAR,
+    # 2007 for VOC07's 11-point AP; OTHER_CLASSES, "error" or "ignore" objects of classes that are
+    # not in CLASSES.
     cfg.DATASETS.CUSTOM_VOC = []
 
     # How VOC sets are evaluated: "voc" or "coco".

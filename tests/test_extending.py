@@ -5,15 +5,18 @@ import math
 import re
 
 import pytest
+import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_backbone
+from torchvision.models import get_model_weights
 
 from helpers import REPO
 from helpers.detectors import build, make_batch, run_losses, small_config
 from helpers.label_noise_records import NUM_CLASSES, labels, make_records
 from sl_detectron import add_superloss_config
 from sl_detectron.label_noise import NOISE_REGISTRY, noisy_dataset_dicts
-from sl_detectron.modeling import CLASSIFICATION_LOSS_REGISTRY, TAU_REGISTRY
+from sl_detectron.modeling import CLASSIFICATION_LOSS_REGISTRY, TAU_REGISTRY, TRUNK_REGISTRY
 
 
 @pytest.fixture
@@ -24,7 +27,7 @@ def section(tmp_path, monkeypatch):
         page = (REPO / "docs" / "extending.md").read_text()
         text = page.split(f"\n## {title}\n")[1].split("\n## ")[0]
         for name, block in re.findall(r"```\w+\n# (\S+)\n(.*?)```", text, flags=re.DOTALL):
-            (tmp_path / name).write_text(block)
+            (tmp_path / name).write_text(block.replace('"configs/', f'"{REPO}/configs/'))
         module, config = (next(tmp_path.glob(f"*.{suffix}")) for suffix in ("py", "yaml"))
         assert len(module.read_text().splitlines()) <= 15
         monkeypatch.syspath_prepend(tmp_path)
@@ -91,3 +94,21 @@ def test_a_noise(section):
     changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
     assert abs(len(changed) / len(before) - 0.4) < 0.1
     assert all(new == (old + 1) % NUM_CLASSES for old, new in changed)
+
+
+def test_a_trunk(section):
+    cfg = section("A trunk")
+    name = cfg.MODEL.FROZEN_TRUNK.NAME
+    assert cfg.MODEL.FROZEN_TRUNK.WEIGHTS in get_model_weights(name).__members__
+    cfg.MODEL.FROZEN_TRUNK.WEIGHTS = ""  # would be downloaded
+    try:
+        backbone = build_backbone(cfg)
+    finally:
+        TRUNK_REGISTRY._obj_map.pop(name)
+    trunk = backbone.bottom_up
+    trunk._store = None
+    features = trunk(torch.zeros(1, 3, 64, 64))
+    for stage, shape in trunk.output_shape().items():
+        side = 64 // shape.stride
+        assert features[stage].shape == (1, shape.channels, side, side)
+    assert not any(p.requires_grad for p in trunk.parameters())
