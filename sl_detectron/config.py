@@ -16,6 +16,8 @@ __all__ = [
     "train_sets",
 ]
 
+_RENAMED = 'MODEL.BACKBONE.NAME is "build_frozen_trunk_fpn_backbone".'
+
 
 def add_superloss_config(cfg: CN) -> None:
     """Add every key of sl_detectron with its default to a detectron2 config, in place.
@@ -93,13 +95,26 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.MODEL.SUPERLOSS.BOX_REG.GRANULARITY = "sample"
     cfg.MODEL.SUPERLOSS.BOX_REG.FIXED_SIGMA = 0.0
 
-    # The backbone "build_mobilenet_v2_fpn_backbone".
-    cfg.MODEL.MOBILENET_V2 = CN()
-    # ImageNet weights: a file of torchvision's mobilenet_v2, or a name of its MobileNet_V2_Weights
-    # such as "IMAGENET1K_V1", which is downloaded. Empty: random, or all from MODEL.WEIGHTS.
-    cfg.MODEL.MOBILENET_V2.WEIGHTS = ""
-    # Training images, mirrored ones apart, whose features a frozen trunk keeps on a CPU; 0: none.
-    cfg.MODEL.MOBILENET_V2.CACHE_IMAGES = 0
+    # The backbone "build_frozen_trunk_fpn_backbone": a pretrained trunk under an FPN.
+    # MODEL.BACKBONE.FREEZE_AT 5 freezes the trunk as a whole.
+    cfg.MODEL.FROZEN_TRUNK = CN()
+    # "mobilenet_v2", "efficientnet_lite0", or a trunk that a project registers.
+    cfg.MODEL.FROZEN_TRUNK.NAME = "mobilenet_v2"
+    # ImageNet weights: a file, or for torchvision's models a name such as "IMAGENET1K_V1", which is
+    # downloaded. Empty: random, or all from MODEL.WEIGHTS.
+    cfg.MODEL.FROZEN_TRUNK.WEIGHTS = ""
+    # Folder of the features of a trunk that is frozen as a whole, on a CPU: each image is computed
+    # once for all runs and processes that name it, in training and in evaluation. Empty: none.
+    cfg.MODEL.FROZEN_TRUNK.STORE = ""
+    # How much the folder may hold, in GiB; a full one is read but not added to.
+    cfg.MODEL.FROZEN_TRUNK.STORE_GIB = 10.0
+    # "float32", with which a store changes no loss, or "float16", half as large.
+    cfg.MODEL.FROZEN_TRUNK.STORE_DTYPE = "float32"
+    cfg.register_renamed_key("MODEL.MOBILENET_V2", "MODEL.FROZEN_TRUNK", _RENAMED)
+    cfg.register_renamed_key("MODEL.MOBILENET_V2.WEIGHTS", "MODEL.FROZEN_TRUNK.WEIGHTS", _RENAMED)
+    cfg.register_renamed_key(
+        "MODEL.MOBILENET_V2.CACHE_IMAGES", "MODEL.FROZEN_TRUNK.STORE, a folder", _RENAMED
+    )
 
     # Label noise put into the training sets; test sets are never touched.
     cfg.DATASETS.LABEL_NOISE = CN()
@@ -146,9 +161,10 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.DATALOADER.BROKEN_IMAGES = "error"
 
     # Custom VOC-style datasets: [{"NAME": ..., "ROOT": ..., "SPLIT": ..., "CLASSES": [...]}, ...];
-    # ROOT holds Annotations/, ImageSets/Main/SPLIT.txt and JPEGImages/. Optional: CLASSES, without
-    # it VOC's 20; YEAR, 2007 for VOC07's 11-point AP; OTHER_CLASSES, "error" or "ignore" objects
-    # of classes that are not in CLASSES.
+    # ROOT holds Annotations/, ImageSets/Main/SPLIT.txt and JPEGImages/; $DETECTRON2_DATASETS in it
+    # stands for the folder of detectron2's datasets. Optional: CLASSES, without it VOC's 20; YEAR,
+    # 2007 for VOC07's 11-point AP; OTHER_CLASSES, "error" or "ignore" objects of classes that are
+    # not in CLASSES.
     cfg.DATASETS.CUSTOM_VOC = []
 
     # How VOC sets are evaluated: "voc" or "coco".

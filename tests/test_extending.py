@@ -8,8 +8,11 @@ import re
 import sys
 
 import pytest
+import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_backbone
+from torchvision.models import get_model_weights
 
 from helpers import REPO
 from helpers.detectors import build, make_batch, run_losses, small_config
@@ -19,7 +22,7 @@ from sl_detectron import add_superloss_config
 from sl_detectron.cli import run_tool
 from sl_detectron.engine.setup import merge_cfg
 from sl_detectron.label_noise import NOISE_REGISTRY, noisy_dataset_dicts
-from sl_detectron.modeling import CLASSIFICATION_LOSS_REGISTRY, TAU_REGISTRY
+from sl_detectron.modeling import CLASSIFICATION_LOSS_REGISTRY, TAU_REGISTRY, TRUNK_REGISTRY
 from sl_detectron.sweep import run as sweep_run
 from sl_detectron.sweep.grid import Method, Run
 from sl_detectron.sweep.plan import PlannedRun
@@ -33,7 +36,7 @@ def section(tmp_path, monkeypatch):
         page = (REPO / "docs" / "extending.md").read_text()
         text = page.split(f"\n## {title}\n")[1].split("\n## ")[0]
         for name, block in re.findall(r"```\w+\n# (\S+)\n(.*?)```", text, flags=re.DOTALL):
-            (tmp_path / name).write_text(block)
+            (tmp_path / name).write_text(block.replace('"configs/', f'"{REPO}/configs/'))
         module, config = (next(tmp_path.glob(f"*.{suffix}")) for suffix in ("py", "yaml"))
         assert len(module.read_text().splitlines()) <= 15
         monkeypatch.syspath_prepend(tmp_path)
@@ -175,3 +178,21 @@ def test_a_module_that_cannot_be_imported(tmp_path, monkeypatch, capsys, name, t
     args = argparse.Namespace(imports=[path], debug=False)
     assert run_tool(lambda _: pytest.fail("the tool was run"), args) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_trunk(section):
+    cfg = section("A trunk")
+    name = cfg.MODEL.FROZEN_TRUNK.NAME
+    assert cfg.MODEL.FROZEN_TRUNK.WEIGHTS in get_model_weights(name).__members__
+    cfg.MODEL.FROZEN_TRUNK.WEIGHTS = ""  # would be downloaded
+    try:
+        backbone = build_backbone(cfg)
+    finally:
+        TRUNK_REGISTRY._obj_map.pop(name)
+    trunk = backbone.bottom_up
+    trunk._store = None
+    features = trunk(torch.zeros(1, 3, 64, 64))
+    for stage, shape in trunk.output_shape().items():
+        side = 64 // shape.stride
+        assert features[stage].shape == (1, shape.channels, side, side)
+    assert not any(p.requires_grad for p in trunk.parameters())
