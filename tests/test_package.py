@@ -24,10 +24,10 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": {"files"},
     "modeling": {"losses", "config"},
     "data": {"files"},
-    "label_noise": {"data", "files"},
+    "label_noise": {"data", "files", "config"},
     "evaluation": {"data", "files"},
     "audit": {"label_noise", "data", "checkpoint", "losses", "files", "config"},
-    "visualization": set(),
+    "visualization": {"data", "files"},
 }
 ALLOWED["engine"] = {*ALLOWED}
 ALLOWED["sweep"] = {*ALLOWED["engine"], "engine"}
