@@ -12,6 +12,7 @@ __all__ = [
     "check_has_keys",
     "config_keys",
     "is_dense_detector",
+    "num_classes_key",
     "num_classes_of",
     "train_sets",
 ]
@@ -156,9 +157,13 @@ def add_superloss_config(cfg: CN) -> None:
     # Random seed; selects which boxes are added.
     cfg.DATASETS.LABEL_NOISE.SPURIOUS.SEED = 0
 
-    # A training image that is missing, cut off or of another size than its annotation says: "error"
-    # stops and names it; "skip" warns and takes another image in its place.
+    # An image that is missing, cut off, of other than 8 bits a channel or of another size than its
+    # annotation says: "error" stops and names it; "skip" warns, and takes another image in its
+    # place in training, leaves it out of tests, audits and pictures.
     cfg.DATALOADER.BROKEN_IMAGES = "error"
+    # Boxes and images of VOC and COCO files that have a flaw: "error" names up to 20 of them before
+    # any work; "skip" leaves them out and warns how many there were.
+    cfg.DATASETS.BAD_ANNOTATIONS = "error"
 
     # Custom VOC-style datasets: [{"NAME": ..., "ROOT": ..., "SPLIT": ..., "CLASSES": [...]}, ...];
     # ROOT holds Annotations/, ImageSets/Main/SPLIT.txt and JPEGImages/; $DETECTRON2_DATASETS in it
@@ -166,6 +171,9 @@ def add_superloss_config(cfg: CN) -> None:
     # 2007 for VOC07's 11-point AP; OTHER_CLASSES, "error" or "ignore" objects of classes that are
     # not in CLASSES.
     cfg.DATASETS.CUSTOM_VOC = []
+    # Custom COCO datasets: [{"NAME": ..., "JSON_FILE": ..., "IMAGE_ROOT": ...}, ...], as the
+    # arguments of detectron2's register_coco_instances.
+    cfg.DATASETS.CUSTOM_COCO = []
 
     # How VOC sets are evaluated: "voc" or "coco".
     cfg.TEST.EVALUATOR = "voc"
@@ -208,6 +216,12 @@ def is_dense_detector(cfg: CN) -> bool:
 def num_classes_of(cfg: CN) -> int:
     """K, the number of foreground classes that a config's detector has."""
     return (cfg.MODEL.RETINANET if is_dense_detector(cfg) else cfg.MODEL.ROI_HEADS).NUM_CLASSES
+
+
+def num_classes_key(cfg: CN) -> str:
+    """The key that :func:`num_classes_of` reads."""
+    head = "RETINANET" if is_dense_detector(cfg) else "ROI_HEADS"
+    return f"MODEL.{head}.NUM_CLASSES"
 
 
 def config_keys(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

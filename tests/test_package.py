@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "label_noise": {"data", "files", "config"},
     "evaluation": {"data", "files"},
     "audit": {"label_noise", "data", "checkpoint", "losses", "files", "config"},
-    "visualization": set(),
+    "visualization": {"data", "files"},
 }
 ALLOWED["engine"] = {*ALLOWED}
 ALLOWED["sweep"] = {*ALLOWED["engine"], "engine"}

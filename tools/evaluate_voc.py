@@ -20,6 +20,7 @@ from sl_detectron.cli import run_tool, tool_parser  # first: it quiets detectron
 # isort: split
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
+from sl_detectron.data.formats.flaws import BAD_ANNOTATIONS
 from sl_detectron.evaluation import evaluate_files, write_report
 from sl_detectron.evaluation.average_precision import METRICS
 from sl_detectron.evaluation.results import ABSENT_CLASSES, check_report_path
@@ -43,6 +44,7 @@ def evaluate(args: argparse.Namespace) -> None:
         class_names=names,
         rounding=args.rounding,
         absent_classes=args.absent_classes,
+        bad_annotations=args.bad_annotations,
     )
     print(result.table())
     if args.output:
@@ -80,6 +82,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default="skip",
         choices=ABSENT_CLASSES,
         help="classes without ground truth: leave out of the mean (default), or count as 0",
+    )
+    parser.add_argument(
+        "--bad-annotations",
+        default="error",
+        choices=BAD_ANNOTATIONS,
+        help="flawed boxes and images: stop (error, the default), or leave them out (skip)",
     )
     return parser.parse_args(argv)
 

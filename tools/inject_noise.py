@@ -25,6 +25,7 @@ from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
 from sl_detectron.config import add_superloss_config
 from sl_detectron.data.formats.coco_json import CocoFile
+from sl_detectron.data.formats.flaws import BAD_ANNOTATIONS
 from sl_detectron.data.formats.restore import restore_clean
 from sl_detectron.label_noise.config import noises_from_config
 from sl_detectron.label_noise.export import export_noisy_coco, export_noisy_voc
@@ -48,7 +49,7 @@ def inject(args: argparse.Namespace) -> None:
         print(f"warning: {rates} are all 0: this copy has no noise", file=sys.stderr)
     cfg = noise_config(args)
     if args.coco_json:
-        coco = CocoFile(args.coco_json)
+        coco = CocoFile(args.coco_json, bad_annotations=args.bad_annotations)
         classes = coco.class_names
         name = args.dataset_name or coco.path.stem
         noises = noises_from_config(cfg, classes)
@@ -66,6 +67,7 @@ def inject(args: argparse.Namespace) -> None:
             name,
             num_workers=args.workers,
             progress=True,
+            bad_annotations=args.bad_annotations,
         )
     report(statistics, classes, symmetric=args.type.startswith("symmetric"))
     print(f"noisy copy of {name}: {args.output}")
@@ -149,6 +151,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--box-magnitude", type=float, default=0.1, help="fraction of box size")
     parser.add_argument("--missing", type=float, default=0.0, help="fraction left out")
     parser.add_argument("--spurious", type=float, default=0.0, help="boxes added, as a fraction")
+    parser.add_argument(
+        "--bad-annotations",
+        default="error",
+        choices=BAD_ANNOTATIONS,
+        help="flawed boxes and images: stop (error, the default), or copy them as they are (skip)",
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes that write XML")
     args = parser.parse_args(argv)
     if not args.restore and not args.output:

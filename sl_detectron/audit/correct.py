@@ -18,7 +18,8 @@ from ..data.formats.coco_json import CocoFile
 from ..data.formats.devkit import FileChanges, copy_devkit
 from ..data.formats.manifest import write_manifest
 from ..data.formats.restore import COPY_FILES
-from ..data.formats.voc_xml import parse_voc_xml, read_voc_annotations, zero_based
+from ..data.formats.voc_set import read_voc_annotations
+from ..data.formats.voc_xml import VOCAnnotation, zero_based
 from ..files import new_folder, refuse_to_overwrite
 from .decisions import Decision, Decisions
 
@@ -75,40 +76,40 @@ def _write_voc(decisions: Decisions, name: str, wrong: list[Decision], target: P
     source = decisions.sources[name]
     root = Path(source["root"]).resolve()
     try:
-        # By another class list the objects of a file would be counted otherwise than training did.
-        read_voc_annotations(root, source["split"], classes, source.get("other_classes", "error"))
+        # By another class list the objects of a file would be counted otherwise than training did;
+        # what has a flaw was either not there or left out.
+        annotations = read_voc_annotations(
+            *(root, source["split"], classes, source.get("other_classes", "error")),
+            bad_annotations="skip",
+        )
     except ValueError as error:
         raise ValueError(f"the decisions do not fit dataset {name!r}: {error}") from error
-    by_file: dict[str, list[Decision]] = defaultdict(list)
+    by_image: dict[str, list[Decision]] = defaultdict(list)
     for decision in wrong:
-        by_file[f"{decision.image_id}.xml"].append(decision)
-    changed = {
-        file: _file_changes(root / "Annotations" / file, group, classes)
-        for file, group in sorted(by_file.items())
-    }
+        by_image[str(decision.image_id)].append(decision)
+    changed = {}
+    for image_id, group in sorted(by_image.items()):
+        path = root / "Annotations" / f"{image_id}.xml"
+        annotation = annotations.get(image_id, VOCAnnotation(str(path), None, [], []))
+        changed[f"{image_id}.xml"] = _file_changes(annotation, group, classes)
     # Files of a noisy copy speak of noise that the corrected copy does not have.
     leave_out = (*COPY_FILES, CORRECTIONS)
     copy_devkit(root, target, changed, classes, name, CORRECTIONS, leave_out=leave_out)
 
 
-def _file_changes(path: Path, wrong: list[Decision], classes: Sequence[str]) -> FileChanges:
-    objects = [(obj.name, zero_based(obj.box)) for obj in parse_voc_xml(path).objects]
-    # Objects of other classes may have been ignored: a decision counts the others.
-    positions = [i for i, (name, _) in enumerate(objects) if name in classes]
-    counted = [objects[i] for i in positions]
-    labels: dict[int, str | None] = {i: name for i, (name, _) in enumerate(objects)}
+def _file_changes(
+    annotation: VOCAnnotation, wrong: list[Decision], classes: Sequence[str]
+) -> FileChanges:
+    objects = [(obj.name, zero_based(obj.box)) for obj in annotation.objects]
     changes = []
     for decision in sorted(wrong, key=lambda d: d.index):
-        _check(decision, counted, path)
-        position = positions[decision.index]
-        changes.append(_change(decision, position, objects[position][1], classes))
-        labels[position] = decision.label
-    left = [(label, box) for label, (_, box) in zip(labels.values(), objects) if label is not None]
-    return changes, left
+        _check(decision, objects, Path(annotation.path))
+        changes.append(_change(decision, decision.index, objects[decision.index][1], classes))
+    return changes, annotation.positions
 
 
 def _write_coco(decisions: Decisions, name: str, wrong: list[Decision], target: Path) -> None:
-    coco = CocoFile(decisions.sources[name]["json_file"])
+    coco = CocoFile(decisions.sources[name]["json_file"], bad_annotations="skip")
     classes = coco.class_names
     if set(classes) != set(decisions.classes):
         raise ValueError(f"{coco.path} has the classes {classes}, not {list(decisions.classes)}")

@@ -7,6 +7,7 @@ own matcher gives to an annotation.
 Shape legend: S samples (boxes or anchors), K classes.
 """
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -26,8 +27,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.formats.annotations import Record
+from ..data.images import BrokenImage, read_image
 
 __all__ = ["AnnotationScores", "score_annotations"]
+
+logger = logging.getLogger(__name__)
 
 
 class AnnotationScores(NamedTuple):
@@ -83,7 +87,14 @@ def score_annotations(
     augmentations = T.AugmentationList(detection_utils.build_augmentation(cfg, is_train=False))
     parts, detections = [], []
     for record in tqdm(records, unit="image", disable=not progress):
-        inputs, targets = _load(record, augmentations, cfg.INPUT.FORMAT)
+        try:
+            inputs, targets = _load(record, augmentations, cfg.INPUT.FORMAT)
+        except BrokenImage as error:
+            if cfg.DATALOADER.get("BROKEN_IMAGES", "error") != "skip":
+                raise
+            logger.warning("Not audited: %s", str(error).partition("; repair it")[0])
+            detections.append(_no_detections())
+            continue
         targets = targets.to(model.device)
         if len(targets):
             parts.append([values.cpu() for values in score(model, inputs, targets)])
@@ -95,13 +106,16 @@ def score_annotations(
     return AnnotationScores(ids, losses.float(), probabilities.float(), detections)
 
 
+def _no_detections() -> Instances:
+    scores = torch.zeros(0)
+    return Instances(
+        (1, 1), pred_boxes=Boxes(scores.reshape(0, 4)), scores=scores, pred_classes=scores.long()
+    )
+
+
 def _load(record: Record, augmentations: T.Augmentation, image_format: str) -> Any:
     """A detector's input, and its annotations in the coordinates of that input."""
-    try:
-        image = detection_utils.read_image(record["file_name"], image_format)
-    except OSError as error:
-        raise OSError(f"{record['file_name']}: {error}") from error
-    detection_utils.check_image_size(record, image)
+    image = read_image(record, image_format)
     height, width = image.shape[:2]
     augmented = T.AugInput(image)
     transform = augmentations(augmented)

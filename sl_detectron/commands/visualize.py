@@ -1,6 +1,7 @@
 """The work of ``tools/visualize.py``: labels, detections and confidences as pictures."""
 
 import argparse
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from tqdm import tqdm
 
 from ..audit.files import AUDIT_JSON, read_audit
 from ..checkpoint import last_checkpoint
-from ..data.voc import load_dataset
+from ..data.datasets import load_dataset
+from ..data.images import BrokenImage
 from ..engine.trainer import build_predictor
 from ..label_noise import noisy_dataset_dicts
 from ..visualization.boxes import is_wrong
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ORDERS", "run_visualize"]
 
+logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 # Which images come first: as in the dataset, with most wrong labels, with the least confidence.
 ORDERS = ("set", "wrong", "doubted")
@@ -58,8 +61,16 @@ def run_visualize(args: argparse.Namespace) -> str:
     predictor = build_predictor(cfg, checkpoint, args.threshold) if checkpoint else None
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
+    drawn = 0
     for number, record in enumerate(tqdm(chosen, unit="image", dynamic_ncols=True)):
-        panels = panels_of(record, classes, true.get(record["image_id"]), sigma, predictor)
+        try:
+            panels = panels_of(record, classes, true.get(record["image_id"]), sigma, predictor)
+        except BrokenImage as error:
+            if cfg.DATALOADER.BROKEN_IMAGES != "skip":
+                raise
+            logger.warning("Not drawn: %s", str(error).partition("; repair it")[0])
+            continue
+        drawn += 1
         figure = side_by_side(panels, args.show)
         if args.output:
             # In the order of drawing; ids may hold slashes.
@@ -68,15 +79,16 @@ def run_visualize(args: argparse.Namespace) -> str:
         if args.show:
             _show(figure)
     where = f": {args.output}" if args.output else ""
-    return f"{len(chosen)} of {len(given)} images of {name} drawn{where}"
+    return f"{drawn} of {len(given)} images of {name} drawn{where}"
 
 
 def _records(cfg: CfgNode, name: str) -> tuple[list[Record], dict[Any, Record]]:
     """The records as training sees them; the clean ones by image id where they differ."""
     if name not in cfg.DATASETS.TRAIN:
-        return load_dataset(name), {}
+        return load_dataset(name, cfg.DATASETS.BAD_ANNOTATIONS), {}
     given = noisy_dataset_dicts(cfg)[name]
-    clean = {r["image_id"]: r for r in load_dataset(name)}
+    records = load_dataset(name, cfg.DATASETS.BAD_ANNOTATIONS)
+    clean = {r["image_id"]: r for r in records}
     differ = any(_changed(r, clean[r["image_id"]]) for r in given)
     return given, clean if differ else {}
 

@@ -21,21 +21,16 @@ import numpy as np
 import torch
 from detectron2.data import DatasetFromList
 from detectron2.data.build import trivial_batch_collator
-from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .annotation_ids import AnnotationTable
+from .images import BROKEN_IMAGES, READ_ERRORS, BrokenImage, broken_image, image_name
 
-__all__ = ["BROKEN_IMAGES", "TrainLoader", "check_loading", "image_name", "shield_workers"]
+__all__ = ["TrainLoader", "check_loading", "shield_workers"]
 
-BROKEN_IMAGES = ("error", "skip")
-# What reading an image that is missing, cut off or not of its annotations raises; SyntaxError is
-# Pillow's word for a broken PNG.
-_READ_ERRORS = (OSError, SyntaxError, SizeMismatchError, Image.DecompressionBombError)
 _MAX_SKIPPED = 10
 
 # (number in the stream of all ranks, index of the record)
@@ -147,7 +142,8 @@ class TrainLoader:
         )
         self._batches = iter(shield_workers(loader))
         for batch in self._batches:
-            broken = [sample for sample in batch if isinstance(sample, _Broken)]
+            # Raised in the main process: a worker's error has no line.
+            broken = [sample for sample in batch if isinstance(sample, BrokenImage)]
             if broken:
                 raise broken[0]
             self.image_ids = [image_name(sample) for sample in batch]
@@ -172,10 +168,6 @@ class TrainLoader:
                 bucket.clear()
 
 
-class _Broken(ValueError):
-    """A sample that could not be made. Raised in the main process: a worker's error has no line."""
-
-
 class _SeededSamples(Dataset):
     """The mapped record of a ticket; what the mapper draws depends on the ticket alone."""
 
@@ -193,26 +185,22 @@ class _SeededSamples(Dataset):
             if attempt:
                 index = int(np.random.default_rng(sequence).integers(len(self.records)))
             sample = self._map(index, sequence)
-            is_broken = isinstance(sample, _Broken)
+            is_broken = isinstance(sample, BrokenImage)
             if sample is not None and not (is_broken and self.broken_images == "skip"):
                 return sample
             if is_broken and index not in self._warned:
                 logger.warning("Skipped %s", str(sample).partition("; repair it")[0])
                 self._warned.add(index)
         reason = "the mapper returned None" if sample is None else sample
-        return _Broken(f"{_MAX_SKIPPED} images in a row could not be used; the last: {reason}")
+        return BrokenImage(f"{_MAX_SKIPPED} images in a row could not be used; the last: {reason}")
 
     def _map(self, index: int, sequence: np.random.SeedSequence) -> Any:
         record = self.records[index]
         try:
             with _seeded(sequence):
                 return self.mapper(record)  # None: a custom mapper skips the image
-        except _READ_ERRORS as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            return _Broken(
-                f"image {image_name(record)!r}, {record.get('file_name')}: {reason}; repair it, or "
-                "set DATALOADER.BROKEN_IMAGES skip to train on the others"
-            )
+        except READ_ERRORS as error:
+            return broken_image(record, error)
 
 
 @contextmanager
@@ -254,11 +242,6 @@ def _wide_images(records: Sequence[dict[str, Any]]) -> np.ndarray:
                 "grouped; set them, or DATALOADER.ASPECT_RATIO_GROUPING False"
             )
     return np.array([record["width"] > record["height"] for record in records])
-
-
-def image_name(record: Any) -> Any:
-    """What messages call an image: its id, or its file where it has none."""
-    return record.get("image_id", record.get("file_name")) if isinstance(record, dict) else None
 
 
 def shield_workers(loader: Any) -> Any:

@@ -5,7 +5,6 @@ a split is the name of an image set, e.g. "trainval". Class names are K in the o
 ids.
 """
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,18 +13,18 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import pascal_voc
 from detectron2.structures import BoxMode
 
-from .formats.voc_xml import check_other_classes, class_ids_of, read_voc_annotations, zero_based
+from .formats.flaws import Flaws
+from .formats.voc_set import check_other_classes, read_voc_annotations
+from .formats.voc_xml import VOCAnnotation, class_ids_of, zero_based
 
 __all__ = [
     "load_voc_dataset",
     "register_voc_dataset",
     "register_voc_datasets",
-    "load_dataset",
-    "check_datasets",
     "voc_metadata",
+    "voc_records",
 ]
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".JPG", ".JPEG", ".png")
 _ENTRY_KEYS = ("NAME", "ROOT", "SPLIT")
 # Where detectron2 looks for its datasets; a shipped config can name no path of this machine.
 _DATASETS = "$DETECTRON2_DATASETS"
@@ -40,6 +39,8 @@ def load_voc_dataset(
     require_images: bool = True,
     *,
     other_classes: str = "error",
+    bad_annotations: str = "error",
+    flaws: Flaws | None = None,
 ) -> list[dict[str, Any]]:
     """Load a VOC style set as detectron2's dataset dicts, those of its ``load_voc_instances``.
 
@@ -50,6 +51,9 @@ def load_voc_dataset(
         require_images: whether an annotation without image is an error
         other_classes: "error" refuses objects of a class that is not in class_names, so that a
             misspelt one is found; "ignore" leaves them out and warns how many there were
+        bad_annotations: "error" refuses flawed boxes and images, up to 20 in one message; "skip"
+            leaves them out and warns how many there were
+        flaws: takes what is found, in place of ``bad_annotations``; the caller settles it
 
     Returns:
         one record per image; boxes are XYXY in pixels, 0-based
@@ -58,16 +62,26 @@ def load_voc_dataset(
         FileNotFoundError: a folder, the image set, an annotation or an image is missing
         ValueError: the image set or an annotation is wrong
     """
-    root = os.fspath(root)
+    annotations = read_voc_annotations(
+        *(root, split, class_names, other_classes),
+        bad_annotations=bad_annotations,
+        require_images=require_images,
+        flaws=flaws,
+    )
+    return voc_records(root, annotations, class_names)
+
+
+def voc_records(
+    root: str | os.PathLike, annotations: Mapping[str, VOCAnnotation], class_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Dataset dicts of annotations that were read; without a size where none is known."""
     class_ids = class_ids_of(class_names)
     records: list[dict[str, Any]] = []
-    annotations = read_voc_annotations(root, split, class_names, other_classes)
     for image_id, annotation in annotations.items():
-        if annotation.size is None:
-            raise ValueError(f"{annotation.path}: there is no <size> with width and height")
-        width, height = annotation.size
-        file = _image_file(root, image_id, require_images)
-        record = {"file_name": file, "image_id": image_id, "height": height, "width": width}
+        file = annotation.image or os.path.join(root, "JPEGImages", f"{image_id}.jpg")
+        record: dict[str, Any] = {"file_name": file, "image_id": image_id}
+        if annotation.size is not None:
+            record["width"], record["height"] = annotation.size
         instances = [
             {
                 "category_id": class_ids[obj.name],
@@ -163,39 +177,6 @@ def voc_metadata(
     }
 
 
-def load_dataset(name: str) -> list[dict[str, Any]]:
-    """Load a registered set as dataset dicts; those that detectron2 reads as VOC with our checks.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`load_voc_dataset`
-        ValueError: the name is not registered
-    """
-    if name not in DatasetCatalog:
-        near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "see DATASETS.CUSTOM_VOC for custom sets"
-        raise ValueError(f"dataset {name!r} is not registered; {hint}")
-    # detectron2's own loader stops at one-image splits and names no file in its errors.
-    if getattr(DatasetCatalog[name], "__module__", None) == pascal_voc.__name__:
-        metadata = MetadataCatalog.get(name)
-        return load_voc_dataset(metadata.dirname, metadata.split, metadata.thing_classes)
-    return DatasetCatalog.get(name)
-
-
-def check_datasets(names: Iterable[str]) -> None:
-    """Read every VOC style set once, so that a flaw stops a run before it starts.
-
-    Args:
-        names: of datasets; those in other formats need only be registered
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`load_dataset`
-    """
-    keys = {"dirname", "split", "thing_classes"}
-    for name in dict.fromkeys(names):
-        if name not in DatasetCatalog or keys <= MetadataCatalog.get(name).as_dict().keys():
-            load_dataset(name)
-
-
 def _check_entry(key: str, entry: Any) -> None:
     """Refuse an entry of ``DATASETS.CUSTOM_VOC`` whose keys or types are wrong."""
     allowed = {*_ENTRY_KEYS, *_OPTIONAL_KEYS}
@@ -213,11 +194,3 @@ def _check_entry(key: str, entry: Any) -> None:
     year = entry.get("YEAR", 2012)
     if not isinstance(year, int) or isinstance(year, bool):
         raise ValueError(f"{key}.YEAR must be a year, e.g. 2007; got {year!r}")
-
-
-def _image_file(root: str, image_id: str, required: bool) -> str:
-    stem = os.path.join(root, "JPEGImages", image_id)
-    for suffix in _IMAGE_SUFFIXES:
-        if not required or os.path.isfile(stem + suffix):
-            return stem + suffix
-    raise FileNotFoundError(f"image {image_id!r} has an annotation but no {stem}.jpg")

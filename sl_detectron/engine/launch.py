@@ -26,7 +26,7 @@ from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ..cli import USER_ERRORS, run_tool
-from ..data.voc import register_voc_datasets
+from ..data.datasets import register_custom_datasets
 
 __all__ = ["iterations_done", "launch_job", "setup_job"]
 
@@ -109,7 +109,7 @@ def setup_job(cfg: Any, args: argparse.Namespace | None = None) -> None:
     """detectron2's ``default_setup`` (loggers, config backup, seeds) with our logger beside it."""
     if isinstance(cfg, CfgNode):
         # detectron2's launch starts fresh processes, which know no dataset of this config.
-        register_voc_datasets(cfg.DATASETS.CUSTOM_VOC)
+        register_custom_datasets(cfg.DATASETS)
         output = cfg.OUTPUT_DIR
     else:
         output = cfg.train.output_dir

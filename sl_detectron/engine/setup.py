@@ -4,27 +4,33 @@ import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import MetadataCatalog
 
 from ..cli import did_you_mean
 from ..config import (
     add_superloss_config,
     config_keys,
-    is_dense_detector,
+    num_classes_key,
     num_classes_of,
     train_sets,
 )
-from ..data.voc import check_datasets, register_voc_datasets
+from ..data.datasets import (
+    check_classes,
+    check_dataset,
+    check_test_classes,
+    custom_entries,
+    register_custom_datasets,
+)
 from ..evaluation.evaluator import check_evaluator
-from ..files import load_yaml
+from ..files import load_yaml, write_text
 from ..label_noise.config import check_label_noise
 from ..label_noise.loader import check_train_loader
 
-__all__ = ["check_cfg", "merge_cfg", "setup_cfg"]
+__all__ = ["check_cfg", "check_for_training", "keep_config", "merge_cfg", "setup_cfg"]
 
 BASE_KEY = "_BASE_"
 
@@ -50,18 +56,68 @@ def setup_cfg(config_file: str, opts: list[str], eval_only: bool = False) -> Cfg
 
 def check_cfg(cfg: CfgNode, eval_only: bool = False) -> None:
     """Register the datasets that a config names and check it, as :func:`setup_cfg` does."""
-    _check_device(cfg)
-    register_voc_datasets(cfg.DATASETS.CUSTOM_VOC)
+    check_device(cfg)
+    register_custom_datasets(cfg.DATASETS)
     if not eval_only:
         _check_drawing(cfg)
         check_label_noise(cfg)
         check_train_loader(cfg)
     _check_output(cfg)
-    datasets = [*(() if eval_only else train_sets(cfg)), *cfg.DATASETS.TEST]
-    check_datasets(datasets)
-    _check_classes(cfg, datasets)
+    for name in () if eval_only else dict.fromkeys(train_sets(cfg)):
+        _check_dataset(cfg, name)
+    check_test_sets(cfg, eval_only)
+
+
+def check_test_sets(cfg: CfgNode, eval_only: bool = False, custom_evaluator: bool = False) -> None:
+    """Check what an evaluation needs, so that it does not fail after a training.
+
+    Raises:
+        ValueError: a test set cannot be evaluated, has no object or other classes than the detector
+        FileNotFoundError: a dataset lacks a file
+    """
     for name in cfg.DATASETS.TEST:
-        check_evaluator(name, cfg.TEST.EVALUATOR, cfg.TEST.ABSENT_CLASSES)
+        records = _check_dataset(cfg, name)
+        if not custom_evaluator:
+            check_evaluator(name, cfg.TEST.EVALUATOR, cfg.TEST.ABSENT_CLASSES)
+        if records is not None and not any(r.get("annotations") for r in records):
+            raise ValueError(
+                f"dataset {name!r} of DATASETS.TEST has no object in its {len(records)} images: "
+                "its AP would be nan"
+            )
+    if not eval_only:
+        check_test_classes(train_sets(cfg), cfg.DATASETS.TEST)
+
+
+def check_for_training(cfg: CfgNode, custom_evaluator: bool) -> None:
+    """What :func:`setup_cfg` checks and a program that builds its config itself did not.
+
+    The training sets are checked by their loader, which reads them.
+    """
+    check_device(cfg)
+    register_custom_datasets(cfg.DATASETS)
+    check_test_sets(cfg, custom_evaluator=custom_evaluator)
+
+
+def keep_config(cfg: CfgNode) -> None:
+    """Write ``config.yaml`` into ``OUTPUT_DIR``, by which audits and pictures of a run start.
+
+    It has entries for VOC and COCO sets that a program registered, so that they are found again.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    names = dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    for key, entries in custom_entries(names).items():
+        given = {entry["NAME"] for entry in cfg.DATASETS[key]}
+        cfg.DATASETS[key] = [*cfg.DATASETS[key], *(e for e in entries if e["NAME"] not in given)]
+    folder = Path(cfg.OUTPUT_DIR)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", cfg.dump())
+
+
+def _check_dataset(cfg: CfgNode, name: str) -> list[dict[str, Any]] | None:
+    records = check_dataset(name, cfg.DATASETS.BAD_ANNOTATIONS)
+    check_classes(name, records or (), num_classes_of(cfg), num_classes_key(cfg))
+    return records
 
 
 def merge_cfg(config_file: str, opts: list[str]) -> CfgNode:
@@ -114,7 +170,8 @@ def _check_file(path: Path, above: tuple[Path, ...] = ()) -> None:
             _check_file(path.parent / os.path.expanduser(base), (*above, path))
 
 
-def _check_device(cfg: CfgNode) -> None:
+def check_device(cfg: CfgNode) -> None:
+    """Raise ValueError for a device that torch does not know or have, or that AMP cannot use."""
     try:
         torch.device(cfg.MODEL.DEVICE)
     except RuntimeError as error:
@@ -143,19 +200,6 @@ def _check_output(cfg: CfgNode) -> None:
     parent = next(p for p in (output, *output.parents) if p.exists())
     if not parent.is_dir():
         raise NotADirectoryError(f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {parent} is not a folder")
-
-
-def _check_classes(cfg: CfgNode, datasets: list[str]) -> None:
-    """A wrong NUM_CLASSES would show as an index error, or after training."""
-    head = "RETINANET" if is_dense_detector(cfg) else "ROI_HEADS"
-    num_classes = num_classes_of(cfg)
-    for name in datasets:
-        classes = MetadataCatalog.get(name).get("thing_classes")
-        if classes is not None and len(classes) != num_classes:
-            raise ValueError(
-                f"MODEL.{head}.NUM_CLASSES is {num_classes}, but dataset {name!r} has "
-                f"{len(classes)} classes; set it to {len(classes)}"
-            )
 
 
 def _explain(error: Exception, cfg: CfgNode) -> str:

@@ -20,8 +20,9 @@ from torch import nn
 from ..checkpoint import SafeCheckpointer, check_checkpoint
 from ..config import check_has_keys, train_sets
 from ..data.annotation_ids import AnnotationTable
+from ..data.test_loader import build_test_loader
 from ..data.train_loader import shield_workers
-from ..evaluation.evaluator import build_evaluator, check_evaluator
+from ..evaluation.evaluator import build_evaluator
 from ..label_noise import build_noisy_train_loader
 from ..losses import DataParams
 from ..modeling import SuperLossTerm
@@ -29,7 +30,7 @@ from .finite import trainer_class
 from .hooks import DrawTrainingImages, LogTau, TrackAnnotations, build_annotation_tracker
 from .launch import setup_job
 from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state, resume_or_load
-from .setup import merge_cfg
+from .setup import check_for_training, keep_config, merge_cfg
 
 __all__ = ["SuperLossTrainer", "build_predictor", "distribute", "train_net"]
 
@@ -61,10 +62,13 @@ class SuperLossTrainer(DefaultTrainer):
         TrainerBase.__init__(self)
         check_has_keys(cfg)
         cfg = _with_tuples(cfg)
-        self._check_test_sets(cfg)
         for name in ("detectron2", "sl_detectron"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
+        stock: Any = SuperLossTrainer.build_evaluator
+        builder: Any = type(self).build_evaluator
+        check_for_training(cfg, custom_evaluator=builder.__func__ is not stock.__func__)
+        self._given_cfg = cfg
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         # Before the model, which may learn a value for each annotation.
         data_loader = shield_workers(self.build_train_loader(cfg))
@@ -87,16 +91,10 @@ class SuperLossTrainer(DefaultTrainer):
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
-    def _check_test_sets(self, cfg: CfgNode) -> None:
-        """What an evaluation lacks is missed now, not after the first part of the training."""
-        stock: Any = SuperLossTrainer.build_evaluator
-        evaluates: Any = type(self).build_evaluator
-        if evaluates.__func__ is stock.__func__:
-            for name in cfg.DATASETS.TEST:
-                check_evaluator(name, cfg.TEST.EVALUATOR, cfg.TEST.ABSENT_CLASSES)
-
     def train(self) -> dict[str, Any]:
         """Train to the end; returns the metrics of the last evaluation, on the main rank."""
+        if comm.is_main_process():
+            keep_config(self._given_cfg)
         super().train()
         return getattr(self, "_last_eval_results", {})
 
@@ -165,14 +163,15 @@ class SuperLossTrainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
-        """The stock loader; SIGTERM to the whole job does not end an evaluation half-way."""
-        return shield_workers(super().build_test_loader(cfg, dataset_name))
+        """Loader of a test set by :func:`~sl_detectron.data.test_loader.build_test_loader`."""
+        return build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """Evaluator of a test set by ``TEST.EVALUATOR`` and ``TEST.ABSENT_CLASSES``."""
         return build_evaluator(
-            dataset_name, cfg.TEST.EVALUATOR, cfg.OUTPUT_DIR, cfg.TEST.ABSENT_CLASSES
+            *(dataset_name, cfg.TEST.EVALUATOR, cfg.OUTPUT_DIR, cfg.TEST.ABSENT_CLASSES),
+            bad_annotations=cfg.DATASETS.BAD_ANNOTATIONS,
         )
 
 

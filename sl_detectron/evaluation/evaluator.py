@@ -1,7 +1,9 @@
 """The evaluators of a test set inside detectron2's inference loop."""
 
+import json
 import logging
 import os
+import tempfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import chain
@@ -13,8 +15,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.utils import comm
 
-from ..data.formats.voc_xml import read_image_set
-from ..data.voc import load_dataset
+from ..data.datasets import is_coco_set, load_dataset, read_coco
+from ..data.formats.voc_set import read_image_set
 from .average_precision import (
     IOU_THRESHOLDS,
     METRICS,
@@ -54,6 +56,7 @@ class VOCEvaluator(DatasetEvaluator):
         absent_classes: "skip" leaves classes without ground truth out of the mean; "zero" counts
             them as 0, as detectron2 does (its area metric gives nan where such a class has
             detections)
+        bad_annotations: "error" refuses flawed boxes and images; "skip" leaves them out
 
     Raises:
         ValueError: an unknown choice, or a dataset that is not in VOC's form
@@ -72,6 +75,7 @@ class VOCEvaluator(DatasetEvaluator):
         metric: str | None = None,
         rounding: bool = True,
         absent_classes: str = "skip",
+        bad_annotations: str = "error",
     ):
         _check_voc_metadata(dataset_name)
         metadata = MetadataCatalog.get(dataset_name)
@@ -85,6 +89,7 @@ class VOCEvaluator(DatasetEvaluator):
         self._metric = metric
         self._rounding = rounding
         self._absent_classes = absent_classes
+        self._bad_annotations = bad_annotations
         self.result: VOCResult | None = None
 
     def reset(self) -> None:
@@ -135,7 +140,9 @@ class VOCEvaluator(DatasetEvaluator):
         if not comm.is_main_process():
             return None
         detections = self._merge([*chain.from_iterable(gathered)])
-        _, ground_truth = load_ground_truth(self._root, self._split, self._class_names)
+        _, ground_truth = load_ground_truth(
+            self._root, self._split, self._class_names, self._bad_annotations
+        )
         classes = evaluate_detections(
             detections, ground_truth, len(self._class_names), self._metric
         )
@@ -181,6 +188,7 @@ def build_evaluator(
     kind: str = "voc",
     output_dir: str | os.PathLike | None = None,
     absent_classes: str = "skip",
+    bad_annotations: str = "error",
 ) -> DatasetEvaluator:
     """Build the evaluator of a registered dataset.
 
@@ -195,6 +203,7 @@ def build_evaluator(
         output_dir: where "coco" writes the converted ground truth and the predictions, in the
             subfolder ``inference``
         absent_classes: "skip" or "zero", see :class:`VOCEvaluator`
+        bad_annotations: "error" refuses flawed boxes and images; "skip" leaves them out
 
     Returns:
         a detectron2 evaluator whose results have "bbox" with "AP", "AP50" and "AP75", percent
@@ -205,12 +214,14 @@ def build_evaluator(
     check_evaluator(dataset_name, kind, absent_classes)
     folder = None if output_dir is None else os.path.join(output_dir, "inference")
     if _is_coco(dataset_name):
-        return COCOEvaluator(dataset_name, output_dir=folder)
+        return _evaluator_of_json(dataset_name, folder, bad_annotations)
     if kind == "voc" and _is_voc(dataset_name):
-        return VOCEvaluator(dataset_name, absent_classes=absent_classes)
+        return VOCEvaluator(
+            dataset_name, absent_classes=absent_classes, bad_annotations=bad_annotations
+        )
     if folder is None:
         raise ValueError(f"COCO style evaluation of {dataset_name!r} needs an output_dir")
-    return _coco_evaluator(dataset_name, folder)
+    return _coco_evaluator(dataset_name, folder, bad_annotations)
 
 
 def check_evaluator(dataset_name: str, kind: str, absent_classes: str = "skip") -> None:
@@ -266,11 +277,37 @@ def _is_coco(dataset_name: str) -> bool:
     return hasattr(metadata, "json_file") and not hasattr(metadata, "dirname")
 
 
-def _coco_evaluator(dataset_name: str, folder: str) -> COCOEvaluator:
+def _evaluator_of_json(
+    dataset_name: str, folder: str | None, bad_annotations: str
+) -> COCOEvaluator:
+    """COCOEvaluator of the json, or of its plain form where areas, iscrowd or such are missing."""
+    if not is_coco_set(dataset_name):
+        return COCOEvaluator(dataset_name, output_dir=folder)
+    file = read_coco(dataset_name, bad_annotations)
+    if not file.has_annotations or file.is_plain():
+        return COCOEvaluator(dataset_name, output_dir=folder)
+    name = f"{dataset_name}_completed"
+    metadata = MetadataCatalog.get(dataset_name).as_dict()
+    metadata |= {"name": name, "thing_classes": file.class_names}
+    metadata["thing_dataset_id_to_contiguous_id"] = file.class_ids
+    with tempfile.TemporaryDirectory() as temporary:
+        path = os.path.join(temporary, file.path.name)
+        with open(path, "w", encoding="utf-8") as f:
+            json.dump(file.plain(), f)
+        try:
+            MetadataCatalog.get(name).set(**{**metadata, "json_file": path})
+            return COCOEvaluator(name, output_dir=folder)
+        finally:
+            MetadataCatalog.remove(name)
+
+
+def _coco_evaluator(dataset_name: str, folder: str, bad_annotations: str) -> COCOEvaluator:
     # Under a temporary name: COCOEvaluator writes json_file into the metadata and would read that
     # same file in the next run, even after the dataset has changed.
     name = f"{dataset_name}_coco_style"
-    DatasetCatalog.register(name, lambda: [*map(_difficult_as_crowd, load_dataset(dataset_name))])
+    DatasetCatalog.register(
+        name, lambda: [*map(_difficult_as_crowd, load_dataset(dataset_name, bad_annotations))]
+    )
     try:
         MetadataCatalog.get(name).thing_classes = MetadataCatalog.get(dataset_name).thing_classes
         return COCOEvaluator(

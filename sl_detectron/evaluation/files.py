@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
-from ..data.formats.voc_xml import class_ids_of, read_voc_annotations
+from ..data.formats.voc_set import read_image_set, read_voc_annotations
+from ..data.formats.voc_xml import VOCAnnotation, VOCObject, class_ids_of
 from .average_precision import IOU_THRESHOLDS, Array, Detections, GroundTruth, evaluate_detections
 from .results import VOCResult
 
@@ -32,6 +33,7 @@ def evaluate_files(
     class_names: Sequence[str] = CLASS_NAMES,
     rounding: bool = False,
     absent_classes: str = "skip",
+    bad_annotations: str = "error",
 ) -> VOCResult:
     """Score detections in files against a VOC devkit folder; images are not needed.
 
@@ -45,6 +47,7 @@ def evaluate_files(
         rounding: round what json holds to 3 decimals of score and 1 of coordinates, as
             detectron2's evaluator does
         absent_classes: "skip" or "zero", see :class:`VOCEvaluator`
+        bad_annotations: "error" refuses flawed boxes and images; "skip" leaves them out
 
     Returns:
         the result of every class at every threshold
@@ -52,32 +55,49 @@ def evaluate_files(
     Raises:
         FileNotFoundError, ValueError: a file is missing or wrong
     """
-    image_ids, ground_truth = load_ground_truth(voc_root, split, class_names)
+    image_ids, ground_truth = load_ground_truth(voc_root, split, class_names, bad_annotations)
     found = load_detections(detections, split, image_ids, class_names, rounding)
     classes = evaluate_detections(found, ground_truth, len(class_names), metric)
     return VOCResult(class_names, IOU_THRESHOLDS, metric, classes, absent_classes)
 
 
 def load_ground_truth(
-    root: str | os.PathLike, split: str, class_names: Sequence[str]
+    root: str | os.PathLike,
+    split: str,
+    class_names: Sequence[str],
+    bad_annotations: str = "error",
 ) -> tuple[list[str], GroundTruth]:
     """Read the annotated boxes of a split; objects of other classes are left out, with a warning.
 
     Returns:
-        image ids in the order of the image set, and the boxes with indices into them
+        image ids in the order of the image set, those that are left out too, and the boxes with
+        indices into them
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing or wrong, or there is no object at all
     """
     class_ids = class_ids_of(class_names)
     annotations = read_voc_annotations(
-        root, split, class_names, other_classes="ignore", one_pixel_boxes=True
+        root, split, class_names, other_classes="ignore", bad_annotations=bad_annotations
     )
-    objects = [(i, obj) for i, a in enumerate(annotations.values()) for obj in a.objects]
+    image_ids = read_image_set(root, split)
+    objects = [(i, o) for i, id_ in enumerate(image_ids) for o in _objects(annotations, id_)]
+    if not objects:
+        raise ValueError(
+            f"image set {split!r} of {os.fspath(root)} has no object to score against, in "
+            f"{len(image_ids)} files; <annotation><object> is read"
+        )
     ground_truth = GroundTruth(
         images=np.array([i for i, _ in objects], dtype=np.int64),
         classes=np.array([class_ids[obj.name] for _, obj in objects], dtype=np.int64),
         boxes=np.array([obj.box for _, obj in objects], dtype=np.float64).reshape(-1, 4),
         difficult=np.array([obj.difficult for _, obj in objects], dtype=bool),
     )
-    return list(annotations), ground_truth
+    return image_ids, ground_truth
+
+
+def _objects(annotations: Mapping[str, VOCAnnotation], image_id: str) -> list[VOCObject]:
+    return annotations[image_id].objects if image_id in annotations else []
 
 
 def to_voc_pixels(scores: Array, boxes: Array, rounding: bool) -> tuple[Array, Array]:

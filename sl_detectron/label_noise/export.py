@@ -12,11 +12,14 @@ from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 
+from ..data.formats.annotations import Record
+from ..data.formats.changes import Change
 from ..data.formats.coco_json import CocoFile
 from ..data.formats.devkit import copy_devkit
 from ..data.formats.manifest import write_manifest
 from ..data.formats.restore import COPY_FILES, DESCRIPTION, MANIFEST, ORIGINAL, PICTURE
-from ..data.voc import load_voc_dataset
+from ..data.formats.voc_set import read_voc_annotations
+from ..data.voc import voc_records
 from ..files import new_folder, refuse_to_overwrite, write_json
 from .injection import inject
 from .noises import Noise
@@ -34,6 +37,7 @@ def export_noisy_voc(
     dataset_name: str,
     num_workers: int = 1,
     progress: bool = False,
+    bad_annotations: str = "error",
 ) -> NoiseStatistics:
     """Write a noisy copy of a VOC devkit folder: XML with noise, image sets, links to the rest.
 
@@ -48,14 +52,15 @@ def export_noisy_voc(
         dataset_name: the name that training will use; part of every annotation's hash
         num_workers: processes that write XML; the result does not depend on it
         progress: whether to show a progress bar
+        bad_annotations: "error" refuses flawed boxes and images; "skip" copies them as they are
 
     Returns:
         what the noise did
 
     Raises:
         FileExistsError: ``out`` exists
-        ValueError: an annotation or a noise is wrong, ``root`` is a noisy copy itself, or ``out``
-            is inside it
+        ValueError: an annotation or a noise is wrong, the noise hits nothing, ``root`` is a noisy
+            copy itself, or ``out`` is inside it
     """
     root, out = Path(root).resolve(), Path(out)
     refuse_to_overwrite(out, root)
@@ -66,14 +71,12 @@ def export_noisy_voc(
                 f"{path} belongs to a noisy copy: make the folder clean first "
                 "(sl-inject-noise --restore), or rename the file if it is yours"
             )
-    records = load_voc_dataset(root, split, class_names, require_images=False)
-    noisy, changes = inject(records, noises, len(class_names), dataset_name)
-    objects = {
-        r["image_id"]: [(class_names[a["category_id"]], a["bbox"]) for a in r["annotations"]]
-        for r in noisy
-    }
+    annotations = read_voc_annotations(root, split, class_names, bad_annotations=bad_annotations)
+    records = voc_records(root, annotations, class_names)
+    _, changes = inject(records, noises, len(class_names), dataset_name)
+    _refuse_no_noise(records, noises, changes, dataset_name)
     by_image = groupby(changes, key=lambda change: change.image_id)  # they are sorted by image
-    changed = {f"{i}.xml": ([*group], objects[i]) for i, group in by_image}
+    changed = {f"{i}.xml": ([*group], annotations[str(i)].positions) for i, group in by_image}
     statistics = noise_statistics(records, changes, len(class_names))
     with new_folder(out) as partial:
         copy_devkit(
@@ -90,7 +93,8 @@ def export_noisy_coco(
 
     Raises:
         FileExistsError: ``out`` exists
-        ValueError: an annotation or a noise is wrong, or the copy needs the file's name
+        ValueError: an annotation or a noise is wrong, the noise hits nothing, or the copy needs
+            the file's name
     """
     out, file, classes = Path(out), coco.path.name, coco.class_names
     refuse_to_overwrite(out, coco.path)
@@ -98,6 +102,7 @@ def export_noisy_coco(
         raise ValueError(f"{coco.path}: the copy needs the name {file}; rename the file")
     records = coco.records()
     _, changes = inject(records, noises, len(classes), dataset_name)
+    _refuse_no_noise(records, noises, changes, dataset_name)
     statistics = noise_statistics(records, changes, len(classes))
     with new_folder(out) as partial:
         (partial / file).write_bytes(coco.with_changes(changes))
@@ -105,6 +110,23 @@ def export_noisy_coco(
         write_manifest(partial / MANIFEST, changes, classes, dataset_name)
         _describe(partial, dataset_name, noises, classes, statistics, file)
     return statistics
+
+
+def _refuse_no_noise(
+    records: Sequence[Record], noises: Sequence[Noise], changes: Sequence[Change], name: str
+) -> None:
+    """A copy without any noise is none that was asked for."""
+    if changes or not any(noise.rate > 0 for noise in noises):
+        return
+    annotations = [a for record in records for a in record["annotations"]]
+    crowds = sum(bool(a.get("iscrowd", 0)) for a in annotations)
+    if crowds == len(annotations):
+        what = f"all {crowds} annotations are crowds (iscrowd 1)" if crowds else "no annotation"
+        raise ValueError(f"dataset {name!r} has nothing that noise can hit: {what}")
+    raise ValueError(
+        f"the noise hits none of the {len(annotations) - crowds} annotations of {name!r}: take a "
+        "higher rate, another seed or the mode exact"
+    )
 
 
 def _describe(

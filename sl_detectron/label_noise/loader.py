@@ -25,12 +25,14 @@ from detectron2.data.build import (
 from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler
 from torch.utils.data import Sampler
 
-from ..config import check_has_keys, train_sets
+from ..config import check_has_keys, num_classes_key, num_classes_of, train_sets
 from ..data.annotation_ids import AnnotationIdMapper, AnnotationTable, number_annotations
+from ..data.datasets import check_classes, load_dataset
 from ..data.formats.annotations import Record
+from ..data.formats.flaws import check_bad_annotations
 from ..data.formats.manifest import changes_from_manifest, read_manifest
+from ..data.images import CheckedImages
 from ..data.train_loader import TrainLoader, check_loading
-from ..data.voc import load_dataset
 from .config import check_label_noise, noises_from_config, train_classes
 from .injection import apply_changes, inject
 from .noises import Noise
@@ -71,7 +73,7 @@ def build_noisy_train_loader(
         ValueError: the noise is set wrongly or does not fit the datasets
     """
     if mapper is None or type(mapper) is DatasetMapper:
-        mapper = AnnotationIdMapper(mapper or DatasetMapper(cfg, True))
+        mapper = AnnotationIdMapper(CheckedImages(mapper or DatasetMapper(cfg, True)))
     sets = noisy_dataset_dicts(cfg)
     records = [record for name in train_sets(cfg) for record in sets[name]]
     loader = TrainLoader(
@@ -96,6 +98,7 @@ def check_train_loader(cfg: CfgNode) -> None:
     if sampler not in _SAMPLERS:
         raise ValueError(f"DATALOADER.SAMPLER_TRAIN must be one of {_SAMPLERS}; got {sampler!r}")
     check_loading(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.BROKEN_IMAGES)
+    check_bad_annotations(cfg.DATASETS.BAD_ANNOTATIONS, "DATASETS.BAD_ANNOTATIONS")
 
 
 def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:
@@ -117,7 +120,9 @@ def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:
     names = train_sets(cfg)
     manifest = _read_manifest(cfg)
     # Loading a COCO set sets its class names, which noises may ask for.
-    sets = {name: _load(name) for name in names}
+    sets = {name: _load(cfg, name) for name in names}
+    for name, records in sets.items():
+        check_classes(name, records, num_classes_of(cfg), num_classes_key(cfg), exact=False)
     noises = noises_from_config(cfg)
     if noises or manifest is not None:
         classes = train_classes(cfg)
@@ -127,8 +132,8 @@ def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:
     return _filter(cfg, number_annotations(sets))
 
 
-def _load(name: str) -> list[Record]:
-    records = load_dataset(name)
+def _load(cfg: CfgNode, name: str) -> list[Record]:
+    records = load_dataset(name, cfg.DATASETS.BAD_ANNOTATIONS)
     if not isinstance(records, list):
         raise ValueError(
             f"dataset {name!r} is a {type(records).__name__}, not a list of dicts; "
@@ -188,7 +193,8 @@ def _filter(cfg: CfgNode, sets: Mapping[str, list[Record]]) -> dict[str, list[Re
             f"DATASETS.PROPOSAL_FILES_TRAIN has {len(proposals)} files for {len(names)} sets"
         )
     filtered = {}
-    for name, records in sets.items():
+    for name, loaded in sets.items():
+        records = loaded
         if proposals:
             file = proposals[names.index(name)]
             records = load_proposals_into_dataset([dict(r) for r in records], file)
@@ -198,12 +204,21 @@ def _filter(cfg: CfgNode, sets: Mapping[str, list[Record]]) -> dict[str, list[Re
         if has_instances and cfg.MODEL.KEYPOINT_ON and keypoints > 0:
             records = filter_images_with_few_keypoints(records, keypoints)
         if not records:
-            raise ValueError(f"dataset {name!r} has no image left to train on")
+            raise ValueError(f"dataset {name!r} has no image left to train on{_why(loaded)}")
         classes = MetadataCatalog.get(name).get("thing_classes")
         if has_instances and classes is not None:
             print_instances_class_histogram(records, classes)
         filtered[name] = records
     return filtered
+
+
+def _why(records: Sequence[Record]) -> str:
+    """What a message says about records of which no image is left."""
+    annotations = [a for record in records for a in record.get("annotations", ())]
+    crowds = sum(bool(a.get("iscrowd", 0)) for a in annotations)
+    if annotations and crowds == len(annotations):
+        return f": all {crowds} annotations are crowds (iscrowd 1)"
+    return f": its {len(records)} images have {len(annotations)} annotations"
 
 
 def _sampler_factory(

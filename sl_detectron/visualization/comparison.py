@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from detectron2.data import detection_utils
 
+from ..data.images import read_image
 from .boxes import LabelledBox, annotation_boxes, detection_boxes, draw_boxes, is_wrong
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def panels_of(
     Returns:
         {title: (H', W', 3) uint8 RGB}
     """
-    image = detection_utils.read_image(record["file_name"], "BGR")
+    image = read_image(record, "BGR")
     annotations = record.get("annotations", [])
     boxes = {}
     if clean is not None:
@@ -113,7 +113,7 @@ def draw_comparison(
     figure = Figure(figsize=(4 * columns, 4 * len(records)))
     axes = figure.subplots(len(records), columns, squeeze=False)
     for row, record in zip(axes, records):
-        image = detection_utils.read_image(record["file_name"], "BGR")
+        image = read_image(record, "BGR")
         boxes = {
             "labels given; red: wrong (true)": annotation_boxes(record["annotations"], classes)
         }

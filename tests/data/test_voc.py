@@ -9,14 +9,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_pascal_voc
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES, load_voc_instances
 
-from sl_detectron.data.formats.voc_xml import parse_voc_xml, read_image_set, read_voc_annotations
-from sl_detectron.data.voc import (
-    check_datasets,
-    load_dataset,
-    load_voc_dataset,
-    register_voc_dataset,
-    register_voc_datasets,
-)
+from sl_detectron.data.datasets import check_dataset, load_dataset
+from sl_detectron.data.formats.voc_set import read_image_set, read_voc_annotations
+from sl_detectron.data.formats.voc_xml import parse_voc_xml
+from sl_detectron.data.voc import load_voc_dataset, register_voc_dataset, register_voc_datasets
 
 CLASSES = ("cat", "dog", "horse")
 SIZE = "<size><width>100</width><height>80</height><depth>3</depth></size>"
@@ -92,16 +88,10 @@ def test_fractional_coordinates_and_absent_flags(tmp_path):
     assert parse_voc_xml(path).objects == [("cat", (1.5, 2.25, 9.75, 8.0), False)]
 
 
-def test_one_pixel_boxes_are_read_on_demand(tmp_path):
-    path = tmp_path / "a.xml"
-    path.write_text(annotation(obj(box=(5, 9, 5, 9))))
-    with pytest.raises(ValueError, match="xmin < xmax and ymin < ymax"):
-        parse_voc_xml(path)
-    assert parse_voc_xml(path, one_pixel_boxes=True).objects[0].box == (5, 9, 5, 9)
-    for box in ((5, 1, 4, 9), (1, 5, 9, 4)):
-        path.write_text(annotation(obj(box=box)))
-        with pytest.raises(ValueError, match="xmin <= xmax and ymin <= ymax"):
-            parse_voc_xml(path, one_pixel_boxes=True)
+def test_a_box_may_be_one_pixel(tmp_path):
+    root = write_set(tmp_path, {"a": annotation(obj(box=(5, 9, 5, 9)))})
+    (record,) = load_voc_dataset(root, "train", CLASSES)
+    assert record["annotations"][0]["bbox"] == [4, 8, 5, 9]
 
 
 def test_other_classes_are_left_out_on_demand(tmp_path, caplog):
@@ -111,8 +101,8 @@ def test_other_classes_are_left_out_on_demand(tmp_path, caplog):
         records = load_voc_dataset(root, "train", ["horse", "cat"], other_classes="ignore")
     assert [[a["category_id"] for a in r["annotations"]] for r in records] == [[1], []]
     (message,) = caplog.messages
-    assert message.endswith("ignored: dog (3), hrose (1)")
-    with pytest.raises(ValueError, match="'dog' is not in the class list"):
+    assert re.search(r"ignored, 'dog' \(3\), 'hrose' \(1\): 4 \(the first: .*a\.xml\)", message)
+    with pytest.raises(ValueError, match=r"2 flaws.*'dog' \(3 objects\) is not.*'hrose' is not"):
         load_voc_dataset(root, "train", ["horse", "cat"])
     with pytest.raises(ValueError, match=r"other_classes must be one of .*'skip'"):
         read_voc_annotations(root, "train", ["horse", "cat"], other_classes="skip")
@@ -150,20 +140,24 @@ BAD_XML = {
         "entity",
     ),
     "UTF-16": (annotation(obj()).encode("utf-16"), "UTF-16"),
-    "near class": (annotation(obj("hors")), "'hors' is not in the class list; nearest are horse"),
-    "far class": (annotation(obj("zebu")), "'zebu' is not in .* the list is cat, dog, horse"),
+    "near class": (annotation(obj("hors")), "'hors' is not in the class list; nearest are 'horse'"),
+    "far class": (annotation(obj("zebu")), "'zebu' is not in .* the list is 'cat', 'dog', 'horse'"),
     "no name": (annotation(obj("")), r"object 0 has no <name>"),
     "no bndbox": (annotation(obj(), "<object><name>cat</name></object>"), "object 1 .* <bndbox>"),
     "no xmin": (annotation(obj().replace("xmin", "xmini")), "xmin=None"),
     "text in a box": (annotation(obj(box=(1, 2, "three", 4))), "xmax='three'"),
-    "xmax = xmin": (annotation(obj(box=(5, 1, 5, 9))), "needs xmin < xmax .* xmin=5"),
-    "ymax < ymin": (annotation(obj(box=(1, 9, 5, 3))), "ymin < ymax.* ymin=9"),
+    "xmax < xmin": (annotation(obj(box=(5, 1, 4, 9))), "needs xmin <= xmax .* xmin=5"),
+    "ymax < ymin": (annotation(obj(box=(1, 9, 5, 3))), "ymin <= ymax.* ymin=9"),
     "nan": (annotation(obj(box=("nan", 1, 5, 3))), "xmin=nan"),
     "inf": (annotation(obj(box=(1, 1, "inf", 3))), "xmax=inf"),
-    "difficult": (annotation(obj(extra="<difficult>no</difficult>")), "difficult='no'"),
-    "no size": (annotation(obj(), size=""), "no <size>"),
-    "size 0": (annotation(obj(), size=SIZE.replace("100", "0")), "<size>.*'0' and '80'"),
-    "size text": (annotation(obj(), size=SIZE.replace("80", "x")), "<size>.*'100' and 'x'"),
+    "outside": (annotation(obj(box=(101, 1, 120, 9))), r"0 \('cat'\): its box is outside .* 100 x"),
+    "fractions": (annotation(obj(box=(0.1, 0.2, 0.5, 1))), "fractions of the image"),
+    "wrapper": (f"<annotation><objects>{obj()}</objects></annotation>", "read from <annotation>"),
+    "other root": ("<images></images>", "read from <annotation><object>.* has none"),
+    "renamed": (annotation(obj().replace("object", "obj")), "1 <bndbox> elsewhere"),
+    "no size": (annotation(obj(), size=""), "no <size>.* cannot be read"),
+    "size 0": (annotation(obj(), size=SIZE.replace("100", "0")), "no <size>"),
+    "size text": (annotation(obj(), size=SIZE.replace("80", "x")), "no <size>"),
 }
 
 
@@ -182,7 +176,9 @@ def test_missing_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=re.escape(f"no VOC folder {root}")):
         load_voc_dataset(root, "train", CLASSES)
     write_set(root, {"a": annotation(obj()), "b": annotation(obj())})
-    with pytest.raises(FileNotFoundError, match=r"no image set .*val\.txt; the folder has: train"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no image set .*val\.txt; the folder has: 'train'"
+    ):
         load_voc_dataset(root, "val", CLASSES)
     (root / "JPEGImages" / "b.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"image 'b' has an annotation but no .*b\.jpg"):
@@ -302,17 +298,17 @@ def test_sets_of_detectron2_get_the_checks(tmp_path, names):
     register_pascal_voc("voc_test_stock", str(root), "train", 2012, CLASSES)
     # detectron2's own loader stops at a one-image split.
     assert load_dataset("voc_test_stock") == load_voc_dataset(root, "train", CLASSES)
-    check_datasets(["voc_test_stock"])
+    assert check_dataset("voc_test_stock") == load_dataset("voc_test_stock")
     os.remove(root / "JPEGImages" / "only.jpg")
     with pytest.raises(FileNotFoundError, match=r"only\.jpg"):
-        check_datasets(["voc_test_stock"])
+        check_dataset("voc_test_stock")
 
 
 def test_check_reads_voc_sets_only(names):
     names += ["voc_test_other", "voc_test_broken"]
     loaded = []
     DatasetCatalog.register("voc_test_other", lambda: loaded.append(1) or [])
-    check_datasets(["voc_test_other"])
+    assert check_dataset("voc_test_other") is None
     assert not loaded
     with pytest.raises(ValueError, match="'voc_test_othr' is not registered; did you mean"):
-        check_datasets(["voc_test_othr"])
+        check_dataset("voc_test_othr")

@@ -131,9 +131,8 @@ def test_subset_of_the_classes_equals_detectron2(register, caplog, year):
         stock, ours = both(name, predictions)
     assert ours == stock
     assert 0 < ours[0] < 100
-    assert [m for m in caplog.messages if "ignored" in m] == [
-        "Objects of classes outside the class list are ignored: dog (2)"
-    ]
+    (message,) = (m for m in caplog.messages if "ignored" in m)
+    assert "objects of classes outside the class list are ignored, 'dog' (2)" in message
 
 
 @pytest.mark.parametrize("year", [2007, 2012])
@@ -208,9 +207,9 @@ def test_absent_class_under_the_11_points_is_zero_as_in_detectron2(register):
     assert ours["AP"] == pytest.approx(50)
 
 
-def test_set_without_any_object_scores_nan(register):
-    scores = run(VOCEvaluator(register({"a": []})), {"a": make_instances([])})
-    assert np.isnan([scores[k] for k in SUMMARY]).all()
+def test_set_without_any_object_is_refused(register):
+    with pytest.raises(ValueError, match="has no object to score against, in 1 files"):
+        run(VOCEvaluator(register({"a": []})), {"a": make_instances([])})
 
 
 def test_exact_mode_keeps_every_decimal(register):

@@ -1,78 +1,121 @@
-"""A COCO json file: its records, and its content with changes."""
+"""A COCO json file, for every command alike: its content in plain form, and changes to it."""
 
 import json
-from collections.abc import Sequence
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.structures import BoxMode
 
+from ..images import READ_ERRORS, image_header
 from .annotations import Record, make_spurious
 from .changes import Change
+from .flaws import Flaws, box_flaw, whole_number
 from .voc_xml import class_ids_of
 
-__all__ = ["CocoFile"]
+__all__ = ["CocoFile", "plain_id"]
+
+Id = int | str
+_PARTS = ("categories", "images", "annotations")
+_WITHOUT_ANNOTATIONS = {"images", "categories", "info", "licenses", "type"}
 
 
 class CocoFile:
-    """A COCO json file as dataset dicts, and what it holds after changes.
+    """A COCO json file: its content in plain form, and what it holds after changes.
 
-    Classes and annotations are numbered as by detectron2's ``load_coco_json``: classes by
-    ascending category id; annotations whose polygons all have fewer than three points do not
-    count.
+    Ids match by value: 1, 1.0 and "1" are one. Classes and annotations are numbered as by
+    detectron2's ``load_coco_json``: classes by ascending category id; annotations whose polygons
+    all have fewer than three points do not count.
+
+    Args:
+        path: of the file
+        image_root: folder of its images, from which sizes come that the file lacks; None if unknown
+        bad_annotations: whether flaws are an "error", or what has them is left out and counted:
+            "skip"
+        flaws: takes what is found, in place of ``bad_annotations``; the caller settles it
 
     Raises:
         FileNotFoundError: there is no such file
-        ValueError: it is no COCO json in UTF-8, category names repeat, or an id is no integer
+        ValueError: it is no COCO json in UTF-8, category names repeat, or an entry has a flaw
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        image_root: str | os.PathLike | None = None,
+        *,
+        bad_annotations: str = "error",
+        flaws: Flaws | None = None,
+    ):
         self.path = Path(path)
+        self._image_root = image_root
+        self._flaws = flaws or Flaws(str(path), bad_annotations)
         if not self.path.is_file():
             raise FileNotFoundError(f"no COCO json at {path}")
         self.content = self.path.read_bytes()
-        try:
-            self._data = json.loads(self.content.decode())
-            categories = sorted(self._data["categories"], key=lambda c: c["id"])
-            self.class_names = [str(category["name"]) for category in categories]
-            self._category_ids = [category["id"] for category in categories]
-            self._class_ids = {old: new for new, old in enumerate(self._category_ids)}
-            self._positions: dict[str, list[int]] = {str(i["id"]): [] for i in self._data["images"]}
-            for position, annotation in enumerate(self._data["annotations"]):
-                if _is_loaded(annotation) and str(annotation["image_id"]) in self._positions:
-                    self._positions[str(annotation["image_id"])].append(position)
-        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not a COCO json: {error!r}") from error
-        self._check()
+        self._data = self._load()
+        # Not those of a test whose annotations are kept by its server.
+        self.has_annotations = "annotations" in self._data
+        self._entries: list[Any] = self._data.get("annotations", [])
+        # As in the file, in the order of the class ids; {plain id: class id}.
+        self._category_ids, self.class_ids, self.class_names = self._read_categories()
+        # {plain id: image in plain form}
+        self._images = self._read_images()
+        # {plain id of an image: positions of its annotations in the file}
+        self._positions: dict[Id, list[int]] = {i: [] for i in self._images}
+        # {position in the file: annotation in plain form}
+        self._annotations = self._read_annotations()
+        if flaws is None:
+            self._flaws.settle()
 
-    def _check(self) -> None:
-        try:
-            class_ids_of(self.class_names)
-        except ValueError as error:
-            raise ValueError(f"{self.path}: categories: {error}") from error
-        for position, annotation in enumerate(self._data["annotations"]):
-            if type(annotation.get("id")) is not int:
-                raise ValueError(
-                    f"{self.path}: annotations[{position}] of image {annotation['image_id']!r} "
-                    f"needs an integer id; got {annotation.get('id')!r}"
-                )
+    def check_image_files(self) -> None:
+        """Keep as a flaw that none of the images is in the folder, and note how many are not."""
+        folders: dict[str, set[str]] = {}
+        missing = []
+        if self._image_root is None or "://" in os.fspath(self._image_root):
+            return  # a store whose files are not listed here
+        for image in self._images.values():
+            path = os.path.join(self._image_root, image["file_name"])
+            folder, name = os.path.split(path)
+            if folder not in folders:
+                folders[folder] = {*os.listdir(folder)} if os.path.isdir(folder) else set()
+            if name not in folders[folder]:
+                missing.append(path)
+        if missing and len(missing) == len(self._images):
+            have = ", ".join(sorted(folders[os.path.dirname(missing[0])])[:5]) or "nothing"
+            error = f"{self.path}: none of its {len(missing)} images is there; the first would be "
+            error += f"{missing[0]}, and that folder has {have}"
+            self._flaws.add("class", FileNotFoundError(error))
+        elif missing:
+            self._flaws.note("image files that are missing", missing[0], len(missing))
+
+    def plain(self) -> dict[str, Any]:
+        """The file in plain form, for detectron2's loader and pycocotools.
+
+        Each id is one value everywhere; annotations have a box, an area and iscrowd 0 or 1; images
+        have a height and a width as far as they are known. What cannot be used is left out.
+        """
+        categories: list[Any] = [{**c} for c in self._data["categories"]]
+        for category in categories:
+            category["id"] = plain_id(category["id"])
+        parts = {"images": [*self._images.values()], "annotations": [*self._annotations.values()]}
+        return {**self._data, **parts, "categories": categories}
+
+    def is_plain(self) -> bool:
+        """Whether the file is in plain form as it is."""
+        return self.plain() == self._data
 
     def records(self) -> list[Record]:
-        """Return detectron2 dataset dicts without file names.
-
-        Raises:
-            ValueError: an annotation lacks its box, or has a category that the file lacks
-        """
+        """Return detectron2 dataset dicts without file names, by ascending image id."""
         records = []
-        for image in self._data["images"]:
-            try:
-                record = {key: image[key] for key in ("height", "width")}
-                positions = self._positions[str(image["id"])]
-                annotations = [self._annotation(self._data["annotations"][i]) for i in positions]
-            except KeyError as error:
-                where = f"{self.path}: image {image['id']!r}"
-                raise ValueError(f"{where} has no such key or id: {error}") from error
-            records.append({"image_id": image["id"], **record, "annotations": annotations})
+        for image_id in sorted(self._images, key=lambda i: (str(type(i)), i)):
+            image = self._images[image_id]
+            size: Record = {key: image[key] for key in ("height", "width") if key in image}
+            annotations = [self._record(self._annotations[i]) for i in self._positions[image_id]]
+            records.append({"image_id": image_id, **size, "annotations": annotations})
         return records
 
     def with_changes(self, changes: Sequence[Change]) -> bytes:
@@ -81,14 +124,16 @@ class CocoFile:
         All that the changes are not about has the values and the order that it had, keys unknown
         to us too. White space is lost, and numbers are as Python writes them.
         """
-        annotations = list(self._data["annotations"])
-        new_id = max((a["id"] for a in annotations), default=0)
+        annotations = list(self._entries)
+        ids = (plain_id(a.get("id")) for a in self._entries)
+        new_id = max((i for i in ids if isinstance(i, int)), default=0)
         for change in changes:
+            positions = self._positions[plain_id(change.image_id)]  # type: ignore[index]
             if change.what == "spurious":
                 new_id += 1
-                annotations.append(self._new_annotation(change, new_id))
+                annotations.append(self._new_annotation(change, positions[0], new_id))
                 continue
-            position = self._positions[str(change.image_id)][change.index]
+            position = positions[change.index]
             if change.what == "missing":
                 annotations[position] = None
             elif change.what == "label":
@@ -99,30 +144,231 @@ class CocoFile:
         left = [a for a in annotations if a is not None]
         return json.dumps({**self._data, "annotations": left}).encode("ascii") + b"\n"
 
-    def _annotation(self, annotation: dict[str, Any]) -> dict[str, Any]:
+    def _record(self, annotation: Mapping[str, Any]) -> dict[str, Any]:
+        """An annotation in plain form as one of a dataset dict."""
         optional = ("iscrowd", "segmentation", "keypoints")
         return {
-            "category_id": self._class_ids[annotation["category_id"]],
+            "category_id": self.class_ids[annotation["category_id"]],
             "bbox": annotation["bbox"],
             "bbox_mode": BoxMode.XYWH_ABS,
             **{key: annotation[key] for key in optional if annotation.get(key)},
         }
 
-    def _new_annotation(self, change: Change, annotation_id: int) -> dict[str, Any]:
-        first = self._positions[str(change.image_id)][0]
-        sibling = self._annotation(self._data["annotations"][first])
+    def _new_annotation(self, change: Change, sibling: int, annotation_id: int) -> dict[str, Any]:
         category_id = self._category_ids[change.new["category_id"]]
-        added = make_spurious(sibling, category_id, change.new["bbox"])
+        added = make_spurious(
+            self._record(self._annotations[sibling]), category_id, change.new["bbox"]
+        )
         del added["bbox_mode"]
         if "keypoints" in added:
             added["num_keypoints"] = 0
         area = added["bbox"][2] * added["bbox"][3]
-        own = {"id": annotation_id, "image_id": change.image_id, "area": area}
-        return {**own, "iscrowd": 0, **added}
+        image_id = self._entries[sibling]["image_id"]
+        return {"id": annotation_id, "image_id": image_id, "area": area, "iscrowd": 0, **added}
+
+    def _load(self) -> dict[str, Any]:
+        try:
+            data = json.loads(self.content.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{self.path} is not a COCO json: it is not UTF-8, save it as UTF-8: {error}"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self.path} is not a COCO json: {error!r}") from error
+        if not isinstance(data, dict):
+            found = f"it holds a {type(data).__name__}"
+            raise ValueError(
+                f"{self.path} is not a COCO json: {found}, not an object with {_PARTS}"
+            )
+        for key in _PARTS:
+            if key == "annotations" and data.keys() <= _WITHOUT_ANNOTATIONS:
+                continue
+            if key not in data:
+                raise ValueError(
+                    f"{self.path} is not a COCO json: KeyError({key!r}); it has {[*data]}"
+                )
+            if not isinstance(data[key], list):
+                kind = type(data[key]).__name__
+                raise ValueError(f"{self.path} is not a COCO json: {key} is a {kind}, not a list")
+            for i, entry in enumerate(data[key]):
+                if not isinstance(entry, dict):
+                    what = f"{key}[{i}] is {entry!r:.80}"
+                    raise ValueError(f"{self.path} is not a COCO json: {what}, not an object")
+        return data
+
+    def _read_categories(self) -> tuple[list[Any], dict[Id, int], list[str]]:
+        ids: dict[Id, Any] = {}
+        for i, category in enumerate(self._data["categories"]):
+            plain = plain_id(category.get("id"))
+            if plain is None or not isinstance(category.get("name"), str):
+                raise ValueError(
+                    f"{self.path} is not a COCO json: categories[{i}] needs an id and a name; got "
+                    f"{category!r:.200}"
+                )
+            if plain in ids:
+                raise ValueError(f"{self.path}: two categories have the id {plain!r}")
+            ids[plain] = category
+        if len({type(i) for i in ids}) > 1:
+            raise ValueError(f"{self.path}: the ids of categories are numbers and names: {[*ids]}")
+        order = sorted(ids, key=lambda i: (str(type(i)), i))
+        names = [ids[i]["name"] for i in order]
+        try:
+            class_ids_of(names)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: categories: {error}") from error
+        return [ids[i]["id"] for i in order], {old: new for new, old in enumerate(order)}, names
+
+    def _read_images(self) -> dict[Id, dict[str, Any]]:
+        images: dict[Id, dict[str, Any]] = {}
+        for i, image in enumerate(self._data["images"]):
+            where = f"{self.path}: images[{i}]"
+            plain, name = plain_id(image.get("id")), image.get("file_name")
+            if plain is None or not (isinstance(name, str) and name):
+                self._image_flaw(f"{where} needs an id and a file_name; got {image!r:.200}")
+            elif plain in images:
+                self._image_flaw(f"{where}: two images have the id {plain!r}")
+            else:
+                size = self._size(image, f"{where} ({name!r})")
+                images[plain] = {**image, "id": plain, **size}
+        if len({type(i) for i in images}) > 1:
+            raise ValueError(f"{self.path}: some ids of images are numbers, others names")
+        return images
+
+    def _size(self, image: Mapping[str, Any], where: str) -> dict[str, int]:
+        """Height and width; those of the image file where the json has none."""
+        height, width = (whole_number(image.get(key)) for key in ("height", "width"))
+        if height is not None and width is not None:
+            return {"height": height, "width": width}
+        if self._image_root is None:
+            self._flaws.note("images without height and width", where)
+            return {}
+        try:
+            header = image_header(os.path.join(self._image_root, image["file_name"]))
+        except READ_ERRORS as error:
+            self._image_flaw(f"{where} has no height and width, and cannot be read: {error}")
+            return {}
+        self._flaws.note("images without height and width, so the files are read", where)
+        return {"height": header.height, "width": header.width}
+
+    def _image_flaw(self, text: str) -> None:
+        self._flaws.add("image", ValueError(text))
+
+    def _read_annotations(self) -> dict[int, dict[str, Any]]:
+        kept: dict[int, dict[str, Any]] = {}
+        counts = Counter(plain_id(a.get("id")) for a in self._entries)
+        for position, annotation in enumerate(self._entries):
+            where = f"{self.path}: annotations[{position}]"
+            try:
+                plain = self._plain(annotation, where, counts)
+            except ValueError as error:
+                self._flaws.add("box", error)
+                continue
+            if plain is not None:
+                kept[position] = plain
+                self._positions[plain["image_id"]].append(position)
+        if not kept and not self._flaws.found:
+            self._flaws.note("no annotation of an image in the file, so the set has none", "")
+        return kept
+
+    def _plain(
+        self, annotation: Mapping[str, Any], where: str, counts: Counter
+    ) -> dict[str, Any] | None:
+        """An annotation in plain form; None for one that detectron2 does not train on."""
+        image_id, number = annotation.get("image_id"), plain_id(annotation.get("id"))
+        where = f"{where} of image {image_id!r}"
+        if not isinstance(number, int):
+            raise ValueError(f"{where} needs an integer id; got {annotation.get('id')!r}")
+        if counts[number] > 1:
+            raise ValueError(f"{where}: {counts[number]} annotations have the id {number}")
+        image = self._images.get(plain_id(image_id))  # type: ignore[arg-type]
+        if image is None:
+            listed = ", ".join(repr(i) for i in [*self._images][:3])
+            self._flaws.note(f"annotations of no image in the file (it has {listed}, ...)", where)
+            return None
+        category_id = plain_id(annotation.get("category_id"))
+        if category_id not in self.class_ids:
+            raise ValueError(
+                f"{where}: there is no category {annotation.get('category_id')!r}; categories have "
+                f"the ids {[*self.class_ids]}"
+            )
+        if annotation.get("ignore", 0):
+            raise ValueError(f"{where}: ignore is not supported; a region of many is iscrowd 1")
+        box = self._box(annotation, image, where)
+        is_crowd = self._is_crowd(annotation, where)
+        shape = self._segmentation(annotation.get("segmentation"), where)
+        if box is None or shape is None:
+            return None
+        ids = {"id": number, "image_id": image["id"], "category_id": category_id}
+        plain = {**annotation, **ids, "bbox": box, "iscrowd": is_crowd}
+        if "segmentation" in annotation:
+            plain["segmentation"] = shape
+        if not _is_number(annotation.get("area")):
+            plain["area"] = box[2] * box[3]
+        return plain
+
+    def _box(
+        self, annotation: Mapping[str, Any], image: Mapping[str, Any], where: str
+    ) -> list[float] | None:
+        box = annotation.get("bbox")
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+            raise ValueError(f"{where} needs a bbox of four numbers; got {box!r:.200}")
+        x, y, width, height = box
+        if width < 0 or height < 0:
+            raise ValueError(f"{where}: bbox is [x, y, width, height], both above 0; got {box}")
+        if not (width and height):
+            self._flaws.note("boxes without area are left out", f"{where}, {box}")
+            return None
+        size = (image["width"], image["height"]) if "width" in image else None
+        wrong, odd = box_flaw(box, [x, y, x + width, y + height], size)
+        if wrong:
+            raise ValueError(f"{where}: its box {wrong}; got [x, y, width, height] {box}")
+        if odd:
+            self._flaws.note(odd, f"{where}, [x, y, width, height] {box}")
+        return box
+
+    def _is_crowd(self, annotation: Mapping[str, Any], where: str) -> int:
+        given = annotation.get("iscrowd", 0)
+        if given in (0, 1):
+            return int(given)
+        is_crowd = int(given in ("1", "true", "True"))
+        self._flaws.note(f"iscrowd of {given!r:.40} is read as {is_crowd}", where)
+        return is_crowd
+
+    def _segmentation(self, given: Any, where: str) -> Any:
+        """What detectron2 takes; [] where nothing is given, None where it leaves the object out."""
+        if not given:
+            return [] if given is None else given
+        if isinstance(given, dict) and {"counts", "size"} <= given.keys():
+            return given
+        if not isinstance(given, list) or not all(map(_is_polygon, given)):
+            self._flaws.note("segmentations that are neither polygons nor RLE are left out", where)
+            return []
+        if any(len(polygon) % 2 == 0 and len(polygon) >= 6 for polygon in given):
+            return given
+        self._flaws.note("objects whose polygons all have under three points are left out", where)
+        return None
 
 
-def _is_loaded(annotation: dict[str, Any]) -> bool:
-    polygons = annotation.get("segmentation")
-    if not polygons or isinstance(polygons, dict):
-        return True
-    return any(len(polygon) % 2 == 0 and len(polygon) >= 6 for polygon in polygons)
+def plain_id(value: Any) -> Id | None:
+    """An id as it is compared: 1 for 1.0 and "1"; None for what is no id.
+
+    Example:
+        >>> [plain_id(x) for x in (7, 7.0, "7", "007", 7.5, None, True)]
+        [7, 7, 7, '007', None, None, None]
+    """
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        is_number = value.isascii() and value.isdigit() and str(int(value[:20])) == value
+        return int(value) if is_number else value
+    if isinstance(value, int | float) and math.isfinite(value) and value == int(value):
+        return int(value)
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_polygon(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))

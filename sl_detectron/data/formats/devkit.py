@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,18 @@ from tqdm import tqdm
 from tqdm.contrib.concurrent import process_map
 
 from .changes import Change
+from .flaws import Flaws
 from .manifest import write_manifest
 from .voc_edits import Edit, apply_edits, voc_edits
 from .voc_xml import parse_voc_xml, zero_based
 
 __all__ = ["FileChanges", "copy_devkit"]
 
-# The changes of one file, and every object that shall load from it afterwards: name and box, XYXY
-# in pixels, 0-based.
-FileChanges = tuple[Sequence[Change], list[tuple[str, list[float]]]]
+# The changes of one file, whose indices count the objects that a reader took, and the positions of
+# these objects among all of the file.
+FileChanges = tuple[Sequence[Change], Sequence[int]]
+# The name of an object, and its box: XYXY in pixels, 0-based.
+NamedBox = tuple[str, list[float]]
 
 
 def copy_devkit(
@@ -76,14 +80,43 @@ def _copy(
     name: str, change: FileChanges, source: Path, target: Path, class_names: Sequence[str]
 ) -> list[list[Edit]]:
     """Copy one file and return for each change its edits."""
-    changes, objects = change
+    given, positions = change
     content = (source / name).read_bytes()
+    changes = [c if c.what == "spurious" else replace(c, index=positions[c.index]) for c in given]
     edits = voc_edits(content, changes, class_names) if changes else []
     path = target / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(apply_edits(content, (e for group in edits for e in group)))
     if changes:
-        loaded = [(obj.name, zero_based(obj.box)) for obj in parse_voc_xml(path).objects]
-        if loaded != objects:
+        expected = _changed(_objects(source / name), changes, class_names)
+        if [*_objects(path).values()] != expected:
             raise ValueError(f"{source / name}: its layout is not understood, it cannot be changed")
     return edits
+
+
+def _objects(path: Path) -> dict[int, NamedBox]:
+    """{position in a file: its object} for the objects without a flaw."""
+    annotation = parse_voc_xml(path, Flaws(str(path), "skip", quiet=True))
+    found = [(obj.name, zero_based(obj.box)) for obj in annotation.objects]
+    return dict(zip(annotation.positions, found))
+
+
+def _changed(
+    objects: Mapping[int, NamedBox], changes: Sequence[Change], class_names: Sequence[str]
+) -> list[NamedBox]:
+    """The objects that a file has to have after changes."""
+    left, added = dict(objects), []
+    for change in changes:
+        if change.what == "spurious":
+            added.append((class_names[change.new["category_id"]], _floats(change.new["bbox"])))
+        elif change.what == "missing":
+            del left[change.index]
+        elif change.what == "label":
+            left[change.index] = (class_names[change.new], left[change.index][1])
+        else:
+            left[change.index] = (left[change.index][0], _floats(change.new))
+    return [*left.values(), *added]
+
+
+def _floats(box: Sequence[float]) -> list[float]:
+    return [*map(float, box)]

@@ -24,7 +24,7 @@ def test_coco_records_are_detectron2s(tmp_path, coco_name):
         ("{}", "is not a COCO json: KeyError.'categories'"),
         (
             '{"categories": [{"id": 1, "name": "a"}], "images": [{"id": 1}], "annotations": []}',
-            "image 1 has no such key",
+            r"images\[0\] needs an id and a file_name; got {'id': 1}",
         ),
         (
             '{"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "images": [], '
@@ -38,8 +38,8 @@ def test_coco_records_are_detectron2s(tmp_path, coco_name):
         ),
         (
             '{"categories": [{"id": 1, "name": "a"}], "images": [], '
-            '"annotations": [{"image_id": 7, "category_id": 1, "id": "5"}]}',
-            r"annotations\[0\] of image 7 needs an integer id; got '5'",
+            '"annotations": [{"image_id": 7, "category_id": 1, "id": "x"}]}',
+            r"annotations\[0\] of image 7 needs an integer id; got 'x'",
         ),
     ],
 )

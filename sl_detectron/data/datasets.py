@@ -1,0 +1,279 @@
+"""Datasets by name: registered from a config, loaded and checked by the readers of this package.
+
+A set that was registered for detectron2's VOC or COCO loader is read by :mod:`.formats` first, so
+that training, tests, noise and audits take the same files in the same way.
+"""
+
+import difflib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import (
+    builtin,
+    coco,
+    load_coco_json,
+    pascal_voc,
+    register_coco_instances,
+)
+from detectron2.utils.file_io import PathManager
+
+from . import voc
+from .formats.coco_json import CocoFile
+from .formats.flaws import Flaws
+
+__all__ = [
+    "check_classes",
+    "check_dataset",
+    "check_test_classes",
+    "custom_entries",
+    "is_coco_set",
+    "load_dataset",
+    "read_coco",
+    "register_custom_datasets",
+    "register_coco_datasets",
+]
+
+Record = dict[str, Any]
+_COCO_KEYS = ("NAME", "JSON_FILE", "IMAGE_ROOT")
+# Sets that detectron2 registers by itself: a config need not say where they are.
+_BUILTIN = {name for group in builtin._PREDEFINED_SPLITS_COCO.values() for name in group}
+_BUILTIN |= {f"voc_{y}_{s}" for y in (2007, 2012) for s in ("trainval", "train", "val", "test")}
+
+
+def register_custom_datasets(node: Mapping[str, Any]) -> None:
+    """Register the sets of ``DATASETS.CUSTOM_VOC`` and ``DATASETS.CUSTOM_COCO``.
+
+    Args:
+        node: ``cfg.DATASETS``
+
+    Raises:
+        ValueError: an entry is wrong, or its name is taken by another set
+    """
+    voc.register_voc_datasets(node["CUSTOM_VOC"])
+    register_coco_datasets(node["CUSTOM_COCO"])
+
+
+def register_coco_datasets(entries: Iterable[Any]) -> None:
+    """Register the sets of ``DATASETS.CUSTOM_COCO`` by detectron2's ``register_coco_instances``.
+
+    Args:
+        entries: ``{"NAME", "JSON_FILE", "IMAGE_ROOT"}`` each
+
+    Raises:
+        ValueError: an entry is wrong, or its name is taken by another set
+    """
+    for i, entry in enumerate(entries):
+        key = f"DATASETS.CUSTOM_COCO[{i}]"
+        if not isinstance(entry, Mapping) or {*entry} != {*_COCO_KEYS}:
+            raise ValueError(f"{key} needs the keys {', '.join(_COCO_KEYS)}; got {entry!r}")
+        for field in _COCO_KEYS:
+            if not isinstance(entry[field], str) or not entry[field]:
+                raise ValueError(f"{key}.{field} must be a string; got {entry[field]!r}")
+        name, json_file, image_root = (entry[field] for field in _COCO_KEYS)
+        if name not in DatasetCatalog:
+            register_coco_instances(name, {}, json_file, image_root)
+            continue
+        metadata = MetadataCatalog.get(name)
+        given = [str(metadata.get(k, "")) for k in ("json_file", "image_root")]
+        if [*map(os.path.abspath, given)] != [*map(os.path.abspath, (json_file, image_root))]:
+            raise ValueError(
+                f"{key}: dataset name {name!r} is taken by another set; choose another"
+            )
+
+
+def custom_entries(names: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+    """Entries of ``CUSTOM_VOC`` and ``CUSTOM_COCO`` for sets that a program registered.
+
+    Args:
+        names: of registered sets; those of other formats, and detectron2's own, get none
+
+    Returns:
+        {"CUSTOM_VOC": entries, "CUSTOM_COCO": entries}, with absolute paths
+    """
+    entries: dict[str, list[dict[str, Any]]] = {"CUSTOM_VOC": [], "CUSTOM_COCO": []}
+    for name in names:
+        kind, metadata = _kind(name), MetadataCatalog.get(name)
+        if name in _BUILTIN:
+            continue
+        if kind == "voc":
+            entry = {"NAME": name, "ROOT": os.path.abspath(metadata.dirname)}
+            entry |= {"SPLIT": metadata.split, "CLASSES": list(metadata.thing_classes)}
+            entry |= {"YEAR": metadata.get("year", 2012)}
+            other_classes = metadata.get("other_classes", "error")
+            entries["CUSTOM_VOC"].append({**entry, "OTHER_CLASSES": other_classes})
+        elif kind == "coco":
+            paths = (metadata.json_file, metadata.image_root)
+            entry = dict(zip(_COCO_KEYS, (name, *map(os.path.abspath, paths))))
+            entries["CUSTOM_COCO"].append(entry)
+    return entries
+
+
+def load_dataset(
+    name: str, bad_annotations: str = "error", *, flaws: Flaws | None = None
+) -> list[Record]:
+    """Load a registered set as dataset dicts; those that detectron2 reads as VOC or COCO checked.
+
+    Args:
+        name: in detectron2's catalogs
+        bad_annotations: "error" refuses flawed boxes and images, up to 20 in one message; "skip"
+            leaves them out and warns how many there were
+        flaws: takes what is found, in place of ``bad_annotations``; the caller settles it
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_voc_dataset` and :class:`CocoFile`
+        ValueError: the name is not registered
+    """
+    _check_name(name)
+    kind, metadata = _kind(name), MetadataCatalog.get(name)
+    if kind == "voc":
+        return voc.load_voc_dataset(
+            *(metadata.dirname, metadata.split, metadata.thing_classes),
+            other_classes=metadata.get("other_classes", "error"),
+            bad_annotations=bad_annotations,
+            flaws=flaws,
+        )
+    if kind == "coco":
+        found = flaws or Flaws(f"dataset {name!r}", bad_annotations)
+        records = _load_coco(name, found)
+        if flaws is None:
+            found.settle()
+        return records
+    return DatasetCatalog.get(name)
+
+
+def check_dataset(name: str, bad_annotations: str = "error") -> list[Record] | None:
+    """Read a VOC or COCO set once, so that a flaw stops a run before it starts; warns of nothing.
+
+    Returns:
+        its records; None for a set in another format, which need only be registered
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_dataset`
+    """
+    _check_name(name)
+    keys = {"dirname", "split", "thing_classes"}
+    if not _kind(name) and not keys <= MetadataCatalog.get(name).as_dict().keys():
+        return None
+    flaws = Flaws(f"dataset {name!r}", bad_annotations, quiet=True)
+    records = load_dataset(name, bad_annotations, flaws=flaws)
+    flaws.settle()
+    return records
+
+
+def check_classes(
+    name: str, records: Iterable[Record], num_classes: int, key: str, exact: bool = True
+) -> None:
+    """Refuse a set whose classes a detector does not have.
+
+    A class id of K is background to detectron2's heads, so that it would be trained as that.
+
+    Args:
+        name: of the set
+        records: its dataset dicts
+        num_classes: K of the detector
+        key: of the config that says K
+        exact: whether fewer classes than K are refused too
+
+    Raises:
+        ValueError: the class list has another length, or a class id is outside 0..K-1
+    """
+    classes = MetadataCatalog.get(name).get("thing_classes")
+    missing = 0 if classes is None else num_classes - len(classes)
+    if missing < 0 or (exact and missing):
+        raise ValueError(
+            f"{key} is {num_classes}, but dataset {name!r} has {len(classes)} classes "
+            f"({_listed(classes)}); set it to {len(classes)}"
+        )
+    for record in records:
+        for index, annotation in enumerate(record.get("annotations", ())):
+            category = annotation.get("category_id")
+            if not isinstance(category, int) or not 0 <= category < num_classes:
+                raise ValueError(
+                    f"dataset {name!r}, image {record.get('image_id')!r}, annotation {index}: "
+                    f"category_id {category!r} is outside 0..{num_classes - 1}; {key} is "
+                    f"{num_classes}"
+                )
+
+
+def check_test_classes(train: Sequence[str], test: Sequence[str]) -> None:
+    """Refuse test sets whose classes are those of the training sets in another order.
+
+    Raises:
+        ValueError: class ids would mean other classes in the test than in training
+    """
+    for name in test:
+        ours = MetadataCatalog.get(name).get("thing_classes")
+        for other in train:
+            theirs = MetadataCatalog.get(other).get("thing_classes")
+            if ours and theirs and list(ours) != list(theirs) and {*ours} == {*theirs}:
+                raise ValueError(
+                    f"datasets {other!r} and {name!r} number their classes in different orders: "
+                    f"{list(theirs)} and {list(ours)}"
+                )
+
+
+def read_coco(name: str, bad_annotations: str = "error", *, flaws: Flaws | None = None) -> CocoFile:
+    """The json of a registered COCO set."""
+    metadata = MetadataCatalog.get(name)
+    path = PathManager.get_local_path(os.fspath(metadata.json_file))
+    return CocoFile(path, metadata.image_root, bad_annotations=bad_annotations, flaws=flaws)
+
+
+def _load_coco(name: str, flaws: Flaws) -> list[Record]:
+    metadata = MetadataCatalog.get(name)
+    file = read_coco(name, flaws=flaws)
+    file.check_image_files()
+    classes = metadata.get("thing_classes")
+    if classes is not None and list(classes) != file.class_names:
+        raise ValueError(
+            f"dataset {name!r}: its metadata has the thing_classes {list(classes)}, and "
+            f"{file.path} by ascending category id {file.class_names}; leave thing_classes to the "
+            "loader, or correct the file"
+        )
+    if not file.has_annotations or file.is_plain():
+        return _load_stock(file.path, name)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, file.path.name)
+        path.write_text(json.dumps(file.plain()), encoding="utf-8")
+        return _load_stock(path, name)
+
+
+def _load_stock(path: Path, name: str) -> list[Record]:
+    try:
+        return load_coco_json(os.fspath(path), MetadataCatalog.get(name).image_root, name)
+    except AssertionError as error:
+        raise ValueError(f"dataset {name!r}: {path}: {error}") from error
+
+
+def _kind(name: str) -> str:
+    """The format of a set that this package's readers take: "voc", "coco" or none."""
+    metadata = MetadataCatalog.get(name).as_dict()
+    module = getattr(DatasetCatalog[name], "__module__", "") if name in DatasetCatalog else ""
+    if module in (pascal_voc.__name__, voc.__name__):
+        return "voc" if {"dirname", "split", "thing_classes"} <= metadata.keys() else ""
+    return (
+        "coco" if module == coco.__name__ and {"json_file", "image_root"} <= metadata.keys() else ""
+    )
+
+
+def is_coco_set(name: str) -> bool:
+    """Whether a set was registered for detectron2's COCO loader."""
+    return _kind(name) == "coco"
+
+
+def _check_name(name: str) -> None:
+    if name not in DatasetCatalog:
+        near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
+        keys = "see DATASETS.CUSTOM_VOC and DATASETS.CUSTOM_COCO for custom sets"
+        hint = f"did you mean {near[0]!r}?" if near else keys
+        raise ValueError(f"dataset {name!r} is not registered; {hint}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f", ... {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(map(repr, names[:10])) + more

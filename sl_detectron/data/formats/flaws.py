@@ -1,0 +1,134 @@
+"""What is wrong in the files of a dataset: all of it in one error, or left out and counted."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.utils.logger import log_first_n
+
+__all__ = ["BAD_ANNOTATIONS", "Flaws", "box_flaw", "check_bad_annotations", "whole_number"]
+
+# What a box or an image with a flaw does.
+BAD_ANNOTATIONS = ("error", "skip")
+MAX_LISTED = 20
+# Farther out of its image, in pixels, a box is counted: annotation tools are off by one or two.
+_TOLERANCE = 2.0
+
+
+class Flaws:
+    """Flaws and oddities found while the files of one set are read.
+
+    Args:
+        where: the set, in messages
+        bad_annotations: "error" makes :meth:`settle` raise, "skip" warn
+        quiet: whether to keep the warnings to itself
+    """
+
+    def __init__(self, where: str, bad_annotations: str = "error", quiet: bool = False):
+        check_bad_annotations(bad_annotations)
+        self.where = where
+        self.skips = bad_annotations == "skip"
+        self.quiet = quiet
+        self.found: list[tuple[str, Exception]] = []
+        self.notes: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+
+    def add(self, what: str, error: Exception) -> None:
+        """Keep an error about a "box" or an "image", which can be left out, or a "class"."""
+        self.found.append((what, error))
+
+    def note(self, text: str, example: str, number: int = 1) -> None:
+        """Count something that is read by a rule; ``text`` says which."""
+        self.notes[text] += number
+        self._examples.setdefault(text, example)
+
+    def settle(self) -> None:
+        """Raise all flaws as one error, or warn of what is left out; warn of what was noted.
+
+        Raises:
+            ValueError, OSError: of the type of the first flaw; up to 20 are listed
+        """
+        errors = [e for what, e in self.found if what == "class" or not self.skips]
+        if errors:
+            raise type(errors[0])(self._message(errors))
+        left_out = Counter(what for what, _ in self.found)
+        for what, number in left_out.items():
+            first = next(error for kind, error in self.found if kind == what)
+            plural = "" if number == 1 else "es" if what == "box" else "s"
+            self._warn(f"{self.where}: {number} {what}{plural} left out; the first: {first}")
+        for text in self.notes:
+            self._warn(f"{self.where}: {self.summary(text)}")
+
+    def summary(self, text: str) -> str:
+        """One note with its number and the first example."""
+        return f"{text}: {self.notes[text]} (the first: {self._examples[text]})"
+
+    def _message(self, errors: Sequence[Exception]) -> str:
+        can_skip = any(what != "class" for what, _ in self.found) and not self.skips
+        advice = "; BAD_ANNOTATIONS skip leaves flawed boxes and images out" if can_skip else ""
+        if len(errors) == 1:
+            return f"{errors[0]}{advice}"
+        listed = "; ".join(f"({i}) {e}" for i, e in enumerate(errors[:MAX_LISTED], start=1))
+        more = len(errors) - MAX_LISTED
+        rest = f"; and {more} more" if more > 0 else ""
+        return f"{self.where} has {len(errors)} flaws: {listed}{rest}{advice}"
+
+    def _warn(self, message: str) -> None:
+        # A set is read more than once in a run: by its check, its loader and each evaluation.
+        if not self.quiet:
+            log_first_n(logging.WARNING, message, key="message", name=__name__)
+
+
+def check_bad_annotations(value: str, name: str = "BAD_ANNOTATIONS") -> None:
+    """Raise ValueError if a value is not one of ``BAD_ANNOTATIONS``."""
+    if value not in BAD_ANNOTATIONS:
+        raise ValueError(f"{name} must be one of {BAD_ANNOTATIONS}; got {value!r}")
+
+
+def box_flaw(
+    given: Sequence[float], edges: Sequence[float], size: tuple[int, int] | None
+) -> tuple[str, str]:
+    """What is wrong with the place of a box.
+
+    Args:
+        given: its four numbers as in the file
+        edges: (x0, y0, x1, y1) in pixels, 0-based edges
+        size: (width, height) of its image in pixels; None if unknown
+
+    Returns:
+        a flaw for which the box cannot be used, and a note to count; empty where there is none
+
+    Example:
+        >>> box_flaw([0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.6, 0.6], None)[0]
+        'is given as fractions of the image; boxes are in pixels'
+        >>> box_flaw([90, 0, 5, 5], [90, 0, 95, 5], (64, 48))[0]
+        'is outside of its image of 64 x 48 pixels'
+    """
+    if max(map(abs, given)) <= 1 and any(x != int(x) for x in given):
+        return "is given as fractions of the image; boxes are in pixels", ""
+    if size is None:
+        return "", ""
+    x0, y0, x1, y1 = edges
+    width, height = size
+    if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+        return f"is outside of its image of {width} x {height} pixels", ""
+    if max(-x0, -y0, x1 - width, y1 - height) > _TOLERANCE:
+        return "", "boxes that reach out of their image by more than 2 pixels"
+    return "", ""
+
+
+def whole_number(value: Any) -> int | None:
+    """A number, or its text, of at least 1 that is whole; None for anything else.
+
+    Example:
+        >>> [whole_number(x) for x in (64, "64", 64.0, " 64.0 ", 0, "w", None, True)]
+        [64, 64, 64, 64, None, None, None, None]
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        number = float(value)
+        return int(number) if number >= 1 and number == int(number) else None
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,223 @@
+"""Image files: found by id, their size as detectron2 reads it, and those that it cannot read right.
+
+detectron2 turns an image as its EXIF orientation says, and takes every mode that Pillow opens for
+8 bits a channel. Here an image is checked before that, wherever one is read: in training, tests,
+audits and pictures.
+"""
+
+import logging
+import os
+import struct
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+import numpy as np
+from detectron2.data import detection_utils
+from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import log_first_n
+from PIL import Image
+
+__all__ = [
+    "BROKEN_IMAGES",
+    "READ_ERRORS",
+    "BrokenImage",
+    "CheckedImages",
+    "ImageFinder",
+    "broken_image",
+    "check_image",
+    "image_header",
+    "image_name",
+    "read_image",
+]
+
+# What an image does that cannot be read.
+BROKEN_IMAGES = ("error", "skip")
+# Tried first, in this order; then any other that Pillow opens.
+_SUFFIXES = (".jpg", ".jpeg", ".JPG", ".JPEG", ".png")
+_ORIENTATION = 0x0112  # the tag of EXIF
+_TURNED = (5, 6, 7, 8)  # values that exchange width and height
+
+
+class BrokenImage(ValueError):
+    """An image that is missing, cut off or not what its annotation says; names id and file."""
+
+
+# What reading such an image raises; SyntaxError is Pillow's word for a broken PNG.
+READ_ERRORS = (
+    *(OSError, SyntaxError, EOFError, struct.error, zlib.error),
+    *(SizeMismatchError, Image.DecompressionBombError, BrokenImage),
+)
+
+
+class ImageHeader(NamedTuple):
+    """What an image file says of itself: size in pixels as detectron2 reads it, and as stored."""
+
+    width: int
+    height: int
+    stored: tuple[int, int]
+    orientation: int
+    mode: str
+
+
+def image_header(path: str | os.PathLike) -> ImageHeader:
+    """Read the header of an image file.
+
+    Raises:
+        READ_ERRORS: it is missing or no image
+    """
+    with PathManager.open(os.fspath(path), "rb") as file:
+        image = Image.open(file)
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        width, height = image.size
+        mode = image.mode
+    turned = (height, width) if orientation in _TURNED else (width, height)
+    return ImageHeader(*turned, (width, height), int(orientation), mode)
+
+
+class ImageFinder:
+    """The image files of a folder by image id, whatever their suffix.
+
+    Args:
+        folder: JPEGImages/ of a VOC set
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = os.fspath(folder)
+        self._files: dict[str, dict[str, list[str]]] = {}
+
+    def find(self, image_id: str) -> str:
+        """The file with this stem, in any suffix that Pillow opens.
+
+        Raises:
+            FileNotFoundError: there is none; lists what has that stem
+        """
+        stem = os.path.join(self.folder, image_id)
+        for suffix in _SUFFIXES:
+            if os.path.isfile(stem + suffix):
+                return stem + suffix
+        parent, name = os.path.split(stem)
+        files = self._listing(parent).get(name.casefold(), [])
+        same = [file for file in files if os.path.splitext(file)[0] == name]
+        readable = [file for file in same if is_image_name(file)]
+        if readable:
+            return os.path.join(parent, min(readable))
+        tried = f"no {stem}.jpg, nor one with another suffix that Pillow opens, in either case"
+        found = f"; the folder has {', '.join(map(repr, files))}" if files else ""
+        raise FileNotFoundError(f"image {image_id!r} has an annotation but {tried}{found}")
+
+    def _listing(self, folder: str) -> dict[str, list[str]]:
+        if folder not in self._files:
+            by_stem: dict[str, list[str]] = {}
+            self._files[folder] = by_stem
+            for file in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+                by_stem.setdefault(os.path.splitext(file)[0].casefold(), []).append(file)
+        return self._files[folder]
+
+
+def is_image_name(name: str) -> bool:
+    """Whether Pillow opens files of this suffix, in either case."""
+    known = Image.registered_extensions()
+    return known.get(PurePath(name).suffix.lower()) in Image.OPEN
+
+
+def check_image(record: Mapping[str, Any]) -> None:
+    """Refuse an image that detectron2 would read as something else than its annotation is of.
+
+    Args:
+        record: with file_name, and width and height if they are known
+
+    Raises:
+        BrokenImage: it is missing or no image, has other channels than of 8 bits, or another size
+    """
+    try:
+        header = image_header(record["file_name"])
+    except READ_ERRORS as error:
+        raise broken_image(record, error) from error
+    wrong = _mode_flaw(header.mode) or _size_flaw(header, record)
+    if wrong:
+        raise broken_image(record, wrong)
+    if header.orientation not in (0, 1):
+        log_first_n(
+            logging.WARNING,
+            f"image {image_name(record)!r}, {record['file_name']}: its EXIF orientation "
+            f"{header.orientation} turns it; boxes must be those of the turned image (this is said "
+            "of the first such image; sl-check counts them)",
+            name=__name__,
+        )
+
+
+def _mode_flaw(mode: str) -> str:
+    if mode[0] not in "IF":
+        return ""
+    bits = "16-bit or 32-bit" if mode[0] == "I" else "float"
+    return (
+        f"its pixels are {bits} (mode {mode}), which are read as all white or all black; convert "
+        "it to 8 bits a channel"
+    )
+
+
+def _size_flaw(header: ImageHeader, record: Mapping[str, Any]) -> str:
+    given = (record.get("width"), record.get("height"))
+    if not all(given) or given == (header.width, header.height):
+        return ""
+    has = f"{header.stored[0]} x {header.stored[1]}"
+    if header.orientation in _TURNED and given == header.stored:
+        return (
+            f"its EXIF orientation {header.orientation} turns it from {has} to {header.width} x "
+            f"{header.height} pixels, and its annotation is of the stored {has}: remove the "
+            "orientation from the file, not from the annotation (exiftool -Orientation= FILE)"
+        )
+    has = f"{header.width} x {header.height}"
+    return f"it has {has} pixels, and its annotation says {given[0]} x {given[1]}"
+
+
+def image_name(record: Any) -> Any:
+    """What messages call an image: its id, or its file where it has none."""
+    return record.get("image_id", record.get("file_name")) if isinstance(record, Mapping) else None
+
+
+def broken_image(record: Mapping[str, Any], reason: Exception | str) -> BrokenImage:
+    """The error for a record's image, in one line."""
+    if isinstance(reason, BrokenImage):
+        return reason
+    text = " ".join(str(reason).split()) or type(reason).__name__
+    return BrokenImage(
+        f"image {image_name(record)!r}, {record.get('file_name')}: {text}; repair it, or set "
+        "DATALOADER.BROKEN_IMAGES skip to leave such images out"
+    )
+
+
+def read_image(record: Mapping[str, Any], image_format: str) -> np.ndarray:
+    """The image of a record, (H, W, 3) uint8, after :func:`check_image`.
+
+    Args:
+        record: a dataset dict
+        image_format: "RGB" or "BGR"
+
+    Raises:
+        BrokenImage: as :func:`check_image`, or it is cut off
+    """
+    check_image(record)
+    try:
+        return detection_utils.read_image(record["file_name"], image_format)
+    except READ_ERRORS as error:
+        raise broken_image(record, error) from error
+
+
+class CheckedImages:
+    """:func:`check_image` before a mapper that reads images as detectron2 does."""
+
+    def __init__(self, mapper: Callable[[dict[str, Any]], Any]):
+        self.mapper = mapper
+
+    def __call__(self, record: dict[str, Any]) -> Any:
+        """What the mapper makes of the record.
+
+        Raises:
+            BrokenImage: as :func:`check_image`
+        """
+        check_image(record)
+        return self.mapper(record)
