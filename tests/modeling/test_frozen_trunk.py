@@ -164,15 +164,29 @@ def test_a_gpu_config_has_no_store(tmp_path, weights, caplog):
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize(("name", "levels"), [(FRCNN, "3456"), (RETINANET, "34567")])
+@pytest.mark.parametrize(
+    ("name", "levels"),
+    [
+        (FRCNN, "3456"),
+        (RETINANET, "34567"),
+        # From stride 4 to 16, with a level by pooling, and with none that no loss would train.
+        ("DeepPCB-Detection/faster_rcnn_efficientnet_lite0_FPN.yaml", "2345"),
+        ("DeepPCB-Detection/retinanet_efficientnet_lite0_FPN.yaml", "234"),
+    ],
+)
 def test_fpn(name, levels, weights):
     cfg = get_config(name)
-    cfg.MODEL.FROZEN_TRUNK.WEIGHTS = weights
+    cfg.MODEL.FROZEN_TRUNK.WEIGHTS = weights if "mobilenet" in name else ""
     backbone = build_frozen_trunk_fpn_backbone(cfg, ShapeSpec(channels=3))
     assert {k: v.stride for k, v in backbone.output_shape().items()} == {
         f"p{n}": 2 ** int(n) for n in levels
     }
     assert not any(p.requires_grad for p in backbone.bottom_up.parameters())
+    backbone.bottom_up._store = None
+    features = backbone(torch.zeros(1, 3, 128, 128))
+    assert {k: 128 // x.shape[-1] for k, x in features.items()} == {
+        k: v.stride for k, v in backbone.output_shape().items()
+    }
 
 
 @pytest.mark.parametrize(
