@@ -36,8 +36,8 @@ class Trunk:
         pixel_mean: of the images that the pretrained weights expect, in ``MODEL.PIXEL_MEAN``
         pixel_std: likewise, ``MODEL.PIXEL_STD``
         pixel_format: likewise, ``INPUT.FORMAT``
-        to_blocks: from a state dict of pretrained weights to one of the blocks, which may hold more;
-            torchvision's "features" if left out
+        to_blocks: from a state dict of pretrained weights to one of the blocks, which may hold
+            more; torchvision's "features" if left out
     """
 
     make_blocks: Callable[[], nn.Sequential]
