@@ -44,7 +44,7 @@ def test_noise_and_lambda_follow_the_paper(name):
     if "superloss" in name:
         tuned = 0.02 if "retinanet" in name and on_cpu else 0.25
         assert cfg.MODEL.SUPERLOSS.CLS.LAMBDA == (tuned if noisy else 1.0)
-    assert cfg.SOLVER.MAX_ITER == (9400 if "mobilenet" in name else 1000 if on_cpu else 18000)
+    assert cfg.SOLVER.MAX_ITER == (9400 if "mobilenet" in name else 750 if on_cpu else 18000)
 
 
 def test_unknown_config_lists_the_known():

@@ -65,10 +65,10 @@ class FeatureStore:
         parents = (self.folder, *self.folder.absolute().parents)
         if not next(p for p in parents if p.exists()).is_dir():
             raise ValueError(f"{folder} cannot be a folder: a file is in its place or above it")
-        self._dtype = STORE_DTYPES[dtype]
+        self._dtype, self._dtype_name = STORE_DTYPES[dtype], dtype
         # Bytes in the folder when it was last read; None before the first use.
         self._size: int | None = None
-        self._added = 0
+        self._added = self._logged_size = 0
         self._stopped = False
 
     @staticmethod
@@ -131,10 +131,13 @@ class FeatureStore:
 
     def _path(self, trunk: str, key: str) -> Path:
         # 256 folders: file systems are slow with tens of thousands of files in one.
-        return self.folder / trunk / key[:2] / f"{key[2:]}.features"
+        return self.folder / self._part(trunk) / key[:2] / f"{key[2:]}.features"
+
+    def _part(self, trunk: str) -> str:
+        return f"{trunk}-{self._dtype_name}"
 
     def _look(self, trunk: str) -> None:
-        """Read the size of the folder, log it, and remove what killed processes left behind."""
+        """Read the size of the folder, log it if new, and remove what killed processes left."""
         size = num_images = 0
         for parent, _, names in os.walk(self.folder):
             for path in (Path(parent, name) for name in names):
@@ -146,12 +149,14 @@ class FeatureStore:
                 except OSError:  # another process was faster
                     continue
                 size += status.st_size
-                num_images += path.suffix == ".features" and trunk in path.parts
+                num_images += path.suffix == ".features" and self._part(trunk) in path.parts
+        if self._size is None or size > 1.25 * self._logged_size:
+            logger.info(
+                "Store of trunk features %s: %.2f of at most %.2f GiB; %d images of %s",
+                *(self.folder, size / GIB, self.limit / GIB, num_images, self._part(trunk)),
+            )
+            self._logged_size = size
         self._size, self._added = size, 0
-        logger.info(
-            "Store of trunk features %s: %.2f of at most %.2f GiB; %d images of %s",
-            *(self.folder, size / GIB, self.limit / GIB, num_images, trunk),
-        )
 
     def _stop(self, reason: str) -> None:
         self._stopped = True

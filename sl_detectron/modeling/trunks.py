@@ -1,7 +1,7 @@
 """Feature extractors that a :class:`~sl_detectron.modeling.frozen_trunk.FrozenTrunk` can be of."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torchvision
 from fvcore.common.registry import Registry
@@ -36,8 +36,8 @@ class Trunk:
         pixel_mean: of the images that the pretrained weights expect, in ``MODEL.PIXEL_MEAN``
         pixel_std: likewise, ``MODEL.PIXEL_STD``
         pixel_format: likewise, ``INPUT.FORMAT``
-        to_blocks: from a state dict of pretrained weights to one of the
-            blocks, which may hold more
+        to_blocks: from a state dict of pretrained weights to one of the blocks, which may hold
+            more; torchvision's "features" if left out
     """
 
     make_blocks: Callable[[], nn.Sequential]
@@ -45,7 +45,9 @@ class Trunk:
     pixel_mean: tuple[float, ...] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, ...] = (58.395, 57.12, 57.375)
     pixel_format: str = "RGB"
-    to_blocks: Callable[[dict[str, Tensor]], dict[str, Tensor]] = _features
+    to_blocks: Callable[[dict[str, Tensor]], dict[str, Tensor]] = field(
+        default_factory=lambda: _features
+    )
 
 
 @TRUNK_REGISTRY.register()

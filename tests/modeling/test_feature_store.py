@@ -88,7 +88,7 @@ def test_the_size_is_logged(tmp_path, caplog):
     FeatureStore(tmp_path, 2**30).write("trunk", key_of(0), [torch.zeros(1, 2**22)])
     with caplog.at_level("INFO"):
         FeatureStore(tmp_path, 2**31).read("trunk", key_of(1))
-    assert f"{tmp_path}: 0.02 of at most 2.00 GiB; 1 images of trunk" in caplog.text
+    assert f"{tmp_path}: 0.02 of at most 2.00 GiB; 1 images of trunk-float32" in caplog.text
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):

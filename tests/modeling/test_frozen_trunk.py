@@ -123,12 +123,14 @@ def test_features_of_other_weights_are_apart(tmp_path, weights, count):
     assert count == [1, 1]
 
 
-def test_half_precision_does_not_depend_on_the_store(tmp_path, weights, count):
+def test_half_precision_does_not_depend_on_the_store(tmp_path, weights, count, caplog):
     trunk = stored_trunk(tmp_path, weights, dtype="float16")
     cold, warm = trunk(images(2)), trunk(images(2))
     assert count == [1, 1]
     full = stored_trunk(tmp_path / "full", weights, limit=1, dtype="float16")(images(2))
     exact = stored_trunk(tmp_path, weights)(images(2))
+    assert torch.equal(trunk(images(2))["res5"], warm["res5"])
+    assert "computed anew" not in caplog.text  # the two precisions are apart
     for name in exact:
         assert torch.equal(cold[name], warm[name])
         assert torch.equal(cold[name], full[name])
@@ -162,15 +164,29 @@ def test_a_gpu_config_has_no_store(tmp_path, weights, caplog):
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize(("name", "levels"), [(FRCNN, "3456"), (RETINANET, "34567")])
+@pytest.mark.parametrize(
+    ("name", "levels"),
+    [
+        (FRCNN, "3456"),
+        (RETINANET, "34567"),
+        # From stride 4 to 16, with a level by pooling, and with none that no loss would train.
+        ("DeepPCB-Detection/faster_rcnn_efficientnet_lite0_FPN.yaml", "2345"),
+        ("DeepPCB-Detection/retinanet_efficientnet_lite0_FPN.yaml", "234"),
+    ],
+)
 def test_fpn(name, levels, weights):
     cfg = get_config(name)
-    cfg.MODEL.FROZEN_TRUNK.WEIGHTS = weights
+    cfg.MODEL.FROZEN_TRUNK.WEIGHTS = weights if "mobilenet" in name else ""
     backbone = build_frozen_trunk_fpn_backbone(cfg, ShapeSpec(channels=3))
     assert {k: v.stride for k, v in backbone.output_shape().items()} == {
         f"p{n}": 2 ** int(n) for n in levels
     }
     assert not any(p.requires_grad for p in backbone.bottom_up.parameters())
+    backbone.bottom_up._store = None
+    features = backbone(torch.zeros(1, 3, 128, 128))
+    assert {k: 128 // x.shape[-1] for k, x in features.items()} == {
+        k: v.stride for k, v in backbone.output_shape().items()
+    }
 
 
 @pytest.mark.parametrize(
