@@ -1,9 +1,12 @@
 """Hooks of the trainer."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
+from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
@@ -52,6 +55,16 @@ def test_training_images_show_noise_and_confidence(tmp_path, monkeypatch, config
         iterations, pictures = zip(*images[f"training_labels/{i}"])
         assert iterations == (0, 2)
         assert all(p.shape[0] == 3 and min(p.shape[1:]) >= 400 for p in pictures)
+    truth = {
+        (tuple(a["bbox"]), a["category_id"]): a.get("true_category_id", a["category_id"])
+        for record in trainer.annotations.records()
+        for a in record["annotations"]
+    }
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
+    for box, label, _ in drawn:
+        given, true = re.fullmatch(r"(\w+)(?: \((\w+)\))?(?: σ .*)?", label).groups()
+        corners = tuple(round(float(x), 2) for x in box)
+        assert truth[corners, names.index(given)] == names.index(true or given)
     wrong = [b for b in drawn if b.colour == "red"]
     assert all("(" in b.label for b in wrong)
     assert 0 < len(wrong) < len(drawn)
@@ -71,3 +84,19 @@ def test_confidences_are_means_over_the_samples_of_an_annotation():
     seen.append((torch.tensor([5]), torch.tensor([0.1])))
     assert hooks._means(seen) == {3: 1.5, 5: pytest.approx(0.3)}
     assert hooks._means([]) == {}
+
+
+def test_each_box_has_its_own_truth_and_confidence():
+    """Three annotations: the second is known to be wrong, the third was in no sample."""
+    cfg = get_config("Toy/faster_rcnn.yaml")
+    hook = hooks.DrawTrainingImages(cfg, {7: 1, 8: 5, 9: 3})
+    boxes = torch.tensor([[0.0, 0, 4, 4], [1, 1, 6, 6], [2, 2, 9, 9]])
+    target = Instances((10, 10), gt_boxes=Boxes(boxes), gt_classes=torch.tensor([1, 2, 3]))
+    target.gt_annotation_ids = torch.tensor([7, 8, 9])
+    one, two, three = hook._boxes({"instances": target}, {7: 0.5, 8: 2.25})
+    names = hook.classes
+    assert one[1:] == (f"{names[1]} σ 0.50", "orange")
+    assert two[1:] == (f"{names[2]} ({names[5]}) σ 2.25", "red")
+    assert three[1:] == (names[3], "limegreen")
+    for drawn, box in zip((one, two, three), boxes):
+        assert drawn.box.tolist() == box.tolist()
