@@ -79,6 +79,29 @@ def test_training_images_show_noise_and_confidence(tmp_path, monkeypatch, config
             assert module.observers == [trainer.annotation_tracker]
 
 
+@pytest.mark.parametrize("uses", [True, False])
+def test_a_term_that_no_step_comes_to_is_named(caplog, uses):
+    """As of a detector that overrides forward_training and asks for no losses()."""
+    criterion, other = (SuperLossTerm(name, SuperLoss(1.5)) for name in ("cls", "box_reg"))
+    samples = torch.ones(2), torch.ones(2, dtype=torch.bool), 2
+    model = torch.nn.ModuleDict({"a": criterion, "b": other})
+    hook = hooks.WarnOfUnusedTerms()
+    hook.trainer = SimpleNamespace(model=model)
+    hook.before_train()
+    for step in range(2):
+        criterion(*samples)
+        if uses or step:
+            other(*samples)
+        with caplog.at_level("WARNING", logger=hooks.__name__):
+            hooks.logger.addHandler(caplog.handler)
+            hook.after_step()
+            hooks.logger.removeHandler(caplog.handler)
+        assert not criterion._forward_pre_hooks
+        assert not other._forward_pre_hooks
+    told = {record.getMessage().split()[0] for record in caplog.records}
+    assert told == (set() if uses else {"b"})
+
+
 def test_confidences_are_means_over_the_samples_of_an_annotation():
     seen = [(torch.tensor([3, 5, 3]), torch.tensor([1.0, 0.5, 2.0]))]
     seen.append((torch.tensor([5]), torch.tensor([0.1])))
