@@ -254,5 +254,25 @@ def test_a_term_works_without_a_training_loop():
     torch.testing.assert_close(resumed(losses, foreground, 2), warm)
 
 
+def test_only_a_step_that_trains_is_observed_logged_and_counted():
+    """Not an evaluation of the loss, nor a forward in training mode under no_grad."""
+    term = SuperLossTerm("cls", SuperLoss(0.5, 0.25), "all", warmup_iters=2)
+    seen = []
+    term.observers.append(lambda ids, *_: seen.append(ids))
+    losses, ids = torch.tensor([0.1, 2.0], requires_grad=True), torch.tensor([3, -1])
+    arguments = losses, ids >= 0, 2, ids, lambda: torch.rand(2, 4)
+    with EventStorage(19) as storage:  # of an iteration that is logged
+        term.eval()(*arguments)
+        with torch.no_grad():
+            term.train()(*arguments)
+        assert not seen
+        assert not storage.latest()
+        assert term.num_steps == 0
+        term(*arguments)
+        assert [i.tolist() for i in seen] == [[3]]
+        assert storage.latest()
+        assert term.num_steps == 1
+
+
 def test_without_a_warm_up_no_key_joins_the_checkpoint():
     assert not list(SuperLossTerm("cls", SuperLoss(0.5, 0.25)).state_dict())
