@@ -18,7 +18,7 @@ from ..cli import did_you_mean
 from ..config import config_keys
 from ..data.train_loader import shield_workers
 from .finite import trainer_class
-from .hooks import LogTau
+from .hooks import LogTau, WarnOfUnusedTerms
 from .launch import setup_job
 from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state, resume_or_load
 from .trainer import distribute
@@ -115,6 +115,7 @@ def _hooks(
     return [
         stop,
         ResumeState(trainer.model, trainer.data_loader, stop),
+        WarnOfUnusedTerms(),
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
         LogTau(),

@@ -27,7 +27,13 @@ from ..label_noise import build_noisy_train_loader
 from ..losses import DataParams
 from ..modeling import SuperLossTerm
 from .finite import trainer_class
-from .hooks import DrawTrainingImages, LogTau, TrackAnnotations, build_annotation_tracker
+from .hooks import (
+    DrawTrainingImages,
+    LogTau,
+    TrackAnnotations,
+    WarnOfUnusedTerms,
+    build_annotation_tracker,
+)
 from .launch import setup_job
 from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state, resume_or_load
 from .setup import check_for_training, keep_config, merge_cfg
@@ -111,7 +117,8 @@ class SuperLossTrainer(DefaultTrainer):
         projects put hooks by their places: at -1 what comes before the writer.
         """
         stop = StopOnSignal(self.cfg.SOLVER.CHECKPOINT_PERIOD)
-        first: list[HookBase | None] = [stop, ResumeState(self.model, self.data_loader, stop)]
+        state = ResumeState(self.model, self.data_loader, stop)
+        first: list[HookBase | None] = [stop, state, WarnOfUnusedTerms()]
         table, tracker = self.annotations, self.annotation_tracker
         if table is not None and tracker is not None:
             first.append(TrackAnnotations(tracker, table, self.cfg.OUTPUT_DIR, stop))

@@ -12,22 +12,16 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import cat
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from detectron2.structures import Boxes, Instances, RotatedBoxes
-from detectron2.utils.events import EventStorage
+from detectron2.structures import Instances
 from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 
 from .build import ClassificationLoss, losses_from_config
-from .custom_predictors import (
-    check_changed_losses,
-    check_num_outcomes,
-    check_restated_losses,
-    make_subclass,
-)
+from .custom_predictors import make_subclass
+from .loss_checks import check_roi_losses
 from .matched_annotations import annotation_ids_of
 from .per_roi_losses import PerRoILosses, is_foreground
 from .superloss_term import SuperLossTerm, reduce_losses
-from .trial_batch import trial_batch
 
 __all__ = ["SuperLossFastRCNNOutputLayers", "to_superloss_output_layers"]
 
@@ -61,7 +55,8 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
                 without a term; None keeps it
         """
         super().__init__(input_shape, **kwargs)
-        _check_losses(self, type(self), superloss_cls, superloss_box_reg, classification_loss)
+        losses = superloss_cls, superloss_box_reg, classification_loss
+        check_roi_losses(self, type(self), SuperLossFastRCNNOutputLayers, *losses)
         self.superloss_cls = superloss_cls
         self.superloss_box_reg = superloss_box_reg
         self.classification_loss = classification_loss
@@ -229,75 +224,11 @@ def to_superloss_output_layers(
         )
     stock_class: Any = type(predictor)
     superloss_class = _superloss_class(stock_class)
-    _check_losses(predictor, superloss_class, superloss_cls, superloss_box_reg, classification_loss)
+    losses = superloss_cls, superloss_box_reg, classification_loss
+    check_roi_losses(predictor, superloss_class, SuperLossFastRCNNOutputLayers, *losses)
     predictor.__class__ = superloss_class
     predictor.superloss_cls = superloss_cls
     predictor.superloss_box_reg = superloss_box_reg
     predictor.classification_loss = classification_loss
     module: nn.Module = predictor
     return module
-
-
-def _check_losses(
-    predictor: FastRCNNOutputLayers,
-    superloss_class: type,
-    superloss_cls: SuperLossTerm | None,
-    superloss_box_reg: SuperLossTerm | None,
-    classification_loss: ClassificationLoss | None,
-) -> None:
-    """Refuse terms that do not fit a predictor, and losses that they would not be of."""
-    for term in (superloss_cls, superloss_box_reg):
-        if term is not None and term.granularity == "class":
-            raise ValueError("granularity 'class' is for dense detectors, not for RoIs")
-    softmax = not getattr(predictor, "use_sigmoid_ce", False)
-    if classification_loss is not None and not softmax:
-        raise ValueError(
-            f"classification_loss {classification_loss!r} is a loss of softmax logits, but "
-            f"{type(predictor).__name__} has use_sigmoid_ce"
-        )
-    check_num_outcomes(superloss_cls, predictor.num_classes if softmax else None)
-    check_num_outcomes(superloss_box_reg, None)
-    replaced = {
-        "loss_cls": superloss_cls is not None and classification_loss is None,
-        "loss_box_reg": superloss_box_reg is not None,
-    }
-    arguments = superloss_class, SuperLossFastRCNNOutputLayers, FastRCNNOutputLayers
-    stock = [k for k in replaced if replaced[k] and check_restated_losses(*arguments, k)]
-    if stock:
-        _check_stock_losses(predictor, stock)
-
-
-@torch.no_grad()
-def _check_stock_losses(predictor: FastRCNNOutputLayers, keys: list[str]) -> None:
-    """Compare the losses of detectron2's class, as it is in this process, with those per RoI."""
-    device = next((p.device for p in predictor.parameters()), torch.device("cpu"))
-    if device.type == "meta":
-        return
-    # Without the methods of a custom class: they may count calls, and are checked by their names.
-    stand_in = SuperLossFastRCNNOutputLayers.__new__(SuperLossFastRCNNOutputLayers)
-    # At fed_loss_num_classes 0 no class is drawn beside those that occur.
-    vars(stand_in).update(vars(predictor), superloss_cls=None, fed_loss_num_classes=0)
-    box_dim = len(stand_in.box2box_transform.weights)
-    batch = trial_batch(stand_in.num_classes, box_dim, device)
-    boxes, gt_boxes = (
-        RotatedBoxes(b) if box_dim == 5 else Boxes(b) for b in (batch.boxes, batch.gt_boxes)
-    )
-    proposals = Instances(
-        (200, 200), proposal_boxes=boxes, gt_boxes=gt_boxes, gt_classes=batch.labels
-    )
-    with EventStorage():
-        found = FastRCNNOutputLayers.losses(stand_in, (batch.scores, batch.deltas), [proposals])
-    per_roi = {}
-    if "loss_cls" in keys:
-        if getattr(stand_in, "use_fed_loss", False):
-            stand_in._federated_classes = batch.labels.unique()
-        per_roi["loss_cls"] = PerRoILosses.classification_losses(
-            stand_in, batch.scores, batch.labels
-        )
-    if "loss_box_reg" in keys:
-        per_roi["loss_box_reg"] = PerRoILosses.foreground_box_losses(
-            stand_in, batch.boxes, batch.gt_boxes, batch.deltas, batch.labels
-        )
-    weight = stand_in.loss_weight
-    expected = {k: weight.get(k, 1.0) * v.sum() / len(batch.labels) for k, v in per_roi.items()}
-    check_changed_losses(FastRCNNOutputLayers, expected, found)

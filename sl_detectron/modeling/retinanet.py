@@ -10,14 +10,13 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import cat
 from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage, get_event_storage
+from detectron2.utils.events import get_event_storage
 
 from .build import losses_from_config
-from .custom_predictors import check_changed_losses, check_num_outcomes, check_restated_losses
+from .loss_checks import check_anchor_losses
 from .matched_annotations import ids_by_target, with_annotation_ids
 from .per_anchor_losses import PerAnchorLosses
 from .superloss_term import GRANULARITIES, SuperLossTerm, reduce_losses
-from .trial_batch import trial_batch
 
 __all__ = ["SuperLossRetinaNet"]
 
@@ -55,7 +54,7 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        _check_losses(self, superloss_cls, superloss_box_reg)
+        check_anchor_losses(self, SuperLossRetinaNet, superloss_cls, superloss_box_reg)
         self.superloss_cls = superloss_cls
         self.superloss_box_reg = superloss_box_reg
 
@@ -161,42 +160,3 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
                 "the SuperLoss would replace; switch those terms off"
             )
         return {**losses, **replaced}
-
-
-def _check_losses(
-    model: RetinaNet, superloss_cls: SuperLossTerm | None, superloss_box_reg: SuperLossTerm | None
-) -> None:
-    """Refuse terms that do not fit, and losses that they would not be of."""
-    terms = {"loss_cls": superloss_cls, "loss_box_reg": superloss_box_reg}
-    for term in terms.values():
-        check_num_outcomes(term, None)
-    if superloss_box_reg is not None and superloss_box_reg.granularity == "class":
-        raise ValueError("granularity 'class' is for the classification term only")
-    classes = type(model), SuperLossRetinaNet, RetinaNet
-    keys = [k for k in terms if terms[k] is not None and check_restated_losses(*classes, k)]
-    if keys:
-        _check_stock_losses(model, keys)
-
-
-@torch.no_grad()
-def _check_stock_losses(model: RetinaNet, keys: list[str]) -> None:
-    """Compare the losses of detectron2's class, as it is in this process, with those per anchor."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    if device.type == "meta":
-        return
-    # Without the methods of a custom class, and with a loss normalizer of its own.
-    stand_in = SuperLossRetinaNet.__new__(SuperLossRetinaNet)
-    vars(stand_in).update(vars(model))
-    scores, labels, deltas, boxes, gt_boxes = trial_batch(stand_in.num_classes, 4, device)
-    logits, deltas = scores[None, :, :-1], deltas[None, :, :4]
-    with EventStorage():
-        found = RetinaNet.losses(stand_in, [Boxes(boxes)], [logits], [labels], [deltas], [gt_boxes])
-    foreground = (labels < stand_in.num_classes)[None]
-    losses = {
-        "loss_cls": PerAnchorLosses.classification_losses(stand_in, logits, labels[None]),
-        "loss_box_reg": PerAnchorLosses.foreground_box_losses(
-            stand_in, boxes, gt_boxes[None], deltas, foreground
-        ),
-    }
-    expected = {key: losses[key].sum() / stand_in.loss_normalizer for key in keys}
-    check_changed_losses(RetinaNet, expected, found)

@@ -313,3 +313,28 @@ def test_a_stock_checkpoint_loads_strictly(detector, caplog):
     half.pop(next(iter(tau)))
     with pytest.raises(RuntimeError, match="Missing key"):
         ours.load_state_dict(half)
+
+
+def count_numbers(state):
+    """How many numbers the tensors of a checkpoint hold."""
+    if isinstance(state, torch.Tensor):
+        return state.numel()
+    parts = state.values() if isinstance(state, dict) else state
+    return sum(map(count_numbers, parts)) if isinstance(state, dict | list | tuple) else 0
+
+
+def test_a_checkpoint_holds_what_resuming_needs_and_no_more(cfg, tmp_path):
+    """Beside the stock trainer's: tau, the annotation statistics and the random states."""
+    SuperLossTrainer(cfg).train()
+    ours = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)
+    cfg.OUTPUT_DIR, cfg.MODEL.ROI_HEADS.NAME = str(tmp_path / "stock"), "StandardROIHeads"
+    DefaultTrainer(cfg).train()
+    stock = torch.load(tmp_path / "stock" / "model_final.pth", weights_only=True)
+    assert ours.keys() - stock.keys() == {"annotation_tracker"}
+    rows, columns = 8 + 1, 4 + len(CLASSES)
+    tracker = rows * (columns + 3 + 1) + 2
+    states = torch.get_rng_state().numel() + len(np.random.get_state()[1])  # noqa: NPY002
+    if torch.cuda.is_available():
+        states += torch.cuda.get_rng_state().numel()
+    assert count_numbers(ours["annotation_tracker"]) == tracker
+    assert count_numbers(ours) == count_numbers(stock) + 2 + tracker + states
