@@ -59,10 +59,12 @@ def check_cfg(cfg: CfgNode, eval_only: bool = False) -> None:
     _check_output(cfg)
     for name in () if eval_only else cfg.DATASETS.TRAIN:
         _check_dataset(cfg, name)
-    check_test_sets(cfg, eval_only)
+    check_test_sets(cfg)
+    if not eval_only:
+        check_test_classes(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
 
 
-def check_test_sets(cfg: CfgNode, eval_only: bool = False) -> None:
+def check_test_sets(cfg: CfgNode) -> None:
     """Check what an evaluation needs, so that it does not fail after a training.
 
     Raises:
@@ -77,8 +79,6 @@ def check_test_sets(cfg: CfgNode, eval_only: bool = False) -> None:
                 f"dataset {name!r} of DATASETS.TEST has no object in its {len(records)} images: "
                 "its AP would be nan"
             )
-    if not eval_only:
-        check_test_classes(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
 
 
 def check_for_training(cfg: CfgNode) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 
 from ..checkpoint import SafeCheckpointer, check_checkpoint
 from ..data.annotation_ids import AnnotationTable
+from ..data.datasets import check_test_classes
 from ..data.test_loader import build_test_loader
 from ..data.train_loader import shield_workers
 from ..evaluation.evaluator import build_evaluator
@@ -67,6 +68,8 @@ class SuperLossTrainer(DefaultTrainer):
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         # Before the model, which may learn a value for each annotation.
         data_loader = shield_workers(self.build_train_loader(cfg))
+        # Loading a COCO set sets its class names.
+        check_test_classes(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
         # A custom loader may have an attribute of this name for something else.
         table = getattr(data_loader, "annotations", None)
         self.annotations = table if isinstance(table, AnnotationTable) else None
@@ -95,7 +98,7 @@ class SuperLossTrainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase | None]:
         """The stock hooks with those of this package around them."""
-        stop = StopOnSignal(self.cfg.SOLVER.CHECKPOINT_PERIOD)
+        stop = StopOnSignal(self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.TEST.EVAL_PERIOD)
         first: list[HookBase | None] = [stop, ResumeState(self.model, self.data_loader, stop)]
         table, tracker = self.annotations, self.annotation_tracker
         if table is not None and tracker is not None:
