@@ -43,6 +43,7 @@ CONSOLE_SCRIPT = "sl-"
 CONSOLE_SCRIPTS = {
     "train_net": "sl-train",
     "demo": "sl-demo",
+    "check_dataset": "sl-check",
     "inject_noise": "sl-inject-noise",
     "evaluate_voc": "sl-evaluate-voc",
     "audit_labels": "sl-audit",

@@ -187,7 +187,7 @@ def check_classes(
     if missing < 0 or (exact and missing):
         raise ValueError(
             f"{key} is {num_classes}, but dataset {name!r} has {len(classes)} classes "
-            f"({_listed(classes)}); set it to {len(classes)}"
+            f"({_listed(classes)}){_unused(classes, records)}; set it to {len(classes)}"
         )
     for record in records:
         for index, annotation in enumerate(record.get("annotations", ())):
@@ -272,6 +272,13 @@ def _check_name(name: str) -> None:
         keys = "see DATASETS.CUSTOM_VOC and DATASETS.CUSTOM_COCO for custom sets"
         hint = f"did you mean {near[0]!r}?" if near else keys
         raise ValueError(f"dataset {name!r} is not registered; {hint}")
+
+
+def _unused(classes: Sequence[str], records: Iterable[Record]) -> str:
+    """What a message says about classes of which there is no annotation."""
+    used = {a.get("category_id") for record in records for a in record.get("annotations", ())}
+    names = [name for i, name in enumerate(classes) if i not in used]
+    return f", {_listed(names)} without any annotation" if used and names else ""
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -106,7 +106,7 @@ def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
 def _hooks(
     cfg: DictConfig, trainer: SimpleTrainer, checkpointer: SafeCheckpointer, evaluate: Callable
 ) -> list[HookBase | None]:
-    stop = StopOnSignal(cfg.train.checkpointer.period)
+    stop = StopOnSignal(cfg.train.checkpointer.period, cfg.train.eval_period)
     save = write = None
     if comm.is_main_process():
         save = hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -45,11 +46,13 @@ class StopOnSignal(HookBase):
     """Note SIGTERM, and let all ranks agree on the step after which they stop.
 
     Register it first, and :class:`SaveAndStop` after the hooks that a checkpoint needs. ``period``
-    is the number of iterations from one checkpoint to the next.
+    is the number of iterations from one checkpoint to the next, ``eval_period`` from one evaluation
+    to the next; 0 for none.
     """
 
-    def __init__(self, period: int):
+    def __init__(self, period: int, eval_period: int = 0):
         self.period = period
+        self.eval_period = eval_period
         self.stops = False
         self._signalled = False
         self._before: Any = None
@@ -69,7 +72,15 @@ class StopOnSignal(HookBase):
     def checkpoint_is_due(self) -> bool:
         """Whether this step ends in a checkpoint; the same on every rank."""
         done = self.trainer.iter + 1
-        return self.stops or done % self.period == 0 or done >= self.trainer.max_iter
+        is_last = done >= self.trainer.max_iter
+        return self.stops or done % self.period == 0 or is_last or self.is_before_evaluation()
+
+    def is_before_evaluation(self) -> bool:
+        """Whether an evaluation follows this step, and no checkpoint of the schedule is before."""
+        done = self.trainer.iter + 1
+        if not self.eval_period or done % self.eval_period or done >= self.trainer.max_iter:
+            return False
+        return done % self.period != 0
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True
@@ -78,12 +89,14 @@ class StopOnSignal(HookBase):
 class SaveAndStop(HookBase):
     """End the process with a checkpoint, once :class:`StopOnSignal` says so.
 
-    A training run that was killed between its last two checkpoints gets the final one.
+    An evaluation may fail, so there is a checkpoint before each; only the last of these is kept. A
+    training run that was killed between its last two checkpoints gets the final one.
     """
 
     def __init__(self, stop: StopOnSignal, checkpointer: SafeCheckpointer):
         self.stop = stop
         self.checkpointer = checkpointer
+        self._before_evaluation: Path | None = None
 
     def before_train(self) -> None:
         if self.trainer.start_iter == self.trainer.max_iter:
@@ -91,13 +104,23 @@ class SaveAndStop(HookBase):
 
     def after_step(self) -> None:
         # A complete training run has its last checkpoint already.
-        if not self.stop.stops or self.trainer.iter + 1 >= self.trainer.max_iter:
+        stops = self.stop.stops and self.trainer.iter + 1 < self.trainer.max_iter
+        if not stops and not self.stop.is_before_evaluation():
             return
-        self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+        name = f"model_{self.trainer.iter:07d}"
+        self.checkpointer.save(name, iteration=self.trainer.iter)
+        if not stops:
+            self._replace(Path(self.checkpointer.save_dir, f"{name}.pth"))
+            return
         logger.info("Stopped by SIGTERM after iteration %d; --resume goes on", self.trainer.iter)
         # The first rank to leave makes the launcher end the others.
         comm.synchronize()
         raise SystemExit(STOPPED)
+
+    def _replace(self, path: Path) -> None:
+        if self._before_evaluation is not None and comm.is_main_process():
+            self._before_evaluation.unlink(missing_ok=True)
+        self._before_evaluation = path
 
 
 class ResumeState(HookBase):

@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from ..evaluation.evaluator import check_evaluator
 from ..files import load_yaml, write_text
 from ..label_noise.config import check_label_noise
 from ..label_noise.loader import check_train_loader
+from ..model_zoo import get_config_file
 
 __all__ = ["check_cfg", "check_for_training", "keep_config", "merge_cfg", "setup_cfg"]
 
@@ -65,10 +67,12 @@ def check_cfg(cfg: CfgNode, eval_only: bool = False) -> None:
     _check_output(cfg)
     for name in () if eval_only else dict.fromkeys(train_sets(cfg)):
         _check_dataset(cfg, name)
-    check_test_sets(cfg, eval_only)
+    check_test_sets(cfg)
+    if not eval_only:
+        check_test_classes(train_sets(cfg), cfg.DATASETS.TEST)
 
 
-def check_test_sets(cfg: CfgNode, eval_only: bool = False, custom_evaluator: bool = False) -> None:
+def check_test_sets(cfg: CfgNode, custom_evaluator: bool = False) -> None:
     """Check what an evaluation needs, so that it does not fail after a training.
 
     Raises:
@@ -84,8 +88,6 @@ def check_test_sets(cfg: CfgNode, eval_only: bool = False, custom_evaluator: boo
                 f"dataset {name!r} of DATASETS.TEST has no object in its {len(records)} images: "
                 "its AP would be nan"
             )
-    if not eval_only:
-        check_test_classes(train_sets(cfg), cfg.DATASETS.TEST)
 
 
 def check_for_training(cfg: CfgNode, custom_evaluator: bool) -> None:
@@ -147,7 +149,7 @@ def _check_file(path: Path, above: tuple[Path, ...] = ()) -> None:
     if path.resolve() in {p.resolve() for p in above}:
         raise ValueError(f"{named}: a config cannot be its own base")
     if not path.is_file():
-        raise ValueError(f"config file {named} does not exist")
+        raise ValueError(f"config file {named} does not exist{_shipped(path) if above else ''}")
     try:
         # Decoded here: yaml names no file for bytes that are not text.
         content = load_yaml(path.read_text(encoding="utf-8"))
@@ -168,6 +170,20 @@ def _check_file(path: Path, above: tuple[Path, ...] = ()) -> None:
             raise ValueError(f"{named}: {BASE_KEY} must be a path; got {base!r}")
         if not base.startswith(("http://", "https://")):
             _check_file(path.parent / os.path.expanduser(base), (*above, path))
+
+
+def _shipped(path: Path) -> str:
+    """Advice on a base that is looked for beside its config, as outside of a clone."""
+    parts = path.parts
+    for i in range(len(parts)):
+        name = "/".join(parts[i:])
+        with suppress(FileNotFoundError, ValueError):
+            return (
+                f"; a relative {BASE_KEY} is looked for beside the file that has it: for the "
+                f"shipped config write {BASE_KEY}: {get_config_file(name)}"
+            )
+    where = "is looked for beside the file that has it"
+    return f"; a relative {BASE_KEY} {where}: give an absolute path"
 
 
 def check_device(cfg: CfgNode) -> None:

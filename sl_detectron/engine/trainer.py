@@ -20,6 +20,7 @@ from torch import nn
 from ..checkpoint import SafeCheckpointer, check_checkpoint
 from ..config import check_has_keys, train_sets
 from ..data.annotation_ids import AnnotationTable
+from ..data.datasets import check_test_classes
 from ..data.test_loader import build_test_loader
 from ..data.train_loader import shield_workers
 from ..evaluation.evaluator import build_evaluator
@@ -78,6 +79,8 @@ class SuperLossTrainer(DefaultTrainer):
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         # Before the model, which may learn a value for each annotation.
         data_loader = shield_workers(self.build_train_loader(cfg))
+        # Loading a COCO set sets its class names.
+        check_test_classes(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
         # A custom loader may have an attribute of this name for something else.
         table = getattr(data_loader, "annotations", None)
         self.annotations = table if isinstance(table, AnnotationTable) else None
@@ -116,7 +119,7 @@ class SuperLossTrainer(DefaultTrainer):
         The last three stay the stock ones, checkpointer, evaluation and writer, beside which
         projects put hooks by their places: at -1 what comes before the writer.
         """
-        stop = StopOnSignal(self.cfg.SOLVER.CHECKPOINT_PERIOD)
+        stop = StopOnSignal(self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.TEST.EVAL_PERIOD)
         state = ResumeState(self.model, self.data_loader, stop)
         first: list[HookBase | None] = [stop, state, WarnOfUnusedTerms()]
         table, tracker = self.annotations, self.annotation_tracker

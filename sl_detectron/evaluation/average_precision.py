@@ -102,16 +102,18 @@ def evaluate_detections(
     ground_truth: GroundTruth,
     num_classes: int,
     metric: str = "area",
+    stable: bool = True,
 ) -> list[ClassResult]:
     """Score each class at each overlap threshold; time and memory are linear in detections.
-
-    Detections of equal score count in the order that numpy's default sort gives them.
 
     Args:
         detections: N boxes in the order in which they were made
         ground_truth: M boxes
         num_classes: C
         metric: "07", VOC 2007's 11-point mean of precisions, or "area" under the curve
+        stable: whether detections of equal score count in the order in which they were made, which
+            is the same on every machine; False for the order of numpy's default sort, which is
+            that of the devkit and of detectron2 on this machine and differs between processors
 
     Returns:
         C results
@@ -138,8 +140,9 @@ def evaluate_detections(
     results = []
     for class_id in range(num_classes):
         mine = by_class[ends[class_id] : ends[class_id + 1]]
-        # The same sort on the same input as the devkit's, so that ties fall the same way.
-        mine = mine[np.argsort(-detections.scores[mine])]
+        # By default the same sort on the same input as the devkit's: ties fall the same way.
+        scores = -detections.scores[mine]
+        mine = mine[np.argsort(scores, kind="stable") if stable else np.argsort(scores)]
         curves = [
             _precision_recall(overlaps[mine], objects[mine], ground_truth, counts[class_id], t)
             for t in IOU_THRESHOLDS

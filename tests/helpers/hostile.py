@@ -153,18 +153,18 @@ ANNOTATIONS: dict[str, tuple[str | bytes, str]] = {
     "huge": (xml(obj(box=(5, 6, "1e999", 30))), "xmax"),
     "swapped corners": (xml(obj(box=(40, 6, 5, 30))), "xmin.*xmax"),
     "upside down": (xml(obj(box=(5, 30, 40, 6))), "ymin.*ymax"),
-    "difficult": (xml(obj(extra="<difficult>maybe</difficult>")), "difficult='maybe'"),
-    "second object": (xml(obj() + obj(box=("?", 1, 2, 3))), r"object 1 \(cat\)"),
-    "size of 0": (xml(obj(), "<size><width>0</width><height>4</height></size>"), "<size>"),
-    "size in words": (xml(obj(), "<size><width>w</width><height>4</height></size>"), "<size>"),
-    "endless size": (xml(obj(), "<size><width>1e999</width><height>4</height></size>"), "<size>"),
+    "second object": (xml(obj() + obj(box=("?", 1, 2, 3))), r"object 1 \('cat'\)"),
+    "wrapper": (xml(f"<objects>{obj()}</objects>"), "read from <annotation><object>"),
+    "other tags": (xml(obj().replace("object", "item")), "read from <annotation><object>"),
+    "other root": ("<images><image/></images>", "read from <annotation><object>"),
+    "fractions": (xml(obj(box=(0.1, 0.1, 0.5, 0.9))), "fractions of the image"),
+    "outside": (xml(obj(box=(70, 6, 90, 30))), "outside of its image of 64 x 48"),
 }
 # For tools that need every class; evaluation leaves other classes out.
 CLASS_FLAWS: dict[str, tuple[str | bytes, str]] = {
     "misspelt class": (xml(obj("cta")), "'cta'.*cat"),
     "class with a path": (xml(obj("../../cat")), r"'\.\./\.\./cat'"),
     "class with markup": (xml(obj("&lt;script&gt;")), "'<script>'"),
-    "no size": (xml(obj(), ""), "<size>"),
 }
 IMAGE_SETS: dict[str, tuple[str | bytes, str]] = {
     "empty": ("\n\n", r"train\.txt holds no image id"),

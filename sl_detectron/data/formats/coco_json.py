@@ -113,9 +113,10 @@ class CocoFile:
         records = []
         for image_id in sorted(self._images, key=lambda i: (str(type(i)), i)):
             image = self._images[image_id]
-            size: Record = {key: image[key] for key in ("height", "width") if key in image}
+            record: Record = {"image_id": image_id}
+            record |= {key: image[key] for key in ("height", "width") if key in image}
             annotations = [self._record(self._annotations[i]) for i in self._positions[image_id]]
-            records.append({"image_id": image_id, **size, "annotations": annotations})
+            records.append({**record, "annotations": annotations})
         return records
 
     def with_changes(self, changes: Sequence[Change]) -> bytes:
@@ -229,7 +230,8 @@ class CocoFile:
                 self._image_flaw(f"{where}: two images have the id {plain!r}")
             else:
                 size = self._size(image, f"{where} ({name!r})")
-                images[plain] = {**image, "id": plain, **size}
+                rest = {k: v for k, v in image.items() if k not in ("height", "width")}
+                images[plain] = {**rest, "id": plain, **size}
         if len({type(i) for i in images}) > 1:
             raise ValueError(f"{self.path}: some ids of images are numbers, others names")
         return images

@@ -1,0 +1,93 @@
+"""The report on a dataset: counts, flaws, notes and images that two sets share."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from helpers.field_cases import CLASSES, Commands, coco_content, pixels, write_coco, write_voc
+from sl_detectron.model_zoo import get_config_file
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch, capsys):
+    commands = Commands(tmp_path, monkeypatch, capsys)
+    yield commands
+    commands.forget()
+
+
+def check(commands, *args):
+    code, printed = commands.run("check_dataset.py", *args, "--output", "report.json")
+    return code, printed, json.loads(Path("report.json").read_text())
+
+
+def test_a_sound_voc_set(commands):
+    write_voc(Path("voc"))
+    code, printed, (report,) = check(commands, "--voc-root", "voc", "--split", "train")
+    assert code == 0
+    assert report["classes"] == {"block": [3, 3], "disc": [3, 3], "wedge": [2, 2]}
+    assert report["counts"]["annotations"] == 8
+    assert report["sizes"]["image width"] == [96, 96, 96]
+    assert "0 flaws" in printed
+
+
+def test_what_is_wrong_is_counted_and_named(commands):
+    root = write_voc(Path("voc"))
+    xml = (root / "Annotations/a.xml").read_text()
+    first = xml.index("<object>")
+    last = xml.index("</object>") + len("</object>")
+    twin, outside = xml[first:last], xml[first:last].replace(">34<", ">98<")
+    (root / "Annotations/a.xml").write_text(xml.replace("<object>", twin + "<object>", 1))
+    (root / "Annotations/b.xml").write_text(xml[:last] + outside + "</annotation>")
+    (root / "Annotations/c.xml").write_text(xml[:first] + "</annotation>")
+    shutil.copy(root / "JPEGImages/a.jpg", root / "JPEGImages/b.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    pixels(2).save(root / "JPEGImages/c.jpg", exif=exif)
+    path = root / "JPEGImages/d.jpg"
+    path.write_bytes(path.read_bytes()[:1200])
+    code, printed, (report,) = check(commands, "--voc-root", "voc", "--split", "train")
+    assert code == 2
+    assert report["counts"] == {
+        "images": 4,
+        "images without objects": 1,
+        "annotations": 7,
+        "crowds": 0,
+        "difficult objects": 0,
+        "boxes that are partly outside of their image": 1,
+        "annotations with class and box of another one": 1,
+        "boxes that two classes have": 0,
+        "images turned by their EXIF orientation": 1,
+        "images with the bytes of another one": 1,
+    }
+    (flaw,) = report["flaws"]
+    assert "image 'd'" in flaw
+    assert "truncated" in flaw
+    last_line = printed.strip().splitlines()[-1]
+    assert last_line == "check_dataset.py: error: flaws found: 1; they are listed above"
+    given = ("--voc-root", "voc", "--split", "train", "--no-decode")
+    assert check(commands, *given)[0] == 0
+
+
+def test_sets_of_a_config(commands):
+    content = coco_content()
+    content["annotations"][0]["iscrowd"] = None
+    content["annotations"][1]["category_id"] = 9
+    write_coco(Path(), content)
+    write_voc(Path("voc"))
+    voc = {"NAME": "val", "ROOT": "voc", "SPLIT": "train", "CLASSES": CLASSES}
+    opts = commands.opts(coco=True)
+    opts += ["DATASETS.CUSTOM_VOC", str([voc]), "DATASETS.TEST", "('val',)"]
+    opts += ["MODEL.ROI_HEADS.NUM_CLASSES", "4"]
+    toy = get_config_file("Toy/faster_rcnn_superloss.yaml")
+    code, printed, reports = check(commands, "--config-file", toy, "--opts", *opts)
+    assert code == 2
+    assert [r["name"] for r in reports] == ["mine", "val"]
+    mine, val = reports
+    assert "no category 9" in mine["flaws"][0]
+    assert "NUM_CLASSES is 4, but dataset 'mine' has 3" in mine["flaws"][1]
+    assert "NUM_CLASSES is 4, but dataset 'val' has 3" in val["flaws"][0]
+    assert "iscrowd of None is read as 0: 1" in mine["notes"][0]
+    assert "note: 4 images are in mine and val" in printed

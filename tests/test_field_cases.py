@@ -1,0 +1,594 @@
+"""Sets as other people have them: every command takes one in the same way, or refuses it alike."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from helpers.field_cases import (
+    CLASSES,
+    HEIGHT,
+    IMAGES,
+    OBJECTS,
+    TINY,
+    WIDTH,
+    Commands,
+    coco_content,
+    for_each,
+    pixels,
+    voc_object,
+    voc_xml,
+    write_coco,
+    write_voc,
+)
+from sl_detectron import SuperLossTrainer
+from sl_detectron.audit.correct import apply_decisions
+from sl_detectron.audit.decisions import Decision, Decisions
+from sl_detectron.data.datasets import (
+    load_dataset,
+    register_coco_datasets,
+    register_custom_datasets,
+)
+from sl_detectron.data.formats.coco_json import CocoFile
+from sl_detectron.data.test_loader import build_test_loader
+from sl_detectron.evaluation.evaluator import build_evaluator
+from sl_detectron.model_zoo import get_config
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch, capsys):
+    commands = Commands(tmp_path, monkeypatch, capsys)
+    yield commands
+    commands.forget()
+
+
+def edit(path, *pairs):
+    """Replace texts in every annotation file, or in one file."""
+    for file in sorted(path.glob("*.xml")) if path.is_dir() else [path]:
+        text = file.read_text()
+        for old, new in pairs:
+            assert old in text
+            text = text.replace(old, new)
+        file.write_text(text)
+
+
+def boxes_of(table):
+    return [[a["bbox"] for a in r["annotations"]] for r in table.records()]
+
+
+EXPECTED = [[box for _, box in OBJECTS[name]] for name in IMAGES]
+NUM_OBJECTS = sum(map(len, EXPECTED))
+
+
+# Forms of VOC sets that are taken: a change, and what is warned of.
+def difficult(text):
+    return lambda root: edit(root / "Annotations", (">0</difficult>", f">{text}</difficult>"))
+
+
+def without_size(root):
+    edit(root / "Annotations", (f"<width>{WIDTH}</width><height>{HEIGHT}</height>", ""))
+
+
+def size_of_zero(root):
+    size = f"<width>{WIDTH}</width><height>{HEIGHT}</height>"
+    edit(root / "Annotations", (size, "<width>0</width><height>0</height>"))
+
+
+def suffix(new, image_format):
+    def change(root):
+        for i, name in enumerate(IMAGES):
+            (root / "JPEGImages" / f"{name}.jpg").unlink()
+            pixels(i).save(root / "JPEGImages" / f"{name}{new}", image_format)
+
+    return change
+
+
+def image_set(text):
+    return lambda root: (root / "ImageSets/Main/train.txt").write_text(text)
+
+
+GOOD_VOC = {
+    "plain": (lambda root: None, ""),
+    "difficult Unspecified": (difficult("Unspecified"), "'Unspecified' is read as 0: 8"),
+    "difficult blank": (difficult(" "), "'' is read as 0: 8"),
+    "difficult 0.0": (difficult("0.0"), r"'0\.0' is read as 0: 8"),
+    "difficult False": (difficult("False"), "'False' is read as 0: 8"),
+    "no size": (without_size, "without a <size>.*: 4"),
+    "size of 0": (size_of_zero, "without a <size>.*: 4"),
+    "upper case": (suffix(".PNG", "PNG"), ""),
+    "mixed case": (suffix(".Jpg", "JPEG"), ""),
+    "bitmap": (suffix(".bmp", "BMP"), ""),
+    "tif": (suffix(".tif", "TIFF"), ""),
+    "webp": (suffix(".webp", "WEBP"), ""),
+    "names of files": (image_set("a.jpg\nb.jpg\nc.jpg\nd.jpg\n"), ""),
+    "column of a class": (image_set("a.jpg 1\nb  1\nc.jpg 0\nd  1\n"), ""),
+}
+
+
+@pytest.mark.parametrize(("change", "warned"), GOOD_VOC.values(), ids=GOOD_VOC)
+def test_voc_forms_are_taken_by_every_command(commands, caplog, change, warned):
+    change(write_voc(Path("voc")))
+
+    def check(done=(0, "")):
+        code, printed = done
+        assert code == 0, printed
+        text = re.sub(r"\s+", " ", printed + caplog.text)
+        assert len(re.findall(warned, text)) >= 1 if warned else "the first" not in text
+        caplog.clear()
+
+    table = commands.load().annotations
+    check()
+    assert boxes_of(table) == EXPECTED
+    check(commands.inject())
+    assert len(Path("noisy/manifest.jsonl").read_text().splitlines()) == NUM_OBJECTS // 2
+    code, printed = commands.run("inject_noise.py", "--restore", "noisy", "--output", "clean")
+    assert code == 0, printed
+    for name in IMAGES:
+        clean = Path(f"clean/Annotations/{name}.xml").read_bytes()
+        assert clean == Path(f"voc/Annotations/{name}.xml").read_bytes()
+    check(commands.evaluate())
+    assert json.loads(Path("scores.json").read_text())["AP50"] == pytest.approx(100)
+    check(commands.visualize())
+    sources = {"mine": {"format": "voc", "root": "voc", "split": "train"}}
+    given, box = OBJECTS["b"][1]
+    wrong = Decision("mine", "b", 1, tuple(box), given, "wrong", "disc")
+    assert apply_decisions(Decisions(tuple(CLASSES), sources, (wrong,)), "fixed") == {"mine": 1}
+
+
+# Forms that every command refuses: a change of file "b", and what the message says.
+def in_b(*pairs):
+    return lambda root: edit(root / "Annotations/b.xml", *pairs)
+
+
+def first_box(*corners):
+    """The first object of file "b" with other corners."""
+    box = dict(zip(("xmin", "ymin", "xmax", "ymax"), corners))
+    inner = "".join(f"<{key}>{value}</{key}>" for key, value in box.items())
+    old = voc_object(*OBJECTS["b"][0]).partition("<bndbox>")[2].partition("</bndbox>")[0]
+    return in_b((old, inner))
+
+
+BAD_VOC = {
+    "wrapper": (
+        in_b(("<object>", "<objects><object>"), ("</object>", "</object></objects>")),
+        r"b\.xml: objects are read from <annotation><object>, and there are 0; .*4 <object> elsew",
+    ),
+    "other tags": (in_b(("object>", "item>")), r"b\.xml: objects are read from .*2 <bndbox> else"),
+    "fractions": (first_box(0.1, 0.2, 0.5, 0.6), "object 0 .*is given as fractions of the image"),
+    "outside": (first_box(200, 1, 220, 9), "object 0 .*is outside of its image of 96 x 64"),
+    "swapped corners": (first_box(40, 1, 5, 9), "object 0 .*needs xmin <= xmax"),
+    "misspelt class": (in_b(("block", "blcok")), r"class 'blcok' is not .*nearest are 'block'"),
+    "gb2312": (
+        lambda root: (root / "Annotations/b.xml").write_bytes(
+            b"<?xml version='1.0' encoding='gb2312'?>" + voc_xml("b").encode()
+        ),
+        r"b\.xml, line 1.*save it as UTF-8, it declares 'gb2312'",
+    ),
+    "list of a YOLO set": (
+        image_set("data/obj_train_data/a.jpg\ndata/obj_train_data/b.jpg\n"),
+        r"'data/obj_train_data/a\.jpg'.*paths of a YOLO set.*docs/data\.md",
+    ),
+    "no image of the class": (image_set("a -1\nb -1\n"), "all 2 images have -1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_VOC.values(), ids=BAD_VOC)
+def test_voc_forms_are_refused_by_every_command(commands, change, message):
+    change(write_voc(Path("voc")))
+    before = {*Path().iterdir()}
+    with pytest.raises((ValueError, OSError), match=message):
+        commands.load()
+    done = [commands.inject(), commands.visualize()]
+    # Other classes are left out of an evaluation.
+    done += [] if "class 'blcok'" in message else [commands.evaluate()]
+    for code, printed in done:
+        assert code == 2, printed
+        assert re.search(message, printed.strip().splitlines()[-1])
+    assert {p.name for p in {*Path().iterdir()} - before} <= {"found.json"}
+
+
+def test_all_flaws_come_at_once_and_can_be_left_out(commands, caplog):
+    write_voc(Path("voc"))
+    box = "<xmin>50</xmin><ymin>60</ymin><xmax>4</xmax><ymax>9</ymax>"
+    bad = f"<object><name>disc</name><bndbox>{box}</bndbox></object>"
+    # Before the others, so that positions in the file are not those among the good ones.
+    edit(Path("voc/Annotations/b.xml"), ("</size>", "</size>" + bad * 30))
+    Path("voc/Annotations/d.xml").write_text("<annotation>")
+    code, printed = commands.inject()
+    assert code == 2
+    listed = re.findall(r"\((\d+)\) voc", printed.replace(str(Path.cwd()) + "/", ""))
+    assert listed == [str(i) for i in range(1, 21)]
+    assert re.search("has 31 flaws: .*; and 11 more; BAD_ANNOTATIONS skip", printed)
+    table = commands.load("DATASETS.BAD_ANNOTATIONS", "skip").annotations
+    assert boxes_of(table) == EXPECTED[:3]
+    assert re.search("30 boxes left out.*1 image left out", caplog.text, flags=re.DOTALL)
+    skip = ("--bad-annotations", "skip", "--dataset-name", "mine")
+    code, printed = commands.inject(*skip)
+    assert code == 0, printed
+    lines = Path("noisy/manifest.jsonl").read_text().splitlines()
+    assert {json.loads(line)["annotation"] for line in lines} <= {0, 1}
+    assert Path("noisy/Annotations/b.xml").read_text().count(bad) == 30
+    assert commands.evaluate(*skip[:2])[0] == 0
+    replay = ("DATASETS.LABEL_NOISE.MANIFEST", "noisy/manifest.jsonl")
+    noisy = [*commands.load(*replay, "DATASETS.BAD_ANNOTATIONS", "skip").annotations.records()]
+    on_disk = commands.load("DATASETS.BAD_ANNOTATIONS", "skip", root="noisy").annotations.records()
+    labels = [[[a["category_id"] for a in r["annotations"]] for r in rs] for rs in (noisy, on_disk)]
+    assert labels[0] == labels[1]
+    given, box = OBJECTS["b"][1]
+    sources = {"mine": {"format": "voc", "root": "voc", "split": "train"}}
+    wrong = Decision("mine", "b", 1, tuple(box), given, "wrong", "disc")
+    apply_decisions(Decisions(tuple(CLASSES), sources, (wrong,)), "fixed")
+    names = re.findall("<name>(.*?)<", Path("fixed/mine/Annotations/b.xml").read_text())
+    assert names == ["disc"] * 30 + ["block", "disc"]
+
+
+def test_a_forgotten_class_list_is_an_error(commands):
+    write_voc(Path("voc"))
+    vocs = "aeroplane,bicycle"
+    for code, printed in (
+        commands.evaluate("--classes", vocs),
+        commands.inject("--classes", vocs),
+    ):
+        assert code == 2
+        message = "no object of the classes 'aeroplane', 'bicycle'; it has 'block' (3), 'disc' (3)"
+        assert message in printed
+
+
+def test_image_sets_are_all_listed(commands):
+    root = write_voc(Path("voc"))
+    for name in ("disc_train", "block_train", "my_split"):
+        (root / f"ImageSets/Main/{name}.txt").write_text("a.jpg 1\nb.jpg -1\n")
+    (root / "ImageSets/Main/train.txt").unlink()
+    code, printed = commands.train()
+    assert code == 2
+    assert (
+        "the folder has: 'block_train', 'disc_train', 'my_split'; those of one class each"
+        in printed
+    )
+
+
+def test_box_of_one_pixel(commands):
+    root = write_voc(Path("voc"))
+    first_box(7, 9, 7, 9)(root)
+    assert boxes_of(commands.load().annotations)[1][0] == [6, 8, 7, 9]
+    assert commands.inject()[0] == commands.visualize()[0] == commands.evaluate()[0] == 0
+
+
+# Forms of COCO sets that are taken: a change of the content, and what is warned of.
+def set_all(part, **values):
+    return lambda content: for_each(content, part, lambda entry: entry.update(values))
+
+
+def drop(part, *keys):
+    return lambda content: for_each(content, part, lambda e: [e.pop(key) for key in keys])
+
+
+def convert(part, key, kind):
+    return lambda content: for_each(content, part, lambda e: e.update({key: kind(e[key])}))
+
+
+GOOD_COCO = {
+    "plain": (lambda content: content, ""),
+    "image ids 1.0": (convert("annotations", "image_id", float), ""),
+    "image ids in words": (convert("annotations", "image_id", str), ""),
+    "ids of images in words": (convert("images", "id", str), ""),
+    "category ids in words": (convert("annotations", "category_id", str), ""),
+    "iscrowd null": (set_all("annotations", iscrowd=None), "iscrowd of None is read as 0: 8"),
+    "no iscrowd, no area": (drop("annotations", "iscrowd", "area"), ""),
+    "area null": (set_all("annotations", area=None), ""),
+    "no size": (drop("images", "height", "width"), "without height and width.*: 4"),
+    "size null": (set_all("images", height=None), "without height and width.*: 4"),
+    "segmentation null": (set_all("annotations", segmentation=None), ""),
+    "flat segmentation": (set_all("annotations", segmentation=[1, 2, 3]), "neither polygons.*: 8"),
+}
+
+
+@pytest.mark.parametrize(("change", "warned"), GOOD_COCO.values(), ids=GOOD_COCO)
+def test_coco_forms_are_taken_by_every_command(commands, caplog, change, warned):
+    path = write_coco(Path(), change(coco_content()))
+
+    def check(done=(0, "")):
+        code, printed = done
+        assert code == 0, printed
+        text = re.sub(r"\s+", " ", printed + caplog.text)
+        assert re.search(warned, text) if warned else "the first" not in text
+        caplog.clear()
+
+    assert boxes_of(commands.load(coco=True).annotations) == EXPECTED
+    check()
+    check(commands.inject(coco=True))
+    lines = [json.loads(line) for line in Path("noisy/manifest.jsonl").read_text().splitlines()]
+    assert len(lines) == NUM_OBJECTS // 2
+    assert {line["image_id"] for line in lines} <= {1, 2, 3, 4}
+    code, printed = commands.run("inject_noise.py", "--restore", "noisy", "--output", "clean")
+    assert code == 0, printed
+    assert Path("clean/set.json").read_bytes() == path.read_bytes()
+    check(commands.visualize(coco=True))
+    sources = {"mine": {"format": "coco", "json_file": "set.json"}}
+    given, box = OBJECTS["b"][1]
+    wrong = Decision("mine", 2, 1, tuple(box), given, "wrong", "disc")
+    assert apply_decisions(Decisions(tuple(CLASSES), sources, (wrong,)), "fixed") == {"mine": 1}
+    register_coco_instances("scored", {}, "set.json", "images")
+    load_dataset("scored")
+    scores = perfect_scores("scored")
+    assert scores["AP"] == pytest.approx(100)
+
+
+def perfect_scores(name):
+    """COCO's metrics of detections that are the annotations."""
+    evaluator = build_evaluator(name, output_dir="scores")
+    evaluator.reset()
+    for i, image in enumerate(IMAGES, start=1):
+        boxes = torch.tensor([box for _, box in OBJECTS[image]], dtype=torch.float32)
+        classes = torch.tensor([CLASSES.index(c) for c, _ in OBJECTS[image]])
+        found = {"pred_boxes": Boxes(boxes), "scores": torch.ones(2), "pred_classes": classes}
+        instances = Instances((HEIGHT, WIDTH), **found)
+        evaluator.process([{"image_id": i}], [{"instances": instances}])
+    return evaluator.evaluate()["bbox"]
+
+
+def of_second(**values):
+    """A change of one annotation."""
+    return lambda content: content["annotations"][1].update(values) or content
+
+
+BAD_COCO = {
+    "annotations elsewhere": (
+        lambda content: {**content, "annotations": {"list": content["annotations"]}},
+        "annotations is a dict, not a list",
+    ),
+    "annotations renamed": (
+        lambda content: {{"annotations": "annotation"}.get(k, k): v for k, v in content.items()},
+        r"KeyError\('annotations'\); it has \['images', 'annotation', 'categories'\]",
+    ),
+    "box of three": (
+        of_second(bbox=[1, 2, 3]),
+        r"annotations\[1\] of .* needs a bbox of four",
+    ),
+    "box of null": (
+        of_second(bbox=None),
+        r"annotations\[1\].*needs a bbox of four numbers",
+    ),
+    "box below 0": (
+        of_second(bbox=[9, 9, -4, 5]),
+        r"annotations\[1\].*\[x, y, width, height\]",
+    ),
+    "fractions": (
+        of_second(bbox=[0.5, 0.1, 0.2, 0.2]),
+        r"annotations\[1\].*fractions of the image",
+    ),
+    "outside": (
+        of_second(bbox=[100, 1, 9, 9]),
+        r"annotations\[1\].*outside of its image of 96 x 64",
+    ),
+    "unknown category": (
+        of_second(category_id=7),
+        r"no category 7; categories have the ids",
+    ),
+    "id twice": (of_second(id=1), "2 annotations have the id 1"),
+    "image twice": (
+        lambda content: {**content, "images": [*content["images"], content["images"][0]]},
+        r"images\[4\]: two images have the id 1",
+    ),
+    "ignore": (of_second(ignore=1), "ignore is not supported"),
+    "file name": (set_all("images", file_name=None), "needs an id and a file_name"),
+    "all crowds": (
+        set_all("annotations", iscrowd=1),
+        r"all 8 annotations are crowds \(iscrowd 1\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_COCO.values(), ids=BAD_COCO)
+def test_coco_forms_are_refused_by_every_command(commands, change, message):
+    write_coco(Path(), change(coco_content()))
+    before = {*Path().iterdir()}
+    with pytest.raises((ValueError, OSError), match=message):
+        commands.load(coco=True)
+    for code, printed in (commands.inject(coco=True), commands.visualize(coco=True)):
+        assert code == 2, printed
+        assert re.search(message, printed.strip().splitlines()[-1])
+    assert {*Path().iterdir()} == before
+
+
+def test_coco_flaws_are_left_out_on_demand(commands, caplog):
+    content = coco_content()
+    content["annotations"].insert(0, {"id": 99, "image_id": 1, "category_id": 7, "bbox": [1, 2]})
+    write_coco(Path(), content)
+    table = commands.load("DATASETS.BAD_ANNOTATIONS", "skip", coco=True).annotations
+    assert boxes_of(table) == EXPECTED
+    assert "1 box left out" in caplog.text
+    assert commands.inject("--bad-annotations", "skip", coco=True)[0] == 0
+    noisy = json.loads(Path("noisy/set.json").read_text())["annotations"]
+    assert noisy[0] == content["annotations"][0]
+    assert len(noisy) == len(content["annotations"])
+
+
+def test_annotations_of_no_image_are_counted(commands, caplog):
+    content = coco_content()
+    content["annotations"][0]["image_id"] = 77
+    write_coco(Path(), content)
+    assert boxes_of(commands.load(coco=True).annotations)[0] == EXPECTED[0][1:]
+    assert "annotations of no image in the file (it has 1, 2, 3, ...): 1 (" in caplog.text
+
+
+def test_a_plain_file_is_read_as_it_is(tmp_path):
+    path = write_coco(tmp_path)
+    assert CocoFile(path).is_plain()
+    content = coco_content()
+    del content["annotations"][0]["area"]
+    assert not CocoFile(write_coco(tmp_path, content)).is_plain()
+
+
+# Images.
+def turned(root):
+    """Stored pixels of 96 x 64, turned upright by their EXIF orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels(1).save(root / "JPEGImages/b.jpg", exif=exif)
+
+
+def deep(mode):
+    def change(root):
+        (root / "JPEGImages/b.jpg").unlink()
+        suffix = ".png" if mode == "I;16" else ".tif"
+        Image.new(mode, (WIDTH, HEIGHT)).save(root / f"JPEGImages/b{suffix}")
+
+    return change
+
+
+def cut(root):
+    path = root / "JPEGImages/b.jpg"
+    path.write_bytes(path.read_bytes()[:1200])
+
+
+BAD_IMAGES = {
+    "EXIF": (turned, "EXIF orientation 6 turns it from 96 x 64 to 64 x 96.*exiftool"),
+    "16 bits": (deep("I;16"), "16-bit.*all white or all black; convert it to 8 bits"),
+    "float": (deep("F"), "its pixels are float"),
+    "truncated": (cut, "truncated"),
+    "not there": (lambda root: (root / "JPEGImages/b.jpg").write_bytes(b"x"), "cannot identify"),
+    "another size": (
+        lambda root: pixels(1).crop((0, 0, 50, 40)).save(root / "JPEGImages/b.jpg"),
+        "it has 50 x 40 pixels, and its annotation says 96 x 64",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_IMAGES.values(), ids=BAD_IMAGES)
+def test_images_fail_alike_wherever_they_are_read(commands, caplog, change, message):
+    change(write_voc(Path("voc")))
+    message = rf"image 'b', voc/JPEGImages/b\.\w+: .*{message}.*BROKEN_IMAGES skip"
+    with pytest.raises(ValueError, match=message):
+        commands.load()
+    code, printed = commands.visualize()
+    assert code == 2
+    assert re.search(message, printed.strip().splitlines()[-1])
+    skip = ("DATALOADER.BROKEN_IMAGES", "skip")
+    commands.load(*skip)
+    assert "Skipped image 'b'" in caplog.text
+    code, printed = commands.visualize(*skip)
+    assert code == 0
+    assert "3 of 4 images of mine drawn" in printed
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_test_loader_names_a_broken_image(commands, workers):
+    cut(write_voc(Path("voc")))
+    cfg = get_config("Toy/faster_rcnn_superloss.yaml")
+    cfg.merge_from_list([*commands.opts(), "DATALOADER.NUM_WORKERS", workers])
+    register_custom_datasets(cfg.DATASETS)
+    with pytest.raises(
+        ValueError, match=r"image 'b', voc/JPEGImages/b\.jpg: .*truncated"
+    ) as caught:
+        list(build_test_loader(cfg, "mine"))
+    assert "\n" not in str(caught.value)
+    cfg.DATALOADER.BROKEN_IMAGES = "skip"
+    assert [batch[0]["image_id"] for batch in build_test_loader(cfg, "mine")] == ["a", "c", "d"]
+
+
+def test_a_failed_evaluation_leaves_a_checkpoint(commands):
+    cut(write_voc(Path("voc")))
+    (Path("voc/ImageSets/Main/train.txt")).write_text("a\nc\n")
+    (Path("voc/ImageSets/Main/val.txt")).write_text("b\nd\n")
+    voc = {"NAME": "mine", "ROOT": "voc", "SPLIT": "train", "CLASSES": CLASSES}
+    sets = str([voc, {**voc, "NAME": "val", "SPLIT": "val"}])
+    opts = ["DATASETS.CUSTOM_VOC", sets, "DATASETS.TEST", "('val',)", "TEST.EVAL_PERIOD", "2"]
+    code, printed = commands.train(*opts)
+    assert code == 2
+    error = printed.strip().splitlines()[-1]
+    assert re.search(r"error: image 'b', voc/JPEGImages/b\.jpg: .*truncated", error)
+    assert Path("output/last_checkpoint").read_text() == "model_0000001.pth"
+    code, printed = commands.train(*opts, "DATALOADER.BROKEN_IMAGES", "skip")
+    assert code == 0, printed
+    assert "1 of 2 images of val have no prediction" in Path("output/log.txt").read_text()
+
+
+# The trainer that a program of its own starts.
+def snippet(*opts, test="set.json"):
+    """The README's Python snippet on a COCO set."""
+    register_coco_instances("mine_train", {}, "set.json", "images")
+    register_coco_instances("mine_val", {}, test, "images")
+    cfg = get_config("Toy/faster_rcnn_superloss.yaml")
+    cfg.merge_from_list([*TINY, "MODEL.ROI_HEADS.NUM_CLASSES", 3, "OUTPUT_DIR", "output", *opts])
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("mine_train",), ("mine_val",)
+    trainer = SuperLossTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    return trainer.train()
+
+
+def test_coco_runs_of_a_program_are_audited_by_command(commands):
+    write_coco(Path())
+    no_area = drop("annotations", "area", "iscrowd")(coco_content())
+    write_coco(Path(), no_area, "val")
+    snippet("TEST.EVAL_PERIOD", 2, test="val.json")
+    given = ("--from-run", "output")
+    code, printed = commands.run("audit_labels.py", *given, "--output", "audit")
+    assert code == 0, printed
+    assert "8 annotations ranked" in printed
+    code, printed = commands.run("visualize.py", *given, "--num", "2", "--output", "pictures")
+    assert code == 0, printed
+    assert "2 of 4 images of mine_train drawn" in printed
+
+
+def test_more_categories_than_classes_are_refused(commands):
+    content = coco_content()
+    content["categories"].insert(0, {"id": 0, "name": "shapes"})
+    write_coco(Path(), content)
+    message = "NUM_CLASSES is 3, but dataset 'mine_.*' has 4 classes .* 'shapes' without any annot"
+    with pytest.raises(ValueError, match=message):
+        snippet()
+    assert not Path("output").exists()
+
+
+def test_classes_in_another_order_are_refused(commands):
+    write_coco(Path())
+    content = coco_content()
+    for i, category in enumerate(content["categories"]):
+        category["id"] = 3 - i
+    write_coco(Path(), content, "val")
+    with pytest.raises(ValueError, match="'mine_val' number their classes in different orders"):
+        snippet(test="val.json")
+
+
+def test_a_test_set_without_objects_is_refused(commands):
+    write_coco(Path())
+    write_coco(Path(), {**coco_content(), "annotations": []}, "val")
+    with pytest.raises(ValueError, match=r"'mine_val' of DATASETS\.TEST has no object in its 4"):
+        snippet(test="val.json")
+
+
+def test_images_of_another_folder_are_missed_at_the_start(commands):
+    write_coco(Path())
+    Path("images").rename("pictures")
+    with pytest.raises(FileNotFoundError, match=r"none of its 4 images is there.*images/a\.jpg"):
+        commands.load(coco=True)
+
+
+def test_a_device_that_is_not_there(commands):
+    write_coco(Path())
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match=r"MODEL\.DEVICE is 'cuda' but torch sees no GPU here"):
+        snippet("MODEL.DEVICE", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({}, r"CUSTOM_COCO\[0\] needs the keys NAME, JSON_FILE, IMAGE_ROOT"),
+        ({"NAME": "mine", "JSON_FILE": 3, "IMAGE_ROOT": "x"}, r"\[0\]\.JSON_FILE must be a string"),
+        (
+            {"NAME": "coco_2017_val", "JSON_FILE": "a.json", "IMAGE_ROOT": "x"},
+            "'coco_2017_val' is taken by another set",
+        ),
+    ],
+)
+def test_bad_entries_of_custom_coco_are_named(entry, message):
+    with pytest.raises(ValueError, match=message):
+        register_coco_datasets([entry])

@@ -1,0 +1,56 @@
+#!/usr/bin/env python3
+"""Report what is in a dataset and what is wrong with it, before a training.
+
+Counts per class, sizes, boxes outside, duplicates, crowds, images without objects, images that are
+turned, cut off or of more than 8 bits a channel; up to 20 flaws with their number. The exit code is
+2 where there are any. A training refuses the same flaws, or leaves them out:
+DATASETS.BAD_ANNOTATIONS, DATALOADER.BROKEN_IMAGES.
+
+Examples:
+  All sets of a config:
+    tools/check_dataset.py --config-file my.yaml
+  A VOC folder, with all the classes that it has:
+    tools/check_dataset.py --voc-root VOC2007 --split trainval
+  A COCO json:
+    tools/check_dataset.py --coco-json train.json --images images --output report.json
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from sl_detectron.cli import run_tool, tool_parser
+from sl_detectron.commands.check import run_check
+
+
+def main(args: argparse.Namespace) -> None:
+    text, num_flaws = run_check(args)
+    print(text)
+    if num_flaws:
+        raise ValueError(f"flaws found: {num_flaws}; they are listed above")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = tool_parser(__doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config-file", default="", help="a file, or a shipped config by name")
+    source.add_argument("--voc-root", help="folder with Annotations, ImageSets and JPEGImages")
+    source.add_argument("--coco-json", help="COCO annotation file; needs --images")
+    parser.add_argument("--split", default="trainval", help="VOC image set; default trainval")
+    parser.add_argument("--classes", default="", help="a,b,c: class list; default what is there")
+    parser.add_argument("--images", metavar="DIR", help="images of --coco-json")
+    parser.add_argument("--no-decode", action="store_true", help="read headers of images only")
+    parser.add_argument("--output", metavar="FILE", help="json file to write as well")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config options")
+    args = parser.parse_args(argv)
+    if args.coco_json and not args.images:
+        parser.error("--coco-json needs --images, the folder of its images")
+    return args
+
+
+def cli() -> int:
+    return run_tool(main, parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(cli())
