@@ -83,6 +83,26 @@ def add_superloss_config(cfg: CN) -> None:
     # Number of training annotations. SuperLossTrainer counts them; 0 is enough for evaluation.
     cfg.MODEL.SUPERLOSS.DATA_PARAMS.NUM_ANNOTATIONS = 0
 
+    # Label correction: train annotations as the class that they probably have.
+    cfg.MODEL.SUPERLOSS.CORRECTION = CN()
+    # Training rounds. Each round but the last is trained in OUTPUT_DIR/round_N and then estimates
+    # the true classes, on which the next one is trained from the start. 1: no correction.
+    cfg.MODEL.SUPERLOSS.CORRECTION.ROUNDS = 1
+    # Rounds after the first: "plain" trains on the plain loss, which learns better from corrected
+    # labels; "superloss" on that of the first.
+    cfg.MODEL.SUPERLOSS.CORRECTION.LATER_LOSS = "plain"
+    # Class targets of an earlier run, class_targets.pth; "" for none. ROUNDS sets it.
+    cfg.MODEL.SUPERLOSS.CORRECTION.TARGETS = ""
+    # Within one training run: fraction of the iterations after which targets are estimated from the
+    # statistics so far; 1.0 for never.
+    cfg.MODEL.SUPERLOSS.CORRECTION.START = 1.0
+    # And iterations from one estimate to the next.
+    cfg.MODEL.SUPERLOSS.CORRECTION.PERIOD = 500
+    # "hard": the most probable class; "soft": the two most probable with their probabilities.
+    cfg.MODEL.SUPERLOSS.CORRECTION.FORM = "hard"
+    # Annotations whose most probable class is less probable than this have no class loss.
+    cfg.MODEL.SUPERLOSS.CORRECTION.MIN_PROBABILITY = 0.0
+
     # The box regression loss: one value per foreground RoI or anchor, summed over coordinates.
     cfg.MODEL.SUPERLOSS.BOX_REG = CN()
     # Off: wrong class labels leave the boxes right, and the term cost AP when labels were noisy.

@@ -35,6 +35,13 @@ from .hooks import (
     WarnOfUnusedTerms,
     build_annotation_tracker,
 )
+from .label_correction import (
+    build_class_targets,
+    build_correction_hook,
+    is_estimated,
+    round_config,
+    write_class_targets,
+)
 from .launch import setup_job
 from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state, resume_or_load
 from .setup import check_for_training, keep_config, merge_cfg
@@ -95,6 +102,10 @@ class SuperLossTrainer(DefaultTrainer):
         self.annotation_tracker = build_annotation_tracker(cfg, model, self.annotations)
         if self.annotation_tracker is not None:
             self.checkpointer.add_checkpointable("annotation_tracker", self.annotation_tracker)
+        # None where labels are not corrected.
+        self.class_targets = build_class_targets(cfg, model, self.annotations)
+        if self.class_targets is not None:
+            self.checkpointer.add_checkpointable("class_targets", self.class_targets)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -125,6 +136,8 @@ class SuperLossTrainer(DefaultTrainer):
         table, tracker = self.annotations, self.annotation_tracker
         if table is not None and tracker is not None:
             first.append(TrackAnnotations(tracker, table, self.cfg.OUTPUT_DIR, stop))
+        if tracker is not None and self.class_targets is not None:
+            first.append(build_correction_hook(self.cfg, tracker, self.class_targets))
         if self.cfg.VIS_PERIOD > 0 and comm.is_main_process():
             true_classes = table.true_classes() if table else {}
             first.append(DrawTrainingImages(self.cfg, true_classes))
@@ -226,10 +239,22 @@ def train_net(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
         args: from detectron2's ``default_argument_parser``; ``eval_only`` and ``resume`` count
 
     Returns:
-        the metrics of the last evaluation; empty on other ranks than the main one
+        the metrics of the last evaluation, of the last training round; empty on other ranks than
+        the main one
     """
     if not args.resume:  # to resume needs none
         check_checkpoint(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
+    num_rounds = cfg.MODEL.SUPERLOSS.CORRECTION.ROUNDS
+    for number in () if args.eval_only else range(1, num_rounds):
+        round_cfg = round_config(cfg, number)
+        if args.resume and is_estimated(round_cfg):
+            continue
+        _train_round(round_cfg, args)
+        write_class_targets(round_cfg)
+    return _train_round(round_config(cfg, num_rounds), args)
+
+
+def _train_round(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     setup_job(cfg, args)
     if args.eval_only:
         model = SuperLossTrainer.build_model(cfg)

@@ -17,6 +17,7 @@ from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 
 from .build import ClassificationLoss, losses_from_config
+from .class_targets import ClassTargets
 from .custom_predictors import make_subclass
 from .loss_checks import check_roi_losses
 from .matched_annotations import annotation_ids_of
@@ -35,6 +36,8 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
     resolution order, so that a custom predictor which restates detectron2's losses says what they
     are by methods of the same names.
     """
+
+    class_targets: ClassTargets | None = None
 
     @configurable
     def __init__(
@@ -72,7 +75,8 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
     def needs_annotation_ids(self) -> bool:
         """Whether a loss or an observer asks which annotation a RoI is matched to."""
         parts = (self.superloss_cls, self.superloss_box_reg, self.classification_loss)
-        return any(getattr(part, "needs_annotation_ids", False) for part in parts)
+        needed = any(getattr(part, "needs_annotation_ids", False) for part in parts)
+        return needed or self.class_targets is not None
 
     def losses(
         self,
@@ -83,7 +87,8 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
     ) -> dict[str, Tensor]:
         """As the base class, with the SuperLoss in the place of each loss that has a term."""
         losses: dict[str, Tensor] = super().losses(predictions, proposals, *args, **kwargs)
-        has_cls_loss = self.superloss_cls is not None or self.classification_loss is not None
+        parts = (self.superloss_cls, self.classification_loss, self.class_targets)
+        has_cls_loss = any(part is not None for part in parts)
         if not has_cls_loss and self.superloss_box_reg is None:
             return losses
         scores, deltas = predictions[0], predictions[1]
@@ -95,13 +100,15 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
         probabilities = self._probabilities_of(scores)
         replaced = {}
         if has_cls_loss:
+            losses_cls, weights = self._losses_of_scores(scores, gt_classes, ids)
             replaced["loss_cls"] = reduce_losses(
                 self.superloss_cls,
-                self._losses_of_scores(scores, gt_classes, ids),
+                losses_cls,
                 foreground,
                 num_rois,
                 ids,
                 probabilities,
+                weights,
             )
             self._federated_classes = None
         if self.superloss_box_reg is not None:
@@ -130,14 +137,22 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
             self._federated_classes = classes
         return classes
 
-    def _losses_of_scores(self, scores: Tensor, gt_classes: Tensor, ids: Tensor | None) -> Tensor:
-        """(R,) losses of the configured kind."""
-        custom = self.classification_loss
-        if custom is None:
-            return self.classification_losses(scores, gt_classes)
-        if getattr(custom, "needs_annotation_ids", False):
-            return custom(scores, gt_classes, ids)
-        return custom(scores, gt_classes)
+    def _losses_of_scores(
+        self, scores: Tensor, gt_classes: Tensor, ids: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(R,) losses of the configured kind, and (R,) weights where classes were corrected."""
+
+        def loss_of(classes: Tensor) -> Tensor:
+            custom = self.classification_loss
+            if custom is None:
+                return self.classification_losses(scores, classes)
+            if getattr(custom, "needs_annotation_ids", False):
+                return custom(scores, classes, ids)
+            return custom(scores, classes)
+
+        if self.class_targets is None or ids is None:
+            return loss_of(gt_classes), None
+        return self.class_targets.expected_losses(loss_of, ids, gt_classes)
 
     def _probabilities_of(self, scores: Tensor) -> Callable[[], Tensor] | None:
         """Makes (R, K) probabilities of the classes of an object, background left out.

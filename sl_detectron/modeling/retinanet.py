@@ -13,8 +13,9 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 
 from .build import losses_from_config
+from .class_targets import ClassTargets
 from .loss_checks import check_anchor_losses
-from .matched_annotations import ids_by_target, with_annotation_ids
+from .matched_annotations import UNMATCHED, ids_by_target, with_annotation_ids
 from .per_anchor_losses import PerAnchorLosses
 from .superloss_term import GRANULARITIES, SuperLossTerm, reduce_losses
 
@@ -44,6 +45,7 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
 
     # Per image (R,) ids of the matched annotations, from label_anchors() to the losses() after it.
     _annotation_ids: list[torch.Tensor] | None = None
+    class_targets: ClassTargets | None = None
 
     @configurable
     def __init__(
@@ -69,15 +71,20 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """As the base class; notes which annotation each anchor is matched to, if that is asked."""
-        labels, boxes = super().label_anchors(anchors, gt_instances)
         self._annotation_ids = None
         terms = (self.superloss_cls, self.superloss_box_reg)
-        if any(term is not None and term.needs_annotation_ids for term in terms):
-            targets = with_annotation_ids(gt_instances)
-            self._annotation_ids = [
-                ids_by_target(image_labels, image_boxes, self.num_classes, target)
-                for image_labels, image_boxes, target in zip(labels, boxes, targets)
-            ]
+        needs_ids = any(term is not None and term.needs_annotation_ids for term in terms)
+        if not needs_ids and self.class_targets is None:
+            labels, boxes = super().label_anchors(anchors, gt_instances)
+            return labels, boxes
+        targets = with_annotation_ids(gt_instances)
+        if self.class_targets is not None:
+            targets = self.class_targets.relabel(targets)
+        labels, boxes = super().label_anchors(anchors, targets)
+        self._annotation_ids = [
+            ids_by_target(image_labels, image_boxes, self.num_classes, target)
+            for image_labels, image_boxes, target in zip(labels, boxes, targets)
+        ]
         return labels, boxes
 
     def losses(
@@ -102,12 +109,13 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
         """
         annotation_ids, self._annotation_ids = self._annotation_ids, None
         arguments = anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes
-        if self.superloss_cls is None and self.superloss_box_reg is None:
+        has_cls_loss = self.superloss_cls is not None or self.class_targets is not None
+        if not has_cls_loss and self.superloss_box_reg is None:
             return dict(super().losses(*arguments))
         before = self.__dict__.get("loss_normalizer")
         losses: dict[str, torch.Tensor] = {}
         # Else only for a box loss that equals ours: a second focal loss would cost as much memory.
-        if self.superloss_cls is None or super().losses.__func__ is not RetinaNet.losses:
+        if not has_cls_loss or super().losses.__func__ is not RetinaNet.losses:
             losses = dict(super().losses(*arguments))
         labels = torch.stack(gt_labels)
         foreground = (labels >= 0) & (labels != self.num_classes)
@@ -122,11 +130,12 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
         logits = cat(pred_logits, dim=1)
         ids = None if annotation_ids is None else torch.stack(annotation_ids)
         replaced = {}
-        if self.superloss_cls is not None:
+        if has_cls_loss:
             valid = (labels >= 0).nonzero(as_tuple=True)
-            valid_losses = self.classification_losses(logits, labels)[valid]
+            losses_cls, weights = self._losses_of_logits(logits, labels, ids)
+            valid_losses = losses_cls[valid]
             valid_foreground = foreground[valid]
-            if self.superloss_cls.granularity != "class":
+            if self.superloss_cls is None or self.superloss_cls.granularity != "class":
                 valid_losses = valid_losses.sum(dim=-1)
             else:  # as much foreground as their anchor
                 valid_foreground = valid_foreground[:, None].expand_as(valid_losses)
@@ -137,6 +146,7 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
                 normalizer,
                 None if ids is None else ids[valid],
                 lambda: logits[valid].float().sigmoid(),
+                None if weights is None else weights[valid],
             )
         if self.superloss_box_reg is not None or not losses:
             losses_box = self.foreground_box_losses(
@@ -160,3 +170,20 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
                 "the SuperLoss would replace; switch those terms off"
             )
         return {**losses, **replaced}
+
+    def _losses_of_logits(
+        self, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(N, R, K) losses, and (N, R) weights where classes were corrected."""
+        losses = self.classification_losses(logits, labels)
+        if self.class_targets is None or ids is None:
+            return losses, None
+        # Few anchors are matched: only they have other candidates than their label.
+        matched = (ids != UNMATCHED).nonzero(as_tuple=True)
+        expected, weights = self.class_targets.expected_losses(
+            lambda classes: self.classification_losses(logits[matched], classes),
+            ids[matched],
+            labels[matched],
+        )
+        all_weights = torch.ones_like(labels, dtype=weights.dtype)
+        return losses.index_put(matched, expected), all_weights.index_put(matched, weights)

@@ -110,6 +110,7 @@ class SuperLossTerm(nn.Module):
         divisor: float | Tensor,
         annotation_ids: Tensor | None = None,
         probabilities: Callable[[], Tensor] | None = None,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """
         Args:
@@ -120,6 +121,7 @@ class SuperLossTerm(nn.Module):
                 the first dimension of the losses
             probabilities: makes (S, K) class probabilities, for the observers; None where the
                 detector has none of K classes
+            weights: (S,) that the samples count with; tau leaves those of weight 0 out
 
         Returns:
             0-d tensor; 0 with a gradient for an empty batch
@@ -128,6 +130,9 @@ class SuperLossTerm(nn.Module):
             ValueError: the granularity is "instance" and there are no ids
         """
         mask = foreground if self.scope == "foreground" else None
+        if weights is not None:
+            counts = _weighted(torch.ones_like(losses), weights) > 0
+            mask = counts if mask is None else mask & counts
         pooled = losses
         if self.granularity == "instance":
             pooled = _pool(losses, annotation_ids)
@@ -140,11 +145,12 @@ class SuperLossTerm(nn.Module):
         superlosses, sigma = self.superloss.with_confidence(pooled, mask)
         if self.warmup_iters:
             superlosses, sigma = self._warm_up(losses, superlosses, sigma, learns)
-        reduced = superlosses.sum() / divisor
+        reduced = _weighted(superlosses, weights).sum() / divisor
         if storage is not None:
             with torch.no_grad():
                 scalars["superloss"] = reduced
-                scalars |= _scalars(losses, sigma, foreground, mask, divisor)
+                weighted = _weighted(losses, weights)
+                scalars |= _scalars(weighted, sigma, foreground, mask, divisor)
                 # The one host round trip, once a period: all scalars in a single copy.
                 values = torch.stack([v.detach().double() for v in scalars.values()]).tolist()
             for key, value in zip(scalars, values):
@@ -184,12 +190,20 @@ def reduce_losses(
     divisor: float,
     annotation_ids: Tensor | None,
     probabilities: Callable[[], Tensor] | None,
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """A call of the term, or the plain ``sum(losses) / divisor`` without one."""
+    """A call of the term, or without one the weighted ``sum(losses) / divisor``."""
     if term is None:
-        return losses.sum() / divisor
-    reduced: Tensor = term(losses, foreground, divisor, annotation_ids, probabilities)
+        return _weighted(losses, weights).sum() / divisor
+    reduced: Tensor = term(losses, foreground, divisor, annotation_ids, probabilities, weights)
     return reduced
+
+
+def _weighted(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """Losses of samples, or of every class of them, times (S,) weights."""
+    if weights is None:
+        return losses
+    return losses * weights.to(losses).view(-1, *[1] * (losses.dim() - 1))
 
 
 def _storage_to_log_to() -> EventStorage | None:
