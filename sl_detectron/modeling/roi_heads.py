@@ -132,10 +132,12 @@ class SuperLossROIHeadsMixin(ROIHeads):
         self, proposals: list[Instances], stage: int, targets: list[Instances], *args: Any
     ) -> list[Instances]:
         """What later stages of a cascade match by; it passes on classes and boxes only."""
+        targets = self._numbered(targets)
         matched = super()._match_and_label_boxes(proposals, stage, targets, *args)
-        return self._with_ids(matched, self._numbered(targets))
+        return self._with_ids(matched, targets)
 
     def _numbered(self, targets: list[Instances]) -> list[Instances]:
+        """Targets with annotation ids, and with corrected classes where there are some."""
         losses = [getattr(p, "classification_loss", None) for p in self._box_predictors()]
         needs_known = any(getattr(loss, "needs_annotation_ids", False) for loss in losses)
         numbered = with_annotation_ids(targets, needs_known)

@@ -41,11 +41,12 @@ def assert_checkpoints_are_whole(output):
     [(FASTER_RCNN, 1), (FASTER_RCNN, 2), pytest.param(RETINANET, 1, marks=pytest.mark.long)],
 )
 def test_resumed_losses_equal_the_uninterrupted_ones(toy_env, tmp_path, config, ranks):
-    """Bit for bit, with crops and flips, an evaluation on the way, and other workers after it."""
+    """Bit for bit: crops, flips, an evaluation on the way, corrected labels, other workers."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     opts = ["SOLVER.MAX_ITER", NUM_ITERS, "INPUT.CROP.ENABLED", True]
     opts += ["INPUT.RANDOM_FLIP", "horizontal", "TEST.EVAL_PERIOD", 4]
     opts += ["SOLVER.CHECKPOINT_PERIOD", 4, *few_test_images(toy_env)]
+    opts += ["MODEL.SUPERLOSS.CORRECTION.START", 0.25, "MODEL.SUPERLOSS.CORRECTION.PERIOD", 2]
     code, printed = run(toy_env, config, whole, *opts, num_gpus=ranks)
     assert code == 0, printed
     code, printed = run(toy_env, config, parts, *opts, kill_at=5, num_gpus=ranks)

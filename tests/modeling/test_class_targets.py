@@ -78,8 +78,8 @@ def test_untouched_targets_change_nothing(name, opts):
     keys = list(model.state_dict())
     losses, gradients, _ = run_losses(model, numbered_batch())
     with_targets, same, _ = losses_with(name, targets_of(given_labels()), *opts)
-    if opts and name == "standard_sigmoid":
-        # detectron2 sums all classes of all RoIs at once, which rounds otherwise.
+    if opts:
+        # detectron2's loss is a mean where ours is a sum and a division, which rounds otherwise.
         torch.testing.assert_close(losses, with_targets)
         torch.testing.assert_close(gradients, same)
     else:
@@ -97,8 +97,8 @@ def test_other_classes_are_as_if_given(name, opts):
     targets = targets_of(given_labels())
     targets.set_distributions(distributions(*torch.eye(NUM_CLASSES)[right]), hard=True)
     losses, ours, _ = losses_with(name, targets, *opts)
-    assert losses == expected
-    assert all(torch.equal(value, ours[key]) for key, value in gradients.items())
+    torch.testing.assert_close(losses, expected)
+    torch.testing.assert_close(ours, gradients)
 
 
 @pytest.mark.parametrize("name", ["standard", "standard_sigmoid", "c4", "cascade", "retinanet"])

@@ -1,0 +1,76 @@
+"""Features of boxes from the maps of a detector's backbone."""
+
+import pytest
+import torch
+
+from helpers.detectors import IMAGE_SIZE, build, small_config
+from sl_detectron.audit import features as module
+from sl_detectron.audit.features import FeaturePooler
+from sl_detectron.audit.score_annotations import score_annotations
+
+
+class Maps(torch.nn.Module):
+    """A backbone of two maps: a gradient from left to right, and one that is too coarse."""
+
+    def output_shape(self):
+        from detectron2.layers import ShapeSpec
+
+        return {"p3": ShapeSpec(channels=2, stride=8), "p6": ShapeSpec(channels=2, stride=64)}
+
+    def forward(self, images):
+        ramp = torch.arange(0.0, 20.0).expand(1, 2, 20, 20) * 8 + 4
+        return {"p3": ramp, "p6": torch.full((1, 2, 3, 3), torch.nan)}
+
+
+def test_a_box_and_its_surroundings():
+    backbone = Maps()
+    with FeaturePooler(backbone) as pooler:
+        backbone(torch.zeros(1, 3, 160, 160))
+        features = pooler.pool(torch.tensor([[40.0, 40.0, 80.0, 80.0], [0.0, 40.0, 40.0, 80.0]]))
+    # Two channels of the box, two of 1.5 times its size around it, none of the coarse map. The
+    # ramp has its own position as value: the mean is the middle of what is pooled.
+    torch.testing.assert_close(features[0], torch.full((4,), 60.0))
+    assert features.shape == (2, 4)
+    assert features[1, 0] == pytest.approx(20.0)
+    with_hook = backbone._forward_hooks
+    assert not with_hook
+
+
+@pytest.mark.parametrize("detector", ["standard", "c4", "retinanet"])
+def test_features_of_a_set(detector, tmp_path):
+    from PIL import Image
+
+    height, width = IMAGE_SIZE
+    records = []
+    for i, count in enumerate((2, 0, 1)):
+        path = tmp_path / f"{i}.png"
+        Image.new("RGB", (width, height), (40 * i, 90, 200)).save(path)
+        boxes = [[10 + 30 * k, 10, 60 + 30 * k, 70] for k in range(count)]
+        annotations = [
+            {"bbox": box, "bbox_mode": 0, "category_id": 1, "annotation_id": 3 * i + k}
+            for k, box in enumerate(boxes)
+        ]
+        records.append({"file_name": str(path), "image_id": i, "annotations": annotations})
+    cfg = small_config(detector, superloss=False)
+    cfg.INPUT.MIN_SIZE_TEST = height
+    model = build(cfg).eval()
+    scores = score_annotations(model, records, cfg, pool=True)
+    assert scores.feature_ids.tolist() == [0, 1, 6]
+    assert scores.feature_images.tolist() == [0, 0, 2]
+    assert scores.features.shape[0] == 3
+    assert scores.features.isfinite().all()
+    assert not torch.equal(scores.features[0], scores.features[1])
+    plain = score_annotations(model, records, cfg)
+    assert torch.equal(plain.losses, scores.losses)
+    assert len(plain.features) == 0
+
+
+def test_many_features_are_projected(monkeypatch):
+    monkeypatch.setattr(module, "MAX_FEATURES", 3)
+    backbone = Maps()
+    with FeaturePooler(backbone) as pooler:
+        backbone(torch.zeros(1, 3, 160, 160))
+        boxes = torch.tensor([[40.0, 40.0, 80.0, 80.0]])
+        first, again = pooler.pool(boxes), pooler.pool(boxes)
+    assert first.shape == (1, 3)
+    assert torch.equal(first, again)

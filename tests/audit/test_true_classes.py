@@ -1,0 +1,138 @@
+"""From predictions and noisy labels to the true classes."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sl_detectron.audit.true_classes import cross_fit, estimate_true_classes, infer_true_classes
+
+NUM_CLASSES = 5
+
+
+def noisy(true, rate, generator, pairs=False):
+    """Labels of which a share is wrong: any other class, or the next one."""
+    wrong = torch.rand(len(true), generator=generator) < rate
+    shift = torch.randint(1, NUM_CLASSES, (len(true),), generator=generator)
+    shift = torch.ones_like(shift) if pairs else shift
+    return torch.where(wrong, (true + shift) % NUM_CLASSES, true)
+
+
+def predictions_of(true, accuracy, generator):
+    """Calibrated predictions of a classifier with this accuracy, confident by random degrees."""
+    guess = noisy(true, 1 - accuracy, generator)
+    one_hot = F.one_hot(guess, NUM_CLASSES).float()
+    rest = (1 - accuracy) / (NUM_CLASSES - 1)
+    return one_hot * (accuracy - rest) + rest
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2, 0.4, 0.6])
+def test_rate_and_confusion_of_symmetric_noise(rate, generator):
+    true = torch.randint(0, NUM_CLASSES, (4000,), generator=generator)
+    labels = noisy(true, rate, generator)
+    estimate = infer_true_classes(predictions_of(true, 0.9, generator), labels, 1.0)
+    assert estimate.noise_rate == pytest.approx(rate, abs=0.03)
+    expected = torch.full((NUM_CLASSES, NUM_CLASSES), rate / (NUM_CLASSES - 1))
+    expected.fill_diagonal_(1 - rate)
+    torch.testing.assert_close(estimate.confusion, expected, atol=0.04, rtol=0)
+    # Calibrated: as many are right as the probabilities say.
+    best = estimate.probabilities.max(dim=1)
+    right = (best.indices == true).float().mean()
+    assert right == pytest.approx(float(best.values.mean()), abs=0.02)
+    assert right > 0.9
+
+
+def test_confusable_pairs_are_learned(generator):
+    """At 30 % from each class to the next one, a threshold of one probability is not enough."""
+    true = torch.randint(0, NUM_CLASSES, (4000,), generator=generator)
+    labels = noisy(true, 0.3, generator, pairs=True)
+    predictions = predictions_of(true, 0.85, generator)
+    estimate = infer_true_classes(predictions, labels, 1.0)
+    torch.testing.assert_close(
+        estimate.confusion,
+        0.7 * torch.eye(NUM_CLASSES) + 0.3 * torch.eye(NUM_CLASSES).roll(1, dims=1),
+        atol=0.04,
+        rtol=0,
+    )
+    ours = (estimate.probabilities.argmax(dim=1) != true).sum()
+    assert ours < 0.6 * (predictions.argmax(dim=1) != true).sum()
+    assert ours < 0.3 * (labels != true).sum()
+
+
+def test_rare_classes_survive(generator):
+    """1 % of the objects, a class that most of its labels are wrong for."""
+    true = (torch.rand(6000, generator=generator) < 0.01).long()
+    labels = noisy(true, 0.4, generator)
+    estimate = infer_true_classes(predictions_of(true, 0.95, generator), labels, 1.0)
+    found = estimate.probabilities.argmax(dim=1)
+    assert (labels == 1).sum() > 5 * (true == 1).sum()
+    assert (found[true == 1] == 1).float().mean() > 0.5
+    assert (true[found == 1] == 1).float().mean() > 0.3
+
+
+def features_of(true, generator, spread=0.7):
+    """Gaussian clusters, one for each class."""
+    centers = torch.randn(NUM_CLASSES, 16, generator=generator)
+    return centers[true] + spread * torch.randn(len(true), 16, generator=generator)
+
+
+def test_cross_fitted_predictions_never_saw_the_label(generator):
+    true = torch.randint(0, NUM_CLASSES, (1500,), generator=generator)
+    features = features_of(true, generator)
+    labels, groups = noisy(true, 0.4, generator), torch.arange(1500) // 3
+    predictions = cross_fit(features, labels, groups, NUM_CLASSES)
+    torch.testing.assert_close(predictions.sum(dim=1), torch.ones(1500), atol=1e-4, rtol=0)
+    assert (predictions.argmax(dim=1) == true).float().mean() > 0.9
+    # Another label of one group leaves the predictions for this group as they are.
+    changed = labels.clone()
+    changed[groups == 7] = (changed[groups == 7] + 1) % NUM_CLASSES
+    again = cross_fit(features, changed, groups, NUM_CLASSES)
+    assert torch.equal(again[groups == 7], predictions[groups == 7])
+    assert not torch.equal(again, predictions)
+
+
+def test_cross_fit_is_of_any_scale_and_repeats(generator):
+    true = torch.randint(0, NUM_CLASSES, (300,), generator=generator)
+    features, groups = features_of(true, generator), torch.arange(300)
+    predictions = cross_fit(features, true, groups, NUM_CLASSES)
+    assert torch.equal(predictions, cross_fit(features, true, groups, NUM_CLASSES))
+    scaled = cross_fit(1000 * features - 7, true, groups, NUM_CLASSES)
+    torch.testing.assert_close(scaled, predictions, atol=1e-2, rtol=0)
+    # A feature that is the same for all is no division by zero.
+    constant = torch.cat([features, torch.ones(300, 1)], dim=1)
+    assert cross_fit(constant, true, groups, NUM_CLASSES).isfinite().all()
+
+
+def test_cross_fit_needs_images():
+    with pytest.raises(ValueError, match="at least 5 images; got 4"):
+        cross_fit(torch.ones(8, 2), torch.zeros(8).long(), torch.arange(8) // 2, NUM_CLASSES)
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.4, 0.6])
+def test_statistics_of_a_run_add_to_held_out_predictions(rate, generator):
+    true = torch.randint(0, NUM_CLASSES, (3000,), generator=generator)
+    labels, groups = noisy(true, rate, generator), torch.arange(3000)
+    held_out = cross_fit(features_of(true, generator, 1.6), labels, groups, NUM_CLASSES)
+    # A run that has memorised a part of the labels.
+    given = F.one_hot(labels, NUM_CLASSES).float()
+    tracked = 0.15 * given + 0.85 * predictions_of(true, 0.8, generator)
+    tracked[:10] = torch.nan
+    alone = estimate_true_classes(held_out, labels)
+    both = estimate_true_classes(held_out, labels, tracked)
+    assert both.probabilities.isfinite().all()
+    assert both.noise_rate == pytest.approx(alone.noise_rate, abs=0.05)
+    wrong = [int((e.probabilities.argmax(dim=1) != true).sum()) for e in (alone, both)]
+    assert wrong[1] < wrong[0] < (labels != true).sum()
+
+
+def test_sigmoid_statistics_need_not_sum_to_one(generator):
+    true = torch.randint(0, NUM_CLASSES, (500,), generator=generator)
+    held_out, tracked = (predictions_of(true, 0.8, generator) for _ in range(2))
+    whole = estimate_true_classes(held_out, true, tracked)
+    half = estimate_true_classes(held_out, true, 0.25 * tracked)
+    np.testing.assert_allclose(whole.probabilities, half.probabilities, atol=1e-4)

@@ -1,0 +1,232 @@
+"""Labels that are corrected within a training run, and between rounds of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from helpers.detectors import build, run_ranks, small_config
+from helpers.trainings import FASTER_RCNN, RETINANET, assert_equal, run
+from sl_detectron.audit.tracker import AnnotationTracker
+from sl_detectron.data import make_toy_dataset
+from sl_detectron.data.annotation_ids import AnnotationTable
+from sl_detectron.data.toy import TOY_CLASS_NAMES
+from sl_detectron.engine.label_correction import (
+    CorrectLabels,
+    build_class_targets,
+    check_correction,
+    round_config,
+)
+from sl_detectron.modeling.class_targets import ClassTargets
+
+LABELS = [0, 0, 0, 1, 1, 1, 2]
+
+
+class Steps:
+    """As much of a trainer as a hook sees."""
+
+    iter, max_iter = 0, 100
+
+
+def tracked():
+    """Statistics of seven annotations: the second was labelled 0 and looks like a 2."""
+    tracker = AnnotationTracker(len(LABELS), 3)
+    looks = torch.eye(3)[[0, 2, 0, 1, 1, 1]] * 0.9 + 0.1 / 3
+    tracker(torch.arange(6), torch.ones(6), torch.ones(6), looks)
+    return tracker
+
+
+def hook_of(tracker, targets, hard=True):
+    hook = CorrectLabels(tracker, targets, start=10, period=5, hard=hard, min_probability=0.0)
+    hook.trainer = Steps()
+    return hook
+
+
+def test_corrects_what_looks_otherwise_and_was_seen():
+    targets = ClassTargets(torch.tensor(LABELS))
+    hook = hook_of(tracked(), targets)
+    hook.trainer.iter = 9
+    hook.after_step()
+    assert targets.classes[:, 0].tolist() == [0, 2, 0, 1, 1, 1, 2]
+    assert targets.weights[:, 0].tolist() == [1.0] * 7
+
+
+@pytest.mark.parametrize(
+    ("iteration", "corrects"), [(8, False), (9, True), (10, False), (14, True), (99, False)]
+)
+def test_when(iteration, corrects):
+    targets = ClassTargets(torch.tensor(LABELS))
+    hook = hook_of(tracked(), targets)
+    hook.trainer.iter = iteration
+    hook.after_step()
+    assert (targets.classes[1, 0] == 2) == corrects
+
+
+def job_of_a_rank(folder):
+    """Each rank has the statistics of some annotations, and sets the targets of all."""
+    from detectron2.utils import comm
+
+    tracker = tracked()
+    mine = torch.zeros(len(LABELS) + 1, dtype=torch.bool)
+    mine[comm.get_rank() :: comm.get_world_size()] = True
+    tracker.sums[~mine] = 0
+    before = tracker.sums.clone()
+    targets = ClassTargets(torch.tensor(LABELS))
+    hook = hook_of(tracker, targets, hard=False)
+    hook.trainer.iter = 9
+    hook.after_step()
+    assert torch.equal(tracker.sums, before)
+    torch.save(targets.state_dict(), Path(folder, f"{comm.get_rank()}.pth"))
+
+
+def test_two_ranks_equal_one(tmp_path):
+    run_ranks(job_of_a_rank, 2, tmp_path)
+    targets = ClassTargets(torch.tensor(LABELS))
+    hook = hook_of(tracked(), targets, hard=False)
+    hook.trainer.iter = 9
+    hook.after_step()
+    for rank in range(2):
+        state = torch.load(tmp_path / f"{rank}.pth", weights_only=True)
+        assert torch.equal(state["classes"], targets.classes)
+        torch.testing.assert_close(state["weights"], targets.weights)
+
+
+def config(**node):
+    cfg = small_config("standard", superloss=True)
+    for key, value in node.items():
+        cfg.MODEL.SUPERLOSS.CORRECTION[key] = value
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("ROUNDS", 0),
+        ("LATER_LOSS", "hard"),
+        ("START", 0.0),
+        ("START", 1.5),
+        ("PERIOD", 0),
+        ("FORM", "both"),
+        ("MIN_PROBABILITY", 1.1),
+    ],
+)
+def test_bad_values(key, value):
+    with pytest.raises(ValueError, match=rf"CORRECTION\.{key} must be .*; got {value!r}"):
+        check_correction(config(**{key: value}))
+
+
+def test_what_correction_needs(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"CORRECTION\.TARGETS: there is no"):
+        check_correction(config(TARGETS=str(tmp_path / "absent.pth")))
+    cfg = config(START=0.5)
+    cfg.MODEL.SUPERLOSS.TRACK_ANNOTATIONS = False
+    with pytest.raises(ValueError, match="TRACK_ANNOTATIONS is off"):
+        check_correction(cfg)
+    check_correction(config())
+
+
+def table_of(labels, fingerprint=7):
+    annotations = [
+        {"annotation_id": i, "category_id": c, "bbox": [0, 0, 9, 9]} for i, c in enumerate(labels)
+    ]
+    image = {"dataset": "d", "image_id": "1", "file_name": "1.jpg", "annotations": annotations}
+    return AnnotationTable(len(labels), fingerprint, ("a", "b", "c"), {}, (json.dumps(image),))
+
+
+def test_nothing_is_built_when_off():
+    assert build_class_targets(config(), nn.Linear(1, 1), table_of(LABELS)) is None
+
+
+def test_targets_of_a_file(tmp_path):
+    path = tmp_path / "class_targets.pth"
+    probabilities = torch.eye(3)[[2, 0, 0, 1, 1, 1, 2]] * 0.7 + 0.1
+    torch.save({"probabilities": probabilities, "fingerprint": 7}, path)
+    cfg = config(TARGETS=str(path))
+    model = build(cfg)
+    targets = build_class_targets(cfg, model, table_of(LABELS))
+    assert targets.classes[:, 0].tolist() == [2, 0, 0, 1, 1, 1, 2]
+    assert model.roi_heads.class_targets is targets
+    assert model.roi_heads.box_predictor.class_targets is targets
+    uncertain = build_class_targets(
+        config(TARGETS=str(path), MIN_PROBABILITY=0.9), model, table_of(LABELS)
+    )
+    assert not uncertain.weights.any()
+    with pytest.raises(ValueError, match=r"of other annotations than those of DATASETS\.TRAIN"):
+        build_class_targets(cfg, model, table_of(LABELS, fingerprint=8))
+    with pytest.raises(ValueError, match="needs SuperLoss heads"):
+        build_class_targets(cfg, nn.Linear(1, 1), table_of(LABELS))
+    with pytest.raises(ValueError, match="needs a training loader"):
+        build_class_targets(cfg, model, None)
+
+
+def test_configs_of_rounds():
+    cfg = config(ROUNDS=3)
+    cfg.OUTPUT_DIR = "out"
+    first, second, last = (round_config(cfg, number) for number in (1, 2, 3))
+    assert [c.OUTPUT_DIR for c in (first, second, last)] == ["out/round_1", "out/round_2", "out"]
+    targets = [c.MODEL.SUPERLOSS.CORRECTION.TARGETS for c in (first, second, last)]
+    assert targets == ["", "out/round_1/class_targets.pth", "out/round_2/class_targets.pth"]
+    assert [c.MODEL.SUPERLOSS.CLS.FIXED_SIGMA for c in (first, second, last)] == [0.0, 1.0, 1.0]
+    cfg.MODEL.SUPERLOSS.CORRECTION.LATER_LOSS = "superloss"
+    assert round_config(cfg, 3).MODEL.SUPERLOSS.CLS.FIXED_SIGMA == 0.0
+    assert round_config(config(), 1).OUTPUT_DIR == config().OUTPUT_DIR
+
+
+@pytest.fixture(scope="module")
+def few_images(toy_env):
+    """Options: twelve images of the toy set to train on."""
+    root = Path(toy_env["DETECTRON2_DATASETS"], "toy_digits")
+    if not root.exists():
+        make_toy_dataset(root)
+    splits = root / "ImageSets" / "Main"
+    names = (splits / "train.txt").read_text().splitlines()[:12]
+    (splits / "dozen.txt").write_text("\n".join(names))
+    dozen = {"NAME": "dozen", "ROOT": str(root), "SPLIT": "dozen", "CLASSES": [*TOY_CLASS_NAMES]}
+    return ["DATASETS.CUSTOM_VOC", [dozen], "DATASETS.TRAIN", "('dozen',)", "SOLVER.MAX_ITER", 3]
+
+
+@pytest.mark.parametrize(("detector", "ranks"), [(FASTER_RCNN, 1), (RETINANET, 2)])
+def test_two_rounds(toy_env, tmp_path, few_images, detector, ranks):
+    opts = [*few_images, "MODEL.SUPERLOSS.CORRECTION.ROUNDS", 2]
+    whole, rest = tmp_path / "whole", tmp_path / "rest"
+    code, printed = run(toy_env, detector, whole, *opts, num_gpus=ranks)
+    assert code == 0, printed
+    for folder in (whole / "round_1", whole):
+        for name in ("model_final.pth", "label_audit.json", "annotations.jsonl", "config.yaml"):
+            assert (folder / name).is_file(), (folder, name)
+    state = torch.load(whole / "round_1" / "class_targets.pth", weights_only=True)
+    table = AnnotationTable.read(whole)
+    assert state["fingerprint"] == table.fingerprint
+    assert state["probabilities"].shape == (table.num_annotations, len(TOY_CLASS_NAMES))
+    final = torch.load(whole / "model_final.pth", weights_only=True)
+    assert torch.equal(
+        final["class_targets"]["classes"][:, 0], state["probabilities"].argmax(dim=1)
+    )
+    # The second round alone, as after an interruption in it.
+    rest.mkdir()
+    (whole / "round_1").rename(rest / "round_1")
+    code, printed = run(toy_env, detector, rest, *opts, num_gpus=ranks, resume=True)
+    assert code == 0, printed
+    lines = (rest / "curve.jsonl").read_text().splitlines()
+    assert lines == (whole / "curve.jsonl").read_text().splitlines()[-len(lines) :]
+    assert len(lines) == 3
+    assert_equal(torch.load(rest / "model_final.pth", weights_only=True), final)
+
+
+def test_a_round_of_its_own_equals_a_run_on_its_targets(toy_env, tmp_path, few_images):
+    code, printed = run(
+        *(toy_env, FASTER_RCNN, tmp_path / "a", *few_images),
+        *("MODEL.SUPERLOSS.CORRECTION.ROUNDS", 2),
+    )
+    assert code == 0, printed
+    targets = tmp_path / "a" / "round_1" / "class_targets.pth"
+    code, printed = run(
+        *(toy_env, FASTER_RCNN, tmp_path / "b", *few_images),
+        *("MODEL.SUPERLOSS.CORRECTION.TARGETS", targets),
+        *("MODEL.SUPERLOSS.CLS.FIXED_SIGMA", 1.0),
+    )
+    assert code == 0, printed
+    final = [torch.load(tmp_path / x / "model_final.pth", weights_only=True) for x in "ab"]
+    assert_equal(*(state["model"] for state in final))
