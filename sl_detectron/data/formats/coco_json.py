@@ -304,8 +304,11 @@ class CocoFile:
         plain = {**annotation, **ids, "bbox": box, "iscrowd": is_crowd}
         if "segmentation" in annotation:
             plain["segmentation"] = shape
-        if not _is_number(annotation.get("area")):
+        area = annotation.get("area")
+        if not _is_number(area):
             plain["area"] = box[2] * box[3]
+        elif not shape and not math.isclose(area, box[2] * box[3], rel_tol=0.01, abs_tol=1):  # type: ignore[arg-type]
+            self._flaws.note("areas other than width * height, by which COCO sorts AP", where)
         return plain
 
     def _box(
