@@ -2,7 +2,9 @@
 
 import argparse
 import difflib
+import importlib
 import logging
+import os
 import re
 import sys
 import urllib.error
@@ -11,7 +13,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["USER_ERRORS", "describe", "did_you_mean", "run_tool", "silence_in_tools", "tool_parser"]
+__all__ = [
+    "USER_ERRORS",
+    "add_import_option",
+    "describe",
+    "did_you_mean",
+    "import_modules",
+    "run_tool",
+    "silence_in_tools",
+    "tool_parser",
+]
 
 # User errors; FloatingPointError: a training run that diverged.
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
@@ -72,6 +83,7 @@ def describe(parser: argparse.ArgumentParser, doc: str | None) -> None:
     parser.description, _, examples = (doc or "").partition("\nExamples:\n")
     parser.epilog = f"Examples:\n{examples}\n{EXIT_CODES}"
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_import_option(parser)
     stock_error, stock_help = parser.error, parser.format_help
 
     def error(message: str) -> NoReturn:
@@ -83,6 +95,48 @@ def describe(parser: argparse.ArgumentParser, doc: str | None) -> None:
     if parser.prog.startswith(CONSOLE_SCRIPT):
         # When all options are known: their helps name tools too.
         parser.format_help = lambda: _as_installed(stock_help())  # type: ignore[method-assign]
+
+
+def add_import_option(parser: argparse.ArgumentParser) -> None:
+    """``--import``, which :func:`import_modules` takes as ``args.imports``."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a Python module of your project, by name or as FILE.py, that registers losses, "
+        "heads, noises or datasets: run before the config is read. May be given again",
+    )
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Import modules of a user's project.
+
+    Args:
+        names: each a name that Python finds from here, or the path of a file ``*.py``; what such a
+            file imports may lie beside it
+
+    Raises:
+        ImportError: there is no such module, or it raises an error
+    """
+    for name in names:
+        path = Path(name).resolve() if name.endswith(".py") else None
+        if path is not None and not path.is_file():
+            raise ImportError(f"--import {name}: there is no such file")
+        folder = str(path.parent) if path else os.getcwd()
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        try:
+            module = importlib.import_module(path.stem if path else name)
+        except Exception as error:  # whatever the project's code raises
+            reason = f"{type(error).__name__}: {error}"
+            raise ImportError(f"--import {name}: {reason}") from error
+        found = getattr(module, "__file__", None)
+        if path is not None and (found is None or Path(found).resolve() != path):
+            raise ImportError(
+                f"--import {name}: Python has another module {path.stem!r}, {found}; rename yours"
+            )
 
 
 def _as_installed(text: str) -> str:
@@ -118,6 +172,7 @@ def run_tool(job: Callable[[argparse.Namespace], None], args: argparse.Namespace
         the exit code: 0, or 2 after an error
     """
     try:
+        import_modules(getattr(args, "imports", ()))
         job(args)
     except USER_ERRORS as error:
         if args.debug:

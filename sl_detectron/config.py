@@ -9,11 +9,15 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 
 __all__ = [
     "add_superloss_config",
+    "check_has_keys",
     "config_keys",
     "is_dense_detector",
     "num_classes_key",
     "num_classes_of",
+    "train_sets",
 ]
+
+_RENAMED = 'MODEL.BACKBONE.NAME is "build_frozen_trunk_fpn_backbone".'
 
 
 def add_superloss_config(cfg: CN) -> None:
@@ -31,7 +35,8 @@ def add_superloss_config(cfg: CN) -> None:
         'ExpAvg'
     """
     cfg.MODEL.SUPERLOSS = CN()
-    # Share of the old tau that one step of the exponential average keeps (TAU "ExpAvg").
+    # Share of the old tau that one forward keeps (TAU "ExpAvg"). A trainer that accumulates the
+    # gradients of N forwards a step keeps 0.9 a step with 0.9 ** (1 / N).
     cfg.MODEL.SUPERLOSS.MOMENTUM = 0.9
     # Warm-up: train on the plain loss for this many iterations while tau is estimated.
     cfg.MODEL.SUPERLOSS.WARMUP_ITERS = 0
@@ -78,6 +83,26 @@ def add_superloss_config(cfg: CN) -> None:
     # Number of training annotations. SuperLossTrainer counts them; 0 is enough for evaluation.
     cfg.MODEL.SUPERLOSS.DATA_PARAMS.NUM_ANNOTATIONS = 0
 
+    # Label correction: train annotations as the class that they probably have.
+    cfg.MODEL.SUPERLOSS.CORRECTION = CN()
+    # Training rounds. Each round but the last is trained in OUTPUT_DIR/round_N and then estimates
+    # the true classes, on which the next one is trained from the start. 1: no correction.
+    cfg.MODEL.SUPERLOSS.CORRECTION.ROUNDS = 1
+    # Rounds after the first: "plain" trains on the plain loss, which learns better from corrected
+    # labels; "superloss" on that of the first.
+    cfg.MODEL.SUPERLOSS.CORRECTION.LATER_LOSS = "plain"
+    # Class targets of an earlier run, class_targets.pth; "" for none. ROUNDS sets it.
+    cfg.MODEL.SUPERLOSS.CORRECTION.TARGETS = ""
+    # Within one training run: fraction of the iterations after which targets are estimated from the
+    # statistics so far; 1.0 for never.
+    cfg.MODEL.SUPERLOSS.CORRECTION.START = 1.0
+    # And iterations from one estimate to the next.
+    cfg.MODEL.SUPERLOSS.CORRECTION.PERIOD = 500
+    # "hard": the most probable class; "soft": the two most probable with their probabilities.
+    cfg.MODEL.SUPERLOSS.CORRECTION.FORM = "hard"
+    # Annotations whose most probable class is less probable than this have no class loss.
+    cfg.MODEL.SUPERLOSS.CORRECTION.MIN_PROBABILITY = 0.0
+
     # The box regression loss: one value per foreground RoI or anchor, summed over coordinates.
     cfg.MODEL.SUPERLOSS.BOX_REG = CN()
     # Off: wrong class labels leave the boxes right, and the term cost AP when labels were noisy.
@@ -91,13 +116,26 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.MODEL.SUPERLOSS.BOX_REG.GRANULARITY = "sample"
     cfg.MODEL.SUPERLOSS.BOX_REG.FIXED_SIGMA = 0.0
 
-    # The backbone "build_mobilenet_v2_fpn_backbone".
-    cfg.MODEL.MOBILENET_V2 = CN()
-    # ImageNet weights: a file of torchvision's mobilenet_v2, or a name of its MobileNet_V2_Weights
-    # such as "IMAGENET1K_V1", which is downloaded. Empty: random, or all from MODEL.WEIGHTS.
-    cfg.MODEL.MOBILENET_V2.WEIGHTS = ""
-    # Training images, mirrored ones apart, whose features a frozen trunk keeps on a CPU; 0: none.
-    cfg.MODEL.MOBILENET_V2.CACHE_IMAGES = 0
+    # The backbone "build_frozen_trunk_fpn_backbone": a pretrained trunk under an FPN.
+    # MODEL.BACKBONE.FREEZE_AT 5 freezes the trunk as a whole.
+    cfg.MODEL.FROZEN_TRUNK = CN()
+    # "mobilenet_v2", "efficientnet_lite0", or a trunk that a project registers.
+    cfg.MODEL.FROZEN_TRUNK.NAME = "mobilenet_v2"
+    # ImageNet weights: a file, or for torchvision's models a name such as "IMAGENET1K_V1", which is
+    # downloaded. Empty: random, or all from MODEL.WEIGHTS.
+    cfg.MODEL.FROZEN_TRUNK.WEIGHTS = ""
+    # Folder of the features of a trunk that is frozen as a whole, on a CPU: each image is computed
+    # once for all runs and processes that name it, in training and in evaluation. Empty: none.
+    cfg.MODEL.FROZEN_TRUNK.STORE = ""
+    # How much the folder may hold, in GiB; a full one is read but not added to.
+    cfg.MODEL.FROZEN_TRUNK.STORE_GIB = 10.0
+    # "float32", with which a store changes no loss, or "float16", half as large.
+    cfg.MODEL.FROZEN_TRUNK.STORE_DTYPE = "float32"
+    cfg.register_renamed_key("MODEL.MOBILENET_V2", "MODEL.FROZEN_TRUNK", _RENAMED)
+    cfg.register_renamed_key("MODEL.MOBILENET_V2.WEIGHTS", "MODEL.FROZEN_TRUNK.WEIGHTS", _RENAMED)
+    cfg.register_renamed_key(
+        "MODEL.MOBILENET_V2.CACHE_IMAGES", "MODEL.FROZEN_TRUNK.STORE, a folder", _RENAMED
+    )
 
     # Label noise put into the training sets; test sets are never touched.
     cfg.DATASETS.LABEL_NOISE = CN()
@@ -148,9 +186,10 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.DATASETS.BAD_ANNOTATIONS = "error"
 
     # Custom VOC-style datasets: [{"NAME": ..., "ROOT": ..., "SPLIT": ..., "CLASSES": [...]}, ...];
-    # ROOT holds Annotations/, ImageSets/Main/SPLIT.txt and JPEGImages/. Optional: CLASSES, without
-    # it VOC's 20; YEAR, 2007 for VOC07's 11-point AP; OTHER_CLASSES, "error" or "ignore" objects
-    # of classes that are not in CLASSES.
+    # ROOT holds Annotations/, ImageSets/Main/SPLIT.txt and JPEGImages/; $DETECTRON2_DATASETS in it
+    # stands for the folder of detectron2's datasets. Optional: CLASSES, without it VOC's 20; YEAR,
+    # 2007 for VOC07's 11-point AP; OTHER_CLASSES, "error" or "ignore" objects of classes that are
+    # not in CLASSES.
     cfg.DATASETS.CUSTOM_VOC = []
     # Custom COCO datasets: [{"NAME": ..., "JSON_FILE": ..., "IMAGE_ROOT": ...}, ...], as the
     # arguments of detectron2's register_coco_instances.
@@ -161,6 +200,24 @@ def add_superloss_config(cfg: CN) -> None:
     # Classes of which a VOC test set has no object: "skip" leaves them out of the mean; "zero"
     # counts them as 0, as detectron2 does.
     cfg.TEST.ABSENT_CLASSES = "skip"
+
+
+def check_has_keys(cfg: CN) -> None:
+    """Raise KeyError where :func:`add_superloss_config` was not called."""
+    if "SUPERLOSS" not in cfg.MODEL:
+        raise KeyError(
+            "the config has no MODEL.SUPERLOSS: call sl_detectron.add_superloss_config(cfg) "
+            "right after get_cfg()"
+        )
+
+
+def train_sets(cfg: CN) -> tuple[str, ...]:
+    """The names of ``DATASETS.TRAIN``, which is a string where a comma is missing: ``("name")``.
+
+    A name may come twice: the images of that set are then seen twice as often.
+    """
+    names = cfg.DATASETS.TRAIN
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def is_dense_detector(cfg: CN) -> bool:

@@ -29,14 +29,19 @@ __all__ = [
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
     """A temporary name beside ``path`` that takes the place of this file if all goes well.
+
+    Args:
+        path: the file to be
+        shared: whether other processes may write the same file meanwhile; the last one stays
 
     Raises:
         OSError: it cannot be written; nothing is left behind
     """
-    # One name, so that what a killed process left behind is overwritten by the next.
-    partial = path.with_name(f".{path.name}.tmp")
+    # Else one name, so that what a killed process left behind is overwritten by the next.
+    unique = f".{uuid.uuid4().hex[:8]}" if shared else ""
+    partial = path.with_name(f".{path.name}{unique}.tmp")
     try:
         yield partial
         os.replace(partial, path)

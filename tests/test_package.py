@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": set(),
     "model_zoo": {"config"},
     "checkpoint": {"files"},
-    "modeling": {"losses", "config"},
+    "modeling": {"losses", "files", "config"},
     "data": {"files"},
     "label_noise": {"data", "files", "config"},
     "evaluation": {"data", "files"},

@@ -41,6 +41,7 @@ def main(args: argparse.Namespace) -> None:
     script = Path(sys.argv[0]).name.startswith("sl-")  # installed, without a checkout
     if args.dry_run:
         tool = ["sl-train"] if script else ["python", "tools/train_net.py"]
+        tool += [word for module in args.imports for word in ("--import", module)]
         for run in plan(grid, args.output):
             print(shlex.join([*tool, *rank_args(args.num_gpus), *run.args]))
         return
@@ -55,6 +56,7 @@ def main(args: argparse.Namespace) -> None:
         keep=args.keep,
         executor=args.executor,
         cluster=args.slurm,
+        imports=args.imports,
     )
     if unfinished:
         rows = [[str(c.run), state, why, c.folder / RUN_LOG] for c, state, why in unfinished]

@@ -2,9 +2,11 @@
 
 import os
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
@@ -19,9 +21,10 @@ from .ranking import audit_annotations
 from .records import LabelAudit
 from .score_annotations import AnnotationScores, score_annotations
 from .scoring import AuditEvaluation, evaluate_audit, truth_from_manifest
-from .tracker import AnnotationTracker
+from .tracker import AnnotationStatistics, AnnotationTracker
+from .true_classes import TrueClasses, cross_fit, estimate_true_classes
 
-__all__ = ["audit_checkpoint", "audit_run", "evaluate_run", "score_checkpoint"]
+__all__ = ["audit_checkpoint", "audit_run", "estimate_run", "evaluate_run", "score_checkpoint"]
 
 
 def audit_run(folder: str | os.PathLike, table: AnnotationTable | None = None) -> LabelAudit:
@@ -35,18 +38,49 @@ def audit_run(folder: str | os.PathLike, table: AnnotationTable | None = None) -
         FileNotFoundError: there is no checkpoint, or no table of annotations
         ValueError: the run did not track annotations
     """
-    path = last_checkpoint(folder)
+    path, table = last_checkpoint(folder), table or AnnotationTable.read(folder)
+    return audit_annotations(table, _tracked_statistics(path, table))
+
+
+def _tracked_statistics(path: Path, table: AnnotationTable) -> AnnotationStatistics:
     state = read_checkpoint(path).get("annotation_tracker")
     if state is None:
         raise ValueError(
             f"{path} holds no annotation statistics: the model had no SuperLoss, or "
             "MODEL.SUPERLOSS.TRACK_ANNOTATIONS was off; audit it by --checkpoint"
         )
-    table = table or AnnotationTable.read(folder)
     num_classes = state["sums"].shape[1] - AnnotationTracker.NUM_VALUES
     tracker = AnnotationTracker(table.num_annotations, num_classes, table.fingerprint)
     tracker.load_state_dict(state)
-    return audit_annotations(table, tracker.statistics())
+    return tracker.statistics()
+
+
+def estimate_run(
+    cfg: CfgNode, folder: str | os.PathLike, table: AnnotationTable | None = None
+) -> TrueClasses:
+    """Estimate the true classes of a run's annotations, from its statistics and one pass.
+
+    Args:
+        cfg: of the run
+        folder: its ``OUTPUT_DIR``
+        table: the run's; None reads it
+
+    Returns:
+        for all annotations; one that has no features, as a crowd, keeps its label
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, or no table of annotations
+        ValueError: the run did not track annotations, or has too few images
+    """
+    path, table = last_checkpoint(folder), table or AnnotationTable.read(folder)
+    tracked = _tracked_statistics(path, table).probabilities
+    scores = score_checkpoint(cfg, path, table, pool=True)
+    labels = torch.tensor(table.labels())
+    rows, num_classes = scores.feature_ids, tracked.shape[1]
+    held_out = cross_fit(scores.features, labels[rows], scores.feature_images, num_classes)
+    estimate = estimate_true_classes(held_out, labels[rows], tracked[rows])
+    all_rows = F.one_hot(labels, num_classes).to(estimate.probabilities)
+    return estimate._replace(probabilities=all_rows.index_copy(0, rows, estimate.probabilities))
 
 
 def audit_checkpoint(
@@ -104,13 +138,17 @@ def evaluate_run(
 
 
 def score_checkpoint(
-    cfg: CfgNode, checkpoint: str | os.PathLike, table: AnnotationTable, detect: bool = False
+    cfg: CfgNode,
+    checkpoint: str | os.PathLike,
+    table: AnnotationTable,
+    detect: bool = False,
+    pool: bool = False,
 ) -> AnnotationScores:
     """Build a config's detector, load weights and score the annotations of a table."""
     check_checkpoint(checkpoint)
     model = build_model(cfg)
     _StrictCheckpointer(model).load(str(checkpoint))
-    return score_annotations(model, [*table.records()], cfg, detect, progress=True)
+    return score_annotations(model, [*table.records()], cfg, detect, progress=True, pool=pool)
 
 
 class _StrictCheckpointer(SafeCheckpointer):

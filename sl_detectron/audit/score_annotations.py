@@ -9,7 +9,7 @@ Shape legend: S samples (boxes or anchors), K classes.
 
 import logging
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from ..data.formats.annotations import Record
 from ..data.images import BrokenImage, read_image
+from .features import FeaturePooler
 
 __all__ = ["AnnotationScores", "score_annotations"]
 
@@ -43,12 +44,18 @@ class AnnotationScores(NamedTuple):
         probabilities: (S, K); of a softmax without background, of a sigmoid as they are
         detections: per record what the detector finds, boxes in pixels of the image as it is on
             disk; empty if not asked for
+        features: (G, D) of annotations, see :class:`FeaturePooler`; of none if not asked for
+        feature_ids: (G,) int64 their annotation ids
+        feature_images: (G,) int64 position of their record
     """
 
     ids: Tensor
     losses: Tensor
     probabilities: Tensor
     detections: list[Instances]
+    features: Tensor = torch.empty(0, 0)
+    feature_ids: Tensor = torch.empty(0, dtype=torch.int64)
+    feature_images: Tensor = torch.empty(0, dtype=torch.int64)
 
 
 @torch.no_grad()
@@ -58,6 +65,7 @@ def score_annotations(
     cfg: CfgNode,
     detect: bool = False,
     progress: bool = False,
+    pool: bool = False,
 ) -> AnnotationScores:
     """Score every annotation with a model in evaluation mode, at the size of test images.
 
@@ -67,6 +75,7 @@ def score_annotations(
         cfg: of the model; ``INPUT`` counts
         detect: whether to run its detection too
         progress: whether to show a progress bar
+        pool: whether to pool features of the annotations
 
     Returns:
         on the CPU
@@ -85,25 +94,34 @@ def score_annotations(
         )
     model.eval()
     augmentations = T.AugmentationList(detection_utils.build_augmentation(cfg, is_train=False))
-    parts, detections = [], []
-    for record in tqdm(records, unit="image", disable=not progress):
-        try:
-            inputs, targets = _load(record, augmentations, cfg.INPUT.FORMAT)
-        except BrokenImage as error:
-            if cfg.DATALOADER.get("BROKEN_IMAGES", "error") != "skip":
-                raise
-            logger.warning("Not audited: %s", str(error).partition("; repair it")[0])
-            detections.append(_no_detections())
-            continue
-        targets = targets.to(model.device)
-        if len(targets):
-            parts.append([values.cpu() for values in score(model, inputs, targets)])
-        if detect:
-            detections.append(model([inputs])[0]["instances"].to("cpu"))
+    parts, detections, pooled = [], [], []
+    with FeaturePooler(model.backbone) if pool else nullcontext() as pooler:
+        for i, record in enumerate(tqdm(records, unit="image", disable=not progress)):
+            try:
+                inputs, targets = _load(record, augmentations, cfg.INPUT.FORMAT)
+            except BrokenImage as error:
+                if cfg.DATALOADER.get("BROKEN_IMAGES", "error") != "skip":
+                    raise
+                logger.warning("Not audited: %s", str(error).partition("; repair it")[0])
+                detections.append(_no_detections())
+                continue
+            targets = targets.to(model.device)
+            if len(targets):
+                parts.append([values.cpu() for values in score(model, inputs, targets)])
+            if len(targets) and pooler is not None:
+                ids = targets.gt_annotation_ids.cpu()
+                features = pooler.pool(targets.gt_boxes.tensor)
+                pooled.append((features, ids, torch.full_like(ids, i)))
+            if detect:
+                detections.append(model([inputs])[0]["instances"].to("cpu"))
     if not parts:
         raise ValueError("the training sets have no annotation")
     ids, losses, probabilities = (torch.cat(values) for values in zip(*parts))
-    return AnnotationScores(ids, losses.float(), probabilities.float(), detections)
+    scores = AnnotationScores(ids, losses.float(), probabilities.float(), detections)
+    if pooled:
+        features, feature_ids, images = (torch.cat(values) for values in zip(*pooled))
+        scores = scores._replace(features=features, feature_ids=feature_ids, feature_images=images)
+    return scores
 
 
 def _no_detections() -> Instances:

@@ -160,6 +160,14 @@ class AnnotationTracker(nn.Module):
         dist.all_reduce(self.last)
         self._keep_on_main()
 
+    @torch.no_grad()
+    def mean_probabilities(self) -> torch.Tensor:
+        """(A, K) over all processes, each of which has to call it; nan where never sampled."""
+        sums = self.sums.clone()
+        if comm.get_world_size() > 1:
+            dist.all_reduce(sums)
+        return sums[:-1, _CLASSES:] / sums[:-1, _WEIGHT:_CLASSES]
+
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As every module's.
 

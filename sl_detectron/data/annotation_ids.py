@@ -120,6 +120,14 @@ class AnnotationTable:
         """
         return map(json.loads, self.images)
 
+    def labels(self) -> list[int]:
+        """The class that each annotation was given, by id; 0 for an id that none has."""
+        given = [0] * self.num_annotations
+        for record in self.records():
+            for annotation in record["annotations"]:
+                given[annotation["annotation_id"]] = annotation["category_id"]
+        return given
+
     def true_classes(self) -> dict[int, int]:
         """{annotation id: true class} as far as label noise in memory says; K for no object."""
         return {

@@ -26,6 +26,8 @@ __all__ = [
 ]
 
 _ENTRY_KEYS = ("NAME", "ROOT", "SPLIT")
+# Where detectron2 looks for its datasets; a shipped config can name no path of this machine.
+_DATASETS = "$DETECTRON2_DATASETS"
 # Further keys, and the arguments that they are.
 _OPTIONAL_KEYS = {"CLASSES": "class_names", "YEAR": "year", "OTHER_CLASSES": "other_classes"}
 
@@ -139,7 +141,8 @@ def register_voc_datasets(entries: Iterable[Mapping[str, Any]]) -> None:
     Args:
         entries: ``{"NAME", "ROOT", "SPLIT"}`` each, and as needed "CLASSES", a list of names
             (VOC's twenty), "YEAR", 2007 for the 11-point metric (2012), and "OTHER_CLASSES",
-            "error" or "ignore" as in :func:`load_voc_dataset` ("error")
+            "error" or "ignore" as in :func:`load_voc_dataset` ("error"). In ROOT the word
+            ``$DETECTRON2_DATASETS`` stands for that variable of the environment, or "datasets"
 
     Raises:
         ValueError: an entry is wrong, or its name is taken by another set
@@ -149,7 +152,9 @@ def register_voc_datasets(entries: Iterable[Mapping[str, Any]]) -> None:
         _check_entry(key, entry)
         options = {_OPTIONAL_KEYS[k]: v for k, v in entry.items() if k in _OPTIONAL_KEYS}
         try:
-            register_voc_dataset(entry["NAME"], entry["ROOT"], entry["SPLIT"], **options)
+            folder = os.path.expanduser(os.getenv(_DATASETS[1:], "datasets"))
+            root = entry["ROOT"].replace(_DATASETS, folder)
+            register_voc_dataset(entry["NAME"], root, entry["SPLIT"], **options)
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
 

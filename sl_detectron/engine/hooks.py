@@ -17,14 +17,20 @@ from torch import Tensor, nn
 from ..audit.files import AUDIT_JSON, write_audit
 from ..audit.ranking import audit_annotations
 from ..audit.tracker import AnnotationTracker
-from ..config import num_classes_of
+from ..config import num_classes_of, train_sets
 from ..data.annotation_ids import AnnotationTable
 from ..losses import SuperLoss
 from ..modeling import SuperLossTerm
 from ..visualization.boxes import LabelledBox, draw_boxes, labelled_box
 from .resume import StopOnSignal
 
-__all__ = ["DrawTrainingImages", "LogTau", "TrackAnnotations", "build_annotation_tracker"]
+__all__ = [
+    "DrawTrainingImages",
+    "LogTau",
+    "TrackAnnotations",
+    "WarnOfUnusedTerms",
+    "build_annotation_tracker",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +57,35 @@ class LogTau(HookBase):
         by_rank = comm.gather(taus)
         for name in taus if by_rank else ():
             logger.info("tau by rank of %s: %s", name, [rank[name] for rank in by_rank])
+
+
+class WarnOfUnusedTerms(HookBase):
+    """After the first step, warn of terms of the SuperLoss that it did not come to.
+
+    A custom detector may override the method that asks for losses, and train without them.
+    """
+
+    _unused: dict[str, Any]
+
+    def before_train(self) -> None:
+        self._unused = {
+            name: module.register_forward_pre_hook(partial(self._note, name))
+            for name, module in self.trainer.model.named_modules()
+            if isinstance(module, SuperLossTerm)
+        }
+
+    def _note(self, name: str, *_: Any) -> None:
+        self._unused.pop(name).remove()
+
+    def after_step(self) -> None:
+        for name, handle in self._unused.items():
+            handle.remove()
+            logger.warning(
+                "%s was not called in the first step: this detector does not train on it, as one "
+                "does that overrides what calls losses()",
+                name,
+            )
+        self._unused = {}
 
 
 def build_annotation_tracker(
@@ -166,7 +201,7 @@ class DrawTrainingImages(HookBase):
     def __init__(self, cfg: CfgNode, true_classes: Mapping[int, int], max_images: int = 4):
         self.period = cfg.VIS_PERIOD
         self.format = cfg.INPUT.FORMAT
-        names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+        names = MetadataCatalog.get(train_sets(cfg)[0]).get("thing_classes")
         self.classes = names or [str(i) for i in range(num_classes_of(cfg))]
         self.true_classes = true_classes
         self.max_images = max_images

@@ -115,8 +115,9 @@ def setup_job(cfg: Any, args: argparse.Namespace | None = None) -> None:
         output = cfg.train.output_dir
     default_setup(cfg, args)
     # After some calls torch fuses a scripted function, as a stock RetinaNet's focal loss is. That
-    # rounds differently, and a resumed run would not end as one that was never interrupted.
-    torch.jit.set_fusion_strategy([("STATIC", 0), ("DYNAMIC", 0)])
+    # rounds differently, and a resumed run would not end as one that was never interrupted. All
+    # that torch.jit.set_fusion_strategy does, which is deprecated as the rest of torch.jit.
+    torch._C._jit_set_fusion_strategy([("STATIC", 0), ("DYNAMIC", 0)])
     setup_logger(output, comm.get_rank(), name="sl_detectron")
     if not getattr(args, "debug", False):
         for handler in logging.getLogger("detectron2").handlers:

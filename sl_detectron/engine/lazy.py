@@ -18,9 +18,9 @@ from ..cli import did_you_mean
 from ..config import config_keys
 from ..data.train_loader import shield_workers
 from .finite import trainer_class
-from .hooks import LogTau
+from .hooks import LogTau, WarnOfUnusedTerms
 from .launch import setup_job
-from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state
+from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state, resume_or_load
 from .trainer import distribute
 
 __all__ = ["setup_lazy_cfg", "train_lazy_net"]
@@ -98,8 +98,7 @@ def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
         return results
 
     trainer.register_hooks(_hooks(cfg, trainer, checkpointer, evaluate))
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
-    resumes = args.resume and checkpointer.has_checkpoint()
+    resumes = resume_or_load(checkpointer, cfg.train.init_checkpoint, args.resume)
     trainer.train(trainer.iter + 1 if resumes else 0, cfg.train.max_iter)
     return results
 
@@ -116,12 +115,13 @@ def _hooks(
     return [
         stop,
         ResumeState(trainer.model, trainer.data_loader, stop),
+        WarnOfUnusedTerms(),
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-        save,
-        SaveAndStop(stop, checkpointer),
-        hooks.EvalHook(cfg.train.eval_period, evaluate),
         LogTau(),
+        SaveAndStop(stop, checkpointer),
+        save,
+        hooks.EvalHook(cfg.train.eval_period, evaluate),
         write,
     ]
 

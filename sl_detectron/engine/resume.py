@@ -1,5 +1,6 @@
 """Resume a training run as if it had never stopped, and stop it when a scheduler says so."""
 
+import copy
 import logging
 import random
 import signal
@@ -21,8 +22,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint import SafeCheckpointer
 from ..data import TrainLoader
+from ..losses import DataParams
+from ..modeling import SuperLossTerm
 
-__all__ = ["STOPPED", "ResumeState", "SaveAndStop", "StopOnSignal", "any_rank", "keep_rng_state"]
+__all__ = [
+    "STOPPED",
+    "ResumeState",
+    "SaveAndStop",
+    "StopOnSignal",
+    "any_rank",
+    "keep_rng_state",
+    "resume_or_load",
+]
 
 # Exit code of a training run that SIGTERM stopped after it wrote a checkpoint: 128 + SIGTERM, as in
 # a shell. Not 0: a script that trains and then evaluates must see that training is not done.
@@ -188,6 +199,43 @@ class ResumeState(HookBase):
                 "The checkpoint is of %d processes: with %d the random states start anew",
                 *(len(ranks), comm.get_world_size()),
             )
+
+
+def resume_or_load(checkpointer: SafeCheckpointer, weights: str, resume: bool) -> bool:
+    """Resume a training run, or load weights for a new one, whose SuperLoss starts anew.
+
+    tau, the steps of a warm-up and learned temperatures belong to the losses of one training run:
+    a tau of another task, averaged over 10^8 losses, would not move to those of this one.
+
+    Args:
+        checkpointer: of the model
+        weights: a checkpoint for a new training run
+        resume: whether to go on from the last checkpoint, if there is one
+
+    Returns:
+        whether it goes on
+    """
+    resumes = resume and checkpointer.has_checkpoint()
+    parts = {
+        name: (part, copy.deepcopy(part.state_dict()))
+        for name, part in checkpointer.model.named_modules()
+        if isinstance(part, SuperLossTerm | DataParams)
+    }
+    checkpointer.resume_or_load(weights, resume=resume)
+    if resumes:
+        return True
+    anew = []
+    for name, (part, state) in parts.items():
+        if any(not torch.equal(value, state[key]) for key, value in part.state_dict().items()):
+            part.load_state_dict(state)
+            anew.append(name)
+    if anew:
+        logger.info(
+            "%s holds tau or other running state of the SuperLoss of another training run; it "
+            "starts anew here (--resume goes on with it): %s",
+            *(weights, ", ".join(anew)),
+        )
+    return False
 
 
 def any_rank(flag: bool) -> bool:

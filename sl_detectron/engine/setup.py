@@ -12,7 +12,13 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from ..cli import did_you_mean
-from ..config import add_superloss_config, config_keys, num_classes_key, num_classes_of
+from ..config import (
+    add_superloss_config,
+    config_keys,
+    num_classes_key,
+    num_classes_of,
+    train_sets,
+)
 from ..data.datasets import (
     check_classes,
     check_dataset,
@@ -25,6 +31,7 @@ from ..files import load_yaml, write_text
 from ..label_noise.config import check_label_noise
 from ..label_noise.loader import check_train_loader
 from ..model_zoo import get_config_file
+from .label_correction import check_correction
 
 __all__ = ["check_cfg", "check_for_training", "keep_config", "merge_cfg", "setup_cfg"]
 
@@ -58,15 +65,16 @@ def check_cfg(cfg: CfgNode, eval_only: bool = False) -> None:
         _check_drawing(cfg)
         check_label_noise(cfg)
         check_train_loader(cfg)
+        check_correction(cfg)
     _check_output(cfg)
-    for name in () if eval_only else cfg.DATASETS.TRAIN:
+    for name in () if eval_only else dict.fromkeys(train_sets(cfg)):
         _check_dataset(cfg, name)
     check_test_sets(cfg)
     if not eval_only:
-        check_test_classes(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+        check_test_classes(train_sets(cfg), cfg.DATASETS.TEST)
 
 
-def check_test_sets(cfg: CfgNode) -> None:
+def check_test_sets(cfg: CfgNode, custom_evaluator: bool = False) -> None:
     """Check what an evaluation needs, so that it does not fail after a training.
 
     Raises:
@@ -75,7 +83,8 @@ def check_test_sets(cfg: CfgNode) -> None:
     """
     for name in cfg.DATASETS.TEST:
         records = _check_dataset(cfg, name)
-        check_evaluator(name, cfg.TEST.EVALUATOR, cfg.TEST.ABSENT_CLASSES)
+        if not custom_evaluator:
+            check_evaluator(name, cfg.TEST.EVALUATOR, cfg.TEST.ABSENT_CLASSES)
         if records is not None and not any(r.get("annotations") for r in records):
             raise ValueError(
                 f"dataset {name!r} of DATASETS.TEST has no object in its {len(records)} images: "
@@ -83,14 +92,14 @@ def check_test_sets(cfg: CfgNode) -> None:
             )
 
 
-def check_for_training(cfg: CfgNode) -> None:
+def check_for_training(cfg: CfgNode, custom_evaluator: bool) -> None:
     """What :func:`setup_cfg` checks and a program that builds its config itself did not.
 
     The training sets are checked by their loader, which reads them.
     """
     check_device(cfg)
     register_custom_datasets(cfg.DATASETS)
-    check_test_sets(cfg)
+    check_test_sets(cfg, custom_evaluator=custom_evaluator)
 
 
 def keep_config(cfg: CfgNode) -> None:
@@ -217,7 +226,8 @@ def _explain(error: Exception, cfg: CfgNode) -> str:
     mismatch = re.search(r"<class '(\w+)'> vs\. <class '(\w+)'>.*config key: ([\w.]+)", message)
     if mismatch:
         wanted, given, key = mismatch.groups()
-        hint = {"float": " such as 1.0", "str": ", in quotes: \"'1.5'\""}.get(wanted, "")
+        forms = {"float": " such as 1.0", "str": ", in quotes: \"'1.5'\""}
+        hint = {**forms, "tuple": " such as ('name',), with a comma"}.get(wanted, "")
         return f"{key} takes a {wanted}{hint}; got a {given} ({message})"
     missing = re.search(r"Non-existent (?:config )?key: ([\w.]+)", message)
     if missing:

@@ -11,13 +11,14 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor, DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.engine.hooks import EvalHook
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint import SafeCheckpointer, check_checkpoint
+from ..config import check_has_keys, train_sets
 from ..data.annotation_ids import AnnotationTable
 from ..data.datasets import check_test_classes
 from ..data.test_loader import build_test_loader
@@ -27,9 +28,22 @@ from ..label_noise import build_noisy_train_loader
 from ..losses import DataParams
 from ..modeling import SuperLossTerm
 from .finite import trainer_class
-from .hooks import DrawTrainingImages, LogTau, TrackAnnotations, build_annotation_tracker
+from .hooks import (
+    DrawTrainingImages,
+    LogTau,
+    TrackAnnotations,
+    WarnOfUnusedTerms,
+    build_annotation_tracker,
+)
+from .label_correction import (
+    build_class_targets,
+    build_correction_hook,
+    is_estimated,
+    round_config,
+    write_class_targets,
+)
 from .launch import setup_job
-from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state
+from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state, resume_or_load
 from .setup import check_for_training, keep_config, merge_cfg
 
 __all__ = ["SuperLossTrainer", "build_predictor", "distribute", "train_net"]
@@ -60,10 +74,14 @@ class SuperLossTrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         # Not DefaultTrainer.__init__, which cannot pass device_ids to create_ddp_model.
         TrainerBase.__init__(self)
+        check_has_keys(cfg)
+        cfg = _with_tuples(cfg)
         for name in ("detectron2", "sl_detectron"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
-        check_for_training(cfg)
+        stock: Any = SuperLossTrainer.build_evaluator
+        builder: Any = type(self).build_evaluator
+        check_for_training(cfg, custom_evaluator=builder.__func__ is not stock.__func__)
         self._given_cfg = cfg
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         # Before the model, which may learn a value for each annotation.
@@ -84,6 +102,10 @@ class SuperLossTrainer(DefaultTrainer):
         self.annotation_tracker = build_annotation_tracker(cfg, model, self.annotations)
         if self.annotation_tracker is not None:
             self.checkpointer.add_checkpointable("annotation_tracker", self.annotation_tracker)
+        # None where labels are not corrected.
+        self.class_targets = build_class_targets(cfg, model, self.annotations)
+        if self.class_targets is not None:
+            self.checkpointer.add_checkpointable("class_targets", self.class_targets)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -96,27 +118,42 @@ class SuperLossTrainer(DefaultTrainer):
         super().train()
         return getattr(self, "_last_eval_results", {})
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As the stock trainer; with weights for a new training run, tau starts anew."""
+        if resume_or_load(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume):
+            # The checkpoint has the iteration that just finished.
+            self.start_iter = self.iter + 1
+
     def build_hooks(self) -> list[HookBase | None]:
-        """The stock hooks with those of this package around them."""
+        """The stock hooks with those of this package before them.
+
+        The last three stay the stock ones, checkpointer, evaluation and writer, beside which
+        projects put hooks by their places: at -1 what comes before the writer.
+        """
         stop = StopOnSignal(self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.TEST.EVAL_PERIOD)
-        first: list[HookBase | None] = [stop, ResumeState(self.model, self.data_loader, stop)]
+        state = ResumeState(self.model, self.data_loader, stop)
+        first: list[HookBase | None] = [stop, state, WarnOfUnusedTerms()]
         table, tracker = self.annotations, self.annotation_tracker
         if table is not None and tracker is not None:
             first.append(TrackAnnotations(tracker, table, self.cfg.OUTPUT_DIR, stop))
+        if tracker is not None and self.class_targets is not None:
+            first.append(build_correction_hook(self.cfg, tracker, self.class_targets))
         if self.cfg.VIS_PERIOD > 0 and comm.is_main_process():
             true_classes = table.true_classes() if table else {}
             first.append(DrawTrainingImages(self.cfg, true_classes))
         stock = super().build_hooks()
-        # A scheduler does not wait for an evaluation.
-        at = next(i for i, hook in enumerate(stock) if isinstance(hook, EvalHook))
-        stock.insert(at, SaveAndStop(stop, self.checkpointer))
-        return [*first, *stock, LogTau()]
+        # After what a checkpoint needs, and before an evaluation, for which a scheduler does not
+        # wait. Other ranks than the main one have neither checkpointer nor writer.
+        tail = (PeriodicCheckpointer, EvalHook)
+        at = next(i for i, hook in enumerate(stock) if isinstance(hook, tail))
+        stock[at:at] = [LogTau(), SaveAndStop(stop, self.checkpointer)]
+        return [*first, *stock]
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """The stock evaluation, without disturbing the training RNG state."""
         with keep_rng_state():
-            return super().test(cfg, model, evaluators)
+            return super().test(_with_tuples(cfg), model, evaluators)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -161,6 +198,20 @@ class SuperLossTrainer(DefaultTrainer):
         )
 
 
+def _with_tuples(cfg: CfgNode) -> CfgNode:
+    """The config with tuples of datasets, where a comma is missing: ``("name")``."""
+    test = cfg.DATASETS.TEST
+    if not isinstance(cfg.DATASETS.TRAIN, str) and not isinstance(test, str):
+        return cfg
+    is_frozen, cfg = cfg.is_frozen(), cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TRAIN = train_sets(cfg)
+    cfg.DATASETS.TEST = (test,) if isinstance(test, str) else test
+    if is_frozen:
+        cfg.freeze()
+    return cfg
+
+
 def _with_num_annotations(cfg: CfgNode, annotations: AnnotationTable | None) -> CfgNode:
     """The config with the number of training annotations, where the loss learns for each."""
     node = cfg.MODEL.SUPERLOSS
@@ -188,10 +239,22 @@ def train_net(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
         args: from detectron2's ``default_argument_parser``; ``eval_only`` and ``resume`` count
 
     Returns:
-        the metrics of the last evaluation; empty on other ranks than the main one
+        the metrics of the last evaluation, of the last training round; empty on other ranks than
+        the main one
     """
     if not args.resume:  # to resume needs none
         check_checkpoint(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
+    num_rounds = cfg.MODEL.SUPERLOSS.CORRECTION.ROUNDS
+    for number in () if args.eval_only else range(1, num_rounds):
+        round_cfg = round_config(cfg, number)
+        if args.resume and is_estimated(round_cfg):
+            continue
+        _train_round(round_cfg, args)
+        write_class_targets(round_cfg)
+    return _train_round(round_config(cfg, num_rounds), args)
+
+
+def _train_round(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     setup_job(cfg, args)
     if args.eval_only:
         model = SuperLossTrainer.build_model(cfg)

@@ -193,7 +193,8 @@ def build_evaluator(
 ) -> DatasetEvaluator:
     """Build the evaluator of a registered dataset.
 
-    One registered from a COCO json is always evaluated COCO style. On a VOC style dataset, "coco"
+    One registered from a COCO json is always evaluated COCO style, and so is one of records alone
+    that has a class list, as of detectron2's tutorials. On a VOC style dataset, "coco"
     gives COCO's twelve metrics of the same predictions by pycocotools; difficult objects become
     crowd regions, the only objects that COCO neither counts as missed nor as false when found.
 
@@ -209,13 +210,13 @@ def build_evaluator(
         a detectron2 evaluator whose results have "bbox" with "AP", "AP50" and "AP75", percent
 
     Raises:
-        ValueError: unknown kind, a dataset not in VOC's form, or "coco" without output_dir
+        ValueError: unknown kind, a dataset that cannot be evaluated, or "coco" without output_dir
     """
     check_evaluator(dataset_name, kind, absent_classes)
     folder = None if output_dir is None else os.path.join(output_dir, "inference")
     if _is_coco(dataset_name):
         return _evaluator_of_json(dataset_name, folder, bad_annotations)
-    if kind == "voc":
+    if kind == "voc" and _is_voc(dataset_name):
         return VOCEvaluator(
             dataset_name, absent_classes=absent_classes, bad_annotations=bad_annotations
         )
@@ -228,12 +229,32 @@ def check_evaluator(dataset_name: str, kind: str, absent_classes: str = "skip") 
     """Check before training whether :func:`build_evaluator` can evaluate a test set.
 
     Raises:
-        ValueError: an unknown value, or a dataset that is neither in VOC's form nor in COCO's
+        ValueError: an unknown value, or a dataset that is neither in VOC's form nor in COCO's, and
+            has no class list or records that COCO's metrics need more of
     """
     check_choice("TEST.EVALUATOR", kind, EVALUATORS)
     check_choice("TEST.ABSENT_CLASSES", absent_classes, ABSENT_CLASSES)
-    if not _is_coco(dataset_name):
-        _check_voc_metadata(dataset_name)
+    if not _is_coco(dataset_name) and not _is_voc(dataset_name):
+        _check_records(dataset_name)
+
+
+def _check_records(dataset_name: str) -> None:
+    """A set that is a list of records alone: read once before training, not first after it."""
+    if not MetadataCatalog.get(dataset_name).get("thing_classes"):
+        raise ValueError(
+            f"test set {dataset_name!r} has no class list and is in no known form, so it cannot be "
+            f"evaluated. Set MetadataCatalog.get({dataset_name!r}).thing_classes for COCO's "
+            "metrics, register it with register_voc_dataset or register_coco_instances, override "
+            "build_evaluator() of the trainer, or leave it out of DATASETS.TEST"
+        )
+    for i, record in enumerate(load_dataset(dataset_name)):
+        needed = ("image_id", "height", "width", "annotations")
+        missing = [key for key in needed if key not in record]
+        if missing:
+            raise ValueError(
+                f"test set {dataset_name!r}, record {i} ({record.get('file_name')}): COCO's "
+                f"metrics need {missing}"
+            )
 
 
 def _check_voc_metadata(dataset_name: str) -> None:
@@ -244,6 +265,11 @@ def _check_voc_metadata(dataset_name: str) -> None:
                 f"dataset {dataset_name!r} has no {key!r} in its metadata, as VOC style datasets "
                 "have; register it with register_voc_dataset"
             )
+
+
+def _is_voc(dataset_name: str) -> bool:
+    metadata = MetadataCatalog.get(dataset_name)
+    return all(hasattr(metadata, key) for key in ("thing_classes", "dirname", "split"))
 
 
 def _is_coco(dataset_name: str) -> bool:
@@ -295,5 +321,7 @@ def _coco_evaluator(dataset_name: str, folder: str, bad_annotations: str) -> COC
 
 
 def _difficult_as_crowd(record: dict[str, Any]) -> dict[str, Any]:
-    annotations = [{**a, "iscrowd": a.get("difficult", 0)} for a in record["annotations"]]
+    annotations = [
+        {**a, "iscrowd": a.get("difficult", a.get("iscrowd", 0))} for a in record["annotations"]
+    ]
     return {**record, "annotations": annotations}

@@ -6,6 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
+from ..config import train_sets
 from .asymmetric import AsymmetricNoise
 from .noises import NOISE_REGISTRY, Noise
 
@@ -71,7 +72,7 @@ def train_classes(cfg: CfgNode) -> list[str]:
     Raises:
         ValueError: a set has none, or another list
     """
-    first, *_ = names = cfg.DATASETS.TRAIN
+    first, *_ = names = train_sets(cfg)
     lists = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
     for name, classes in lists.items():
         if classes is None:

@@ -3,11 +3,13 @@
 A training image can leave the set in three ways, all seen in the noisy annotations, as if the
 noisy set lay on disk: ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` drops images whose annotations all
 went missing, ``MIN_KEYPOINTS_PER_IMAGE`` those with too few keypoints, and
-``RandomSubsetTrainingSampler`` a share of the rest. Every ``cfg`` has the keys of
-:func:`~sl_detectron.add_superloss_config`.
+``RandomSubsetTrainingSampler`` a share of the rest. A set that ``DATASETS.TRAIN`` names twice is
+seen twice: noise and ids are those of the annotation, which an audit ranks once. Every ``cfg``
+has the keys of :func:`~sl_detectron.add_superloss_config`.
 """
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +25,7 @@ from detectron2.data.build import (
 from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler
 from torch.utils.data import Sampler
 
-from ..config import num_classes_key, num_classes_of
+from ..config import check_has_keys, num_classes_key, num_classes_of, train_sets
 from ..data.annotation_ids import AnnotationIdMapper, AnnotationTable, number_annotations
 from ..data.datasets import check_classes, load_dataset
 from ..data.formats.annotations import Record
@@ -73,7 +75,7 @@ def build_noisy_train_loader(
     if mapper is None or type(mapper) is DatasetMapper:
         mapper = AnnotationIdMapper(CheckedImages(mapper or DatasetMapper(cfg, True)))
     sets = noisy_dataset_dicts(cfg)
-    records = [record for records in sets.values() for record in records]
+    records = [record for name in train_sets(cfg) for record in sets[name]]
     loader = TrainLoader(
         records,
         mapper,
@@ -89,9 +91,10 @@ def build_noisy_train_loader(
 
 def check_train_loader(cfg: CfgNode) -> None:
     """Raise ValueError for a wrong key of the training loader, without reading any dataset."""
-    names, sampler = cfg.DATASETS.TRAIN, cfg.DATALOADER.SAMPLER_TRAIN
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"DATASETS.TRAIN must name different datasets; got {tuple(names)}")
+    check_has_keys(cfg)
+    sampler = cfg.DATALOADER.SAMPLER_TRAIN
+    if not train_sets(cfg):
+        raise ValueError("DATASETS.TRAIN must name a dataset; got ()")
     if sampler not in _SAMPLERS:
         raise ValueError(f"DATALOADER.SAMPLER_TRAIN must be one of {_SAMPLERS}; got {sampler!r}")
     check_loading(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.BROKEN_IMAGES)
@@ -104,16 +107,17 @@ def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:
     Logs the realised rate of every set, and its table by class at level DEBUG.
 
     Returns:
-        {dataset name: noisy dataset dicts}, in the order of ``DATASETS.TRAIN``. Each annotation
-        has an ``annotation_id``, counted over all sets before any image is dropped, so that it is
-        the same in every run of the same sets and noise.
+        {dataset name: noisy dataset dicts}, in the order of ``DATASETS.TRAIN``. A record without
+        ``image_id`` gets its file name, or where two have the same name its place in the list, as
+        one. Each annotation has an ``annotation_id``, counted over all sets before any image is
+        dropped, so that it is the same in every run of the same sets and noise.
 
     Raises:
         ValueError: the noise is set wrongly or does not fit the datasets, or no image is left
     """
     check_train_loader(cfg)
     check_label_noise(cfg)
-    names = cfg.DATASETS.TRAIN
+    names = train_sets(cfg)
     manifest = _read_manifest(cfg)
     # Loading a COCO set sets its class names, which noises may ask for.
     sets = {name: _load(cfg, name) for name in names}
@@ -135,7 +139,13 @@ def _load(cfg: CfgNode, name: str) -> list[Record]:
             f"dataset {name!r} is a {type(records).__name__}, not a list of dicts; "
             "wrap its mapper in NoisyLabelMapper and build its loader yourself"
         )
-    return records
+    if all("image_id" in record for record in records):
+        return records
+    # detectron2 trains without ids; noise and audit tell images apart by them.
+    names = [os.path.basename(str(record.get("file_name", ""))) for record in records]
+    if len({*names}) < len(names):
+        names = [f"record {i}" for i in range(len(records))]
+    return [{"image_id": name, **record} for name, record in zip(names, records)]
 
 
 def _read_manifest(cfg: CfgNode) -> list[dict[str, Any]] | None:
@@ -143,11 +153,11 @@ def _read_manifest(cfg: CfgNode) -> list[dict[str, Any]] | None:
     if not path:
         return None
     lines = read_manifest(path)
-    others = sorted({line["dataset"] for line in lines} - set(cfg.DATASETS.TRAIN))
+    others = sorted({line["dataset"] for line in lines} - {*train_sets(cfg)})
     if others:
         raise ValueError(
             f"{path} is for the datasets {others}, which are not in DATASETS.TRAIN "
-            f"{tuple(cfg.DATASETS.TRAIN)}; register the set under the manifest's name"
+            f"{train_sets(cfg)}; register the set under the manifest's name"
         )
     return lines
 
@@ -177,15 +187,17 @@ def _filter(cfg: CfgNode, sets: Mapping[str, list[Record]]) -> dict[str, list[Re
     """Do to every set what detectron2's get_detection_dataset_dicts does to a clean one."""
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
     proposals = cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else ()
-    if cfg.MODEL.LOAD_PROPOSALS and len(proposals) != len(sets):
+    names = train_sets(cfg)
+    if cfg.MODEL.LOAD_PROPOSALS and len(proposals) != len(names):
         raise ValueError(
-            f"DATASETS.PROPOSAL_FILES_TRAIN has {len(proposals)} files for {len(sets)} sets"
+            f"DATASETS.PROPOSAL_FILES_TRAIN has {len(proposals)} files for {len(names)} sets"
         )
     filtered = {}
-    for i, (name, loaded) in enumerate(sets.items()):
+    for name, loaded in sets.items():
         records = loaded
         if proposals:
-            records = load_proposals_into_dataset([dict(r) for r in records], proposals[i])
+            file = proposals[names.index(name)]
+            records = load_proposals_into_dataset([dict(r) for r in records], file)
         has_instances = bool(records) and "annotations" in records[0]
         if has_instances and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
             records = filter_images_with_only_crowd_annotations(records)
@@ -242,10 +254,9 @@ def _weighted_factors(cfg: CfgNode, sets: Mapping[str, list[Record]]) -> torch.T
     unknown = sorted(weights.keys() - sets.keys())
     if unknown:
         raise ValueError(f"DATASETS.TRAIN_REPEAT_FACTOR names {unknown}, not in DATASETS.TRAIN")
-    factors = torch.cat(
-        [torch.full((len(records),), float(weights.get(n, 1))) for n, records in sets.items()]
-    )
+    names = train_sets(cfg)
+    factors = torch.cat([torch.full((len(sets[n]),), float(weights.get(n, 1))) for n in names])
     if cfg.DATALOADER.SAMPLER_TRAIN == "WeightedCategoryTrainingSampler":
-        factors = factors * torch.cat([_repeat_factors(cfg, records) for records in sets.values()])
+        factors = factors * torch.cat([_repeat_factors(cfg, sets[name]) for name in names])
         factors = factors / factors.min()
     return factors

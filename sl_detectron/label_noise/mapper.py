@@ -7,6 +7,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from omegaconf import OmegaConf
 
+from ..config import train_sets
 from .config import noises_from_config, train_classes
 from .injection import NOISE_KEY, inject
 from .noises import Noise
@@ -72,7 +73,7 @@ class NoisyLabelMapper:
                 "image; use build_noisy_train_loader(cfg) or apply_changes() on the dataset"
             )
         noises = noises_from_config(cfg) if is_train else ()
-        names = cfg.DATASETS.TRAIN
+        names = [*dict.fromkeys(train_sets(cfg))]
         return {
             "mapper": DatasetMapper(cfg, is_train),
             "noises": noises,

@@ -159,14 +159,26 @@ class ExpAverageTau(AverageTau):
         return num_losses.clamp(max=1) * (1 - self.momentum)
 
 
-def logC(*, num_outcomes: int | None = None, **_: Any) -> ConstantTau:
-    """log(num_outcomes) in nats: the cross-entropy of a softmax that says nothing."""
+class LogCTau(ConstantTau):
+    """tau = log(num_outcomes) in nats: the cross-entropy of a softmax that says nothing.
+
+    Args:
+        num_outcomes: of the softmax, which a head compares with its own number
+    """
+
+    def __init__(self, num_outcomes: int) -> None:
+        super().__init__(math.log(num_outcomes))
+        self.num_outcomes = num_outcomes
+
+
+def logC(*, num_outcomes: int | None = None, **_: Any) -> LogCTau:
+    """log(num_outcomes) in nats."""
     if num_outcomes is None or num_outcomes < 2:
         raise ValueError(
             "tau 'logC' needs num_outcomes, the number of softmax outcomes, at least 2; got "
             f"{num_outcomes!r}. Without a softmax use 'Avg', 'ExpAvg' or a number."
         )
-    return ConstantTau(math.log(num_outcomes))
+    return LogCTau(num_outcomes)
 
 
 def Avg(**_: Any) -> AverageTau:

@@ -1,8 +1,9 @@
 """detectron2 adapters: importing registers the heads and meta-architectures by name."""
 
-from . import mobilenet  # noqa: F401 - registers the backbone
+from . import frozen_trunk  # noqa: F401 - registers the backbone
 from .build import CLASSIFICATION_LOSS_REGISTRY, TAU_REGISTRY
 from .fast_rcnn import to_superloss_output_layers
+from .per_anchor_losses import PerAnchorLosses
 from .per_roi_losses import PerRoILosses
 from .retinanet import SuperLossRetinaNet
 from .roi_heads import (
@@ -14,6 +15,7 @@ from .roi_heads import (
     superloss_roi_heads,
 )
 from .superloss_term import SuperLossTerm
+from .trunks import TRUNK_REGISTRY, Trunk
 
 __all__ = [
     "SuperLossStandardROIHeads",
@@ -23,9 +25,12 @@ __all__ = [
     "SuperLossRetinaNet",
     "SuperLossROIHeadsMixin",
     "SuperLossTerm",
+    "PerAnchorLosses",
     "PerRoILosses",
     "CLASSIFICATION_LOSS_REGISTRY",
     "TAU_REGISTRY",
+    "TRUNK_REGISTRY",
+    "Trunk",
     "superloss_roi_heads",
     "to_superloss_output_layers",
 ]

@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
+from ..config import check_has_keys
 from ..losses import DataParams, FixedConfidence, SuperLoss
 from ..losses.classification import CLASSIFICATION_LOSSES
 from ..losses.tau import TAU_STRATEGIES, build_tau
@@ -79,11 +80,7 @@ def losses_from_config(
         KeyError: the config lacks the keys
         ValueError: a bad value; the message names key, value and choices
     """
-    if "SUPERLOSS" not in cfg.MODEL:
-        raise KeyError(
-            "the config has no MODEL.SUPERLOSS: call sl_detectron.add_superloss_config(cfg) "
-            "right after get_cfg()"
-        )
+    check_has_keys(cfg)
     node = cfg.MODEL.SUPERLOSS
     num_outcomes = _num_outcomes(node.CLS.NUM_OUTCOMES, num_softmax_classes)
     return {
@@ -117,6 +114,11 @@ def _build_term(
 
 def _build_tau(tau: str, num_outcomes: int | None, momentum: float) -> nn.Module:
     names = [name for name, _ in TAU_REGISTRY if num_outcomes or name != "logC"]
+    if tau == "logC" and num_outcomes == 1:
+        raise ValueError(
+            "tau 'logC' of one outcome is 0, which no loss is below: MODEL.SUPERLOSS.CLS."
+            "NUM_OUTCOMES is 'K' with one class; set it to 'K+1'"
+        )
     if tau in names:
         strategy: nn.Module = TAU_REGISTRY.get(tau)(num_outcomes=num_outcomes, momentum=momentum)
         return strategy

@@ -3,6 +3,8 @@
 Shape legend: R RoIs of a batch, K foreground classes (class K is background), D numbers of a box.
 """
 
+import logging
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -11,10 +13,13 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import cat
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Instances
+from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 
 from .build import ClassificationLoss, losses_from_config
-from .custom_predictors import check_restated_losses, make_subclass
+from .class_targets import ClassTargets
+from .custom_predictors import make_subclass
+from .loss_checks import check_roi_losses
 from .matched_annotations import annotation_ids_of
 from .per_roi_losses import PerRoILosses, is_foreground
 from .superloss_term import SuperLossTerm, reduce_losses
@@ -31,6 +36,8 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
     resolution order, so that a custom predictor which restates detectron2's losses says what they
     are by methods of the same names.
     """
+
+    class_targets: ClassTargets | None = None
 
     @configurable
     def __init__(
@@ -51,6 +58,8 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
                 without a term; None keeps it
         """
         super().__init__(input_shape, **kwargs)
+        losses = superloss_cls, superloss_box_reg, classification_loss
+        check_roi_losses(self, type(self), SuperLossFastRCNNOutputLayers, *losses)
         self.superloss_cls = superloss_cls
         self.superloss_box_reg = superloss_box_reg
         self.classification_loss = classification_loss
@@ -66,7 +75,8 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
     def needs_annotation_ids(self) -> bool:
         """Whether a loss or an observer asks which annotation a RoI is matched to."""
         parts = (self.superloss_cls, self.superloss_box_reg, self.classification_loss)
-        return any(getattr(part, "needs_annotation_ids", False) for part in parts)
+        needed = any(getattr(part, "needs_annotation_ids", False) for part in parts)
+        return needed or self.class_targets is not None
 
     def losses(
         self,
@@ -77,7 +87,8 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
     ) -> dict[str, Tensor]:
         """As the base class, with the SuperLoss in the place of each loss that has a term."""
         losses: dict[str, Tensor] = super().losses(predictions, proposals, *args, **kwargs)
-        has_cls_loss = self.superloss_cls is not None or self.classification_loss is not None
+        parts = (self.superloss_cls, self.classification_loss, self.class_targets)
+        has_cls_loss = any(part is not None for part in parts)
         if not has_cls_loss and self.superloss_box_reg is None:
             return losses
         scores, deltas = predictions[0], predictions[1]
@@ -86,15 +97,18 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
         ids = annotation_ids_of(proposals, foreground)
         # Divide by R, not by foreground: each foreground RoI keeps equal weight in every batch.
         num_rois = max(gt_classes.numel(), 1)
+        probabilities = self._probabilities_of(scores)
         replaced = {}
         if has_cls_loss:
+            losses_cls, weights = self._losses_of_scores(scores, gt_classes, ids)
             replaced["loss_cls"] = reduce_losses(
                 self.superloss_cls,
-                self._losses_of_scores(scores, gt_classes, ids),
+                losses_cls,
                 foreground,
                 num_rois,
                 ids,
-                partial(self._foreground_probabilities, scores),
+                probabilities,
+                weights,
             )
             self._federated_classes = None
         if self.superloss_box_reg is not None:
@@ -106,7 +120,7 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
                 foreground[index],
                 num_rois,
                 None if ids is None else ids[index],
-                partial(self._foreground_probabilities, scores[index]),
+                probabilities and (lambda: probabilities()[index]),
             )
         missing = sorted(replaced.keys() - losses.keys())
         if missing:
@@ -123,17 +137,42 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
             self._federated_classes = classes
         return classes
 
-    def _losses_of_scores(self, scores: Tensor, gt_classes: Tensor, ids: Tensor | None) -> Tensor:
-        """(R,) losses of the configured kind."""
-        custom = self.classification_loss
-        if custom is None:
-            return self.classification_losses(scores, gt_classes)
-        if getattr(custom, "needs_annotation_ids", False):
-            return custom(scores, gt_classes, ids)
-        return custom(scores, gt_classes)
+    def _losses_of_scores(
+        self, scores: Tensor, gt_classes: Tensor, ids: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(R,) losses of the configured kind, and (R,) weights where classes were corrected."""
+
+        def loss_of(classes: Tensor) -> Tensor:
+            custom = self.classification_loss
+            if custom is None:
+                return self.classification_losses(scores, classes)
+            if getattr(custom, "needs_annotation_ids", False):
+                return custom(scores, classes, ids)
+            return custom(scores, classes)
+
+        if self.class_targets is None or ids is None:
+            return loss_of(gt_classes), None
+        return self.class_targets.expected_losses(loss_of, ids, gt_classes)
+
+    def _probabilities_of(self, scores: Tensor) -> Callable[[], Tensor] | None:
+        """Makes (R, K) probabilities of the classes of an object, background left out.
+
+        None for scores of other classes than the K of the head, as those of a vocabulary that
+        changes from batch to batch: an observer would take one class for another.
+        """
+        if scores.shape[1] == self.num_classes + 1:
+            return partial(self._foreground_probabilities, scores)
+        if self.superloss_cls is not None and self.superloss_cls.observers:
+            log_first_n(
+                logging.WARNING,
+                f"{type(self).__name__} has {scores.shape[1]} scores a RoI, not num_classes + 1 = "
+                f"{self.num_classes + 1}: no annotation is tracked",
+                name=__name__,
+                key="message",
+            )
+        return None
 
     def _foreground_probabilities(self, scores: Tensor) -> Tensor:
-        """(R, K) probabilities of the classes of an object, background left out."""
         scores = scores[:, : self.num_classes].float()
         if getattr(self, "use_sigmoid_ce", False):
             return scores.sigmoid()
@@ -189,23 +228,19 @@ def to_superloss_output_layers(
 
     Raises:
         TypeError: not a :class:`FastRCNNOutputLayers`, or its class restates a loss that the
-            SuperLoss would replace and does not say what it is for each RoI
-        ValueError: a term has the granularity "class", which RoIs do not have
+            SuperLoss would replace and does not say what it is for each RoI, or detectron2's class
+            itself was changed
+        ValueError: a term or the loss does not fit the predictor
     """
     if not isinstance(predictor, FastRCNNOutputLayers):
         raise TypeError(
             f"the SuperLoss needs a box predictor derived from FastRCNNOutputLayers; "
             f"got {type(predictor).__name__}"
         )
-    for term in (superloss_cls, superloss_box_reg):
-        if term is not None and term.granularity == "class":
-            raise ValueError("granularity 'class' is for dense detectors, not for RoIs")
     stock_class: Any = type(predictor)
     superloss_class = _superloss_class(stock_class)
-    if classification_loss is None and superloss_cls is not None:
-        check_restated_losses(superloss_class, SuperLossFastRCNNOutputLayers, "loss_cls")
-    if superloss_box_reg is not None:
-        check_restated_losses(superloss_class, SuperLossFastRCNNOutputLayers, "loss_box_reg")
+    losses = superloss_cls, superloss_box_reg, classification_loss
+    check_roi_losses(predictor, superloss_class, SuperLossFastRCNNOutputLayers, *losses)
     predictor.__class__ = superloss_class
     predictor.superloss_cls = superloss_cls
     predictor.superloss_box_reg = superloss_box_reg

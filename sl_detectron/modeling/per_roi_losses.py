@@ -34,7 +34,8 @@ class PerRoILosses:
         """Softmax cross-entropy of each RoI, or sigmoid cross-entropy summed over its classes.
 
         Args:
-            scores: (R, K+1) logits
+            scores: (R, K+1) logits; of a predictor with another number of classes,
+                one column for each and one for background
             gt_classes: (R,) in [0, K]
 
         Returns:
@@ -44,10 +45,10 @@ class PerRoILosses:
             softmax_losses: Tensor = cross_entropy(scores, gt_classes, reduction="none")
             return softmax_losses
         gt_classes = gt_classes.to(scores.device, torch.long)
-        target = F.one_hot(gt_classes, self.num_classes + 1)[:, :-1].to(scores.dtype)
+        target = F.one_hot(gt_classes, scores.shape[1])[:, :-1].to(scores.dtype)
         losses = F.binary_cross_entropy_with_logits(scores[:, :-1], target, reduction="none")
         if self._federated_classes is not None:
-            weight = losses.new_zeros(self.num_classes + 1)
+            weight = losses.new_zeros(scores.shape[1])
             losses = losses * weight.index_fill(0, self._federated_classes, 1.0)[:-1]
         return losses.sum(dim=1)
 

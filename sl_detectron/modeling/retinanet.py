@@ -11,19 +11,24 @@ from detectron2.layers import cat
 from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
-from fvcore.nn import sigmoid_focal_loss
 
-from .box_regression import box_regression_losses
 from .build import losses_from_config
-from .matched_annotations import ids_by_target, with_annotation_ids
+from .class_targets import ClassTargets
+from .loss_checks import check_anchor_losses
+from .matched_annotations import UNMATCHED, ids_by_target, with_annotation_ids
+from .per_anchor_losses import PerAnchorLosses
 from .superloss_term import GRANULARITIES, SuperLossTerm, reduce_losses
 
 __all__ = ["SuperLossRetinaNet"]
 
 
 @META_ARCH_REGISTRY.register()
-class SuperLossRetinaNet(RetinaNet):
+class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
     """:class:`RetinaNet` with the SuperLoss; the head has no losses, so the detector is replaced.
+
+    The losses of the anchors are those of :class:`PerAnchorLosses`. It comes last in the method
+    resolution order, so that in ``class SuperLossMyRetinaNet(SuperLossRetinaNet, MyRetinaNet)`` a
+    ``MyRetinaNet`` which restates detectron2's losses says what they are by methods of these names.
 
     Args:
         superloss_cls: the classification term; None keeps the plain focal loss. Its samples are
@@ -31,10 +36,16 @@ class SuperLossRetinaNet(RetinaNet):
             (anchor, class).
         superloss_box_reg: the box regression term; None keeps the plain box loss
         kwargs: see :class:`RetinaNet`
+
+    Raises:
+        TypeError: a custom class restates a loss that the SuperLoss would replace and does not say
+            what it is for each anchor, or detectron2's class itself was changed
+        ValueError: a term does not fit a dense detector
     """
 
     # Per image (R,) ids of the matched annotations, from label_anchors() to the losses() after it.
     _annotation_ids: list[torch.Tensor] | None = None
+    class_targets: ClassTargets | None = None
 
     @configurable
     def __init__(
@@ -45,6 +56,7 @@ class SuperLossRetinaNet(RetinaNet):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_anchor_losses(self, SuperLossRetinaNet, superloss_cls, superloss_box_reg)
         self.superloss_cls = superloss_cls
         self.superloss_box_reg = superloss_box_reg
 
@@ -59,15 +71,20 @@ class SuperLossRetinaNet(RetinaNet):
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """As the base class; notes which annotation each anchor is matched to, if that is asked."""
-        labels, boxes = super().label_anchors(anchors, gt_instances)
         self._annotation_ids = None
         terms = (self.superloss_cls, self.superloss_box_reg)
-        if any(term is not None and term.needs_annotation_ids for term in terms):
-            targets = with_annotation_ids(gt_instances)
-            self._annotation_ids = [
-                ids_by_target(image_labels, image_boxes, self.num_classes, target)
-                for image_labels, image_boxes, target in zip(labels, boxes, targets)
-            ]
+        needs_ids = any(term is not None and term.needs_annotation_ids for term in terms)
+        if not needs_ids and self.class_targets is None:
+            labels, boxes = super().label_anchors(anchors, gt_instances)
+            return labels, boxes
+        targets = with_annotation_ids(gt_instances)
+        if self.class_targets is not None:
+            targets = self.class_targets.relabel(targets)
+        labels, boxes = super().label_anchors(anchors, targets)
+        self._annotation_ids = [
+            ids_by_target(image_labels, image_boxes, self.num_classes, target)
+            for image_labels, image_boxes, target in zip(labels, boxes, targets)
+        ]
         return labels, boxes
 
     def losses(
@@ -91,74 +108,82 @@ class SuperLossRetinaNet(RetinaNet):
             ``loss_cls`` and ``loss_box_reg``, 0-d tensors
         """
         annotation_ids, self._annotation_ids = self._annotation_ids, None
-        if self.superloss_cls is None and self.superloss_box_reg is None:
-            return dict(
-                super().losses(anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes)
-            )
+        arguments = anchors, pred_logits, gt_labels, pred_anchor_deltas, gt_boxes
+        has_cls_loss = self.superloss_cls is not None or self.class_targets is not None
+        if not has_cls_loss and self.superloss_box_reg is None:
+            return dict(super().losses(*arguments))
+        before = self.__dict__.get("loss_normalizer")
+        losses: dict[str, torch.Tensor] = {}
+        # Else only for a box loss that equals ours: a second focal loss would cost as much memory.
+        if not has_cls_loss or super().losses.__func__ is not RetinaNet.losses:
+            losses = dict(super().losses(*arguments))
         labels = torch.stack(gt_labels)
         foreground = (labels >= 0) & (labels != self.num_classes)
         # As stock: the normalizer is a Python float, stepped once per iteration.
         num_foreground = foreground.sum().item()
         get_event_storage().put_scalar("num_pos_anchors", num_foreground / len(gt_labels))
+        if losses and before is None:
+            self.__dict__.pop("loss_normalizer", None)
+        elif losses:
+            self.loss_normalizer = before
         normalizer = self._ema_update("loss_normalizer", max(num_foreground, 1), 100)
         logits = cat(pred_logits, dim=1)
-        losses_cls = self._anchor_focal_losses(logits, labels)
-        losses_box = self._foreground_box_losses(
-            Boxes.cat(anchors).tensor,
-            cat(pred_anchor_deltas, dim=1),
-            torch.stack(gt_boxes),
-            foreground,
-        )
         ids = None if annotation_ids is None else torch.stack(annotation_ids)
-        valid = (labels >= 0).nonzero(as_tuple=True)
-        valid_losses = losses_cls[valid]
-        valid_foreground = foreground[valid]
-        if valid_losses.dim() > 1:  # of every class: as much foreground as their anchor
-            valid_foreground = valid_foreground[:, None].expand_as(valid_losses)
-        return {
-            "loss_cls": reduce_losses(
+        replaced = {}
+        if has_cls_loss:
+            valid = (labels >= 0).nonzero(as_tuple=True)
+            losses_cls, weights = self._losses_of_logits(logits, labels, ids)
+            valid_losses = losses_cls[valid]
+            valid_foreground = foreground[valid]
+            if self.superloss_cls is None or self.superloss_cls.granularity != "class":
+                valid_losses = valid_losses.sum(dim=-1)
+            else:  # as much foreground as their anchor
+                valid_foreground = valid_foreground[:, None].expand_as(valid_losses)
+            replaced["loss_cls"] = reduce_losses(
                 self.superloss_cls,
                 valid_losses,
                 valid_foreground,
                 normalizer,
                 None if ids is None else ids[valid],
                 lambda: logits[valid].float().sigmoid(),
-            ),
-            "loss_box_reg": reduce_losses(
+                None if weights is None else weights[valid],
+            )
+        if self.superloss_box_reg is not None or not losses:
+            losses_box = self.foreground_box_losses(
+                Boxes.cat(anchors).tensor,
+                torch.stack(gt_boxes),
+                cat(pred_anchor_deltas, dim=1),
+                foreground,
+            )
+            replaced["loss_box_reg"] = reduce_losses(
                 self.superloss_box_reg,
                 losses_box,
                 torch.ones_like(losses_box, dtype=torch.bool),
                 normalizer,
                 None if ids is None else ids[foreground],
                 lambda: logits[foreground].float().sigmoid(),
-            ),
-        }
+            )
+        missing = sorted(replaced.keys() - losses.keys()) if losses else []
+        if missing:
+            raise TypeError(
+                f"losses() of {type(self).__name__} has {sorted(losses)} and no {missing}, which "
+                "the SuperLoss would replace; switch those terms off"
+            )
+        return {**losses, **replaced}
 
-    def _anchor_focal_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """(N, R) focal losses of the anchors, or (N, R, K) of every (anchor, class)."""
-        classes = torch.arange(self.num_classes, device=labels.device)
-        # A comparison leaves ignored and background anchors without a class, and needs no
-        # int64 one-hot tensor of the size of the logits.
-        target = (labels.unsqueeze(-1) == classes).to(logits.dtype)
-        losses: torch.Tensor = sigmoid_focal_loss(
-            logits, target, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
+    def _losses_of_logits(
+        self, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(N, R, K) losses, and (N, R) weights where classes were corrected."""
+        losses = self.classification_losses(logits, labels)
+        if self.class_targets is None or ids is None:
+            return losses, None
+        # Few anchors are matched: only they have other candidates than their label.
+        matched = (ids != UNMATCHED).nonzero(as_tuple=True)
+        expected, weights = self.class_targets.expected_losses(
+            lambda classes: self.classification_losses(logits[matched], classes),
+            ids[matched],
+            labels[matched],
         )
-        by_class = self.superloss_cls is not None and self.superloss_cls.granularity == "class"
-        return losses if by_class else losses.sum(dim=-1)
-
-    def _foreground_box_losses(
-        self,
-        anchors: torch.Tensor,
-        pred_deltas: torch.Tensor,
-        gt_boxes: torch.Tensor,
-        foreground: torch.Tensor,
-    ) -> torch.Tensor:
-        """(M,) box losses of the foreground anchors."""
-        return box_regression_losses(
-            anchors.expand_as(gt_boxes)[foreground],
-            gt_boxes[foreground],
-            pred_deltas[foreground],
-            self.box2box_transform,
-            self.box_reg_loss_type,
-            self.smooth_l1_beta,
-        )
+        all_weights = torch.ones_like(labels, dtype=weights.dtype)
+        return losses.index_put(matched, expected), all_weights.index_put(matched, weights)

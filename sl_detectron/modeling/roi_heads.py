@@ -21,6 +21,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from .build import ClassificationLoss, losses_from_config
+from .class_targets import ClassTargets
 from .custom_predictors import make_subclass
 from .fast_rcnn import SuperLossFastRCNNOutputLayers, to_superloss_output_layers
 from .matched_annotations import FIELD, ids_by_target, with_annotation_ids
@@ -53,6 +54,8 @@ class SuperLossROIHeadsMixin(ROIHeads):
         class SuperLossMyROIHeads(SuperLossROIHeadsMixin, MyROIHeads):
             pass
     """
+
+    class_targets: ClassTargets | None = None
 
     def __init__(
         self,
@@ -135,7 +138,8 @@ class SuperLossROIHeadsMixin(ROIHeads):
     def _numbered(self, targets: list[Instances]) -> list[Instances]:
         losses = [getattr(p, "classification_loss", None) for p in self._box_predictors()]
         needs_known = any(getattr(loss, "needs_annotation_ids", False) for loss in losses)
-        return with_annotation_ids(targets, needs_known)
+        numbered = with_annotation_ids(targets, needs_known)
+        return self.class_targets.relabel(numbered) if self.class_targets else numbered
 
     def _with_ids(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
         """Recover annotation ids that the base class dropped, if needed."""

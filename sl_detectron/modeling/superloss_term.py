@@ -3,6 +3,7 @@
 Shape legend: (...) any shape, one entry per sample (RoI, anchor or box); S samples; K classes.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,8 @@ from ..losses.grouping import group_mean
 from .matched_annotations import UNMATCHED
 
 __all__ = ["GRANULARITIES", "SCOPES", "Observer", "SuperLossTerm", "reduce_losses"]
+
+logger = logging.getLogger(__name__)
 
 SCOPES = ("foreground", "all")
 # "class" is for the entries of a dense sigmoid loss: RetinaNet.
@@ -43,7 +46,8 @@ class SuperLossTerm(nn.Module):
             in the state dict, as tau is
 
     ``observers`` are called after the loss with detached tensors of the samples that are matched to
-    an annotation; there are none unless one is appended.
+    an annotation; there are none unless one is appended. Only a step that trains is observed and
+    logged: a forward under ``torch.no_grad()``, as of PreciseBN or for a validation loss, is not.
 
     Raises:
         ValueError: an argument is out of range
@@ -79,6 +83,18 @@ class SuperLossTerm(nn.Module):
         """What a copy gets: an observer belongs to one model and one training."""
         return {**self.__dict__, "observers": []}
 
+    @torch.jit.unused
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *args: Any
+    ) -> None:
+        """A state of a stock detector, which has no tau, leaves the one that is here."""
+        ours = self.state_dict()
+        # Filled in: torch does not say here whether a load is strict.
+        if ours and not any(key.startswith(prefix) for key in state_dict):
+            logger.info("No tau or other state of %s in what is loaded: kept", prefix[:-1])
+            state_dict.update((prefix + key, value) for key, value in ours.items())
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *args)
+
     @property
     @torch.jit.unused
     def needs_annotation_ids(self) -> bool:
@@ -94,6 +110,7 @@ class SuperLossTerm(nn.Module):
         divisor: float | Tensor,
         annotation_ids: Tensor | None = None,
         probabilities: Callable[[], Tensor] | None = None,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """
         Args:
@@ -102,7 +119,9 @@ class SuperLossTerm(nn.Module):
             divisor: what the stock loss divides its sum by
             annotation_ids: (S,) int64, -1 for samples without annotation; S is the length of
                 the first dimension of the losses
-            probabilities: makes (S, K) class probabilities, for the observers
+            probabilities: makes (S, K) class probabilities, for the observers; None where the
+                detector has none of K classes
+            weights: (S,) that the samples count with; tau leaves those of weight 0 out
 
         Returns:
             0-d tensor; 0 with a gradient for an empty batch
@@ -111,35 +130,42 @@ class SuperLossTerm(nn.Module):
             ValueError: the granularity is "instance" and there are no ids
         """
         mask = foreground if self.scope == "foreground" else None
+        if weights is not None:
+            counts = _weighted(torch.ones_like(losses), weights) > 0
+            mask = counts if mask is None else mask & counts
         pooled = losses
         if self.granularity == "instance":
             pooled = _pool(losses, annotation_ids)
-        storage = _storage_to_log_to()
+        learns = self.training and torch.is_grad_enabled()
+        storage = _storage_to_log_to() if learns else None
         scalars = {}
         if storage is not None and isinstance(self.superloss, SuperLoss):
             # A copy, before the batch moves it: this is the tau that the batch meets.
             scalars["tau"] = self.superloss.tau.clone()
         superlosses, sigma = self.superloss.with_confidence(pooled, mask)
         if self.warmup_iters:
-            superlosses, sigma = self._warm_up(losses, superlosses, sigma)
-        reduced = superlosses.sum() / divisor
+            superlosses, sigma = self._warm_up(losses, superlosses, sigma, learns)
+        reduced = _weighted(superlosses, weights).sum() / divisor
         if storage is not None:
             with torch.no_grad():
                 scalars["superloss"] = reduced
-                scalars |= _scalars(losses, sigma, foreground, mask, divisor)
+                weighted = _weighted(losses, weights)
+                scalars |= _scalars(weighted, sigma, foreground, mask, divisor)
                 # The one host round trip, once a period: all scalars in a single copy.
                 values = torch.stack([v.detach().double() for v in scalars.values()]).tolist()
             for key, value in zip(scalars, values):
                 if not math.isnan(value):
                     storage.put_scalar(f"superloss_{self.name}/{key}", value, smoothing_hint=False)
-        if self.observers and annotation_ids is not None and probabilities is not None:
+        if learns and annotation_ids is not None and probabilities is not None and self.observers:
             self._tell(annotation_ids, losses.detach(), sigma, probabilities().detach())
         return reduced
 
-    def _warm_up(self, losses: Tensor, superlosses: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def _warm_up(
+        self, losses: Tensor, superlosses: Tensor, sigma: Tensor, learns: bool
+    ) -> tuple[Tensor, Tensor]:
         """The plain losses in the first steps; chosen on the device, which no step waits for."""
         is_warm = self.num_steps >= self.warmup_iters
-        if self.training and torch.is_grad_enabled():
+        if learns:
             self.num_steps += 1
         return torch.where(is_warm, superlosses, losses), torch.where(is_warm, sigma, 1.0)
 
@@ -163,13 +189,21 @@ def reduce_losses(
     foreground: Tensor,
     divisor: float,
     annotation_ids: Tensor | None,
-    probabilities: Callable[[], Tensor],
+    probabilities: Callable[[], Tensor] | None,
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """A call of the term, or the plain ``sum(losses) / divisor`` without one."""
+    """A call of the term, or without one the weighted ``sum(losses) / divisor``."""
     if term is None:
-        return losses.sum() / divisor
-    reduced: Tensor = term(losses, foreground, divisor, annotation_ids, probabilities)
+        return _weighted(losses, weights).sum() / divisor
+    reduced: Tensor = term(losses, foreground, divisor, annotation_ids, probabilities, weights)
     return reduced
+
+
+def _weighted(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """Losses of samples, or of every class of them, times (S,) weights."""
+    if weights is None:
+        return losses
+    return losses * weights.to(losses).view(-1, *[1] * (losses.dim() - 1))
 
 
 def _storage_to_log_to() -> EventStorage | None:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,11 +45,15 @@ class PlannedRun:
         """Whether its config names one."""
         return self.cfg.MODEL.DEVICE.startswith("cuda")
 
-    def job(self, keep: str, num_gpus: int, threads: int | None) -> RunJob:
+    def job(
+        self, keep: str, num_gpus: int, threads: int | None, imports: Sequence[str] = ()
+    ) -> RunJob:
         """The process that trains it; see :func:`~sl_detectron.sweep.run_grid`."""
         if threads is None and not self.on_gpu:
             threads = 1
-        return RunJob(self.folder, ("--keep", keep, *self.args), num_gpus, threads)
+        modules = [word for name in imports for word in ("--import", name)]
+        args = ("--keep", keep, *modules, *self.args)
+        return RunJob(self.folder, args, num_gpus, threads)
 
 
 def plan(grid: Grid, output: str | os.PathLike) -> list[PlannedRun]:

@@ -26,6 +26,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from filelock import FileLock, Timeout
 
+from ..cli import add_import_option, import_modules
 from ..engine.launch import launch_job
 from ..engine.setup import setup_cfg
 from ..engine.trainer import train_net
@@ -43,10 +44,12 @@ def main(argv: list[str]) -> None:
     # A traceback is for the log; the sweep shows its last line.
     parser.set_defaults(debug=True, dist_timeout=1800.0)
     parser.add_argument("--keep", choices=state.KEEP, default="all")
+    add_import_option(parser)
     args = parser.parse_args(argv)
     # Slurm announces a time limit to all processes of a job; who started this one sends SIGTERM.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    import_modules(args.imports)
     launch_job(train_run, setup_cfg(args.config_file, args.opts), args)
 
 

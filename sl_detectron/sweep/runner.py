@@ -38,6 +38,7 @@ def run_grid(
     keep: str = "final",
     executor: str | None = None,
     cluster: Sequence[str] = (),
+    imports: Sequence[str] = (),
 ) -> list[Unfinished]:
     """Train what is missing of a grid. Killed at any moment, the same call goes on.
 
@@ -52,6 +53,7 @@ def run_grid(
         keep: which checkpoints stay when a run is finished: "all", "final" or "none"
         executor: None for processes of this one; "slurm" or "local" for submitit
         cluster: submitit's parameters, each KEY=VALUE
+        imports: modules that each run imports, as ``--import`` of the tools; this process has to
 
     Returns:
         the runs that failed, now or earlier, and those that were stopped
@@ -91,7 +93,7 @@ def run_grid(
     write_text(output / OPTIONS_FILE, json.dumps(grid.opts) + "\n")
     if pool is not None:
         with pool, Progress(waiting, [run for run in runs if run.state == "finished"]) as progress:
-            handles = pool.submit([run.job(keep, num_gpus, threads) for run in waiting])
+            handles = pool.submit([run.job(keep, num_gpus, threads, imports) for run in waiting])
             unfinished += _train(dict(zip(handles, waiting)), pool, progress)
     return unfinished
 

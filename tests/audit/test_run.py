@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 
 from helpers import REPO
 from helpers.detectors import NUM_CLASSES, build, make_batch, run_losses, small_config
@@ -20,7 +20,7 @@ from sl_detectron.data.annotation_ids import AnnotationTable
 from sl_detectron.data.toy import TOY_CLASS_NAMES
 from sl_detectron.engine import SuperLossTrainer, setup_cfg
 from sl_detectron.engine.hooks import build_annotation_tracker
-from sl_detectron.label_noise import noisy_dataset_dicts
+from sl_detectron.label_noise import build_noisy_train_loader, noisy_dataset_dicts
 
 CONFIGS = REPO / "configs" / "Toy"
 DETECTORS = ["faster_rcnn_superloss", "retinanet_superloss"]
@@ -334,13 +334,19 @@ def test_an_audit_that_fails_does_not_take_the_evaluation_along(tmp_path, caplog
     assert "--from-run" in caplog.text
 
 
-def test_loader_without_ids_is_named(tmp_path, caplog, monkeypatch):
-    cfg = config(tmp_path, iters=1)
-    trainer = SuperLossTrainer(cfg)
-    hook = next(h for h in trainer._hooks if hasattr(h, "tracker"))
-    trainer.iter = trainer.max_iter = 1
+class WithoutIds(SuperLossTrainer):
+    @classmethod
+    def build_train_loader(cls, cfg):
+        mapper = DatasetMapper(cfg, True)
+        return build_noisy_train_loader(cfg, lambda record: mapper(record))
+
+
+def test_loader_without_ids_is_named(tmp_path, caplog):
+    trainer = WithoutIds(config(tmp_path, iters=1))
     with caplog.at_level(logging.WARNING):
-        hook.after_train()
+        trainer.train()
+    assert trainer.annotation_tracker.step == 1
+    assert not trainer.annotation_tracker.statistics().num_samples.any()
     assert "gt_annotation_ids" in caplog.text
     assert not (tmp_path / "label_audit.json").exists()
 

@@ -243,6 +243,18 @@ def test_config_entries_register_once(tmp_path, names):
             register_voc_datasets([entry, {**entry, **change}])
 
 
+@pytest.mark.parametrize(("value", "folder"), [("/data/sets", "/data/sets"), (None, "datasets")])
+def test_a_root_below_detectron2s_datasets(value, folder, names, monkeypatch):
+    names.append("voc_test_below")
+    if value is None:
+        monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    else:
+        monkeypatch.setenv("DETECTRON2_DATASETS", value)
+    root = "$DETECTRON2_DATASETS/boards"
+    register_voc_datasets([{"NAME": "voc_test_below", "ROOT": root, "SPLIT": "train"}])
+    assert MetadataCatalog.get("voc_test_below").dirname == f"{folder}/boards"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

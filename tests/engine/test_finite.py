@@ -1,8 +1,10 @@
 """A loss that is not finite: found, named with its images, at no further copy to the host."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
-from detectron2.engine import AMPTrainer, TrainerBase
+from detectron2.engine import AMPTrainer
 from detectron2.utils.events import EventStorage
 
 from helpers.detectors import build, make_batch, small_config
@@ -70,6 +72,17 @@ def test_terms_of_any_form_are_checked(terms):
     assert storage.latest()["total_loss"][0] == 100_001
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_terms_of_any_form_are_found(value):
+    model = torch.nn.Linear(1, 1)
+    trainer = FiniteTrainer(model, [[0]], torch.optim.SGD(model.parameters(), lr=1.0))
+    trainer.iter = 3
+    for shape in ((), (1,), (1, 1)):
+        terms = {"loss_good": torch.ones(1), "loss_bad": torch.full(shape, value)}
+        with EventStorage(0), pytest.raises(FloatingPointError, match=f"3: loss_bad is {value};"):
+            trainer._write_metrics(terms, 0.0)
+
+
 def test_the_check_costs_one_copy_to_the_host(monkeypatch):
     copies = []
     cpu = torch.Tensor.cpu
@@ -84,7 +97,31 @@ def test_the_check_costs_one_copy_to_the_host(monkeypatch):
     assert all(copy.dtype == torch.float64 for copy in copies[1:])
 
 
-def test_mixed_precision_has_the_same_check():
+class Scaler:
+    """A gradient scaler that needs no GPU, as that of detectron2's trainer does."""
+
+    def scale(self, loss):
+        return 1 * loss
+
+    def step(self, optimizer):
+        optimizer.step()
+
+    def update(self):
+        pass
+
+
+def test_mixed_precision_has_the_same_check(monkeypatch):
+    """Its step too is not made on a loss of nan, whose images are named; autocast does nothing."""
     assert trainer_class(True) is FiniteAMPTrainer
-    order = FiniteAMPTrainer.__mro__
-    assert order.index(FiniteTrainer) < order.index(AMPTrainer) < order.index(TrainerBase)
+    assert trainer_class(False) is FiniteTrainer
+    assert issubclass(FiniteAMPTrainer, AMPTrainer)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda.amp, "autocast", lambda dtype: nullcontext())
+    model = Diverges(float("nan"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    batches = [[{"image_id": "a"}], [{"image_id": "b"}], [{"image_id": "c"}]]
+    trainer = FiniteAMPTrainer(model, batches, optimizer, grad_scaler=Scaler())
+    with pytest.raises(FloatingPointError, match=r"iteration 1: loss_bad is nan; images \['b'\]"):
+        trainer.train(0, 3)
+    assert model.calls == 2
+    assert model.weight.item() == 0  # one step of length 1: of the finite batch

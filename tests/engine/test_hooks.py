@@ -1,9 +1,12 @@
 """Hooks of the trainer."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
+from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
@@ -52,6 +55,16 @@ def test_training_images_show_noise_and_confidence(tmp_path, monkeypatch, config
         iterations, pictures = zip(*images[f"training_labels/{i}"])
         assert iterations == (0, 2)
         assert all(p.shape[0] == 3 and min(p.shape[1:]) >= 400 for p in pictures)
+    truth = {
+        (tuple(a["bbox"]), a["category_id"]): a.get("true_category_id", a["category_id"])
+        for record in trainer.annotations.records()
+        for a in record["annotations"]
+    }
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes
+    for box, label, _ in drawn:
+        given, true = re.fullmatch(r"(\w+)(?: \((\w+)\))?(?: σ .*)?", label).groups()
+        corners = tuple(round(float(x), 2) for x in box)
+        assert truth[corners, names.index(given)] == names.index(true or given)
     wrong = [b for b in drawn if b.colour == "red"]
     assert all("(" in b.label for b in wrong)
     assert 0 < len(wrong) < len(drawn)
@@ -66,8 +79,47 @@ def test_training_images_show_noise_and_confidence(tmp_path, monkeypatch, config
             assert module.observers == [trainer.annotation_tracker]
 
 
+@pytest.mark.parametrize("uses", [True, False])
+def test_a_term_that_no_step_comes_to_is_named(caplog, uses):
+    """As of a detector that overrides forward_training and asks for no losses()."""
+    criterion, other = (SuperLossTerm(name, SuperLoss(1.5)) for name in ("cls", "box_reg"))
+    samples = torch.ones(2), torch.ones(2, dtype=torch.bool), 2
+    model = torch.nn.ModuleDict({"a": criterion, "b": other})
+    hook = hooks.WarnOfUnusedTerms()
+    hook.trainer = SimpleNamespace(model=model)
+    hook.before_train()
+    for step in range(2):
+        criterion(*samples)
+        if uses or step:
+            other(*samples)
+        with caplog.at_level("WARNING", logger=hooks.__name__):
+            hooks.logger.addHandler(caplog.handler)
+            hook.after_step()
+            hooks.logger.removeHandler(caplog.handler)
+        assert not criterion._forward_pre_hooks
+        assert not other._forward_pre_hooks
+    told = {record.getMessage().split()[0] for record in caplog.records}
+    assert told == (set() if uses else {"b"})
+
+
 def test_confidences_are_means_over_the_samples_of_an_annotation():
     seen = [(torch.tensor([3, 5, 3]), torch.tensor([1.0, 0.5, 2.0]))]
     seen.append((torch.tensor([5]), torch.tensor([0.1])))
     assert hooks._means(seen) == {3: 1.5, 5: pytest.approx(0.3)}
     assert hooks._means([]) == {}
+
+
+def test_each_box_has_its_own_truth_and_confidence():
+    """Three annotations: the second is known to be wrong, the third was in no sample."""
+    cfg = get_config("Toy/faster_rcnn.yaml")
+    hook = hooks.DrawTrainingImages(cfg, {7: 1, 8: 5, 9: 3})
+    boxes = torch.tensor([[0.0, 0, 4, 4], [1, 1, 6, 6], [2, 2, 9, 9]])
+    target = Instances((10, 10), gt_boxes=Boxes(boxes), gt_classes=torch.tensor([1, 2, 3]))
+    target.gt_annotation_ids = torch.tensor([7, 8, 9])
+    one, two, three = hook._boxes({"instances": target}, {7: 0.5, 8: 2.25})
+    names = hook.classes
+    assert one[1:] == (f"{names[1]} σ 0.50", "orange")
+    assert two[1:] == (f"{names[2]} ({names[5]}) σ 2.25", "red")
+    assert three[1:] == (names[3], "limegreen")
+    for drawn, box in zip((one, two, three), boxes):
+        assert drawn.box.tolist() == box.tolist()

@@ -196,11 +196,11 @@ def silent_rank(folder: Path) -> None:
 
 
 def test_a_rank_that_hangs_is_waited_for_no_longer_than_the_timeout(tmp_path):
-    started = time.monotonic()
     with pytest.raises(Exception, match=r"(?i)timed? ?out"):
         run_ranks(silent_rank, 2, tmp_path, timeout=5)
-    assert (tmp_path / "asleep").exists()
-    assert time.monotonic() - started < 600
+    # From where the rank hangs: to start the processes takes as long as it takes.
+    waited = time.time() - (tmp_path / "asleep").stat().st_mtime
+    assert 4 < waited < 30
 
 
 def test_the_log_file_keeps_the_traceback_that_the_console_leaves_out(tmp_path, capsys):

@@ -73,6 +73,6 @@ def assert_equal(a, b):
         for x, y in zip(a, b):
             assert_equal(x, y)
     elif isinstance(a, torch.Tensor):
-        assert torch.equal(a.nan_to_num(), b.nan_to_num()) if a.is_floating_point() else a.equal(b)
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
     else:
         assert a == b or (a != a and b != b)  # nan: AP of a class without objects

@@ -31,6 +31,33 @@ def test_the_first_batch_uses_its_own_mean_even_if_that_is_zero(tau):
     assert criterion.tau == (1.0 if tau == "Avg" else 2.0)
 
 
+@pytest.mark.parametrize("tau", ["Avg", "ExpAvg"])
+def test_only_training_with_gradients_moves_tau(tau):
+    """Not an evaluation, and not a forward in training mode under no_grad, as of PreciseBN."""
+    criterion = SuperLoss(tau)
+    criterion(torch.tensor([1.0, 3.0]))
+    state = {key: value.clone() for key, value in criterion.state_dict().items()}
+    with torch.no_grad():
+        criterion(torch.tensor([50.0]))
+    criterion.eval()(torch.tensor([50.0]))
+    assert all(torch.equal(value, state[key]) for key, value in criterion.state_dict().items())
+    criterion.train()(torch.tensor([50.0]))
+    assert criterion.tau > 2
+
+
+@pytest.mark.parametrize("tau", ["Avg", "ExpAvg"])
+def test_only_finite_losses_in_the_mask_count(tau):
+    criterion = SuperLoss(tau)
+    losses = torch.tensor([1.0, 3.0, math.inf, math.nan, 100.0])
+    criterion(losses, mask=torch.tensor([True, True, True, True, False]))
+    assert criterion.tau == 2
+    # A batch without any leaves tau where it is.
+    criterion(losses, mask=torch.zeros(5, dtype=torch.bool))
+    assert criterion.tau == 2
+    criterion(torch.tensor([8.0, 8.0, 8.0, 8.0]))
+    assert float(criterion.tau) == pytest.approx({"Avg": 6.0, "ExpAvg": 0.9 * 2 + 0.1 * 8}[tau])
+
+
 def test_average_of_a_billion_losses_still_moves():
     strategy = AverageTau()
     strategy.mean.fill_(1.0)

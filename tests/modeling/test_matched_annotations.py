@@ -9,7 +9,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from helpers.detectors import DETECTORS, NUM_CLASSES, build, make_batch, run_losses, small_config
-from sl_detectron.losses import SuperLoss, superloss
+from sl_detectron.losses import SuperLoss, confidence, superloss
 from sl_detectron.modeling import SuperLossTerm, superloss_roi_heads
 from sl_detectron.modeling.matched_annotations import ids_by_target, with_annotation_ids
 
@@ -37,34 +37,80 @@ def cls_terms(model):
     return [m for m in model.modules() if isinstance(m, SuperLossTerm) and m.name == "cls"]
 
 
+def id_of(boxes, classes, batch):
+    """The id of the annotation of the batch with this box and class; boxes are drawn at random."""
+    (found,) = [
+        int(target.gt_annotation_ids[k])
+        for target in (image["instances"] for image in batch)
+        for k in range(len(target))
+        if torch.equal(target.gt_boxes.tensor[k], boxes) and target.gt_classes[k] == classes
+    ]
+    return found
+
+
+def roi_rows(arguments, batch, sigmoid):
+    """One by one what an observer should be told: (id, loss, probabilities)."""
+    (scores, _), proposals = arguments
+    scores = scores.detach().split([len(p) for p in proposals])
+    for image_scores, p in zip(scores, proposals):
+        for i in range(len(p)):
+            label = int(p.gt_classes[i])
+            if label == NUM_CLASSES:
+                continue
+            logits = image_scores[i]
+            loss = -logits.log_softmax(0)[label]
+            if sigmoid:
+                target = F.one_hot(p.gt_classes[i], NUM_CLASSES).float()
+                loss = F.binary_cross_entropy_with_logits(logits[:-1], target, reduction="sum")
+            probabilities = logits[:-1].sigmoid() if sigmoid else logits[:-1].softmax(0)
+            yield id_of(p.gt_boxes.tensor[i], label, batch), loss, probabilities
+
+
+def anchor_rows(arguments, batch):
+    _, logits, gt_labels, _, gt_boxes = arguments
+    logits = torch.cat(logits, dim=1).detach()
+    for image_logits, labels, boxes in zip(logits, gt_labels, gt_boxes):
+        for i in ((labels >= 0) & (labels < NUM_CLASSES)).nonzero()[:, 0]:
+            p, loss = image_logits[i].sigmoid(), 0.0
+            for k in range(NUM_CLASSES):
+                right = p[k] if k == labels[i] else 1 - p[k]
+                alpha = 0.25 if k == labels[i] else 0.75
+                loss = loss - alpha * (1 - right) ** 2 * right.log()
+            yield id_of(boxes[i], labels[i], batch), loss, p
+
+
 @pytest.mark.parametrize("objects", [(3, 1), (0, 4), (0, 0)])
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_observers_see_the_matched_annotations(detector, objects):
-    """Class by class: the raw loss of a sample is that of its annotation's own label."""
-    model = superloss_model(detector)
+    """Sample by sample against a loop: its annotation, its loss, confidence and class scores."""
+    tau, lam = 0.9, 0.25
+    model = superloss_model(detector, "MODEL.SUPERLOSS.CLS.TAU", f"'{tau}'")
     batch = make_batch(objects)
     classes = number(batch)
-    seen = []
+    seen, calls = [], []
     terms = cls_terms(model)
     for term in terms:
         term.observers.append(lambda *tensors: seen.append(tensors))
+    for owner in [m for m in model.modules() if hasattr(m, "superloss_cls")]:
+        owner.losses = lambda *args, losses=owner.losses: calls.append(args) or losses(*args)
     run_losses(model, batch)
-    assert len(seen) == len(terms)
-    for ids, losses, sigma, probabilities in seen:
+    assert len(seen) == len(terms) == len(calls)
+    for (ids, losses, sigma, probabilities), arguments in zip(seen, calls):
         assert not any(t.requires_grad for t in (losses, sigma, probabilities))
-        assert probabilities.shape == (len(ids), NUM_CLASSES)
-        assert losses.shape == sigma.shape == ids.shape
-        assert set(ids.tolist()) <= set(classes)
-        if detector not in ("retinanet", "standard_sigmoid"):
-            torch.testing.assert_close(probabilities.sum(1), torch.ones(len(ids)))
+        if detector == "retinanet":
+            rows = [*anchor_rows(arguments, batch)]
+        else:
+            rows = [*roi_rows(arguments, batch, detector == "standard_sigmoid")]
+        assert ids.tolist() == [row[0] for row in rows]
+        expected = torch.tensor([row[1] for row in rows])
+        torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(sigma, confidence(expected, tau, lam), rtol=1e-4, atol=1e-6)
+        assert probabilities.shape == (len(rows), NUM_CLASSES)
+        for row, got in zip(rows, probabilities):
+            torch.testing.assert_close(got, row[2], rtol=1e-4, atol=1e-6)
     if sum(objects):
         # Ground truth is among the proposals, and every annotation has its best anchor.
         assert set(seen[0][0].tolist()) == set(classes)
-    if detector == "retinanet" and len(ids):
-        labels = F.one_hot(torch.tensor([classes[int(i)] for i in ids]), NUM_CLASSES)
-        p = torch.where(labels.bool(), probabilities, 1 - probabilities)
-        alpha = torch.where(labels.bool(), 0.25, 0.75)
-        torch.testing.assert_close(losses, (-alpha * (1 - p) ** 2 * p.log()).sum(1))
 
 
 @pytest.mark.parametrize("detector", DETECTORS)
@@ -206,6 +252,26 @@ def test_a_term_works_without_a_training_loop():
     resumed.load_state_dict(term.state_dict())
     assert resumed(losses, foreground, 2) == plain
     torch.testing.assert_close(resumed(losses, foreground, 2), warm)
+
+
+def test_only_a_step_that_trains_is_observed_logged_and_counted():
+    """Not an evaluation of the loss, nor a forward in training mode under no_grad."""
+    term = SuperLossTerm("cls", SuperLoss(0.5, 0.25), "all", warmup_iters=2)
+    seen = []
+    term.observers.append(lambda ids, *_: seen.append(ids))
+    losses, ids = torch.tensor([0.1, 2.0], requires_grad=True), torch.tensor([3, -1])
+    arguments = losses, ids >= 0, 2, ids, lambda: torch.rand(2, 4)
+    with EventStorage(19) as storage:  # of an iteration that is logged
+        term.eval()(*arguments)
+        with torch.no_grad():
+            term.train()(*arguments)
+        assert not seen
+        assert not storage.latest()
+        assert term.num_steps == 0
+        term(*arguments)
+        assert [i.tolist() for i in seen] == [[3]]
+        assert storage.latest()
+        assert term.num_steps == 1
 
 
 def test_without_a_warm_up_no_key_joins_the_checkpoint():

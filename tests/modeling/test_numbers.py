@@ -18,11 +18,12 @@ def superloss_config(detector, num_classes=NUM_CLASSES, tau="ExpAvg"):
     return cfg
 
 
-def assert_finite(losses, gradients, model):
+def assert_finite(losses, gradients, model, has_objects=True):
+    """And tau, which is nan until a loss was seen: of a batch with objects, it is not."""
     assert all(value.isfinite() for value in losses.values()), losses
     assert all(g.isfinite().all() for g in gradients.values())
     for criterion in (m for m in model.modules() if isinstance(m, SuperLoss)):
-        assert not criterion.tau.isinf()
+        assert criterion.tau.isfinite() or (not has_objects and criterion.tau.isnan())
 
 
 @pytest.mark.parametrize("detector", DETECTORS)
@@ -48,7 +49,9 @@ def test_images_without_objects(detector, counts):
     model = build(superloss_config(detector))
     for _ in range(2):  # the first batch may be the one without
         losses, gradients, _ = run_losses(model, make_batch(counts))
-        assert_finite(losses, gradients, model)
+        assert_finite(losses, gradients, model, has_objects=any(counts))
+    losses, gradients, _ = run_losses(model, make_batch())
+    assert_finite(losses, gradients, model)
 
 
 @pytest.mark.parametrize("detector", DETECTORS)
@@ -89,7 +92,7 @@ def test_a_batch_of_ignored_anchors_only():
     for _ in range(2):
         losses, gradients, _ = run_losses(model, make_batch())
         assert all(value == 0 for value in losses.values())
-        assert_finite(losses, gradients, model)
+        assert_finite(losses, gradients, model, has_objects=False)
         assert all((g == 0).all() for g in gradients.values())
     model.label_anchors = label
     losses, gradients, _ = run_losses(model, make_batch())
@@ -103,6 +106,12 @@ def test_labels_that_are_all_wrong(detector):
     model = build(superloss_config(detector))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     batch = make_batch()
+    criteria = [m for m in model.modules() if isinstance(m, SuperLoss)]
+    means = {criterion: [] for criterion in criteria}
+    for criterion in criteria:
+        criterion.threshold.register_forward_hook(
+            lambda _, args, __, c=criterion: means[c].append(float(args[0][args[1]].mean()))
+        )
     for step in range(4):
         for sample in batch:
             classes = sample["instances"].gt_classes
@@ -111,6 +120,13 @@ def test_labels_that_are_all_wrong(detector):
         assert_finite(losses, gradients, model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+    for criterion in criteria:
+        expected = means[criterion][0]
+        for mean in means[criterion]:
+            expected = 0.9 * expected + 0.1 * mean
+        assert len(means[criterion]) == 4
+        assert float(criterion.tau) == pytest.approx(expected, rel=1e-6)
+        assert float(criterion.tau) != pytest.approx(means[criterion][0], rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
