@@ -13,12 +13,12 @@ from detectron2.structures import BoxMode
 from ..images import READ_ERRORS, image_header
 from .annotations import Record, make_spurious
 from .changes import Change
-from .flaws import Flaws, box_flaw, whole_number
+from .coco_fields import Id, box_of, is_crowd, is_number, plain_id, segmentation_of
+from .flaws import Flaws, whole_number
 from .voc_xml import class_ids_of
 
-__all__ = ["CocoFile", "plain_id"]
+__all__ = ["CocoFile"]
 
-Id = int | str
 _PARTS = ("categories", "images", "annotations")
 _WITHOUT_ANNOTATIONS = {"images", "categories", "info", "licenses", "type"}
 
@@ -295,82 +295,18 @@ class CocoFile:
             )
         if annotation.get("ignore", 0):
             raise ValueError(f"{where}: ignore is not supported; a region of many is iscrowd 1")
-        box = self._box(annotation, image, where)
-        is_crowd = self._is_crowd(annotation, where)
-        shape = self._segmentation(annotation.get("segmentation"), where)
+        box = box_of(annotation, image, where, self._flaws)
+        crowd = is_crowd(annotation, where, self._flaws)
+        shape = segmentation_of(annotation.get("segmentation"), where, self._flaws)
         if box is None or shape is None:
             return None
         ids = {"id": number, "image_id": image["id"], "category_id": category_id}
-        plain = {**annotation, **ids, "bbox": box, "iscrowd": is_crowd}
+        plain = {**annotation, **ids, "bbox": box, "iscrowd": crowd}
         if "segmentation" in annotation:
             plain["segmentation"] = shape
-        if not _is_number(annotation.get("area")):
+        area = annotation.get("area")
+        if not is_number(area):
             plain["area"] = box[2] * box[3]
+        elif not shape and not math.isclose(area, box[2] * box[3], rel_tol=0.01, abs_tol=1):  # type: ignore[arg-type]
+            self._flaws.note("areas other than width * height, by which COCO sorts AP", where)
         return plain
-
-    def _box(
-        self, annotation: Mapping[str, Any], image: Mapping[str, Any], where: str
-    ) -> list[float] | None:
-        box = annotation.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-            raise ValueError(f"{where} needs a bbox of four numbers; got {box!r:.200}")
-        x, y, width, height = box
-        if width < 0 or height < 0:
-            raise ValueError(f"{where}: bbox is [x, y, width, height], both above 0; got {box}")
-        if not (width and height):
-            self._flaws.note("boxes without area are left out", f"{where}, {box}")
-            return None
-        size = (image["width"], image["height"]) if "width" in image else None
-        wrong, odd = box_flaw(box, [x, y, x + width, y + height], size)
-        if wrong:
-            raise ValueError(f"{where}: its box {wrong}; got [x, y, width, height] {box}")
-        if odd:
-            self._flaws.note(odd, f"{where}, [x, y, width, height] {box}")
-        return box
-
-    def _is_crowd(self, annotation: Mapping[str, Any], where: str) -> int:
-        given = annotation.get("iscrowd", 0)
-        if given in (0, 1):
-            return int(given)
-        is_crowd = int(given in ("1", "true", "True"))
-        self._flaws.note(f"iscrowd of {given!r:.40} is read as {is_crowd}", where)
-        return is_crowd
-
-    def _segmentation(self, given: Any, where: str) -> Any:
-        """What detectron2 takes; [] where nothing is given, None where it leaves the object out."""
-        if not given:
-            return [] if given is None else given
-        if isinstance(given, dict) and {"counts", "size"} <= given.keys():
-            return given
-        if not isinstance(given, list) or not all(map(_is_polygon, given)):
-            self._flaws.note("segmentations that are neither polygons nor RLE are left out", where)
-            return []
-        if any(len(polygon) % 2 == 0 and len(polygon) >= 6 for polygon in given):
-            return given
-        self._flaws.note("objects whose polygons all have under three points are left out", where)
-        return None
-
-
-def plain_id(value: Any) -> Id | None:
-    """An id as it is compared: 1 for 1.0 and "1"; None for what is no id.
-
-    Example:
-        >>> [plain_id(x) for x in (7, 7.0, "7", "007", 7.5, None, True)]
-        [7, 7, 7, '007', None, None, None]
-    """
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, str):
-        is_number = value.isascii() and value.isdigit() and str(int(value[:20])) == value
-        return int(value) if is_number else value
-    if isinstance(value, int | float) and math.isfinite(value) and value == int(value):
-        return int(value)
-    return None
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _is_polygon(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_number, value))

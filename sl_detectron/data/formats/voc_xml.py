@@ -135,8 +135,10 @@ def _parse_root(path: str) -> ET.Element:
 def _check_places(root: ET.Element, path: str) -> None:
     """Refuse objects and boxes that are not where they are looked for: they would count as none."""
     here = root.findall("object")
-    inside = {id(element) for obj in here for element in obj.iter()}
-    astray = [e for e in root.iter() if id(e) not in inside and _plain(e.tag) in _OBJECT_TAGS]
+    # Parts of an object have boxes too, but no object is inside of another.
+    boxes = {id(element) for obj in here for element in obj.iter() if element.tag == "bndbox"}
+    read = boxes | set(map(id, here))
+    astray = [e for e in root.iter() if id(e) not in read and _plain(e.tag) in _OBJECT_TAGS]
     if astray or (not here and root.tag != "annotation"):
         tags = [_plain(e.tag) for e in (root, *root)]
         found = f"{len(astray)} <{astray[0].tag}> elsewhere" if astray else "none"

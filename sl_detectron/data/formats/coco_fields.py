@@ -1,0 +1,83 @@
+"""The fields of a COCO annotation in plain form, whatever spelling they come in."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from .flaws import Flaws, box_flaw
+
+__all__ = ["Id", "box_of", "is_crowd", "is_number", "plain_id", "segmentation_of"]
+
+Id = int | str
+
+
+def plain_id(value: Any) -> Id | None:
+    """An id as it is compared: 1 for 1.0 and "1"; None for what is no id.
+
+    Example:
+        >>> [plain_id(x) for x in (7, 7.0, "7", "007", 7.5, None, True)]
+        [7, 7, 7, '007', None, None, None]
+    """
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        is_number = value.isascii() and value.isdigit() and str(int(value[:20])) == value
+        return int(value) if is_number else value
+    if isinstance(value, int | float) and math.isfinite(value) and value == int(value):
+        return int(value)
+    return None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_polygon(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_number, value))
+
+
+def box_of(
+    annotation: Mapping[str, Any], image: Mapping[str, Any], where: str, flaws: Flaws
+) -> list[float] | None:
+    box = annotation.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+        raise ValueError(f"{where} needs a bbox of four numbers; got {box!r:.200}")
+    x, y, width, height = box
+    if width < 0 or height < 0:
+        raise ValueError(f"{where}: bbox is [x, y, width, height], both above 0; got {box}")
+    if not (width and height):
+        flaws.note("boxes without area are left out", f"{where}, {box}")
+        return None
+    size = (image["width"], image["height"]) if "width" in image else None
+    wrong, odd = box_flaw(box, [x, y, x + width, y + height], size)
+    if wrong:
+        raise ValueError(f"{where}: its box {wrong}; got [x, y, width, height] {box}")
+    if odd:
+        flaws.note(odd, f"{where}, [x, y, width, height] {box}")
+    return box
+
+
+def is_crowd(annotation: Mapping[str, Any], where: str, flaws: Flaws) -> int:
+    """0 or 1, whatever it is given as."""
+    given = annotation.get("iscrowd", 0)
+    if given in (0, 1):
+        return int(given)
+    crowd = int(given in ("1", "true", "True"))
+    flaws.note(f"iscrowd of {given!r:.40} is read as {crowd}", where)
+    return crowd
+
+
+def segmentation_of(given: Any, where: str, flaws: Flaws) -> Any:
+    """What detectron2 takes; [] where nothing is given, None where it leaves the object out."""
+    if not given:
+        return [] if given is None else given
+    if isinstance(given, dict) and {"counts", "size"} <= given.keys():
+        return given
+    if not isinstance(given, list) or not all(map(_is_polygon, given)):
+        flaws.note("segmentations that are neither polygons nor RLE are left out", where)
+        return []
+    if any(len(polygon) % 2 == 0 and len(polygon) >= 6 for polygon in given):
+        return given
+    flaws.note("objects whose polygons all have under three points are left out", where)
+    return None
