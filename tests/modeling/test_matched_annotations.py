@@ -274,5 +274,22 @@ def test_only_a_step_that_trains_is_observed_logged_and_counted():
         assert term.num_steps == 1
 
 
+def test_of_a_dense_loss_an_observer_gets_anchors():
+    """The sum of an anchor's losses over the classes, and the mean of their confidences."""
+    term = SuperLossTerm("cls", SuperLoss(0.5, 0.25), "all", granularity="class")
+    seen = []
+    term.observers.append(lambda *tensors: seen.append(tensors))
+    losses = torch.tensor([[0.1, 2.0, 0.4], [0.2, 0.2, 0.9], [0.6, 0.1, 0.0]])
+    ids, scores = torch.tensor([4, -1, 2]), torch.rand(3, 3)
+    foreground = (ids >= 0)[:, None].expand_as(losses)
+    value = term(losses.clone().requires_grad_(), foreground, 3, ids, lambda: scores)
+    torch.testing.assert_close(value.detach(), superloss(losses, 0.5, 0.25).sum() / 3)
+    ((told_ids, told_losses, sigma, probabilities),) = seen
+    assert told_ids.tolist() == [4, 2]
+    torch.testing.assert_close(told_losses, torch.tensor([2.5, 0.7]))
+    torch.testing.assert_close(sigma, confidence(losses, 0.5, 0.25)[[0, 2]].mean(dim=1))
+    assert torch.equal(probabilities, scores[[0, 2]])
+
+
 def test_without_a_warm_up_no_key_joins_the_checkpoint():
     assert not list(SuperLossTerm("cls", SuperLoss(0.5, 0.25)).state_dict())
