@@ -26,7 +26,7 @@ from helpers.detectors import (
     run_losses,
     small_config,
 )
-from sl_detectron.losses import SuperLoss, superloss
+from sl_detectron.losses import SuperLoss, confidence, superloss
 from sl_detectron.modeling import SuperLossTerm, to_superloss_output_layers
 from sl_detectron.modeling.box_regression import box_regression_losses
 from sl_detectron.modeling.fast_rcnn import SuperLossFastRCNNOutputLayers
@@ -252,6 +252,40 @@ def test_logged_once_a_period(detector):
     # The batch meets the tau that the step before left, not the one it makes itself.
     tau = model.roi_heads.box_predictor if detector == "standard" else model
     assert logged["superloss_cls/tau"] != float(tau.superloss_cls.superloss.tau)
+
+
+class RisingTau(torch.nn.Module):
+    """A tau that learns in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("tau", torch.tensor(0.5))
+
+    def forward(self, losses, mask=None):
+        tau = self.tau.clone()
+        self.tau += 1
+        return tau
+
+
+@pytest.mark.parametrize("scope", ["foreground", "all"])
+def test_scalars_by_hand(scope):
+    """Of three samples the first is at the cap, below tau - 2 * lambda / e."""
+    term = SuperLossTerm("cls", SuperLoss(RisingTau(), 0.25), scope)
+    losses = torch.tensor([0.1, 2.0, 9.0], requires_grad=True)
+    with EventStorage(19) as storage:
+        value = term(losses, torch.tensor([True, True, False]), 7)
+    logged = {k.split("/")[1]: v for k, (v, _) in storage.latest().items()}
+    sigma = confidence(losses, 0.5, 0.25)
+    background = float(sigma[2]) if scope == "all" else 1.0
+    expected = {
+        "tau": 0.5,
+        "superloss": float(value),
+        "raw_loss": 11.1 / 7,
+        "sigma_foreground": float(sigma[:2].mean()),
+        "sigma_background": background,
+        "capped_share": 1 / 3 if scope == "all" else 1 / 2,
+    }
+    assert logged == pytest.approx(expected, rel=1e-5)
 
 
 def test_retinanet_class_granularity_sums_to_stock_when_flat():
