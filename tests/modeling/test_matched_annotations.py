@@ -258,7 +258,7 @@ def test_only_a_step_that_trains_is_observed_logged_and_counted():
     """Not an evaluation of the loss, nor a forward in training mode under no_grad."""
     term = SuperLossTerm("cls", SuperLoss(0.5, 0.25), "all", warmup_iters=2)
     seen = []
-    term.observers.append(lambda ids, *_: seen.append(ids))
+    term.observers.append(lambda ids, _, sigma, __: seen.append((ids.tolist(), sigma.tolist())))
     losses, ids = torch.tensor([0.1, 2.0], requires_grad=True), torch.tensor([3, -1])
     arguments = losses, ids >= 0, 2, ids, lambda: torch.rand(2, 4)
     with EventStorage(19) as storage:  # of an iteration that is logged
@@ -269,7 +269,7 @@ def test_only_a_step_that_trains_is_observed_logged_and_counted():
         assert not storage.latest()
         assert term.num_steps == 0
         term(*arguments)
-        assert [i.tolist() for i in seen] == [[3]]
+        assert seen == [([3], [1.0])]  # in the warm-up every sample has its plain loss
         assert storage.latest()
         assert term.num_steps == 1
 
