@@ -98,6 +98,45 @@ def test_roi_losses_against_a_loop(scope):
     torch.testing.assert_close(losses["loss_box_reg"], 3 * expected_box / num_rois)
 
 
+def pooled(losses, ids, tau, lam):
+    """The sum over annotations of size * SL(mean), by a loop."""
+    groups = [losses[[i for i, other in enumerate(ids) if other == k]] for k in sorted({*ids})]
+    return sum(len(group) * superloss(group.mean(), tau, lam) for group in groups)
+
+
+def test_box_losses_of_an_annotation_are_pooled():
+    tau, lam, ids = 1.5, 0.25, [7, 8, 7, 9, 8]
+    predictions, proposals = roi_batch(num_rois=12, num_foreground=5)
+    proposals[0].gt_annotation_ids = torch.tensor([*ids, *[9] * 7])
+    term = SuperLossTerm("box_reg", SuperLoss(tau, lam), granularity="instance")
+    layers = output_layers(box_reg=term)
+    with EventStorage():
+        loss = layers.losses(predictions, proposals)["loss_box_reg"]
+    boxes = proposals[0].proposal_boxes.tensor, proposals[0].gt_boxes.tensor
+    losses = layers.foreground_box_losses(*boxes, predictions[1], proposals[0].gt_classes)
+    torch.testing.assert_close(loss, pooled(losses, ids, tau, lam) / 12)
+
+
+def test_retinanet_pools_the_box_losses_of_an_annotation():
+    tau, lam, ids = 1.5, 0.25, [4, 5, 4, 6]
+    opts = ["MODEL.SUPERLOSS.BOX_REG.TAU", f"'{tau}'", "MODEL.SUPERLOSS.BOX_REG.LAMBDA", lam]
+    opts += ["MODEL.SUPERLOSS.BOX_REG.GRANULARITY", "instance"]
+    model = build(superloss_config("retinanet", *opts))
+    generator = torch.Generator().manual_seed(0)
+    boxes, gt_boxes = random_boxes(7, generator), random_boxes(7, generator)
+    labels = torch.tensor([0, NUM_CLASSES, 1, -1, 2, NUM_CLASSES, 0])
+    foreground = (labels >= 0) & (labels < NUM_CLASSES)
+    deltas = torch.randn(1, 7, 4, generator=generator)
+    losses = model.foreground_box_losses(boxes, gt_boxes[None], deltas, foreground[None])
+    all_ids = torch.full((7,), -1)
+    all_ids[foreground] = torch.tensor(ids)
+    model._annotation_ids = [all_ids]
+    arguments = [Boxes(boxes)], [torch.zeros(1, 7, NUM_CLASSES)], [labels], [deltas], [gt_boxes]
+    with EventStorage():
+        loss = model.losses(*arguments)["loss_box_reg"]
+    torch.testing.assert_close(loss, pooled(losses, ids, tau, lam) / model.loss_normalizer)
+
+
 def test_sigmoid_classification_is_one_sample_a_roi():
     require_sigmoid_classification(get_cfg())
     (scores, deltas), proposals = roi_batch()
