@@ -117,6 +117,17 @@ def test_box_losses_of_an_annotation_are_pooled():
     torch.testing.assert_close(loss, pooled(losses, ids, tau, lam) / 12)
 
 
+def test_ignored_rois_have_no_box_loss():
+    (_, deltas), (proposals,) = roi_batch(num_rois=12, num_foreground=5)
+    proposals.gt_classes[1] = -1
+    layers = output_layers()
+    boxes = proposals.proposal_boxes.tensor, proposals.gt_boxes.tensor
+    losses = layers.foreground_box_losses(*boxes, deltas, proposals.gt_classes)
+    assert losses.shape == (4,)
+    expected = layers.box_reg_loss(*boxes, deltas, proposals.gt_classes)
+    torch.testing.assert_close(losses.sum() / 12, expected)
+
+
 def test_retinanet_pools_the_box_losses_of_an_annotation():
     tau, lam, ids = 1.5, 0.25, [4, 5, 4, 6]
     opts = ["MODEL.SUPERLOSS.BOX_REG.TAU", f"'{tau}'", "MODEL.SUPERLOSS.BOX_REG.LAMBDA", lam]
