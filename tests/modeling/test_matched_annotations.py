@@ -258,7 +258,7 @@ def test_only_a_step_that_trains_is_observed_logged_and_counted():
     """Not an evaluation of the loss, nor a forward in training mode under no_grad."""
     term = SuperLossTerm("cls", SuperLoss(0.5, 0.25), "all", warmup_iters=2)
     seen = []
-    term.observers.append(lambda ids, *_: seen.append(ids))
+    term.observers.append(lambda ids, _, sigma, __: seen.append((ids.tolist(), sigma.tolist())))
     losses, ids = torch.tensor([0.1, 2.0], requires_grad=True), torch.tensor([3, -1])
     arguments = losses, ids >= 0, 2, ids, lambda: torch.rand(2, 4)
     with EventStorage(19) as storage:  # of an iteration that is logged
@@ -269,9 +269,26 @@ def test_only_a_step_that_trains_is_observed_logged_and_counted():
         assert not storage.latest()
         assert term.num_steps == 0
         term(*arguments)
-        assert [i.tolist() for i in seen] == [[3]]
+        assert seen == [([3], [1.0])]  # in the warm-up every sample has its plain loss
         assert storage.latest()
         assert term.num_steps == 1
+
+
+def test_of_a_dense_loss_an_observer_gets_anchors():
+    """The sum of an anchor's losses over the classes, and the mean of their confidences."""
+    term = SuperLossTerm("cls", SuperLoss(0.5, 0.25), "all", granularity="class")
+    seen = []
+    term.observers.append(lambda *tensors: seen.append(tensors))
+    losses = torch.tensor([[0.1, 2.0, 0.4], [0.2, 0.2, 0.9], [0.6, 0.1, 0.0]])
+    ids, scores = torch.tensor([4, -1, 2]), torch.rand(3, 3)
+    foreground = (ids >= 0)[:, None].expand_as(losses)
+    value = term(losses.clone().requires_grad_(), foreground, 3, ids, lambda: scores)
+    torch.testing.assert_close(value.detach(), superloss(losses, 0.5, 0.25).sum() / 3)
+    ((told_ids, told_losses, sigma, probabilities),) = seen
+    assert told_ids.tolist() == [4, 2]
+    torch.testing.assert_close(told_losses, torch.tensor([2.5, 0.7]))
+    torch.testing.assert_close(sigma, confidence(losses, 0.5, 0.25)[[0, 2]].mean(dim=1))
+    assert torch.equal(probabilities, scores[[0, 2]])
 
 
 def test_without_a_warm_up_no_key_joins_the_checkpoint():

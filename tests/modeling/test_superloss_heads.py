@@ -26,7 +26,7 @@ from helpers.detectors import (
     run_losses,
     small_config,
 )
-from sl_detectron.losses import SuperLoss, superloss
+from sl_detectron.losses import SuperLoss, confidence, superloss
 from sl_detectron.modeling import SuperLossTerm, to_superloss_output_layers
 from sl_detectron.modeling.box_regression import box_regression_losses
 from sl_detectron.modeling.fast_rcnn import SuperLossFastRCNNOutputLayers
@@ -96,6 +96,56 @@ def test_roi_losses_against_a_loop(scope):
             expected_box += superloss(box_loss, tau, lam).sum()
     torch.testing.assert_close(losses["loss_cls"], 2 * expected_cls / num_rois)
     torch.testing.assert_close(losses["loss_box_reg"], 3 * expected_box / num_rois)
+
+
+def pooled(losses, ids, tau, lam):
+    """The sum over annotations of size * SL(mean), by a loop."""
+    groups = [losses[[i for i, other in enumerate(ids) if other == k]] for k in sorted({*ids})]
+    return sum(len(group) * superloss(group.mean(), tau, lam) for group in groups)
+
+
+def test_box_losses_of_an_annotation_are_pooled():
+    tau, lam, ids = 1.5, 0.25, [7, 8, 7, 9, 8]
+    predictions, proposals = roi_batch(num_rois=12, num_foreground=5)
+    proposals[0].gt_annotation_ids = torch.tensor([*ids, *[9] * 7])
+    term = SuperLossTerm("box_reg", SuperLoss(tau, lam), granularity="instance")
+    layers = output_layers(box_reg=term)
+    with EventStorage():
+        loss = layers.losses(predictions, proposals)["loss_box_reg"]
+    boxes = proposals[0].proposal_boxes.tensor, proposals[0].gt_boxes.tensor
+    losses = layers.foreground_box_losses(*boxes, predictions[1], proposals[0].gt_classes)
+    torch.testing.assert_close(loss, pooled(losses, ids, tau, lam) / 12)
+
+
+def test_ignored_rois_have_no_box_loss():
+    (_, deltas), (proposals,) = roi_batch(num_rois=12, num_foreground=5)
+    proposals.gt_classes[1] = -1
+    layers = output_layers()
+    boxes = proposals.proposal_boxes.tensor, proposals.gt_boxes.tensor
+    losses = layers.foreground_box_losses(*boxes, deltas, proposals.gt_classes)
+    assert losses.shape == (4,)
+    expected = layers.box_reg_loss(*boxes, deltas, proposals.gt_classes)
+    torch.testing.assert_close(losses.sum() / 12, expected)
+
+
+def test_retinanet_pools_the_box_losses_of_an_annotation():
+    tau, lam, ids = 1.5, 0.25, [4, 5, 4, 6]
+    opts = ["MODEL.SUPERLOSS.BOX_REG.TAU", f"'{tau}'", "MODEL.SUPERLOSS.BOX_REG.LAMBDA", lam]
+    opts += ["MODEL.SUPERLOSS.BOX_REG.GRANULARITY", "instance"]
+    model = build(superloss_config("retinanet", *opts))
+    generator = torch.Generator().manual_seed(0)
+    boxes, gt_boxes = random_boxes(7, generator), random_boxes(7, generator)
+    labels = torch.tensor([0, NUM_CLASSES, 1, -1, 2, NUM_CLASSES, 0])
+    foreground = (labels >= 0) & (labels < NUM_CLASSES)
+    deltas = torch.randn(1, 7, 4, generator=generator)
+    losses = model.foreground_box_losses(boxes, gt_boxes[None], deltas, foreground[None])
+    all_ids = torch.full((7,), -1)
+    all_ids[foreground] = torch.tensor(ids)
+    model._annotation_ids = [all_ids]
+    arguments = [Boxes(boxes)], [torch.zeros(1, 7, NUM_CLASSES)], [labels], [deltas], [gt_boxes]
+    with EventStorage():
+        loss = model.losses(*arguments)["loss_box_reg"]
+    torch.testing.assert_close(loss, pooled(losses, ids, tau, lam) / model.loss_normalizer)
 
 
 def test_sigmoid_classification_is_one_sample_a_roi():
@@ -252,6 +302,40 @@ def test_logged_once_a_period(detector):
     # The batch meets the tau that the step before left, not the one it makes itself.
     tau = model.roi_heads.box_predictor if detector == "standard" else model
     assert logged["superloss_cls/tau"] != float(tau.superloss_cls.superloss.tau)
+
+
+class RisingTau(torch.nn.Module):
+    """A tau that learns in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("tau", torch.tensor(0.5))
+
+    def forward(self, losses, mask=None):
+        tau = self.tau.clone()
+        self.tau += 1
+        return tau
+
+
+@pytest.mark.parametrize("scope", ["foreground", "all"])
+def test_scalars_by_hand(scope):
+    """Of three samples the first is at the cap, below tau - 2 * lambda / e."""
+    term = SuperLossTerm("cls", SuperLoss(RisingTau(), 0.25), scope)
+    losses = torch.tensor([0.1, 2.0, 9.0], requires_grad=True)
+    with EventStorage(19) as storage:
+        value = term(losses, torch.tensor([True, True, False]), 7)
+    logged = {k.split("/")[1]: v for k, (v, _) in storage.latest().items()}
+    sigma = confidence(losses, 0.5, 0.25)
+    background = float(sigma[2]) if scope == "all" else 1.0
+    expected = {
+        "tau": 0.5,
+        "superloss": float(value),
+        "raw_loss": 11.1 / 7,
+        "sigma_foreground": float(sigma[:2].mean()),
+        "sigma_background": background,
+        "capped_share": 1 / 3 if scope == "all" else 1 / 2,
+    }
+    assert logged == pytest.approx(expected, rel=1e-5)
 
 
 def test_retinanet_class_granularity_sums_to_stock_when_flat():
