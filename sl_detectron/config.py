@@ -73,6 +73,9 @@ def add_superloss_config(cfg: CN) -> None:
     # Above 0.0: this confidence for every sample in SCOPE instead of the SuperLoss, the control
     # that tells a larger loss weight from a choice of samples.
     cfg.MODEL.SUPERLOSS.CLS.FIXED_SIGMA = 0.0
+    # Divide by the running mean of sigma over SCOPE, so that the term weighs as much as the plain
+    # loss beside the box losses.
+    cfg.MODEL.SUPERLOSS.CLS.NORMALIZE = False
 
     # The temperatures of the loss "data_params", one per training annotation.
     cfg.MODEL.SUPERLOSS.DATA_PARAMS = CN()
@@ -115,6 +118,7 @@ def add_superloss_config(cfg: CN) -> None:
     # "sample" or "instance".
     cfg.MODEL.SUPERLOSS.BOX_REG.GRANULARITY = "sample"
     cfg.MODEL.SUPERLOSS.BOX_REG.FIXED_SIGMA = 0.0
+    cfg.MODEL.SUPERLOSS.BOX_REG.NORMALIZE = False
 
     # The backbone "build_frozen_trunk_fpn_backbone": a pretrained trunk under an FPN.
     # MODEL.BACKBONE.FREEZE_AT 5 freezes the trunk as a whole.

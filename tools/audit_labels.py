@@ -15,6 +15,8 @@ Examples:
   A corrected dataset, of what the report's decisions.json says, or of all that is above 0.95:
     tools/audit_labels.py --apply decisions.json --output corrected
     tools/audit_labels.py --from-run output --output audit --correct-above 0.95
+  The same where thresholds by class and the noise rate are estimated from the run:
+    tools/audit_labels.py --from-run output --output audit --auto
   Against known noise, beside plain losses and cleanlab's ObjectLab:
     tools/audit_labels.py --from-run output --output audit --evaluate
 """
@@ -64,6 +66,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="write OUTPUT/corrected, where the suggestion replaces all labels of at least that",
     )
     parser.add_argument(
+        "--auto",
+        action="store_true",
+        help="estimate the true classes with one pass over the images, rank by them, print what a "
+        "correction is expected to mend and to break, and write OUTPUT/corrected with every label "
+        "that is probably wrong replaced; needs --from-run",
+    )
+    parser.add_argument(
         "--evaluate", action="store_true", help="compare with known noise: the run's own, or ..."
     )
     parser.add_argument("--manifest", default="", help="... that of a noisy copy on disk")
@@ -71,6 +80,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if bool(args.config_file) != bool(args.checkpoint):
         parser.error("--checkpoint and --config-file go together")
+    if args.auto and (not args.from_run or args.correct_above is not None):
+        parser.error("--auto needs --from-run, and chooses itself what --correct-above says")
     if args.per_class and args.top is None:
         parser.error("--per-class needs --top")
     given = {key for key, value in vars(args).items() if value != parser.get_default(key)}

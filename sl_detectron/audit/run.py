@@ -27,19 +27,28 @@ from .true_classes import TrueClasses, cross_fit, estimate_true_classes
 __all__ = ["audit_checkpoint", "audit_run", "estimate_run", "evaluate_run", "score_checkpoint"]
 
 
-def audit_run(folder: str | os.PathLike, table: AnnotationTable | None = None) -> LabelAudit:
+def audit_run(
+    folder: str | os.PathLike,
+    table: AnnotationTable | None = None,
+    estimate: TrueClasses | None = None,
+) -> LabelAudit:
     """Rank annotations by the statistics in a run's last checkpoint, without model or datasets.
 
     Args:
         folder: ``OUTPUT_DIR`` of the run
         table: the run's; None reads it
+        estimate: from :func:`estimate_run`, whose probabilities rank better than those of the run;
+            None for the latter
 
     Raises:
         FileNotFoundError: there is no checkpoint, or no table of annotations
         ValueError: the run did not track annotations
     """
     path, table = last_checkpoint(folder), table or AnnotationTable.read(folder)
-    return audit_annotations(table, _tracked_statistics(path, table))
+    statistics = _tracked_statistics(path, table)
+    if estimate is not None:
+        statistics = statistics._replace(probabilities=estimate.probabilities)
+    return audit_annotations(table, statistics)
 
 
 def _tracked_statistics(path: Path, table: AnnotationTable) -> AnnotationStatistics:

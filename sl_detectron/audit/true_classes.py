@@ -3,13 +3,21 @@
 Shape legend: A annotations, K classes, D features.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from tabulate import tabulate
 from torch import Tensor
 
-__all__ = ["TrueClasses", "cross_fit", "estimate_true_classes", "infer_true_classes"]
+__all__ = [
+    "TrueClasses",
+    "correction_table",
+    "cross_fit",
+    "estimate_true_classes",
+    "infer_true_classes",
+]
 
 FOLDS = 5
 # Strengths of the L2 penalty that cross_fit chooses from, per annotation and unit of a feature.
@@ -100,6 +108,30 @@ def estimate_true_classes(
     product = product / product.sum(dim=1, keepdim=True)
     estimates = [infer_true_classes(product, labels, t) for t in TEMPERATURES]
     return min(estimates, key=lambda e: abs(e.noise_rate - best.noise_rate))
+
+
+def correction_table(estimate: TrueClasses, labels: Tensor, classes: Sequence[str]) -> str:
+    """What giving every annotation its most probable class is expected to mend and to break.
+
+    Args:
+        estimate: of A annotations
+        labels: (A,) int64 given classes
+        classes: K names
+
+    Returns:
+        a table by given class and a line for all: expected counts, by the probabilities
+    """
+    probable, best = estimate.probabilities.max(dim=1)
+    of_given = estimate.probabilities.gather(1, labels[:, None])[:, 0]
+    changes = (best != labels).double()
+    columns = [torch.ones_like(changes), 1 - of_given, changes]
+    columns += [changes * probable, changes * of_given]
+    by_class = torch.zeros(len(classes), len(columns), dtype=torch.float64)
+    by_class.index_add_(0, labels, torch.stack([c.double() for c in columns], dim=1))
+    rows = [[name, *row] for name, row in zip(classes, by_class.tolist()) if row[0]]
+    rows.append(["all", *by_class.sum(dim=0).tolist()])
+    headers = ["given class", "annotations", "wrong", "changed", "of these mended", "broken"]
+    return f"Expected of a correction:\n{tabulate(rows, headers, floatfmt='.0f')}"
 
 
 def cross_fit(

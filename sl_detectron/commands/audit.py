@@ -5,6 +5,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
@@ -14,8 +15,9 @@ from ..audit.exchange import write_cleanlab, write_fiftyone
 from ..audit.files import write_audit
 from ..audit.records import LabelAudit, top_suspects
 from ..audit.report import check_crops, write_report
-from ..audit.run import audit_checkpoint, audit_run, evaluate_run
+from ..audit.run import audit_checkpoint, audit_run, estimate_run, evaluate_run
 from ..audit.scoring import evaluation_table, plot_evaluation, write_evaluation
+from ..audit.true_classes import correction_table
 from ..checkpoint import check_checkpoint, last_checkpoint
 from ..config import num_classes_of
 from ..data.annotation_ids import AnnotationTable, dataset_source
@@ -28,6 +30,8 @@ from . import run_config
 __all__ = ["run_audit"]
 
 CORRECTED = "corrected"
+# Suspicion above which another class is more probable than the given one.
+MORE_PROBABLE = 0.5 + 1e-6
 _NO_LAZY = (
     "whose training keeps no annotation statistics: audit its checkpoint by --checkpoint and, as "
     "--config-file, a YAML config of the same detector and training sets"
@@ -55,12 +59,17 @@ def run_audit(args: argparse.Namespace) -> str:
     check_checkpoint(checkpoint)
     table = AnnotationTable.read(args.from_run) if args.from_run else None
     _check_run(args, cfg, table)
+    estimate = None
+    if args.auto and table is not None:
+        estimate = estimate_run(cfg, args.from_run, table)
     if table is not None:
-        audit = audit_run(args.from_run, table)
+        audit = audit_run(args.from_run, table, estimate)
     else:
         table = AnnotationTable.of(noisy_dataset_dicts(cfg))
         audit = audit_checkpoint(cfg, checkpoint, table)
     lines = _write(args, audit, out)
+    if estimate is not None:
+        lines.append(correction_table(estimate, torch.tensor(table.labels()), audit.classes))
     if args.evaluate or args.manifest:
         evaluation = evaluate_run(cfg, audit, table, checkpoint, args.manifest)
         write_evaluation(evaluation, out / "evaluation.json")
@@ -78,10 +87,11 @@ def _write(args: argparse.Namespace, audit: LabelAudit, out: Path) -> list[str]:
         write_fiftyone(audit, out / "fiftyone")
     page = write_report(kept, out, args.crops, args.crop_size, progress=True)
     lines = [_summary(audit, len(kept.annotations)), f"report: {page}"]
-    if args.correct_above is not None:
-        decisions = decisions_above(audit, args.correct_above)
+    above = MORE_PROBABLE if args.auto else args.correct_above
+    if above is not None:
+        decisions = decisions_above(audit, above)
         if not decisions.decisions:
-            return [*lines, f"no suspicion reaches {args.correct_above}: nothing is corrected"]
+            return [*lines, f"no suspicion reaches {above}: nothing is corrected"]
         lines += _correct(decisions, out / CORRECTED)
     return lines
 
@@ -93,8 +103,9 @@ def _check_arguments(args: argparse.Namespace, out: Path) -> None:
     check_crops(args.crops, args.crop_size)
     if args.correct_above is not None:
         decisions_above(LabelAudit((), {}, ()), args.correct_above)  # refuses a wrong number
-        if os.path.lexists(out / CORRECTED):
-            raise FileExistsError(f"{out / CORRECTED} exists; remove it or give another --output")
+    corrects = args.correct_above is not None or args.auto
+    if corrects and os.path.lexists(out / CORRECTED):
+        raise FileExistsError(f"{out / CORRECTED} exists; remove it or give another --output")
     if args.manifest:
         read_manifest(args.manifest)
     needed = ("cleanlab", "sklearn", "matplotlib") if args.evaluate or args.manifest else ()
@@ -122,12 +133,12 @@ def _check_run(args: argparse.Namespace, cfg: CfgNode, table: AnnotationTable | 
             "--evaluate compares with known noise, and DATASETS.LABEL_NOISE of this run is off; "
             "give the --manifest of noise that is in the files"
         )
-    if args.correct_above is None:
+    if args.correct_above is None and not args.auto:
         return
     if has_noise:
         raise ValueError(
-            "--correct-above corrects files, and the labels of this run have "
-            "DATASETS.LABEL_NOISE, which is in no file (sl-inject-noise writes it to disk)"
+            f"--{'auto' if args.auto else 'correct-above'} corrects files, and the labels of this "
+            "run have DATASETS.LABEL_NOISE, which is in no file (sl-inject-noise writes it to disk)"
         )
     for source in sources.values():
         path = source.get("root") or source.get("json_file")

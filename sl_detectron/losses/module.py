@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .domain import as_number, check_domain
 from .superloss import check_samples, superloss_with_confidence
-from .tau import build_tau
+from .tau import ExpAverageTau, build_tau
 
 __all__ = ["FixedConfidence", "SuperLoss"]
 
@@ -27,6 +27,9 @@ class SuperLoss(nn.Module):
             on noisy labels.
         num_outcomes: number of softmax outcomes, for "logC"
         momentum: share of the old tau that one batch keeps, for "ExpAvg"
+        normalize: whether SL is divided by the exponential running average of sigma, so that the
+            mean weight of the samples is 1, as that of the plain loss. Without it easy samples, and
+            so most, weigh up to e.
 
     Raises:
         ValueError: if an argument is out of range
@@ -47,12 +50,15 @@ class SuperLoss(nn.Module):
         lam: float = 0.25,
         num_outcomes: int | None = None,
         momentum: float = 0.9,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
         # Only tau has names, so only tau comes as a string.
         self.lam = math.nan if isinstance(lam, str) else as_number(lam)
         check_domain("lam", lam, not 0 < self.lam < math.inf, "a finite number above 0")
         self.threshold = build_tau(tau, num_outcomes=num_outcomes, momentum=momentum)
+        # Of sigma what a running tau is of losses: over ranks, in the state dict, in training only.
+        self.mean_sigma = ExpAverageTau(momentum) if normalize else None
 
     @property
     @torch.jit.unused
@@ -75,11 +81,19 @@ class SuperLoss(nn.Module):
         return self.with_confidence(losses, mask)[0]
 
     def with_confidence(self, losses: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Like a call, with sigma beside SL: no gradient, and 1 outside the mask."""
+        """Like a call, with sigma beside SL: no gradient, and 1 outside the mask.
+
+        sigma is the confidence of eq. 10, also where SL is normalised.
+        """
         # Before tau learns: a call that is refused leaves no trace.
         check_samples(losses, mask)
         tau = self.threshold(losses, mask)
-        return superloss_with_confidence(losses, tau, self.lam, mask)
+        value, sigma = superloss_with_confidence(losses, tau, self.lam, mask)
+        if self.mean_sigma is not None:
+            # No sample has a weight where all losses are infinite.
+            scaled = value / self.mean_sigma(sigma, mask).clamp_min(1e-6)
+            value = scaled if mask is None else torch.where(mask, scaled, value)
+        return value, sigma
 
     def extra_repr(self) -> str:
         return f"lam={self.lam}"

@@ -99,8 +99,9 @@ def _build_term(
     superloss: nn.Module
     try:
         # All of it also where it is off: what a config says should mean something.
-        tau = _build_tau(node.TAU, num_outcomes, superloss_node.MOMENTUM)
-        superloss = SuperLoss(tau, node.LAMBDA)
+        momentum = superloss_node.MOMENTUM
+        tau = _build_tau(node.TAU, num_outcomes, momentum)
+        superloss = SuperLoss(tau, node.LAMBDA, momentum=momentum, normalize=node.NORMALIZE)
         if node.FIXED_SIGMA != 0:
             superloss = FixedConfidence(node.FIXED_SIGMA)
         name, scope = key.lower(), node.SCOPE

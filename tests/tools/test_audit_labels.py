@@ -4,12 +4,15 @@ import importlib.util
 import json
 
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from helpers import REPO
 from sl_detectron.audit import read_audit
 from sl_detectron.audit.decisions import Decision, Decisions, write_decisions
+from sl_detectron.audit.run import estimate_run
 from sl_detectron.data import make_toy_dataset
+from sl_detectron.data.annotation_ids import AnnotationTable
 from sl_detectron.data.toy import TOY_CLASS_NAMES
 from sl_detectron.engine import SuperLossTrainer, setup_cfg
 from sl_detectron.label_noise import SymmetricNoise
@@ -54,8 +57,20 @@ def noisy_set(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(noisy_set, tmp_path_factory):
-    output = tmp_path_factory.mktemp("run")
-    entry = {"NAME": f"noisy_train_{output.name}", "ROOT": str(noisy_set), "SPLIT": "train",
+    return train(noisy_set, "train", tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def small_run(noisy_set, tmp_path_factory):
+    """A run on 30 images, over which a pass is quick."""
+    splits = noisy_set / "ImageSets" / "Main"
+    names = (splits / "train.txt").read_text().splitlines()[:30]
+    (splits / "few.txt").write_text("\n".join(names))
+    return train(noisy_set, "few", tmp_path_factory.mktemp("small_run"))
+
+
+def train(noisy_set, split, output):
+    entry = {"NAME": f"noisy_{split}_{output.name}", "ROOT": str(noisy_set), "SPLIT": split,
              "CLASSES": list(TOY_CLASS_NAMES)}  # fmt: skip
     opts = ["DATASETS.CUSTOM_VOC", str([entry]), "DATASETS.TRAIN", f"('{entry['NAME']}',)"]
     opts += ["DATASETS.TEST", "()", "DATASETS.LABEL_NOISE.RATE", "0.0", "SOLVER.MAX_ITER", "6"]
@@ -127,6 +142,28 @@ def test_threshold_then_apply(main, run, noisy_set, tmp_path, capsys):
         assert path.read_bytes() == other.read_bytes()
 
 
+def test_auto_corrects_what_is_probably_wrong(main, small_run, tmp_path, capsys):
+    out, cfg = tmp_path / "audit", setup_cfg(str(small_run / "config.yaml"), [])
+    assert main("--from-run", small_run, "--output", out, "--auto") == 0
+    printed = capsys.readouterr().out
+    audit = read_audit(out / "label_audit.json")
+    estimate = estimate_run(cfg, small_run)
+    labels = torch.tensor(AnnotationTable.read(small_run).labels())
+    best = estimate.probabilities.argmax(dim=1)
+    (name,) = audit.sources
+    lines = (out / "corrected" / name / "corrections.jsonl").read_text().splitlines()
+    ranked = {a.annotation_id: a for a in audit.annotations}
+    wrong = [i for i in ranked if best[i] != labels[i]]
+    assert len(lines) == len(wrong) > 0
+    for i in wrong:
+        assert ranked[i].suggested_label == TOY_CLASS_NAMES[best[i]]
+    given = [ranked[i].expected_correctness for i in wrong]
+    all_row = printed.splitlines()[-1].split()
+    assert all_row[:2] == ["all", str(len(labels))]
+    assert int(all_row[3]) == int((best != labels).sum())
+    assert float(all_row[5]) == pytest.approx(sum(given), abs=1)
+
+
 def test_checkpoint_against_a_manifest(main, run, noisy_set, tmp_path, capsys):
     pytest.importorskip("cleanlab")
     # The manifest names the set as the noise tool knew it.
@@ -150,6 +187,7 @@ def test_checkpoint_against_a_manifest(main, run, noisy_set, tmp_path, capsys):
         (("--apply", "no.json"), "there is no file of decisions no.json"),
         (("--from-run", "RUN", "--classes", "cow"), "the audit has no class ['cow']"),
         (("--from-run", "RUN", "--correct-above", "0.2"), "must be in (0.5, 1]; got 0.2"),
+        (("--from-run", "RUN", "--auto", *("--opts", *NOISE)), "--auto corrects files"),
         (("--from-run", "RUN", "--top", "-1"), "must be at least 1; got -1"),
         (("--from-run", "RUN", "--crops", "-1"), "must be at least 0; got -1"),
         (("--from-run", "RUN", "--crop-size", "0"), "must be at least 1 pixel; got 0"),
