@@ -117,6 +117,26 @@ def test_box_losses_of_an_annotation_are_pooled():
     torch.testing.assert_close(loss, pooled(losses, ids, tau, lam) / 12)
 
 
+def test_a_loss_that_asks_for_ids_gets_those_of_its_rois():
+    predictions, proposals = roi_batch(num_rois=6, num_foreground=4)
+    proposals[0].gt_annotation_ids = torch.tensor([7, 8, 5, 9, 8, 8])
+    seen = []
+
+    def by_annotation(logits, labels, ids):
+        seen.append((labels, ids))
+        return F.cross_entropy(logits, labels, reduction="none") * ids
+
+    by_annotation.needs_annotation_ids = True
+    layers = output_layers(classification_loss=by_annotation)
+    with EventStorage():
+        loss = layers.losses(predictions, proposals)["loss_cls"]
+    ((labels, ids),) = seen
+    assert ids.tolist() == [7, 8, 5, 9, -1, -1]  # background has none
+    assert torch.equal(labels, proposals[0].gt_classes)
+    plain = F.cross_entropy(predictions[0], labels, reduction="none")
+    torch.testing.assert_close(loss, (plain * ids).sum() / 6)
+
+
 def test_ignored_rois_have_no_box_loss():
     (_, deltas), (proposals,) = roi_batch(num_rois=12, num_foreground=5)
     proposals.gt_classes[1] = -1
@@ -386,6 +406,14 @@ def test_bad_values_stop_the_build(opts, message):
     # Also where the term is off: what is written down should mean something.
     cfg.MODEL.SUPERLOSS.CLS.ENABLED = cfg.MODEL.SUPERLOSS.BOX_REG.ENABLED = False
     with pytest.raises(ValueError, match=message):
+        build(cfg)
+
+
+def test_sigmoid_heads_have_no_logc():
+    cfg = superloss_config("standard_sigmoid", "MODEL.SUPERLOSS.CLS.TAU", "logC")
+    with pytest.raises(
+        ValueError, match=r"MODEL\.SUPERLOSS\.CLS\.TAU.*softmax classification only"
+    ):
         build(cfg)
 
 
