@@ -87,10 +87,11 @@ def estimate_true_classes(
 ) -> TrueClasses:
     """Combine held-out predictions with those of a training run, and calibrate both.
 
-    Held-out predictions are calibrated by the likelihood of the labels. Those of a training run are
-    not held out, so the run agrees with wrong labels that it has memorised. They count half, by
-    their square root, and the product of the two is given the temperature at which it finds as much
-    noise as the held-out ones do.
+    Each is the prior of the classes times what it sees of an object, so their product is divided by
+    that prior: rare classes would vanish if it counted twice. Held-out predictions are calibrated
+    by the likelihood of the labels. Those of a training run are not held out: it agrees with wrong
+    labels that it has memorised. The product is therefore given the temperature at which it finds
+    as much noise as the held-out ones do.
 
     Args:
         cross_fitted: (A, K) from :func:`cross_fit`
@@ -104,7 +105,7 @@ def estimate_true_classes(
     # nan: never sampled. A sigmoid's probabilities need not sum to 1.
     tracked = tracked.nan_to_num(0.0).clamp_min(1e-6)
     tracked = tracked / tracked.sum(dim=1, keepdim=True)
-    product = cross_fitted.clamp_min(1e-6) * tracked.sqrt()
+    product = cross_fitted.clamp_min(1e-6) * tracked / tracked.mean(dim=0)
     product = product / product.sum(dim=1, keepdim=True)
     estimates = [infer_true_classes(product, labels, t) for t in TEMPERATURES]
     return min(estimates, key=lambda e: abs(e.noise_rate - best.noise_rate))
