@@ -31,7 +31,14 @@ from ..engine.launch import launch_job
 from ..engine.setup import setup_cfg
 from ..engine.trainer import train_net
 from . import state
-from .state import fingerprint, has_checkpoint, read_result, same_config, write_json
+from .state import (
+    fingerprint,
+    has_checkpoint,
+    read_result,
+    rounds_of,
+    same_config,
+    write_json,
+)
 
 __all__ = ["main", "train_run"]
 
@@ -140,11 +147,12 @@ def _clear(folder: Path) -> None:
 
 
 def _discard_checkpoints(folder: Path, keep: str) -> None:
-    if keep == "none":
-        (folder / "last_checkpoint").unlink()
-    for path in folder.glob("model_*.pth") if keep != "all" else ():
-        if keep == "none" or path.name != "model_final.pth":
-            path.unlink()
+    for part in rounds_of(folder):
+        if keep == "none":
+            (part / "last_checkpoint").unlink()
+        for path in part.glob("model_*.pth") if keep != "all" else ():
+            if keep == "none" or path.name != "model_final.pth":
+                path.unlink()
 
 
 def _versions() -> dict[str, str]:

@@ -17,7 +17,14 @@ from ..config import config_keys
 from ..engine.setup import merge_cfg
 from ..files import write_text
 
-__all__ = ["differences", "fingerprint", "has_checkpoint", "read_result", "same_config"]
+__all__ = [
+    "differences",
+    "fingerprint",
+    "has_checkpoint",
+    "read_result",
+    "rounds_of",
+    "same_config",
+]
 
 GRID_FILE = "grid.yaml"
 OPTIONS_FILE = "options.json"  # those of the command line, which are not in the grid's file
@@ -60,8 +67,13 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether the training in a run's folder can go on."""
-    return (folder / "last_checkpoint").is_file()
+    """Whether the training in a run's folder can go on, in its last round or an earlier one."""
+    return any((part / "last_checkpoint").is_file() for part in rounds_of(folder))
+
+
+def rounds_of(folder: Path) -> list[Path]:
+    """A run's folder, and those of its earlier rounds of label correction."""
+    return [folder, *sorted(folder.glob("round_*"))]
 
 
 def same_config(cfg: CfgNode, folder: Path) -> bool:

@@ -54,3 +54,31 @@ def test_waits_for_who_trains_in_the_folder_and_takes_over_when_it_is_killed(
             assert other.wait() < 0
     assert (tmp_path / ".lock").exists()
     assert capsys.readouterr().out.count("Waiting for another process that trains in") == 1
+
+
+@pytest.mark.parametrize("keep", ["none", "final"])
+def test_rounds_of_label_correction(tmp_path, monkeypatch, keep):
+    """A run that is killed in its first round goes on there; then its checkpoints go too."""
+    cfg = CfgNode({"OUTPUT_DIR": str(tmp_path)})
+    args = argparse.Namespace(keep=keep, resume=False)
+    resumed = []
+    names = {"model_0000001.pth", "model_final.pth", "last_checkpoint"}
+
+    def train_net(cfg, args):
+        resumed.append(args.resume)
+        for folder in (tmp_path / "round_1", tmp_path):
+            folder.mkdir(exist_ok=True)
+            for name in names:
+                (folder / name).touch()
+            if len(resumed) == 1:
+                raise KeyboardInterrupt
+        return {"bbox": {}}
+
+    monkeypatch.setattr(run_module, "train_net", train_net)
+    with pytest.raises(KeyboardInterrupt):
+        run_module.train_run(cfg, args)
+    run_module.train_run(cfg, args)
+    assert resumed == [False, True]
+    kept = names - {"model_0000001.pth"} if keep == "final" else set()
+    for folder in (tmp_path / "round_1", tmp_path):
+        assert names & {path.name for path in folder.iterdir()} == kept
