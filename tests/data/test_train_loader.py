@@ -85,3 +85,18 @@ def make_images(folder):
         Image.fromarray(pixels).save(folder / f"{i}.png")
     record = {"width": 32, "height": 32, "annotations": []}
     return [{**record, "image_id": i, "file_name": str(folder / f"{i}.png")} for i in range(5)]
+
+
+def test_a_resumed_loader_takes_over_the_seed():
+    """Also a drawn one, which no config holds."""
+    records = [{"image_id": i, "width": 2, "height": 1} for i in range(20)]
+
+    def batches(loader):
+        return [batch for batch, _ in zip(loader, range(4))]
+
+    first, other = (TrainLoader(records, lambda r: r["image_id"], 4, seed=s) for s in (5, 6))
+    state = first.state_dict()
+    expected = batches(first)
+    assert batches(TrainLoader(records, lambda r: r["image_id"], 4, seed=6)) != expected
+    other.load_state_dict(state)
+    assert batches(other) == expected

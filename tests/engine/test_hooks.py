@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
+from helpers.detectors import build, make_batch, run_losses, small_config
 from sl_detectron.data import register_toy_datasets
 from sl_detectron.engine import SuperLossTrainer, hooks
 from sl_detectron.engine.hooks import LogTau
@@ -107,6 +108,28 @@ def test_confidences_are_means_over_the_samples_of_an_annotation():
     seen.append((torch.tensor([5]), torch.tensor([0.1])))
     assert hooks._means(seen) == {3: 1.5, 5: pytest.approx(0.3)}
     assert hooks._means([]) == {}
+
+
+def test_the_stages_of_a_cascade_are_one_step_of_the_tracker():
+    """And only classification terms are tracked: a box loss is in no nats."""
+    cfg = small_config("cascade", superloss=True)
+    cfg.MODEL.SUPERLOSS.BOX_REG.ENABLED, cfg.MODEL.DEVICE = True, "cpu"
+    model, batch = build(cfg), make_batch((3, 1))
+    tracker = hooks.build_annotation_tracker(
+        cfg, model, SimpleNamespace(num_annotations=4, fingerprint=0)
+    )
+    seen = []
+    for term in model.modules():
+        if isinstance(term, SuperLossTerm):
+            term.observers.append(lambda ids, *_, name=term.name: seen.append((name, len(ids))))
+    for image, ids in zip(batch, ([0, 1, 2], [3])):
+        image["instances"].gt_annotation_ids = torch.tensor(ids)
+    for step in range(2):
+        run_losses(model, batch)
+        assert tracker.step == step + 1
+    expected = sum(count for name, count in seen if name == "cls")
+    assert tracker.statistics().num_samples.sum() == expected
+    assert {name for name, _ in seen} == {"cls", "box_reg"}
 
 
 def test_each_box_has_its_own_truth_and_confidence():

@@ -145,6 +145,8 @@ def test_a_retinanet_that_restates_losses_is_refused(node, key):
 def test_a_retinanet_can_say_what_its_losses_are(cls, box_reg, names):
     """Of a flat SuperLoss the loss is that of the class; what is off stays bit for bit."""
     cfg = small_config("retinanet", superloss=False)
+    cfg.MODEL.RETINANET.FOCAL_LOSS_ALPHA, cfg.MODEL.RETINANET.FOCAL_LOSS_GAMMA = 0.4, 1.5
+    cfg.MODEL.RETINANET.SMOOTH_L1_LOSS_BETA = 0.3
     cfg.MODEL.META_ARCHITECTURE = names[0]
     stock = build(cfg)
     cfg.MODEL.META_ARCHITECTURE = names[1]

@@ -228,6 +228,25 @@ def test_heads_built_by_arguments_take_terms():
     assert heads.box_predictor.superloss_box_reg is None
 
 
+class TwoStages(ROIHeads):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.stages = torch.nn.ModuleList([layers(FastRCNNOutputLayers) for _ in range(2)])
+
+
+def test_each_predictor_of_heads_built_by_arguments_has_its_own_tau():
+    given = SuperLossTerm("cls", SuperLoss("ExpAvg", 0.25))
+    sizes = {"num_classes": NUM_CLASSES, "batch_size_per_image": 8, "positive_fraction": 0.5}
+    heads = superloss_roi_heads(TwoStages)(superloss_cls=given, proposal_matcher=None, **sizes)
+    first, second = (stage.superloss_cls for stage in heads.stages)
+    assert first is given
+    assert second is not given
+    first.superloss(torch.tensor([3.0]))
+    assert first.superloss.tau == 3
+    assert second.superloss.tau.isnan()
+    assert second.superloss.lam == 0.25
+
+
 class ScaledBoxLoss(FastRCNNOutputLayers):
     def box_reg_loss(self, *args):
         return 100 * super().box_reg_loss(*args)

@@ -166,6 +166,9 @@ def test_retinanet_pools_the_box_losses_of_an_annotation():
     with EventStorage():
         loss = model.losses(*arguments)["loss_box_reg"]
     torch.testing.assert_close(loss, pooled(losses, ids, tau, lam) / model.loss_normalizer)
+    # The ids are those of this batch alone.
+    with EventStorage(), pytest.raises(ValueError, match="needs the annotation"):
+        model.losses(*arguments)
 
 
 def test_sigmoid_classification_is_one_sample_a_roi():
