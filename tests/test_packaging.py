@@ -103,7 +103,7 @@ def test_every_console_script_has_its_tool(installed):
     scripts = importlib.metadata.PathDistribution(info).entry_points
     assert {s.name for s in scripts} == {
         *("sl-train", "sl-demo", "sl-inject-noise", "sl-evaluate-voc", "sl-audit"),
-        *("sl-visualize", "sl-sweep", "sl-make-table"),
+        *("sl-visualize", "sl-sweep", "sl-make-table", "sl-check"),
     }
     assert all((installed / s.name).is_file() for s in scripts)
     load = "\n".join(f"from {s.module} import {s.attr}; assert callable({s.attr})" for s in scripts)

@@ -44,20 +44,25 @@ def audit_run(
         FileNotFoundError: there is no checkpoint, or no table of annotations
         ValueError: the run did not track annotations
     """
-    path, table = last_checkpoint(folder), table or AnnotationTable.read(folder)
-    statistics = _tracked_statistics(path, table)
+    state = _tracked_state(last_checkpoint(folder))
+    table = table or AnnotationTable.read(folder)
+    statistics = _statistics(state, table)
     if estimate is not None:
         statistics = statistics._replace(probabilities=estimate.probabilities)
     return audit_annotations(table, statistics)
 
 
-def _tracked_statistics(path: Path, table: AnnotationTable) -> AnnotationStatistics:
-    state = read_checkpoint(path).get("annotation_tracker")
+def _tracked_state(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] | None = read_checkpoint(path).get("annotation_tracker")
     if state is None:
         raise ValueError(
             f"{path} holds no annotation statistics: the model had no SuperLoss, or "
             "MODEL.SUPERLOSS.TRACK_ANNOTATIONS was off; audit it by --checkpoint"
         )
+    return state
+
+
+def _statistics(state: dict[str, Any], table: AnnotationTable) -> AnnotationStatistics:
     num_classes = state["sums"].shape[1] - AnnotationTracker.NUM_VALUES
     tracker = AnnotationTracker(table.num_annotations, num_classes, table.fingerprint)
     tracker.load_state_dict(state)
@@ -81,8 +86,10 @@ def estimate_run(
         FileNotFoundError: there is no checkpoint, or no table of annotations
         ValueError: the run did not track annotations, or has too few images
     """
-    path, table = last_checkpoint(folder), table or AnnotationTable.read(folder)
-    tracked = _tracked_statistics(path, table).probabilities
+    path = last_checkpoint(folder)
+    state = _tracked_state(path)
+    table = table or AnnotationTable.read(folder)
+    tracked = _statistics(state, table).probabilities
     scores = score_checkpoint(cfg, path, table, pool=True)
     labels = torch.tensor(table.labels())
     rows, num_classes = scores.feature_ids, tracked.shape[1]

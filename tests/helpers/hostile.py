@@ -253,7 +253,6 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "no map": ([NOISE + "TYPE", "asymmetric", NOISE + "CONFUSION", "{w}/no.yaml"], r"no\.yaml"),
     "set of no name": (["DATASETS.TRAIN", "('nobody',)"], "'nobody'"),
     "no set": (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN"),
-    "same set twice": (["DATASETS.TRAIN", "('{name}', '{name}')"], "DATASETS.TRAIN"),
     "lambda 0": (["MODEL.SUPERLOSS.CLS.LAMBDA", "0.0"], "LAMBDA"),
     "lambda below 0": (["MODEL.SUPERLOSS.CLS.LAMBDA", "-1.0"], "LAMBDA"),
     "no such tau": (["MODEL.SUPERLOSS.CLS.TAU", "Mean"], "TAU"),
