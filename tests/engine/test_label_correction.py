@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from helpers.detectors import build, run_ranks, small_config
-from helpers.trainings import FASTER_RCNN, RETINANET, assert_equal, run
+from helpers.trainings import FASTER_RCNN, RETINANET, assert_equal, run, toy_split
 from sl_detectron.audit.tracker import AnnotationTracker
-from sl_detectron.data import make_toy_dataset
 from sl_detectron.data.annotation_ids import AnnotationTable
 from sl_detectron.data.toy import TOY_CLASS_NAMES
 from sl_detectron.engine.label_correction import (
@@ -177,13 +176,7 @@ def test_configs_of_rounds():
 @pytest.fixture(scope="module")
 def few_images(toy_env):
     """Options: twelve images of the toy set to train on."""
-    root = Path(toy_env["DETECTRON2_DATASETS"], "toy_digits")
-    if not root.exists():
-        make_toy_dataset(root)
-    splits = root / "ImageSets" / "Main"
-    names = (splits / "train.txt").read_text().splitlines()[:12]
-    (splits / "dozen.txt").write_text("\n".join(names))
-    dozen = {"NAME": "dozen", "ROOT": str(root), "SPLIT": "dozen", "CLASSES": [*TOY_CLASS_NAMES]}
+    dozen = toy_split(toy_env, "dozen", "train", 12)
     return ["DATASETS.CUSTOM_VOC", [dozen], "DATASETS.TRAIN", "('dozen',)", "SOLVER.MAX_ITER", 3]
 
 

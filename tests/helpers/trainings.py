@@ -51,14 +51,18 @@ def wait_for_iteration(process, output, iteration):
 
 def few_test_images(env):
     """Options: three images of the toy set as the test set."""
+    return ["DATASETS.CUSTOM_VOC", [toy_split(env, "few", "test", 3)], "DATASETS.TEST", "('few',)"]
+
+
+def toy_split(env, name, of, num_images):
+    """An entry of CUSTOM_VOC: the first images of a split of the toy set."""
     root = Path(env["DETECTRON2_DATASETS"], "toy_digits")
     if not root.exists():
         make_toy_dataset(root)
     splits = root / "ImageSets" / "Main"
-    names = (splits / "test.txt").read_text().splitlines()[:3]
-    (splits / "few.txt").write_text("\n".join(names))
-    few = {"NAME": "few", "ROOT": str(root), "SPLIT": "few", "CLASSES": list(TOY_CLASS_NAMES)}
-    return ["DATASETS.CUSTOM_VOC", [few], "DATASETS.TEST", "('few',)"]
+    names = (splits / f"{of}.txt").read_text().splitlines()[:num_images]
+    (splits / f"{name}.txt").write_text("\n".join(names))
+    return {"NAME": name, "ROOT": str(root), "SPLIT": name, "CLASSES": list(TOY_CLASS_NAMES)}
 
 
 def assert_equal(a, b):
