@@ -28,7 +28,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from ..cli import USER_ERRORS, run_tool
 from ..data.datasets import register_custom_datasets
 
-__all__ = ["iterations_done", "launch_job", "setup_job"]
+__all__ = ["end_logs", "iterations_done", "launch_job", "setup_job"]
 
 
 def launch_job(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: Any) -> None:
@@ -124,6 +124,15 @@ def setup_job(cfg: Any, args: argparse.Namespace | None = None) -> None:
             # The one of the console; log.txt keeps the traceback.
             if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
                 handler.setFormatter(_WithoutTraceback(handler.formatter))
+
+
+def end_logs() -> None:
+    """Undo what :func:`setup_job` did to the loggers: another job then logs to its folder only."""
+    for name in ("detectron2", "fvcore", "sl_detectron"):
+        logger = logging.getLogger(name)
+        for handler in [*logger.handlers]:
+            logger.removeHandler(handler)
+    setup_logger.cache_clear()  # it does nothing for arguments that it had before
 
 
 class _WithoutTraceback(logging.Formatter):

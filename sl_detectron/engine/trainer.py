@@ -42,7 +42,7 @@ from .label_correction import (
     round_config,
     write_class_targets,
 )
-from .launch import setup_job
+from .launch import end_logs, setup_job
 from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state, resume_or_load
 from .setup import check_for_training, keep_config, merge_cfg
 
@@ -251,6 +251,7 @@ def train_net(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
             continue
         _train_round(round_cfg, args)
         write_class_targets(round_cfg)
+        end_logs()
     return _train_round(round_config(cfg, num_rounds), args)
 
 

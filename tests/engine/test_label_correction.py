@@ -186,6 +186,11 @@ def test_two_rounds(toy_env, tmp_path, few_images, detector, ranks):
     whole, rest = tmp_path / "whole", tmp_path / "rest"
     code, printed = run(toy_env, detector, whole, *opts, num_gpus=ranks)
     assert code == 0, printed
+    # Each round logs once, and to its folder.
+    begins = "Starting training from iteration 0"
+    assert printed.count(begins) == 2
+    logs = [(folder / "log.txt").read_text() for folder in (whole / "round_1", whole)]
+    assert [log.count(begins) for log in logs] == [1, 1]
     for folder in (whole / "round_1", whole):
         for name in ("model_final.pth", "label_audit.json", "annotations.jsonl", "config.yaml"):
             assert (folder / name).is_file(), (folder, name)
