@@ -200,7 +200,8 @@ def test_a_test_set_that_cannot_be_evaluated_stops_before_training(cfg, records,
         def build_evaluator(cls, cfg, name):
             return DatasetEvaluators([])
 
-    WithEvaluator(cfg)  # a custom evaluator is another matter
+    if flaw != "unknown":
+        WithEvaluator(cfg)  # a custom evaluator is another matter
 
 
 def test_a_config_without_our_keys_names_the_call():
