@@ -2,7 +2,6 @@
 
 import os
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,29 +43,28 @@ def audit_run(
         FileNotFoundError: there is no checkpoint, or no table of annotations
         ValueError: the run did not track annotations
     """
-    state = _tracked_state(last_checkpoint(folder))
-    table = table or AnnotationTable.read(folder)
-    statistics = _statistics(state, table)
+    table, statistics = _tracked(folder, table)
     if estimate is not None:
         statistics = statistics._replace(probabilities=estimate.probabilities)
     return audit_annotations(table, statistics)
 
 
-def _tracked_state(path: Path) -> dict[str, Any]:
-    state: dict[str, Any] | None = read_checkpoint(path).get("annotation_tracker")
+def _tracked(
+    folder: str | os.PathLike, table: AnnotationTable | None
+) -> tuple[AnnotationTable, AnnotationStatistics]:
+    """A run's annotations, read unless given, and the statistics in its last checkpoint."""
+    path = last_checkpoint(folder)
+    state = read_checkpoint(path).get("annotation_tracker")
     if state is None:
         raise ValueError(
             f"{path} holds no annotation statistics: the model had no SuperLoss, or "
             "MODEL.SUPERLOSS.TRACK_ANNOTATIONS was off; audit it by --checkpoint"
         )
-    return state
-
-
-def _statistics(state: dict[str, Any], table: AnnotationTable) -> AnnotationStatistics:
+    table = table or AnnotationTable.read(folder)
     num_classes = state["sums"].shape[1] - AnnotationTracker.NUM_VALUES
     tracker = AnnotationTracker(table.num_annotations, num_classes, table.fingerprint)
     tracker.load_state_dict(state)
-    return tracker.statistics()
+    return table, tracker.statistics()
 
 
 def estimate_run(
@@ -86,11 +84,9 @@ def estimate_run(
         FileNotFoundError: there is no checkpoint, or no table of annotations
         ValueError: the run did not track annotations, or has too few images
     """
-    path = last_checkpoint(folder)
-    state = _tracked_state(path)
-    table = table or AnnotationTable.read(folder)
-    tracked = _statistics(state, table).probabilities
-    scores = score_checkpoint(cfg, path, table, pool=True)
+    table, statistics = _tracked(folder, table)
+    tracked = statistics.probabilities
+    scores = score_checkpoint(cfg, last_checkpoint(folder), table, pool=True)
     labels = torch.tensor(table.labels())
     rows, num_classes = scores.feature_ids, tracked.shape[1]
     held_out = cross_fit(scores.features, labels[rows], scores.feature_images, num_classes)

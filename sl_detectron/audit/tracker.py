@@ -166,7 +166,7 @@ class AnnotationTracker(nn.Module):
         sums = self.sums.clone()
         if comm.get_world_size() > 1:
             dist.all_reduce(sums)
-        return sums[:-1, _CLASSES:] / sums[:-1, _WEIGHT:_CLASSES]
+        return _mean_probabilities(sums)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As every module's.
@@ -193,7 +193,7 @@ class AnnotationTracker(nn.Module):
         sums, last = self.sums[:-1], self.last[:-1]
         means = sums[:, _LOSS:_WEIGHT] / sums[:, :_LOSS]
         means = torch.cat([means, last[:, _LOSS:] / last[:, :_LOSS]], dim=1)
-        probabilities = sums[:, _CLASSES:] / sums[:, _WEIGHT:_CLASSES]
+        probabilities = _mean_probabilities(self.sums)
         num_samples = sums[:, _COUNT].long()
         return AnnotationStatistics._make([num_samples, *means.T, probabilities])
 
@@ -203,3 +203,8 @@ class AnnotationTracker(nn.Module):
             self.sums.zero_()
             self.last.zero_()
             self.last_step.fill_(-1)
+
+
+def _mean_probabilities(sums: torch.Tensor) -> torch.Tensor:
+    """(A, K) weighted means from (A + 1, columns) sums; the last row is of no annotation."""
+    return sums[:-1, _CLASSES:] / sums[:-1, _WEIGHT:_CLASSES]
