@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from ..audit.tracker import AnnotationTracker
 from ..checkpoint import SafeCheckpointer, check_checkpoint
 from ..config import check_has_keys, train_sets
 from ..data.annotation_ids import AnnotationTable
@@ -36,8 +37,7 @@ from .hooks import (
     build_annotation_tracker,
 )
 from .label_correction import (
-    build_class_targets,
-    build_correction_hook,
+    LabelCorrection,
     is_estimated,
     round_config,
     write_class_targets,
@@ -99,11 +99,14 @@ class SuperLossTrainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         # None where nothing is tracked.
-        self.annotation_tracker = build_annotation_tracker(cfg, model, self.annotations)
+        self.annotation_tracker: AnnotationTracker | None = None
+        if cfg.MODEL.SUPERLOSS.TRACK_ANNOTATIONS:
+            self.annotation_tracker = build_annotation_tracker(model, self.annotations)
         if self.annotation_tracker is not None:
             self.checkpointer.add_checkpointable("annotation_tracker", self.annotation_tracker)
         # None where labels are not corrected.
-        self.class_targets = build_class_targets(cfg, model, self.annotations)
+        self._correction = LabelCorrection.from_cfg(cfg)
+        self.class_targets = self._correction.build_targets(model, self.annotations)
         if self.class_targets is not None:
             self.checkpointer.add_checkpointable("class_targets", self.class_targets)
         self.start_iter = 0
@@ -136,8 +139,7 @@ class SuperLossTrainer(DefaultTrainer):
         table, tracker = self.annotations, self.annotation_tracker
         if table is not None and tracker is not None:
             first.append(TrackAnnotations(tracker, table, self.cfg.OUTPUT_DIR, stop))
-        if tracker is not None and self.class_targets is not None:
-            first.append(build_correction_hook(self.cfg, tracker, self.class_targets))
+        first.append(self._correction.build_hook(tracker, self.class_targets, self.max_iter))
         if self.cfg.VIS_PERIOD > 0 and comm.is_main_process():
             true_classes = table.true_classes() if table else {}
             first.append(DrawTrainingImages(self.cfg, true_classes))

@@ -10,7 +10,13 @@ from ..config import train_sets
 from .asymmetric import AsymmetricNoise
 from .noises import NOISE_REGISTRY, Noise
 
-__all__ = ["check_label_noise", "has_label_noise", "noises_from_config", "train_classes"]
+__all__ = [
+    "check_label_noise",
+    "has_label_noise",
+    "noises_from_config",
+    "shared_classes",
+    "train_classes",
+]
 
 NODE = "DATASETS.LABEL_NOISE"
 
@@ -72,7 +78,15 @@ def train_classes(cfg: CfgNode) -> list[str]:
     Raises:
         ValueError: a set has none, or another list
     """
-    first, *_ = names = train_sets(cfg)
+    return shared_classes(train_sets(cfg))
+
+
+def shared_classes(names: Sequence[str]) -> list[str]:
+    """Return the class names that all of these training sets share.
+
+    Raises:
+        ValueError: a set has none, or another list
+    """
     lists = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
     for name, classes in lists.items():
         if classes is None:
@@ -80,9 +94,9 @@ def train_classes(cfg: CfgNode) -> list[str]:
                 f"dataset {name!r} of DATASETS.TRAIN has no class list, which label noise needs; "
                 f"set MetadataCatalog.get({name!r}).thing_classes"
             )
-        if list(classes) != list(lists[first]):
-            raise ValueError(f"datasets {first!r} and {name!r} have different class lists")
-    return list(lists[first])
+        if list(classes) != list(lists[names[0]]):
+            raise ValueError(f"datasets {names[0]!r} and {name!r} have different class lists")
+    return list(lists[names[0]])
 
 
 def _nodes(cfg: CfgNode) -> Iterator[tuple[str, CfgNode, type[Noise]]]:
