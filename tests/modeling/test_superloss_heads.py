@@ -394,7 +394,7 @@ def test_retinanet_ignored_anchors_only():
         (("BOX_REG.TAU", "logC"), r"MODEL\.SUPERLOSS\.BOX_REG\.TAU.*softmax.*'logC'"),
         (("CLS.SCOPE", "most"), r"MODEL\.SUPERLOSS\.CLS\.SCOPE.*foreground.*all.*'most'"),
         (("CLS.NUM_OUTCOMES", "K+2"), r"MODEL\.SUPERLOSS\.CLS\.NUM_OUTCOMES.*K\+1.*K\+2"),
-        (("CLS.GRANULARITY", "class"), r"MODEL\.SUPERLOSS\.CLS\.GRANULARITY.*sample.*'class'"),
+        (("CLS.GRANULARITY", "box"), r"MODEL\.SUPERLOSS\.CLS\.GRANULARITY.*sample.*'box'"),
         (("BOX_REG.GRANULARITY", "box"), r"MODEL\.SUPERLOSS\.BOX_REG\.GRANULARITY.*sample.*'box'"),
         (("CLS.FIXED_SIGMA", -1.0), r"MODEL\.SUPERLOSS\.CLS\.FIXED_SIGMA.*0\.0 for off.*-1\.0"),
         (("WARMUP_ITERS", -1), r"MODEL\.SUPERLOSS\.WARMUP_ITERS.*0 or above; got -1"),
@@ -412,17 +412,24 @@ def test_bad_values_stop_the_build(opts, message):
         build(cfg)
 
 
-def test_sigmoid_heads_have_no_logc():
-    cfg = superloss_config("standard_sigmoid", "MODEL.SUPERLOSS.CLS.TAU", "logC")
-    with pytest.raises(
-        ValueError, match=r"MODEL\.SUPERLOSS\.CLS\.TAU.*softmax classification only"
-    ):
+@pytest.mark.parametrize(
+    ("detector", "opts", "message"),
+    [
+        ("standard_sigmoid", ("CLS.TAU", "logC"), r"CLS\.TAU.*softmax classification only"),
+        ("retinanet", ("CLS.TAU", "logC"), r"CLS\.TAU.*softmax classification only"),
+        ("standard", ("CLS.GRANULARITY", "class"), r"CLS\.GRANULARITY.*sample.*'class'"),
+    ],
+)
+def test_a_term_that_does_not_fit_the_detector(detector, opts, message):
+    """Refused; a term that is off touches nothing, so it may be one of another detector."""
+    cfg = superloss_config(detector, f"MODEL.SUPERLOSS.{opts[0]}", opts[1])
+    with pytest.raises(ValueError, match=rf"MODEL\.SUPERLOSS\.{message}"):
         build(cfg)
-
-
-def test_retinanet_has_no_logc():
-    with pytest.raises(ValueError, match=r"CLS\.TAU.*softmax classification only"):
-        build(superloss_config("retinanet", "MODEL.SUPERLOSS.CLS.TAU", "logC"))
+    cfg.MODEL.SUPERLOSS.CLS.ENABLED = False
+    for names in (["box_reg"], []):
+        cfg.MODEL.SUPERLOSS.BOX_REG.ENABLED = bool(names)
+        terms = [m for m in build(cfg).modules() if isinstance(m, SuperLossTerm)]
+        assert [term.name for term in terms] == names
 
 
 @pytest.mark.parametrize(("num_outcomes", "count"), [("K+1", NUM_CLASSES + 1), ("K", NUM_CLASSES)])
