@@ -3,6 +3,7 @@
 Shape legend: (...) any shape, one entry per sample (RoI, anchor or box); S samples; K classes.
 """
 
+import copy
 import logging
 import math
 from collections.abc import Callable
@@ -45,6 +46,9 @@ class SuperLossTerm(nn.Module):
         warmup_iters: steps that train on the plain loss while tau is estimated; they are counted
             in the state dict, as tau is
 
+    A state that is loaded is of the training run that goes on: one that begins, at iteration 0 of
+    detectron2's event storage, has the state from before the load in its first step.
+
     ``observers`` are called after the loss with detached tensors of the samples that are matched to
     an annotation; there are none unless one is appended. Only a step that trains is observed and
     logged: a forward under ``torch.no_grad()``, as of PreciseBN or for a validation loss, is not.
@@ -78,6 +82,8 @@ class SuperLossTerm(nn.Module):
         if warmup_iters:  # else it would be a key of every state dict
             self.register_buffer("num_steps", torch.tensor(0))
         self.observers: list[Observer] = []
+        # The state before one was loaded, until a step says whether a training run goes on.
+        self._before_load: dict[str, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy gets: an observer belongs to one model and one training."""
@@ -93,6 +99,8 @@ class SuperLossTerm(nn.Module):
         if ours and not any(key.startswith(prefix) for key in state_dict):
             logger.info("No tau or other state of %s in what is loaded: kept", prefix[:-1])
             state_dict.update((prefix + key, value) for key, value in ours.items())
+        elif ours and self._before_load is None:
+            self._before_load = {key: copy.deepcopy(value) for key, value in ours.items()}
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, *args)
 
     @property
@@ -137,6 +145,8 @@ class SuperLossTerm(nn.Module):
         if self.granularity == "instance":
             pooled = _pool(losses, annotation_ids)
         learns = self.training and torch.is_grad_enabled()
+        if learns and self._before_load is not None:
+            self._leave_other_training()
         storage = _storage_to_log_to() if learns else None
         scalars = {}
         if storage is not None and isinstance(self.superloss, SuperLoss):
@@ -159,6 +169,22 @@ class SuperLossTerm(nn.Module):
         if learns and annotation_ids is not None and probabilities is not None and self.observers:
             self._tell(annotation_ids, losses.detach(), sigma, probabilities().detach())
         return reduced
+
+    def _leave_other_training(self) -> None:
+        """Undo a load for a new training run, as an average of many losses would hardly move."""
+        before, storage = self._before_load or {}, _storage()
+        loaded = self.state_dict()
+        is_changed = any(
+            not torch.equal(value, before[key].to(value.device)) for key, value in loaded.items()
+        )
+        if is_changed and storage is not None and storage.iter == 0:
+            self.load_state_dict(before)
+            logger.info(
+                "tau and other running state of the term %r were loaded, but this training run "
+                "begins: they start anew",
+                self.name,
+            )
+        self._before_load = None
 
     def _warm_up(
         self, losses: Tensor, superlosses: Tensor, sigma: Tensor, learns: bool
@@ -206,13 +232,17 @@ def _weighted(losses: Tensor, weights: Tensor | None) -> Tensor:
     return losses * weights.to(losses).view(-1, *[1] * (losses.dim() - 1))
 
 
-def _storage_to_log_to() -> EventStorage | None:
-    """The storage of the training loop in an iteration that is logged."""
+def _storage() -> EventStorage | None:
     try:
-        storage = get_event_storage()
+        return get_event_storage()
     except (AssertionError, IndexError):  # there is no training loop
         return None
-    return storage if (storage.iter + 1) % LOG_PERIOD == 0 else None
+
+
+def _storage_to_log_to() -> EventStorage | None:
+    """The storage of the training loop in an iteration that is logged."""
+    storage = _storage()
+    return storage if storage is not None and (storage.iter + 1) % LOG_PERIOD == 0 else None
 
 
 def _pool(losses: Tensor, annotation_ids: Tensor | None) -> Tensor:
