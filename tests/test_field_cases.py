@@ -509,6 +509,17 @@ def test_a_failed_evaluation_leaves_a_checkpoint(commands):
     assert "1 of 2 images of val have no prediction" in Path("output/log.txt").read_text()
 
 
+def test_what_an_error_leaves_before_and_after_the_check(commands):
+    """docs/reliability.md: nothing of the check at the start, log and config of what is built."""
+    write_voc(Path("voc"))
+    code, printed = commands.train("MODEL.ROI_HEADS.NUM_CLASSES", "2")
+    assert code == 2, printed
+    assert not Path("output").exists()
+    code, printed = commands.train("DATASETS.LABEL_NOISE.MISSING.RATE", "1.0")
+    assert (code, "no image left to train on" in printed) == (2, True), printed
+    assert {p.name for p in Path("output").iterdir()} == {"config.yaml", "log.txt"}
+
+
 # The trainer that a program of its own starts.
 def snippet(*opts, test="set.json"):
     """The README's Python snippet on a COCO set."""
