@@ -29,6 +29,7 @@ from helpers.detectors import (
 from sl_detectron.losses import SuperLoss, confidence, superloss
 from sl_detectron.modeling import SuperLossTerm, to_superloss_output_layers
 from sl_detectron.modeling.box_regression import box_regression_losses
+from sl_detectron.modeling.class_targets import ClassTargets, attach_class_targets
 from sl_detectron.modeling.fast_rcnn import SuperLossFastRCNNOutputLayers
 
 
@@ -192,8 +193,14 @@ def test_federated_loss_draws_classes_once():
         "get_fed_loss_cls_weights": lambda: frequencies,
     }
     (scores, deltas), proposals = roi_batch(num_foreground=2)
+    classes = proposals[0].gt_classes
+    foreground = classes < NUM_CLASSES
+    proposals[0].gt_annotation_ids = torch.where(foreground, torch.arange(len(classes)), -1)
+    corrected = output_layers(**kwargs)  # without the SuperLoss, as the last round of a correction
+    attach_class_targets(corrected, ClassTargets(classes))
     values, states = [], []
     for layers in (
+        corrected,
         output_layers(SuperLossTerm("cls", SuperLoss(0.0, 1e6), "all"), **kwargs),
         output_layers(**kwargs),
     ):
@@ -201,8 +208,10 @@ def test_federated_loss_draws_classes_once():
         with EventStorage():
             values.append(layers.losses((scores, deltas), proposals)["loss_cls"])
         states.append(torch.get_rng_state())
-    torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
-    assert torch.equal(*states)
+    torch.testing.assert_close(values[0], values[2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(values[1], values[2], rtol=1e-4, atol=1e-5)
+    assert torch.equal(states[0], states[2])
+    assert torch.equal(states[1], states[2])
 
 
 def test_class_swap_keeps_the_module():
