@@ -36,7 +36,7 @@ from sl_detectron.data.datasets import (
 )
 from sl_detectron.data.formats.coco_json import CocoFile
 from sl_detectron.data.test_loader import build_test_loader
-from sl_detectron.evaluation.evaluator import build_evaluator
+from sl_detectron.evaluation.evaluator_choice import build_evaluator
 from sl_detectron.model_zoo import get_config
 
 

@@ -23,7 +23,7 @@ from ..data.annotation_ids import AnnotationTable
 from ..data.datasets import check_test_classes
 from ..data.test_loader import build_test_loader
 from ..data.train_loader import shield_workers
-from ..evaluation.evaluator import build_evaluator
+from ..evaluation.evaluator_choice import build_evaluator
 from ..label_noise import build_noisy_train_loader
 from ..losses import DataParams
 from ..modeling import SuperLossTerm
