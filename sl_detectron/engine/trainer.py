@@ -43,7 +43,8 @@ from .label_correction import (
     write_class_targets,
 )
 from .launch import end_logs, setup_job
-from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state, resume_or_load
+from .resume import ResumeState, SaveAndStop, StopOnSignal, resume_or_load
+from .rng import keep_rng_state
 from .setup import check_for_training, keep_config, merge_cfg
 
 __all__ = ["SuperLossTrainer", "build_predictor", "distribute", "train_net"]
