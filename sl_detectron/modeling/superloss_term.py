@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
 from ..losses import FixedConfidence, SuperLoss
 from ..losses.grouping import group_mean
 from .matched_annotations import UNMATCHED
+from .term_log import batch_scalars, storage_to_log_to, training_storage
 
 __all__ = ["GRANULARITIES", "SCOPES", "Observer", "SuperLossTerm", "reduce_losses"]
 
@@ -24,8 +24,6 @@ logger = logging.getLogger(__name__)
 SCOPES = ("foreground", "all")
 # "class" is for the entries of a dense sigmoid loss: RetinaNet.
 GRANULARITIES = ("sample", "instance", "class")
-# As detectron2's PeriodicWriter, which writes no values of the iterations between.
-LOG_PERIOD = 20
 
 # Called with annotation ids (S,), losses (S,), sigma (S,) and class probabilities (S, K).
 Observer = Callable[[Tensor, Tensor, Tensor, Tensor], None]
@@ -147,7 +145,7 @@ class SuperLossTerm(nn.Module):
         learns = self.training and torch.is_grad_enabled()
         if learns and self._before_load is not None:
             self._leave_other_training()
-        storage = _storage_to_log_to() if learns else None
+        storage = storage_to_log_to() if learns else None
         scalars = {}
         if storage is not None and isinstance(self.superloss, SuperLoss):
             # A copy, before the batch moves it: this is the tau that the batch meets.
@@ -160,7 +158,7 @@ class SuperLossTerm(nn.Module):
             with torch.no_grad():
                 scalars["superloss"] = reduced
                 weighted = _weighted(losses, weights)
-                scalars |= _scalars(weighted, sigma, foreground, mask, divisor)
+                scalars |= batch_scalars(weighted, sigma, foreground, mask, divisor)
                 # The one host round trip, once a period: all scalars in a single copy.
                 values = torch.stack([v.detach().double() for v in scalars.values()]).tolist()
             for key, value in zip(scalars, values):
@@ -172,7 +170,7 @@ class SuperLossTerm(nn.Module):
 
     def _leave_other_training(self) -> None:
         """Undo a load for a new training run, as an average of many losses would hardly move."""
-        before, storage = self._before_load or {}, _storage()
+        before, storage = self._before_load or {}, training_storage()
         loaded = self.state_dict()
         is_changed = any(
             not torch.equal(value, before[key].to(value.device)) for key, value in loaded.items()
@@ -232,19 +230,6 @@ def _weighted(losses: Tensor, weights: Tensor | None) -> Tensor:
     return losses * weights.to(losses).view(-1, *[1] * (losses.dim() - 1))
 
 
-def _storage() -> EventStorage | None:
-    try:
-        return get_event_storage()
-    except (AssertionError, IndexError):  # there is no training loop
-        return None
-
-
-def _storage_to_log_to() -> EventStorage | None:
-    """The storage of the training loop in an iteration that is logged."""
-    storage = _storage()
-    return storage if storage is not None and (storage.iter + 1) % LOG_PERIOD == 0 else None
-
-
 def _pool(losses: Tensor, annotation_ids: Tensor | None) -> Tensor:
     """The mean loss of its annotation for every sample that has one; the others keep theirs."""
     if annotation_ids is None:
@@ -254,25 +239,3 @@ def _pool(losses: Tensor, annotation_ids: Tensor | None) -> Tensor:
         )
     matched = (annotation_ids != UNMATCHED).nonzero()[:, 0]
     return losses.index_copy(0, matched, group_mean(losses[matched], annotation_ids[matched]))
-
-
-def _scalars(
-    losses: Tensor,
-    sigma: Tensor,
-    foreground: Tensor,
-    mask: Tensor | None,
-    divisor: float | Tensor,
-) -> dict[str, Tensor]:
-    """Summary of a batch; the mean over no sample is nan."""
-
-    def mean(values: Tensor, where: Tensor) -> Tensor:
-        return torch.where(where, values, 0).sum(dtype=torch.float64) / where.sum()
-
-    in_scope = torch.ones_like(foreground) if mask is None else mask
-    capped = (sigma > math.e * (1 - 1e-5)).to(sigma.dtype)
-    return {
-        "raw_loss": losses.sum() / divisor,
-        "sigma_foreground": mean(sigma, foreground),
-        "sigma_background": mean(sigma, ~foreground),
-        "capped_share": mean(capped, in_scope),
-    }
