@@ -36,7 +36,7 @@ from sl_detectron.data.datasets import (
 )
 from sl_detectron.data.formats.coco_json import CocoFile
 from sl_detectron.data.test_loader import build_test_loader
-from sl_detectron.evaluation.evaluator import build_evaluator
+from sl_detectron.evaluation.evaluator_choice import build_evaluator
 from sl_detectron.model_zoo import get_config
 
 
@@ -507,6 +507,17 @@ def test_a_failed_evaluation_leaves_a_checkpoint(commands):
     code, printed = commands.train(*opts, "DATALOADER.BROKEN_IMAGES", "skip")
     assert code == 0, printed
     assert "1 of 2 images of val have no prediction" in Path("output/log.txt").read_text()
+
+
+def test_what_an_error_leaves_before_and_after_the_check(commands):
+    """docs/reliability.md: nothing of the check at the start, log and config of what is built."""
+    write_voc(Path("voc"))
+    code, printed = commands.train("MODEL.ROI_HEADS.NUM_CLASSES", "2")
+    assert code == 2, printed
+    assert not Path("output").exists()
+    code, printed = commands.train("DATASETS.LABEL_NOISE.MISSING.RATE", "1.0")
+    assert (code, "no image left to train on" in printed) == (2, True), printed
+    assert {p.name for p in Path("output").iterdir()} == {"config.yaml", "log.txt"}
 
 
 # The trainer that a program of its own starts.

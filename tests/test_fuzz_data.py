@@ -25,7 +25,7 @@ from sl_detectron.data.formats.coco_json import CocoFile
 from sl_detectron.data.formats.restore import restore_clean
 from sl_detectron.data.voc import register_voc_dataset
 from sl_detectron.engine.setup import check_test_sets
-from sl_detectron.evaluation import evaluator, files
+from sl_detectron.evaluation import evaluator_choice, files
 from sl_detectron.evaluation.average_precision import Detections, evaluate_detections
 from sl_detectron.label_noise import SymmetricNoise, build_noisy_train_loader, export
 from sl_detectron.model_zoo import get_config
@@ -99,7 +99,7 @@ def evaluate_voc(root):
 
 def evaluate_coco(name):
     check_test_sets(config(name))
-    judge = evaluator.build_evaluator(name, output_dir="scores")
+    judge = evaluator_choice.build_evaluator(name, output_dir="scores")
     judge.reset()
     for record in load_dataset(name):
         # What a detector finds is in the image, whatever the file says.

@@ -1,8 +1,9 @@
 """Training and evaluation jobs on detectron2's engine."""
 
 from .launch import launch_job
+from .rounds import train_net
 from .setup import setup_cfg
-from .trainer import SuperLossTrainer, train_net
+from .trainer import SuperLossTrainer
 
 __all__ = [
     "SuperLossTrainer",

@@ -20,7 +20,8 @@ from ..data.train_loader import shield_workers
 from .finite import trainer_class
 from .hooks import LogTau, WarnOfUnusedTerms
 from .launch import setup_job
-from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state, resume_or_load
+from .resume import ResumeState, SaveAndStop, StopOnSignal, resume_or_load
+from .rng import keep_rng_state
 from .trainer import distribute
 
 __all__ = ["setup_lazy_cfg", "train_lazy_net"]

@@ -26,7 +26,7 @@ from ..data.datasets import (
     custom_entries,
     register_custom_datasets,
 )
-from ..evaluation.evaluator import check_evaluator
+from ..evaluation.evaluator_choice import check_evaluator
 from ..files import load_yaml, write_text
 from ..label_noise.config import check_label_noise
 from ..label_noise.loader import check_train_loader
