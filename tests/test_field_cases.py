@@ -162,6 +162,12 @@ BAD_VOC = {
     "fractions": (first_box(0.1, 0.2, 0.5, 0.6), "object 0 .*is given as fractions of the image"),
     "outside": (first_box(200, 1, 220, 9), "object 0 .*is outside of its image of 96 x 64"),
     "swapped corners": (first_box(40, 1, 5, 9), "object 0 .*needs xmin <= xmax"),
+    "two boxes": (
+        in_b(("</object>", "<bndbox><xmin>1</xmin></bndbox></object>")),
+        r"b\.xml: object 0 \('block'\) has 2 <bndbox>",
+    ),
+    "two names": (in_b(("<name>block", "<name>disc</name><name>block")), "has 2 <name>"),
+    "two corners": (in_b(("<xmax>", "<xmax>50</xmax><xmax>")), "has 2 <xmax>"),
     "misspelt class": (in_b(("block", "blcok")), r"class 'blcok' is not .*nearest are 'block'"),
     "gb2312": (
         lambda root: (root / "Annotations/b.xml").write_bytes(
