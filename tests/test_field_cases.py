@@ -4,11 +4,13 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
 from PIL import Image
+from pycocotools import mask
 
 from helpers.field_cases import (
     CLASSES,
@@ -278,6 +280,9 @@ def convert(part, key, kind):
     return lambda content: for_each(content, part, lambda e: e.update({key: kind(e[key])}))
 
 
+MASK = np.asfortranarray(np.random.default_rng(0).integers(0, 2, (HEIGHT, WIDTH), dtype=np.uint8))
+COMPRESSED = mask.encode(MASK)["counts"].decode()
+
 GOOD_COCO = {
     "plain": (lambda content: content, ""),
     "image ids 1.0": (convert("annotations", "image_id", float), ""),
@@ -290,6 +295,21 @@ GOOD_COCO = {
     "no size": (drop("images", "height", "width"), "without height and width.*: 4"),
     "size null": (set_all("images", height=None), "without height and width.*: 4"),
     "segmentation null": (set_all("annotations", segmentation=None), ""),
+    **{
+        f"RLE {name}": (set_all("annotations", segmentation=rle), warned and f"no RLE .*: {warned}")
+        for name, rle, warned in (
+            ("of words", {"counts": [-5, "x"], "size": ["a"]}, 8),
+            ("below 0", {"counts": [-5, 6149], "size": [HEIGHT, WIDTH]}, 8),
+            ("of another size", {"counts": [10, 20, 70], "size": [10, 10]}, 8),
+            ("turned", {"counts": [10, 20, 6114], "size": [WIDTH, HEIGHT]}, 8),
+            ("too short", {"counts": [10, 20], "size": [HEIGHT, WIDTH]}, 8),
+            ("too long", {"counts": "PPYo12", "size": [HEIGHT, WIDTH]}, 8),
+            ("of other letters", {"counts": "\u00e9", "size": [HEIGHT, WIDTH]}, 8),
+            ("of null", {"counts": None, "size": None}, 8),
+            ("sound", {"counts": [10, 20, 6114], "size": [HEIGHT, WIDTH]}, ""),
+            ("compressed", {"counts": COMPRESSED, "size": [HEIGHT, WIDTH]}, ""),
+        )
+    },
     "flat segmentation": (set_all("annotations", segmentation=[1, 2, 3]), "neither polygons.*: 8"),
 }
 

@@ -10,14 +10,26 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.logger import _LOG_COUNTER
+from pycocotools import mask
 
-from helpers.field_cases import CLASSES, HEIGHT, IMAGES, OBJECTS, TINY, WIDTH, write_coco, write_voc
+from helpers.field_cases import (
+    CLASSES,
+    HEIGHT,
+    IMAGES,
+    OBJECTS,
+    TINY,
+    WIDTH,
+    coco_content,
+    write_coco,
+    write_voc,
+)
 from helpers.mutations import mutate_json, mutate_xml, strict_coco, strict_voc
 from sl_detectron.cli import USER_ERRORS
 from sl_detectron.data.datasets import load_dataset
@@ -114,6 +126,19 @@ def evaluate_coco(name):
     return {key: round(value, 4) for key, value in results.items() if value == value}
 
 
+def with_masks(content):
+    """The content with masks: the objects' boxes as RLE, in both of its forms."""
+    for i, annotation in enumerate(content["annotations"]):
+        x, y, width, height = annotation["bbox"]
+        pixels = np.zeros((HEIGHT, WIDTH), dtype=np.uint8, order="F")
+        pixels[y : y + height, x : x + width] = 1
+        runs = [x * HEIGHT + y, *([height, HEIGHT - height] * width)]
+        runs[-1] = HEIGHT * WIDTH - sum(runs[:-1])
+        counts = runs if i % 2 else mask.encode(pixels)["counts"].decode()
+        annotation["segmentation"] = {"counts": counts, "size": [HEIGHT, WIDTH]}
+    return content
+
+
 def attempt(command, argument, caplog):
     """("refused", message), or ("warned" or "silent", result)."""
     caplog.clear()
@@ -189,7 +214,7 @@ def test_damaged_coco_files(world, caplog, block):
         folder = world / str(seed)
         folder.mkdir()
         os.chdir(folder)
-        path = write_coco(Path())
+        path = write_coco(Path(), with_masks(coco_content()))
         is_intact = seed == BLOCK * block - 1
         damage = "" if is_intact else mutate_json(path, random.Random(10_000 + seed))
         name = f"fuzz_coco_{seed}_{block}"

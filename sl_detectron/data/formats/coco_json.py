@@ -297,7 +297,7 @@ class CocoFile:
             raise ValueError(f"{where}: ignore is not supported; a region of many is iscrowd 1")
         box = box_of(annotation, image, where, self._flaws)
         crowd = is_crowd(annotation, where, self._flaws)
-        shape = segmentation_of(annotation.get("segmentation"), where, self._flaws)
+        shape = segmentation_of(annotation.get("segmentation"), image, where, self._flaws)
         if box is None or shape is None:
             return None
         ids = {"id": number, "image_id": image["id"], "category_id": category_id}
