@@ -162,6 +162,14 @@ BAD_VOC = {
     ),
     "other tags": (in_b(("object>", "item>")), r"b\.xml: objects are read from .*2 <bndbox> else"),
     "fractions": (first_box(0.1, 0.2, 0.5, 0.6), "object 0 .*is given as fractions of the image"),
+    "all boxes fractions": (
+        lambda root: [
+            path.write_text(re.sub(r"(?<=m[ai][nx]>)(\d+)", lambda m: f"{int(m[1]) / 60}", text))
+            for path in (root / "Annotations").iterdir()
+            for text in [path.read_text()]
+        ],
+        "all 4 boxes .* lie within its first 2 x 2 pixels; boxes are in pixels",
+    ),
     "outside": (first_box(200, 1, 220, 9), "object 0 .*is outside of its image of 96 x 64"),
     "swapped corners": (first_box(40, 1, 5, 9), "object 0 .*needs xmin <= xmax"),
     "two boxes": (
@@ -363,6 +371,10 @@ def of_second(**values):
     return lambda content: content["annotations"][1].update(values) or content
 
 
+def boxes_of_all(box):
+    return lambda content: drop("annotations", "area")(set_all("annotations", bbox=box)(content))
+
+
 BAD_COCO = {
     "annotations elsewhere": (
         lambda content: {**content, "annotations": {"list": content["annotations"]}},
@@ -403,6 +415,18 @@ BAD_COCO = {
     ),
     "ignore": (of_second(ignore=1), "ignore is not supported"),
     "file name": (set_all("images", file_name=None), "needs an id and a file_name"),
+    **{
+        f"all boxes {name}": (
+            boxes_of_all(box),
+            r"all 8 boxes have less than one pixel .*fractions",
+        )
+        for name, box in (
+            ("below one pixel", [10.2, 10.3, 0.2, 0.3]),
+            ("fractions just over 1", [0.1, 0.1, 1.01, 0.5]),
+            ("of the whole image in fractions", [0, 0, 1, 1]),
+            ("all but outside", [95.9, 10, 40, 10]),
+        )
+    },
     "all crowds": (
         set_all("annotations", iscrowd=1),
         r"all 8 annotations are crowds \(iscrowd 1\)",
@@ -441,6 +465,17 @@ def test_annotations_of_no_image_are_counted(commands, caplog):
     write_coco(Path(), content)
     assert boxes_of(commands.load(coco=True).annotations)[0] == EXPECTED[0][1:]
     assert "annotations of no image in the file (it has 1, 2, 3, ...): 1 (" in caplog.text
+
+
+@pytest.mark.parametrize("box", [[10.2, 10.3, 0.2, 0.3], [95.9, 10, 40, 10], [0.1, 0.1, 1.1, 0.5]])
+def test_a_box_below_one_pixel_is_counted(commands, caplog, box):
+    write_coco(Path(), of_second(bbox=box, area=None)(coco_content()))
+    commands.load(coco=True)
+    assert "boxes with less than one pixel in their image: 1 (" in caplog.text
+    caplog.clear()
+    code, printed = commands.inject(coco=True)
+    assert code == 0
+    assert "boxes with less than one pixel in their image: 1 (" in printed + caplog.text
 
 
 def test_a_plain_file_is_read_as_it_is(tmp_path):

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .flaws import Flaws, box_flaw
+from .flaws import Flaws
 
 __all__ = ["Id", "box_of", "is_crowd", "is_number", "plain_id", "segmentation_of"]
 
@@ -88,11 +88,8 @@ def box_of(
         flaws.note("boxes without area are left out", f"{where}, {box}")
         return None
     size = (image["width"], image["height"]) if "width" in image else None
-    wrong, odd = box_flaw(box, [x, y, x + width, y + height], size)
-    if wrong:
-        raise ValueError(f"{where}: its box {wrong}; got [x, y, width, height] {box}")
-    if odd:
-        flaws.note(odd, f"{where}, [x, y, width, height] {box}")
+    shown = f"[x, y, width, height] {box}"
+    flaws.check_box(where, shown, box, [x, y, x + width, y + height], size)
     return box
 
 

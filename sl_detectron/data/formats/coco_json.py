@@ -268,6 +268,7 @@ class CocoFile:
             if plain is not None:
                 kept[position] = plain
                 self._positions[plain["image_id"]].append(position)
+        self._flaws.check_boxes()
         if not kept and not self._flaws.found:
             self._flaws.note("no annotation of an image in the file, so the set has none", "")
         return kept
