@@ -32,6 +32,7 @@ from sl_detectron import SuperLossTrainer
 from sl_detectron.audit.correct import apply_decisions
 from sl_detectron.audit.decisions import Decision, Decisions
 from sl_detectron.data.datasets import (
+    check_test_classes,
     load_dataset,
     register_coco_datasets,
     register_custom_datasets,
@@ -478,6 +479,22 @@ def test_a_box_below_one_pixel_is_counted(commands, caplog, box):
     assert "boxes with less than one pixel in their image: 1 (" in printed + caplog.text
 
 
+def test_long_ids_and_empty_lists_in_messages(commands, caplog):
+    content = coco_content()
+    content["annotations"][0]["image_id"] = "1" * 5000
+    content["annotations"][1]["category_id"] = "x" * 5000
+    write_coco(Path(), content)
+    code, printed = commands.inject(coco=True)
+    assert code == 2
+    assert "no category 'xxx" in printed
+    assert len(printed) < 1000
+    write_coco(Path(), {**coco_content(), "images": []})
+    CocoFile("set.json")
+    assert "annotations of no image in the file (it has no image): 8 (the first" in caplog.text
+    assert "no annotation of an image in the file, so the set has none\n" in caplog.text
+    assert "(the first: )" not in caplog.text
+
+
 def test_a_plain_file_is_read_as_it_is(tmp_path):
     path = write_coco(tmp_path)
     assert CocoFile(path).is_plain()
@@ -615,6 +632,61 @@ def test_classes_in_another_order_are_refused(commands):
     write_coco(Path(), content, "val")
     with pytest.raises(ValueError, match="'mine_val' number their classes in different orders"):
         snippet(test="val.json")
+
+
+@pytest.mark.parametrize(
+    ("names", "moved"),
+    [(["cat", "block", "wedge"], False), (["cat", "dog", "bird"], False),
+     (["block", "disc", "bird"], True), (["cat", "dog", "disc"], True)],
+)  # fmt: skip
+def test_other_class_names_of_a_test_set_are_told(commands, caplog, names, moved):
+    write_coco(Path())
+    content = coco_content()
+    for category, name in zip(content["categories"], names):
+        category["name"] = name
+    write_coco(Path(), content, "val")
+    register_coco_instances("mine_train", {}, "set.json", "images")
+    register_coco_instances("mine_val", {}, "val.json", "images")
+    for name in ("mine_train", "mine_val"):
+        load_dataset(name)
+    if moved:
+        with pytest.raises(ValueError, match="number their classes in different orders"):
+            check_test_classes(["mine_train"], ["mine_val"])
+    else:
+        check_test_classes(["mine_train"], ["mine_val"])
+        assert "'mine_train' and 'mine_val' have different names for" in caplog.text
+        assert "0 is 'disc' and 'cat'" in caplog.text
+
+
+def test_difficult_objects_alone_cannot_be_scored(commands):
+    difficult("1")(write_voc(Path("voc")))
+    code, printed = commands.evaluate()
+    assert code == 2
+    assert "8 objects, and all are difficult" in printed
+    assert not Path("scores.json").exists()
+    with pytest.raises(ValueError, match="8 objects, and all are difficult"):
+        commands.load("DATASETS.TEST", "('mine',)")
+
+
+def test_a_file_of_a_test_server_is_detected_on(commands):
+    content = coco_content()
+    write_coco(Path(), content)
+    del content["annotations"]
+    write_coco(Path(), content, "val")
+    entry = {"NAME": "val", "JSON_FILE": "val.json", "IMAGE_ROOT": "images"}
+    sets = [{"NAME": "mine", "JSON_FILE": "set.json", "IMAGE_ROOT": "images"}, entry]
+    opts = ["DATASETS.CUSTOM_COCO", str(sets), "DATASETS.TEST", "('val',)"]
+    code, printed = commands.train(*opts, "SOLVER.MAX_ITER", "1", coco=True)
+    assert code == 0, printed
+    Path("output/inference/coco_instances_results.json").unlink()
+    given = ("--eval-only", "--config-file", "output/config.yaml")
+    weights = ("MODEL.WEIGHTS", "output/model_final.pth")
+    code, printed = commands.run("train_net.py", *given, *weights)
+    assert code == 0, printed
+    assert isinstance(
+        json.loads(Path("output/inference/coco_instances_results.json").read_text()), list
+    )
+    assert "'val' of DATASETS.TEST has no annotations" in Path("output/log.txt").read_text()
 
 
 def test_a_test_set_without_objects_is_refused(commands):
