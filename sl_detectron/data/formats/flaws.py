@@ -101,7 +101,8 @@ class Flaws:
 
     def summary(self, text: str) -> str:
         """One note with its number and the first example."""
-        return f"{text}: {self.notes[text]} (the first: {self._examples[text]})"
+        example = self._examples[text]
+        return f"{text}: {self.notes[text]} (the first: {example})" if example else text
 
     def _message(self, errors: Sequence[Exception]) -> str:
         can_skip = any(what != "class" for what, _ in self.found) and not self.skips
