@@ -149,8 +149,8 @@ def _classes_of(args: argparse.Namespace) -> list[str]:
             continue  # the report names it, if there is any object elsewhere
         names |= {obj.name for obj in annotation.objects}
     if not names:
-        error = f"{flaws.where} has no object in its {len(image_ids)} files; "
-        flaws.add("class", ValueError(error + "<annotation><object> is read"))
+        text = f"{flaws.where} has no object in its {len(image_ids)} files; "
+        flaws.add("class", ValueError(text + "<annotation><object> is read"))
         flaws.settle()
     return sorted(names)
 
@@ -174,7 +174,7 @@ def report_of(name: str, decode: bool = True) -> tuple[SetReport, dict[str, str]
     _count_annotations(report, records, MetadataCatalog.get(name).get("thing_classes"))
     if is_without_annotations(name):
         report.notes.append("no annotations, as of a test server: nothing to train on or to score")
-    elif report.counts["annotations"] <= report.counts["crowds"]:
+    elif not report.flaws and report.counts["annotations"] <= report.counts["crowds"]:
         objects = "its annotations are all crowds" if report.counts["crowds"] else "no object"
         report.flaws.append(f"{objects} in {len(records)} images: there is nothing to train on")
     digests, turned = {}, 0

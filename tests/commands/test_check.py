@@ -117,10 +117,10 @@ def test_a_set_that_no_training_takes_fails(commands, change, flaw):
     content = coco_content()
     change(content)
     write_coco(Path(), content)
-    code, printed, (report,) = check(commands, "--coco-json", "set.json", "--images", "images")
+    code, _, (report,) = check(commands, "--coco-json", "set.json", "--images", "images")
     assert code == 2
     assert report["flaws"] == [f"{flaw}: there is nothing to train on"]
-    with pytest.raises(ValueError, match="crowds|annotation"):
+    with pytest.raises(ValueError, match=r"crowds|annotation"):
         commands.load(coco=True)
 
 
