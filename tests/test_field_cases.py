@@ -676,17 +676,19 @@ def test_a_file_of_a_test_server_is_detected_on(commands):
     entry = {"NAME": "val", "JSON_FILE": "val.json", "IMAGE_ROOT": "images"}
     sets = [{"NAME": "mine", "JSON_FILE": "set.json", "IMAGE_ROOT": "images"}, entry]
     opts = ["DATASETS.CUSTOM_COCO", str(sets), "DATASETS.TEST", "('val',)"]
+    # Absolute: one logger is kept for each folder by name.
+    opts += ["OUTPUT_DIR", str(Path("run").absolute())]
     code, printed = commands.train(*opts, "SOLVER.MAX_ITER", "1", coco=True)
     assert code == 0, printed
-    Path("output/inference/coco_instances_results.json").unlink()
-    given = ("--eval-only", "--config-file", "output/config.yaml")
-    weights = ("MODEL.WEIGHTS", "output/model_final.pth")
+    Path("run/inference/coco_instances_results.json").unlink()
+    given = ("--eval-only", "--config-file", "run/config.yaml")
+    weights = ("MODEL.WEIGHTS", "run/model_final.pth")
     code, printed = commands.run("train_net.py", *given, *weights)
     assert code == 0, printed
     assert isinstance(
-        json.loads(Path("output/inference/coco_instances_results.json").read_text()), list
+        json.loads(Path("run/inference/coco_instances_results.json").read_text()), list
     )
-    assert "'val' of DATASETS.TEST has no annotations" in Path("output/log.txt").read_text()
+    assert "'val' of DATASETS.TEST has no annotations" in Path("run/log.txt").read_text()
 
 
 def test_a_test_set_without_objects_is_refused(commands):
