@@ -95,6 +95,10 @@ def image_set(text):
     return lambda root: (root / "ImageSets/Main/train.txt").write_text(text)
 
 
+def in_b(*pairs):
+    return lambda root: edit(root / "Annotations/b.xml", *pairs)
+
+
 GOOD_VOC = {
     "plain": (lambda root: None, ""),
     "difficult Unspecified": (difficult("Unspecified"), "'Unspecified' is read as 0: 8"),
@@ -109,6 +113,12 @@ GOOD_VOC = {
     "tif": (suffix(".tif", "TIFF"), ""),
     "webp": (suffix(".webp", "WEBP"), ""),
     "names of files": (image_set("a.jpg\nb.jpg\nc.jpg\nd.jpg\n"), ""),
+    "two boxes": (
+        in_b(("</object>", "<bndbox><xmin>1</xmin></bndbox></object>")),
+        "objects with 2 <bndbox>, of which the first is read: 2",
+    ),
+    "two names": (in_b(("<bndbox>", "<name>disc</name><bndbox>")), "with 2 <name>.*: 2"),
+    "two corners": (in_b(("</bndbox>", "<xmax>50</xmax></bndbox>")), "with 2 <xmax>.*: 2"),
     "column of a class": (image_set("a.jpg 1\nb  1\nc.jpg 0\nd  1\n"), ""),
 }
 
@@ -144,10 +154,6 @@ def test_voc_forms_are_taken_by_every_command(commands, caplog, change, warned):
 
 
 # Forms that every command refuses: a change of file "b", and what the message says.
-def in_b(*pairs):
-    return lambda root: edit(root / "Annotations/b.xml", *pairs)
-
-
 def first_box(*corners):
     """The first object of file "b" with other corners."""
     box = dict(zip(("xmin", "ymin", "xmax", "ymax"), corners))
@@ -173,12 +179,6 @@ BAD_VOC = {
     ),
     "outside": (first_box(200, 1, 220, 9), "object 0 .*is outside of its image of 96 x 64"),
     "swapped corners": (first_box(40, 1, 5, 9), "object 0 .*needs xmin <= xmax"),
-    "two boxes": (
-        in_b(("</object>", "<bndbox><xmin>1</xmin></bndbox></object>")),
-        r"b\.xml: object 0 \('block'\) has 2 <bndbox>",
-    ),
-    "two names": (in_b(("<name>block", "<name>disc</name><name>block")), "has 2 <name>"),
-    "two corners": (in_b(("<xmax>", "<xmax>50</xmax><xmax>")), "has 2 <xmax>"),
     "misspelt class": (in_b(("block", "blcok")), r"class 'blcok' is not .*nearest are 'block'"),
     "gb2312": (
         lambda root: (root / "Annotations/b.xml").write_bytes(

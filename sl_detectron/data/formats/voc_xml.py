@@ -165,7 +165,7 @@ def _parse_object(obj: ET.Element, where: str, flaws: Flaws) -> VOCObject:
         for key in keys:
             number = len(parent.findall(key))
             if number > 1:
-                raise ValueError(f"{where} has {number} <{key}>; which one counts?")
+                flaws.note(f"objects with {number} <{key}>, of which the first is read", where)
     texts = {key: corners.findtext(key) for key in CORNERS}
     try:
         xmin, ymin, xmax, ymax = (float(text or "") for text in texts.values())
