@@ -64,9 +64,11 @@ def test_absent_classes_and_json_only(arguments, tmp_path, capsys):
 
 
 def test_class_list_may_be_a_subset(arguments, tmp_path, caplog):
-    (tmp_path / "Annotations" / "a.xml").write_text(XML.replace("cat", "cow"))
+    first, last = XML.index("<object>"), XML.index("</object>") + len("</object>")
+    cow = XML[first:last].replace("cat", "cow")
+    (tmp_path / "Annotations" / "a.xml").write_text(XML[:last] + cow + XML[last:])
     assert run(arguments) == 0
-    assert "ignored: cow (1)" in caplog.text
+    assert "are ignored, 'cow' (1)" in caplog.text
 
 
 def test_spaces_around_class_names_are_ignored(arguments, capsys):
