@@ -4,11 +4,13 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
 from PIL import Image
+from pycocotools import mask
 
 from helpers.field_cases import (
     CLASSES,
@@ -30,6 +32,7 @@ from sl_detectron import SuperLossTrainer
 from sl_detectron.audit.correct import apply_decisions
 from sl_detectron.audit.decisions import Decision, Decisions
 from sl_detectron.data.datasets import (
+    check_test_classes,
     load_dataset,
     register_coco_datasets,
     register_custom_datasets,
@@ -92,6 +95,10 @@ def image_set(text):
     return lambda root: (root / "ImageSets/Main/train.txt").write_text(text)
 
 
+def in_b(*pairs):
+    return lambda root: edit(root / "Annotations/b.xml", *pairs)
+
+
 GOOD_VOC = {
     "plain": (lambda root: None, ""),
     "difficult Unspecified": (difficult("Unspecified"), "'Unspecified' is read as 0: 8"),
@@ -106,6 +113,12 @@ GOOD_VOC = {
     "tif": (suffix(".tif", "TIFF"), ""),
     "webp": (suffix(".webp", "WEBP"), ""),
     "names of files": (image_set("a.jpg\nb.jpg\nc.jpg\nd.jpg\n"), ""),
+    "two boxes": (
+        in_b(("</object>", "<bndbox><xmin>1</xmin></bndbox></object>")),
+        "objects with 2 <bndbox>, of which the first is read: 2",
+    ),
+    "two names": (in_b(("<bndbox>", "<name>disc</name><bndbox>")), "with 2 <name>.*: 2"),
+    "two corners": (in_b(("</bndbox>", "<xmax>50</xmax></bndbox>")), "with 2 <xmax>.*: 2"),
     "column of a class": (image_set("a.jpg 1\nb  1\nc.jpg 0\nd  1\n"), ""),
 }
 
@@ -141,10 +154,6 @@ def test_voc_forms_are_taken_by_every_command(commands, caplog, change, warned):
 
 
 # Forms that every command refuses: a change of file "b", and what the message says.
-def in_b(*pairs):
-    return lambda root: edit(root / "Annotations/b.xml", *pairs)
-
-
 def first_box(*corners):
     """The first object of file "b" with other corners."""
     box = dict(zip(("xmin", "ymin", "xmax", "ymax"), corners))
@@ -160,6 +169,14 @@ BAD_VOC = {
     ),
     "other tags": (in_b(("object>", "item>")), r"b\.xml: objects are read from .*2 <bndbox> else"),
     "fractions": (first_box(0.1, 0.2, 0.5, 0.6), "object 0 .*is given as fractions of the image"),
+    "all boxes fractions": (
+        lambda root: [
+            path.write_text(re.sub(r"(?<=m[ai][nx]>)(\d+)", lambda m: f"{int(m[1]) / 60}", text))
+            for path in (root / "Annotations").iterdir()
+            for text in [path.read_text()]
+        ],
+        "all 4 boxes .* lie within its first 2 x 2 pixels; boxes are in pixels",
+    ),
     "outside": (first_box(200, 1, 220, 9), "object 0 .*is outside of its image of 96 x 64"),
     "swapped corners": (first_box(40, 1, 5, 9), "object 0 .*needs xmin <= xmax"),
     "misspelt class": (in_b(("block", "blcok")), r"class 'blcok' is not .*nearest are 'block'"),
@@ -272,6 +289,9 @@ def convert(part, key, kind):
     return lambda content: for_each(content, part, lambda e: e.update({key: kind(e[key])}))
 
 
+MASK = np.asfortranarray(np.random.default_rng(0).integers(0, 2, (HEIGHT, WIDTH), dtype=np.uint8))
+COMPRESSED = mask.encode(MASK)["counts"].decode()
+
 GOOD_COCO = {
     "plain": (lambda content: content, ""),
     "image ids 1.0": (convert("annotations", "image_id", float), ""),
@@ -284,6 +304,21 @@ GOOD_COCO = {
     "no size": (drop("images", "height", "width"), "without height and width.*: 4"),
     "size null": (set_all("images", height=None), "without height and width.*: 4"),
     "segmentation null": (set_all("annotations", segmentation=None), ""),
+    **{
+        f"RLE {name}": (set_all("annotations", segmentation=rle), warned and f"no RLE .*: {warned}")
+        for name, rle, warned in (
+            ("of words", {"counts": [-5, "x"], "size": ["a"]}, 8),
+            ("below 0", {"counts": [-5, 6149], "size": [HEIGHT, WIDTH]}, 8),
+            ("of another size", {"counts": [10, 20, 70], "size": [10, 10]}, 8),
+            ("turned", {"counts": [10, 20, 6114], "size": [WIDTH, HEIGHT]}, 8),
+            ("too short", {"counts": [10, 20], "size": [HEIGHT, WIDTH]}, 8),
+            ("too long", {"counts": "PPYo12", "size": [HEIGHT, WIDTH]}, 8),
+            ("of other letters", {"counts": "\u00e9", "size": [HEIGHT, WIDTH]}, 8),
+            ("of null", {"counts": None, "size": None}, 8),
+            ("sound", {"counts": [10, 20, 6114], "size": [HEIGHT, WIDTH]}, ""),
+            ("compressed", {"counts": COMPRESSED, "size": [HEIGHT, WIDTH]}, ""),
+        )
+    },
     "flat segmentation": (set_all("annotations", segmentation=[1, 2, 3]), "neither polygons.*: 8"),
 }
 
@@ -337,6 +372,10 @@ def of_second(**values):
     return lambda content: content["annotations"][1].update(values) or content
 
 
+def boxes_of_all(box):
+    return lambda content: drop("annotations", "area")(set_all("annotations", bbox=box)(content))
+
+
 BAD_COCO = {
     "annotations elsewhere": (
         lambda content: {**content, "annotations": {"list": content["annotations"]}},
@@ -377,6 +416,18 @@ BAD_COCO = {
     ),
     "ignore": (of_second(ignore=1), "ignore is not supported"),
     "file name": (set_all("images", file_name=None), "needs an id and a file_name"),
+    **{
+        f"all boxes {name}": (
+            boxes_of_all(box),
+            r"all 8 boxes have less than one pixel .*fractions",
+        )
+        for name, box in (
+            ("below one pixel", [10.2, 10.3, 0.2, 0.3]),
+            ("fractions just over 1", [0.1, 0.1, 1.01, 0.5]),
+            ("of the whole image in fractions", [0, 0, 1, 1]),
+            ("all but outside", [95.9, 10, 40, 10]),
+        )
+    },
     "all crowds": (
         set_all("annotations", iscrowd=1),
         r"all 8 annotations are crowds \(iscrowd 1\)",
@@ -415,6 +466,33 @@ def test_annotations_of_no_image_are_counted(commands, caplog):
     write_coco(Path(), content)
     assert boxes_of(commands.load(coco=True).annotations)[0] == EXPECTED[0][1:]
     assert "annotations of no image in the file (it has 1, 2, 3, ...): 1 (" in caplog.text
+
+
+@pytest.mark.parametrize("box", [[10.2, 10.3, 0.2, 0.3], [95.9, 10, 40, 10], [0.1, 0.1, 1.1, 0.5]])
+def test_a_box_below_one_pixel_is_counted(commands, caplog, box):
+    write_coco(Path(), of_second(bbox=box, area=None)(coco_content()))
+    commands.load(coco=True)
+    assert "boxes with less than one pixel in their image: 1 (" in caplog.text
+    caplog.clear()
+    code, printed = commands.inject(coco=True)
+    assert code == 0
+    assert "boxes with less than one pixel in their image: 1 (" in printed + caplog.text
+
+
+def test_long_ids_and_empty_lists_in_messages(commands, caplog):
+    content = coco_content()
+    content["annotations"][0]["image_id"] = "1" * 5000
+    content["annotations"][1]["category_id"] = "x" * 5000
+    write_coco(Path(), content)
+    code, printed = commands.inject(coco=True)
+    assert code == 2
+    assert "no category 'xxx" in printed
+    assert len(printed) < 1000
+    write_coco(Path(), {**coco_content(), "images": []})
+    CocoFile("set.json")
+    assert "annotations of no image in the file (it has no image): 8 (the first" in caplog.text
+    assert "no annotation of an image in the file, so the set has none\n" in caplog.text
+    assert "(the first: )" not in caplog.text
 
 
 def test_a_plain_file_is_read_as_it_is(tmp_path):
@@ -565,6 +643,62 @@ def test_classes_in_another_order_are_refused(commands):
     write_coco(Path(), content, "val")
     with pytest.raises(ValueError, match="'mine_val' number their classes in different orders"):
         snippet(test="val.json")
+
+
+@pytest.mark.parametrize(
+    ("names", "moved"),
+    [(["cat", "block", "wedge"], False), (["cat", "dog", "bird"], False),
+     (["block", "disc", "bird"], True), (["cat", "dog", "disc"], True)],
+)  # fmt: skip
+def test_other_class_names_of_a_test_set_are_told(commands, caplog, names, moved):
+    write_coco(Path())
+    content = coco_content()
+    for category, name in zip(content["categories"], names):
+        category["name"] = name
+    write_coco(Path(), content, "val")
+    register_coco_instances("mine_train", {}, "set.json", "images")
+    register_coco_instances("mine_val", {}, "val.json", "images")
+    for name in ("mine_train", "mine_val"):
+        load_dataset(name)
+    if moved:
+        with pytest.raises(ValueError, match="number their classes in different orders"):
+            check_test_classes(["mine_train"], ["mine_val"])
+    else:
+        check_test_classes(["mine_train"], ["mine_val"])
+        assert "'mine_train' and 'mine_val' have different names for" in caplog.text
+        assert "0 is 'disc' and 'cat'" in caplog.text
+
+
+def test_difficult_objects_alone_cannot_be_scored(commands):
+    difficult("1")(write_voc(Path("voc")))
+    code, printed = commands.evaluate()
+    assert code == 2
+    assert "8 objects, and all are difficult" in printed
+    assert not Path("scores.json").exists()
+    with pytest.raises(ValueError, match="8 objects, and all are difficult"):
+        commands.load("DATASETS.TEST", "('mine',)")
+
+
+def test_a_file_of_a_test_server_is_detected_on(commands):
+    content = coco_content()
+    write_coco(Path(), content)
+    del content["annotations"]
+    write_coco(Path(), content, "val")
+    entry = {"NAME": "val", "JSON_FILE": "val.json", "IMAGE_ROOT": "images"}
+    sets = [{"NAME": "mine", "JSON_FILE": "set.json", "IMAGE_ROOT": "images"}, entry]
+    opts = ["DATASETS.CUSTOM_COCO", str(sets), "DATASETS.TEST", "('val',)"]
+    opts += ["OUTPUT_DIR", str(Path("run").absolute())]
+    code, printed = commands.train(*opts, "SOLVER.MAX_ITER", "1", coco=True)
+    assert code == 0, printed
+    Path("run/inference/coco_instances_results.json").unlink()
+    given = ("--eval-only", "--config-file", "run/config.yaml")
+    weights = ("MODEL.WEIGHTS", "run/model_final.pth")
+    code, printed = commands.run("train_net.py", *given, *weights)
+    assert code == 0, printed
+    assert isinstance(
+        json.loads(Path("run/inference/coco_instances_results.json").read_text()), list
+    )
+    assert "'val' of DATASETS.TEST has no annotations" in Path("run/log.txt").read_text()
 
 
 def test_a_test_set_without_objects_is_refused(commands):

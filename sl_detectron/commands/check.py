@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from ..config import num_classes_key, num_classes_of
 from ..data.datasets import (
     check_classes,
+    is_without_annotations,
     load_dataset,
     register_coco_datasets,
     register_custom_datasets,
@@ -65,7 +67,8 @@ class SetReport:
         sizes = [[what, *numbers] for what, numbers in self.sizes.items()]
         parts.append(tabulate(sizes, headers=["pixels", "least", "median", "largest"]))
         parts += [f"note: {note}" for note in self.notes]
-        parts.append(f"{len(self.flaws)} flaws" + (":" if self.flaws else ""))
+        plural = "" if len(self.flaws) == 1 else "s"
+        parts.append(f"{len(self.flaws)} flaw{plural}" + (":" if self.flaws else ""))
         parts += [f"  ({i}) {flaw}" for i, flaw in enumerate(self.flaws[:MAX_LISTED], start=1)]
         if len(self.flaws) > MAX_LISTED:
             parts.append(f"  and {len(self.flaws) - MAX_LISTED} more")
@@ -81,15 +84,12 @@ def run_check(args: argparse.Namespace) -> tuple[str, int]:
     Raises:
         ValueError, OSError: there is no such set, or its files cannot be read at all
     """
-    names, expected = _register(args)
+    names, cfg = _register(args)
     reports, digests = [], {}
     for name in names:
         report, digests[name] = report_of(name, decode=not args.no_decode)
-        if expected is not None:
-            try:
-                check_classes(name, (), *expected)
-            except ValueError as error:
-                report.flaws.append(str(error))
+        if cfg is not None:
+            report.flaws += _flaws_of_use(cfg, name, report)
         reports.append(report)
     lines = [report.text() for report in reports]
     lines += _shared_images(digests)
@@ -98,13 +98,33 @@ def run_check(args: argparse.Namespace) -> tuple[str, int]:
     return "\n\n".join(lines), sum(len(report.flaws) for report in reports)
 
 
-def _register(args: argparse.Namespace) -> tuple[list[str], tuple[int, str] | None]:
-    """Names of the sets, and the number of classes of a config's detector with its key."""
+def _flaws_of_use(cfg: CfgNode, name: str, report: SetReport) -> list[str]:
+    """For what a training or test of the config refuses a set that is sound by itself."""
+    flaws = []
+    try:
+        check_classes(name, (), num_classes_of(cfg), num_classes_key(cfg))
+    except ValueError as error:
+        flaws.append(str(error))
+    counts = report.counts
+    if name in cfg.DATASETS.TRAIN and is_without_annotations(name):
+        flaws.append(f"dataset {name!r} of DATASETS.TRAIN has no annotations")
+    # No object is a flaw of any set.
+    num_ignored = counts["crowds"] + counts["difficult objects"]
+    if name in cfg.DATASETS.TEST and 0 < counts["annotations"] <= num_ignored:
+        flaws.append(
+            f"dataset {name!r} of DATASETS.TEST has objects that are difficult or crowds only, "
+            "which do not count: its AP would be nan"
+        )
+    return flaws
+
+
+def _register(args: argparse.Namespace) -> tuple[list[str], CfgNode | None]:
+    """Names of the sets, and the config that they are of."""
     if args.config_file:
         cfg = merge_cfg(find_config(args.config_file), args.opts)
         register_custom_datasets(cfg.DATASETS)
         names = list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
-        return names, (num_classes_of(cfg), num_classes_key(cfg))
+        return names, cfg
     if args.coco_json:
         entry = {"NAME": args.coco_json, "JSON_FILE": args.coco_json, "IMAGE_ROOT": args.images}
         register_coco_datasets([entry])
@@ -118,15 +138,20 @@ def _register(args: argparse.Namespace) -> tuple[list[str], tuple[int, str] | No
 def _classes_of(args: argparse.Namespace) -> list[str]:
     """All class names of a VOC set."""
     names: set[str] = set()
-    for image_id in read_image_set(args.voc_root, args.split):
+    flaws = Flaws(f"image set {args.split!r} of {args.voc_root}", quiet=True)
+    image_ids = read_image_set(args.voc_root, args.split)
+    for image_id in image_ids:
         path = Path(args.voc_root, "Annotations", f"{image_id}.xml")
         try:
-            annotation = parse_voc_xml(path, Flaws(str(path), "skip", quiet=True))
-        except (OSError, ValueError):
-            continue  # the report names it
+            annotation = parse_voc_xml(path, flaws)
+        except (OSError, ValueError) as error:
+            flaws.add("image", error)
+            continue  # the report names it, if there is any object elsewhere
         names |= {obj.name for obj in annotation.objects}
     if not names:
-        raise ValueError(f"image set {args.split!r} of {args.voc_root} has no object")
+        text = f"{flaws.where} has no object in its {len(image_ids)} files; "
+        flaws.add("class", ValueError(text + "<annotation><object> is read"))
+        flaws.settle()
     return sorted(names)
 
 
@@ -147,6 +172,11 @@ def report_of(name: str, decode: bool = True) -> tuple[SetReport, dict[str, str]
     report.flaws = [str(error) for _, error in flaws.found]
     report.notes = [flaws.summary(text) for text in flaws.notes]
     _count_annotations(report, records, MetadataCatalog.get(name).get("thing_classes"))
+    if is_without_annotations(name):
+        report.notes.append("no annotations, as of a test server: nothing to train on or to score")
+    elif not report.flaws and report.counts["annotations"] <= report.counts["crowds"]:
+        objects = "its annotations are all crowds" if report.counts["crowds"] else "no object"
+        report.flaws.append(f"{objects} in {len(records)} images: there is nothing to train on")
     digests, turned = {}, 0
     for record in tqdm(records, unit="image", dynamic_ncols=True):
         try:

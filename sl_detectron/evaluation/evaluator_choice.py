@@ -46,7 +46,7 @@ def build_evaluator(
     Raises:
         ValueError: unknown kind, a dataset that cannot be evaluated, or "coco" without output_dir
     """
-    check_evaluator(dataset_name, kind, absent_classes)
+    check_evaluator(dataset_name, kind, absent_classes, bad_annotations)
     folder = None if output_dir is None else os.path.join(output_dir, "inference")
     if _is_coco(dataset_name):
         return _evaluator_of_json(dataset_name, folder, bad_annotations)
@@ -59,7 +59,9 @@ def build_evaluator(
     return _coco_evaluator(dataset_name, folder, bad_annotations)
 
 
-def check_evaluator(dataset_name: str, kind: str, absent_classes: str = "skip") -> None:
+def check_evaluator(
+    dataset_name: str, kind: str, absent_classes: str = "skip", bad_annotations: str = "error"
+) -> None:
     """Check before training whether :func:`build_evaluator` can evaluate a test set.
 
     Raises:
@@ -69,10 +71,10 @@ def check_evaluator(dataset_name: str, kind: str, absent_classes: str = "skip") 
     check_choice("TEST.EVALUATOR", kind, EVALUATORS)
     check_choice("TEST.ABSENT_CLASSES", absent_classes, ABSENT_CLASSES)
     if not _is_coco(dataset_name) and not _is_voc(dataset_name):
-        _check_records(dataset_name)
+        _check_records(dataset_name, bad_annotations)
 
 
-def _check_records(dataset_name: str) -> None:
+def _check_records(dataset_name: str, bad_annotations: str) -> None:
     """A set that is a list of records alone: read once before training, not first after it."""
     if not MetadataCatalog.get(dataset_name).get("thing_classes"):
         raise ValueError(
@@ -81,7 +83,7 @@ def _check_records(dataset_name: str) -> None:
             "metrics, register it with register_voc_dataset or register_coco_instances, override "
             "build_evaluator() of the trainer, or leave it out of DATASETS.TEST"
         )
-    for i, record in enumerate(load_dataset(dataset_name)):
+    for i, record in enumerate(load_dataset(dataset_name, bad_annotations)):
         needed = ("image_id", "height", "width", "annotations")
         missing = [key for key in needed if key not in record]
         if missing:

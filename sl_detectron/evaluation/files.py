@@ -74,7 +74,7 @@ def load_ground_truth(
         indices into them
 
     Raises:
-        FileNotFoundError, ValueError: a file is missing or wrong, or there is no object at all
+        FileNotFoundError, ValueError: a file is missing or wrong, or there is no object that counts
     """
     class_ids = class_ids_of(class_names)
     annotations = read_voc_annotations(
@@ -86,6 +86,11 @@ def load_ground_truth(
         raise ValueError(
             f"image set {split!r} of {os.fspath(root)} has no object to score against, in "
             f"{len(image_ids)} files; <annotation><object> is read"
+        )
+    if all(obj.difficult for _, obj in objects):
+        raise ValueError(
+            f"image set {split!r} of {os.fspath(root)} has {len(objects)} objects, and all are "
+            "difficult, which do not count: its AP would be nan"
         )
     ground_truth = GroundTruth(
         images=np.array([i for i, _ in objects], dtype=np.int64),

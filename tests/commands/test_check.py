@@ -65,6 +65,7 @@ def test_what_is_wrong_is_counted_and_named(commands):
     (flaw,) = report["flaws"]
     assert "image 'd'" in flaw
     assert "truncated" in flaw
+    assert "\n1 flaw:\n" in printed
     last_line = printed.strip().splitlines()[-1]
     assert last_line == "check_dataset.py: error: flaws found: 1; they are listed above"
     given = ("--voc-root", "voc", "--split", "train", "--no-decode")
@@ -91,3 +92,70 @@ def test_sets_of_a_config(commands):
     assert "NUM_CLASSES is 4, but dataset 'val' has 3" in val["flaws"][0]
     assert "iscrowd of None is read as 0: 1" in mine["notes"][0]
     assert "note: 4 images are in mine and val" in printed
+
+
+def without_annotations(content):
+    content["annotations"] = []
+
+
+def of_other_images(content):
+    for annotation in content["annotations"]:
+        annotation["image_id"] += 100
+
+
+def of_crowds(content):
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+
+
+@pytest.mark.parametrize(
+    ("change", "flaw"),
+    [(without_annotations, "no object in 4 images"), (of_other_images, "no object in 4 images"),
+     (of_crowds, "its annotations are all crowds in 4 images")],
+)  # fmt: skip
+def test_a_set_that_no_training_takes_fails(commands, change, flaw):
+    content = coco_content()
+    change(content)
+    write_coco(Path(), content)
+    code, _, (report,) = check(commands, "--coco-json", "set.json", "--images", "images")
+    assert code == 2
+    assert report["flaws"] == [f"{flaw}: there is nothing to train on"]
+    with pytest.raises(ValueError, match=r"crowds|annotation"):
+        commands.load(coco=True)
+
+
+def test_a_file_of_a_test_server_fails_as_a_training_set_only(commands):
+    content = coco_content()
+    del content["annotations"]
+    write_coco(Path(), content)
+    given = ("--coco-json", "set.json", "--images", "images")
+    code, printed, (report,) = check(commands, *given)
+    assert code == 0, printed
+    assert any("as of a test server" in note for note in report["notes"])
+    config = ("--config-file", get_config_file("Toy/faster_rcnn_superloss.yaml"), "--opts")
+    opts = commands.opts(coco=True)
+    code, printed, (report,) = check(commands, *config, *opts)
+    assert code == 2
+    assert report["flaws"] == ["dataset 'mine' of DATASETS.TRAIN has no annotations"]
+    opts += ["DATASETS.TRAIN", "()", "DATASETS.TEST", "('mine',)"]
+    assert check(commands, *config, *opts)[0] == 0
+
+
+def test_difficult_objects_alone_are_a_flaw_of_a_test_set(commands):
+    write_voc(Path("voc"), "<difficult>1</difficult>")
+    config = ("--config-file", get_config_file("Toy/faster_rcnn_superloss.yaml"), "--opts")
+    assert check(commands, *config, *commands.opts())[0] == 0
+    code, printed, _ = check(commands, *config, *commands.opts(), "DATASETS.TEST", "('mine',)")
+    assert code == 2
+    assert "of DATASETS.TEST has objects that are difficult or crowds only" in printed
+
+
+def test_flaws_are_listed_where_there_is_no_object(commands):
+    root = write_voc(Path("voc"))
+    for path in sorted((root / "Annotations").iterdir())[:3]:
+        path.write_text(path.read_text().replace("bndbox>", "box>"))
+    (root / "Annotations/d.xml").write_text("<annotation/>")
+    code, printed = commands.run("check_dataset.py", "--voc-root", "voc", "--split", "train")
+    assert code == 2
+    assert "voc/Annotations/a.xml: object 0 ('disc') has no <bndbox>" in printed
+    assert "(7) image set 'train' of voc has no object in its 4 files; <annotation><obj" in printed

@@ -207,10 +207,12 @@ class CocoFile:
                     f"{category!r:.200}"
                 )
             if plain in ids:
-                raise ValueError(f"{self.path}: two categories have the id {plain!r}")
+                raise ValueError(f"{self.path}: two categories have the id {plain!r:.80}")
             ids[plain] = category
         if len({type(i) for i in ids}) > 1:
-            raise ValueError(f"{self.path}: the ids of categories are numbers and names: {[*ids]}")
+            raise ValueError(
+                f"{self.path}: the ids of categories are numbers and names: {[*ids]!r:.200}"
+            )
         order = sorted(ids, key=lambda i: (str(type(i)), i))
         names = [ids[i]["name"] for i in order]
         try:
@@ -227,9 +229,9 @@ class CocoFile:
             if plain is None or not (isinstance(name, str) and name):
                 self._image_flaw(f"{where} needs an id and a file_name; got {image!r:.200}")
             elif plain in images:
-                self._image_flaw(f"{where}: two images have the id {plain!r}")
+                self._image_flaw(f"{where}: two images have the id {plain!r:.80}")
             else:
-                size = self._size(image, f"{where} ({name!r})")
+                size = self._size(image, f"{where} ({name!r:.200})")
                 rest = {k: v for k, v in image.items() if k not in ("height", "width")}
                 images[plain] = {**rest, "id": plain, **size}
         if len({type(i) for i in images}) > 1:
@@ -268,6 +270,7 @@ class CocoFile:
             if plain is not None:
                 kept[position] = plain
                 self._positions[plain["image_id"]].append(position)
+        self._flaws.check_boxes()
         if not kept and not self._flaws.found:
             self._flaws.note("no annotation of an image in the file, so the set has none", "")
         return kept
@@ -277,27 +280,29 @@ class CocoFile:
     ) -> dict[str, Any] | None:
         """An annotation in plain form; None for one that detectron2 does not train on."""
         image_id, number = annotation.get("image_id"), plain_id(annotation.get("id"))
-        where = f"{where} of image {image_id!r}"
+        where = f"{where} of image {image_id!r:.80}"
         if not isinstance(number, int):
-            raise ValueError(f"{where} needs an integer id; got {annotation.get('id')!r}")
+            raise ValueError(f"{where} needs an integer id; got {annotation.get('id')!r:.80}")
         if counts[number] > 1:
             raise ValueError(f"{where}: {counts[number]} annotations have the id {number}")
         image = self._images.get(plain_id(image_id))  # type: ignore[arg-type]
         if image is None:
-            listed = ", ".join(repr(i) for i in [*self._images][:3])
-            self._flaws.note(f"annotations of no image in the file (it has {listed}, ...)", where)
+            listed = [f"{i!r:.80}" for i in [*self._images][:3]] or ["no image"]
+            listed += ["..."] if len(self._images) > 3 else []
+            text = f"annotations of no image in the file (it has {', '.join(listed)})"
+            self._flaws.note(text, where)
             return None
         category_id = plain_id(annotation.get("category_id"))
         if category_id not in self.class_ids:
             raise ValueError(
-                f"{where}: there is no category {annotation.get('category_id')!r}; categories have "
-                f"the ids {[*self.class_ids]}"
+                f"{where}: there is no category {annotation.get('category_id')!r:.80}; categories "
+                f"have the ids {[*self.class_ids]!r:.200}"
             )
         if annotation.get("ignore", 0):
             raise ValueError(f"{where}: ignore is not supported; a region of many is iscrowd 1")
         box = box_of(annotation, image, where, self._flaws)
         crowd = is_crowd(annotation, where, self._flaws)
-        shape = segmentation_of(annotation.get("segmentation"), where, self._flaws)
+        shape = segmentation_of(annotation.get("segmentation"), image, where, self._flaws)
         if box is None or shape is None:
             return None
         ids = {"id": number, "image_id": image["id"], "category_id": category_id}
