@@ -21,7 +21,8 @@ from .average_precision import (
     check_choice,
     evaluate_detections,
 )
-from .files import load_ground_truth, to_voc_pixels
+from .detections import to_voc_pixels
+from .files import load_ground_truth
 from .results import ABSENT_CLASSES, VOCResult
 
 __all__ = ["VOCEvaluator"]
