@@ -150,6 +150,55 @@ def test_difficult_objects_alone_are_a_flaw_of_a_test_set(commands):
     assert "of DATASETS.TEST has objects that are difficult or crowds only" in printed
 
 
+def test_what_a_training_leaves_out_is_no_flaw(commands):
+    root = write_voc(Path("voc"))
+    path = root / "Annotations/b.xml"
+    path.write_text(path.read_text().replace("<xmin>4<", "<xmin>77<", 1))
+    path = root / "JPEGImages/d.jpg"
+    path.write_bytes(path.read_bytes()[:1200])
+    given = ("--voc-root", "voc", "--split", "train")
+    config = ("--config-file", get_config_file("Toy/faster_rcnn_superloss.yaml"), "--opts")
+    config += tuple(commands.opts())
+    keys = ("DATASETS.BAD_ANNOTATIONS", "skip", "DATALOADER.BROKEN_IMAGES", "skip")
+    commands.load(*keys)
+    for args, left_out in (
+        (given, 0),
+        (config, 0),
+        ((*given, "--bad-annotations", "skip"), 1),
+        ((*given, "--broken-images", "skip"), 1),
+        ((*config, *keys[:2]), 1),
+        ((*config, *keys), 2),
+        ((*given, "--bad-annotations", "skip", "--broken-images", "skip"), 2),
+    ):
+        code, printed, (report,) = check(commands, *args)
+        assert (code == 0, len(report["left_out"]), len(report["flaws"])) == (
+            left_out == 2,
+            left_out,
+            2 - left_out,
+        ), printed
+        assert (f"\n{left_out} left out:\n  (1)" in printed) == (left_out > 0)
+    box, image = report["left_out"]
+    assert "b.xml: object 0 ('block') needs xmin <= xmax" in box
+    assert "image 'd', voc/JPEGImages/d.jpg: image file is truncated" in image
+
+
+def test_a_set_of_which_nothing_is_left_fails(commands):
+    root = write_voc(Path("voc"))
+    skip = ("--bad-annotations", "skip", "--broken-images", "skip")
+    for path in (root / "JPEGImages").iterdir():
+        path.write_bytes(b"x")
+    code, _, (report,) = check(commands, "--voc-root", "voc", "--split", "train", *skip)
+    assert (code, report["flaws"]) == (2, ["none of the 4 images can be read"])
+    content = coco_content()
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [100, 1, 5, 5]
+    write_coco(Path(), content)
+    code, _, (report,) = check(commands, "--coco-json", "set.json", "--images", "images", *skip)
+    assert code == 2
+    assert report["flaws"] == ["no object in 4 images: there is nothing to train on"]
+    assert len(report["left_out"]) == 8
+
+
 def test_flaws_are_listed_where_there_is_no_object(commands):
     root = write_voc(Path("voc"))
     for path in sorted((root / "Annotations").iterdir())[:3]:
