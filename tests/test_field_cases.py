@@ -31,6 +31,7 @@ from helpers.field_cases import (
 from sl_detectron import SuperLossTrainer
 from sl_detectron.audit.correct import apply_decisions
 from sl_detectron.audit.decisions import Decision, Decisions
+from sl_detectron.data.annotation_ids import dataset_source
 from sl_detectron.data.datasets import (
     check_test_classes,
     load_dataset,
@@ -460,6 +461,52 @@ def test_coco_flaws_are_left_out_on_demand(commands, caplog):
     assert len(noisy) == len(content["annotations"])
 
 
+@pytest.mark.parametrize("where", ["images", ".", "elsewhere"])
+def test_noise_reads_sizes_that_the_json_lacks(commands, caplog, where):
+    """A box that training finds outside of its image, as only the image file can say."""
+    content = drop("images", "height", "width")(coco_content())
+    write_coco(Path(), of_second(bbox=[100, 1, 9, 9])(content))
+    for path in Path("images").iterdir() if where == "." else ():
+        path.rename(path.name)
+    if where == "elsewhere":
+        Path("images").rename(where)
+    outside = r"annotations\[1\] of image 1: its box is outside of its image of 96 x 64"
+    jitter = ("--box-jitter", "0.5")
+    if where == "elsewhere":
+        code, printed = commands.inject(coco=True)
+        assert code == 0
+        assert re.search(
+            r"without height and width, and not beside .*--images.*: 4 \(the", caplog.text
+        )
+        Path("noisy").rename("unseen")
+        jitter += ("--images", where)
+    code, printed = commands.inject(*jitter, coco=True)
+    assert code == 2
+    assert re.search(outside, printed.strip().splitlines()[-1])
+    code, printed = commands.inject(*jitter, "--bad-annotations", "skip", coco=True)
+    assert code == 0, printed
+    assert "1 box left out" in caplog.text
+    boxes = [a["bbox"] for a in json.loads(Path("noisy/set.json").read_text())["annotations"]]
+    assert boxes[1] == [100, 1, 9, 9]
+    assert boxes != [a["bbox"] for a in content["annotations"]]
+
+
+def test_corrections_read_sizes_that_the_json_lacks(commands):
+    """An annotation keeps its number where one before it was left out for the image's size."""
+    content = drop("images", "height", "width")(coco_content())
+    content["annotations"][2]["bbox"] = [100, 1, 9, 9]
+    write_coco(Path(), content)
+    Path("images").rename("elsewhere")
+    register_coco_instances("sizeless", {}, "set.json", "elsewhere")
+    given, box = OBJECTS["b"][1]
+    wrong = Decision("sizeless", 2, 0, tuple(box), given, "wrong", "disc")
+    decisions = Decisions(tuple(CLASSES), {"sizeless": dataset_source("sizeless")}, (wrong,))
+    apply_decisions(decisions, "fixed")
+    fixed = json.loads(Path("fixed/sizeless/set.json").read_text())["annotations"]
+    assert fixed[3] == {**content["annotations"][3], "category_id": 1}
+    assert fixed[:3] + fixed[4:] == content["annotations"][:3] + content["annotations"][4:]
+
+
 def test_annotations_of_no_image_are_counted(commands, caplog):
     content = coco_content()
     content["annotations"][0]["image_id"] = 77
@@ -553,6 +600,28 @@ def test_images_fail_alike_wherever_they_are_read(commands, caplog, change, mess
     code, printed = commands.visualize(*skip)
     assert code == 0
     assert "3 of 4 images of mine drawn" in printed
+
+
+def test_turned_images_are_counted(commands, caplog):
+    write_voc(Path("voc"))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for name in "bd":
+        pixels(1).save(f"voc/JPEGImages/{name}.jpg", exif=exif)
+    counted = "dataset 'mine': images that their EXIF orientation turns, so boxes must be those of "
+    counted += "the turned image: 2 (the first: voc/JPEGImages/b.jpg, orientation 3)"
+    commands.load()
+    assert caplog.text.count("EXIF orientation") == caplog.text.count(counted) == 1
+    caplog.clear()
+    assert commands.visualize()[0] == 0
+    assert caplog.text.count("EXIF orientation") == caplog.text.count(counted) == 1
+    caplog.clear()
+    cfg = get_config("Toy/faster_rcnn_superloss.yaml")
+    cfg.merge_from_list(commands.opts())
+    commands.forget()
+    register_custom_datasets(cfg.DATASETS)
+    assert len([*build_test_loader(cfg, "mine")]) == len(IMAGES)
+    assert caplog.text.count("EXIF orientation") == caplog.text.count(counted) == 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -31,7 +31,7 @@ from ..data.datasets import check_classes, load_dataset
 from ..data.formats.annotations import Record
 from ..data.formats.flaws import check_bad_annotations
 from ..data.formats.manifest import changes_from_manifest, read_manifest
-from ..data.images import CheckedImages
+from ..data.images import CheckedImages, warn_of_turned
 from ..data.train_loader import TrainLoader, check_loading
 from .config import check_label_noise, noises_from_config, train_classes
 from .injection import apply_changes, inject
@@ -75,6 +75,8 @@ def build_noisy_train_loader(
     if mapper is None or type(mapper) is DatasetMapper:
         mapper = AnnotationIdMapper(CheckedImages(mapper or DatasetMapper(cfg, True)))
     sets = noisy_dataset_dicts(cfg)
+    for name, of_set in sets.items():
+        warn_of_turned(of_set, f"dataset {name!r}")
     records = [record for name in train_sets(cfg) for record in sets[name]]
     loader = TrainLoader(
         records,
