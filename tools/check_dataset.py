@@ -3,8 +3,8 @@
 
 Counts per class, sizes, boxes outside, duplicates, crowds, images without objects, images that are
 turned, cut off or of more than 8 bits a channel; up to 20 flaws with their number. The exit code is
-2 where there are any. A training refuses the same flaws, or leaves them out:
-DATASETS.BAD_ANNOTATIONS, DATALOADER.BROKEN_IMAGES.
+2 where there are any. A training refuses the same flaws. What DATASETS.BAD_ANNOTATIONS skip and
+DATALOADER.BROKEN_IMAGES skip leave out is listed apart and is no flaw.
 
 Examples:
   All sets of a config:
@@ -21,6 +21,8 @@ from collections.abc import Sequence
 
 from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.commands.check import run_check
+from sl_detectron.data.formats.flaws import BAD_ANNOTATIONS
+from sl_detectron.data.images import BROKEN_IMAGES
 
 
 def main(args: argparse.Namespace) -> None:
@@ -39,6 +41,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--split", default="trainval", help="VOC image set; default trainval")
     parser.add_argument("--classes", default="", help="a,b,c: class list; default what is there")
     parser.add_argument("--images", metavar="DIR", help="images of --coco-json")
+    for option, default in (
+        ("--bad-annotations", BAD_ANNOTATIONS),
+        ("--broken-images", BROKEN_IMAGES),
+    ):
+        text = "what a training does with such; default error; of --config-file the config says it"
+        parser.add_argument(option, choices=default, default="error", help=text)
     parser.add_argument("--no-decode", action="store_true", help="read headers of images only")
     parser.add_argument("--output", metavar="FILE", help="json file to write as well")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config options")

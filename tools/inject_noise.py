@@ -49,7 +49,7 @@ def inject(args: argparse.Namespace) -> None:
         print(f"warning: {rates} are all 0: this copy has no noise", file=sys.stderr)
     cfg = noise_config(args)
     if args.coco_json:
-        coco = CocoFile(args.coco_json, bad_annotations=args.bad_annotations)
+        coco = CocoFile(args.coco_json, args.images, bad_annotations=args.bad_annotations)
         classes = coco.class_names
         name = args.dataset_name or coco.path.stem
         noises = noises_from_config(cfg, classes)
@@ -115,6 +115,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument("--voc-root", help="VOC devkit folder, e.g. VOCdevkit/VOC2007")
     source.add_argument("--coco-json", help="COCO annotation file")
     source.add_argument("--restore", help="folder that this tool wrote")
+    parser.add_argument(
+        "--images",
+        metavar="DIR",
+        help="images of --coco-json, read where it has no height and width; default beside it",
+    )
     parser.add_argument(
         "--output", help="new folder; --restore without it puts the clean set in the copy's place"
     )

@@ -2,8 +2,9 @@
 
 from .label_correction import LabelCorrection
 from .launch import launch_job
+from .rounds import train_net
 from .setup import setup_cfg
-from .trainer import SuperLossTrainer, train_net
+from .trainer import SuperLossTrainer
 
 __all__ = [
     "LabelCorrection",

@@ -22,7 +22,8 @@ from .finite import trainer_class
 from .hooks import LogTau, TrackAnnotations, WarnOfUnusedTerms, build_annotation_tracker
 from .label_correction import LabelCorrection
 from .launch import setup_job
-from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state, resume_or_load
+from .resume import ResumeState, SaveAndStop, StopOnSignal, resume_or_load
+from .rng import keep_rng_state
 from .trainer import distribute
 
 __all__ = ["setup_lazy_cfg", "train_lazy_net"]

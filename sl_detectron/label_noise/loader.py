@@ -30,7 +30,7 @@ from ..data.datasets import check_classes, load_dataset
 from ..data.formats.annotations import Record
 from ..data.formats.flaws import check_bad_annotations
 from ..data.formats.manifest import changes_from_manifest, read_manifest
-from ..data.images import CheckedImages
+from ..data.images import CheckedImages, warn_of_turned
 from ..data.train_loader import TrainLoader, check_loading
 from .config import check_label_noise, noises_from_config, shared_classes, train_classes
 from .injection import apply_changes, inject
@@ -98,6 +98,8 @@ def build_noisy_train_loader(
     """
     if type(mapper) is DatasetMapper:
         mapper = AnnotationIdMapper(CheckedImages(mapper))
+    for name, of_set in sets.items():
+        warn_of_turned(of_set, f"dataset {name!r}")
     if records is None:
         records = [record for of_set in sets.values() for record in of_set]
     loader = TrainLoader(

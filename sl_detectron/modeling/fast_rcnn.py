@@ -133,7 +133,7 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
     def get_fed_loss_classes(self, *args: Any, **kwargs: Any) -> Tensor:
         """As the base class; the classes are noted, since a second draw would be of others."""
         classes: Tensor = super().get_fed_loss_classes(*args, **kwargs)
-        if self.superloss_cls is not None:
+        if self.superloss_cls is not None or self.class_targets is not None:
             self._federated_classes = classes
         return classes
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .flaws import Flaws, box_flaw
+from .flaws import Flaws
 
 __all__ = ["Id", "box_of", "is_crowd", "is_number", "plain_id", "segmentation_of"]
 
@@ -37,6 +37,44 @@ def _is_polygon(value: Any) -> bool:
     return isinstance(value, list) and all(map(is_number, value))
 
 
+def _is_rle(given: Mapping[str, Any], image: Mapping[str, Any]) -> bool:
+    """Whether the runs of a mask fill the image; pycocotools writes beyond its mask otherwise."""
+    size, counts = given["size"], given["counts"]
+    if not isinstance(size, list) or [type(x) for x in size] != [int, int] or min(size) < 1:
+        return False
+    if "width" in image and size != [image["height"], image["width"]]:
+        return False
+    runs = _runs(counts) if isinstance(counts, str) else counts
+    if not isinstance(runs, list) or not all(type(x) is int and x >= 0 for x in runs):
+        return False
+    return sum(runs) == size[0] * size[1]
+
+
+def _runs(text: str) -> list[int] | None:
+    """The run lengths of a compressed RLE, as ``rleFrString`` of pycocotools; None if malformed.
+
+    Example:
+        >>> _runs("52203"), _runs("5{")
+        ([5, 2, 2, 2, 5], None)
+    """
+    runs: list[int] = []
+    value, shift = 0, 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue  # more of this number follows
+        if bits & 16:
+            value -= 1 << shift
+        # From the third on differences to the last run of the same value.
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value, shift = 0, 0
+    return None if shift else runs
+
+
 def box_of(
     annotation: Mapping[str, Any], image: Mapping[str, Any], where: str, flaws: Flaws
 ) -> list[float] | None:
@@ -50,11 +88,8 @@ def box_of(
         flaws.note("boxes without area are left out", f"{where}, {box}")
         return None
     size = (image["width"], image["height"]) if "width" in image else None
-    wrong, odd = box_flaw(box, [x, y, x + width, y + height], size)
-    if wrong:
-        raise ValueError(f"{where}: its box {wrong}; got [x, y, width, height] {box}")
-    if odd:
-        flaws.note(odd, f"{where}, [x, y, width, height] {box}")
+    shown = f"[x, y, width, height] {box}"
+    flaws.check_box(where, shown, box, [x, y, x + width, y + height], size)
     return box
 
 
@@ -68,12 +103,15 @@ def is_crowd(annotation: Mapping[str, Any], where: str, flaws: Flaws) -> int:
     return crowd
 
 
-def segmentation_of(given: Any, where: str, flaws: Flaws) -> Any:
+def segmentation_of(given: Any, image: Mapping[str, Any], where: str, flaws: Flaws) -> Any:
     """What detectron2 takes; [] where nothing is given, None where it leaves the object out."""
     if not given:
         return [] if given is None else given
     if isinstance(given, dict) and {"counts", "size"} <= given.keys():
-        return given
+        if _is_rle(given, image):
+            return given
+        flaws.note("segmentations that are no RLE of the size of their image are left out", where)
+        return []
     if not isinstance(given, list) or not all(map(_is_polygon, given)):
         flaws.note("segmentations that are neither polygons nor RLE are left out", where)
         return []

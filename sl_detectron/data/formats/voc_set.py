@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from detectron2.utils.logger import log_first_n
 
 from ..images import READ_ERRORS, ImageFinder, image_header, is_image_name
-from .flaws import MAX_LISTED, Flaws, box_flaw
+from .flaws import MAX_LISTED, Flaws
 from .voc_xml import CORNERS, VOCAnnotation, class_ids_of, parse_voc_xml, zero_based
 
 __all__ = ["OTHER_CLASSES", "check_other_classes", "read_image_set", "read_voc_annotations"]
@@ -65,6 +65,7 @@ def read_voc_annotations(
             if obj.name not in known:
                 others.setdefault(obj.name, []).append(annotation.path)
         annotations[image_id] = _without_flaws(annotation, known, found)
+    found.check_boxes()
     _judge_classes(annotations, others, class_names, other_classes, found)
     if flaws is None:
         found.settle()
@@ -107,15 +108,15 @@ def _without_flaws(annotation: VOCAnnotation, known: Container[str], flaws: Flaw
     objects, positions = [], []
     for obj, position in zip(annotation.objects, annotation.positions):
         where = f"{annotation.path}: object {position} ({obj.name!r})"
-        wrong, odd = box_flaw(obj.box, zero_based(obj.box), annotation.size)
         given = ", ".join(f"{key}={x:g}" for key, x in zip(CORNERS, obj.box))
-        if wrong:
-            flaws.add("box", ValueError(f"{where}: its box {wrong}; got {given}"))
-        elif obj.name in known:
+        try:
+            flaws.check_box(where, given, obj.box, zero_based(obj.box), annotation.size)
+        except ValueError as error:
+            flaws.add("box", error)
+            continue
+        if obj.name in known:
             objects.append(obj)
             positions.append(position)
-            if odd:
-                flaws.note(odd, f"{where}, {given}")
     return annotation._replace(objects=objects, positions=positions)
 
 

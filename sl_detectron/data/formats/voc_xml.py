@@ -161,6 +161,11 @@ def _parse_object(obj: ET.Element, where: str, flaws: Flaws) -> VOCObject:
     corners = obj.find("bndbox")
     if corners is None:
         raise ValueError(f"{where} has no <bndbox>")
+    for parent, keys in ((obj, ("name", "bndbox")), (corners, CORNERS)):
+        for key in keys:
+            number = len(parent.findall(key))
+            if number > 1:
+                flaws.note(f"objects with {number} <{key}>, of which the first is read", where)
     texts = {key: corners.findtext(key) for key in CORNERS}
     try:
         xmin, ymin, xmax, ymax = (float(text or "") for text in texts.values())
