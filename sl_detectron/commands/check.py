@@ -21,7 +21,7 @@ from ..data.datasets import (
     register_custom_datasets,
 )
 from ..data.formats.flaws import Flaws
-from ..data.formats.voc_set import read_image_set
+from ..data.formats.image_set import read_image_set
 from ..data.formats.voc_xml import parse_voc_xml
 from ..data.images import READ_ERRORS, BrokenImage, check_image, image_header, read_image
 from ..data.voc import register_voc_dataset

@@ -270,7 +270,7 @@ def _load_coco(name: str, flaws: Flaws) -> list[Record]:
             f"{file.path} by ascending category id {file.class_names}; leave thing_classes to the "
             "loader, or correct the file"
         )
-    if not file.has_annotations or file.is_plain():
+    if file.is_plain():
         return _load_stock(file.path, name)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, file.path.name)

@@ -8,6 +8,7 @@ audits and pictures.
 import logging
 import os
 import struct
+import unicodedata
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -67,7 +68,7 @@ class ImageHeader(NamedTuple):
     @property
     def is_turned(self) -> bool:
         """Whether detectron2 turns or mirrors what is stored."""
-        return self.orientation not in (0, 1)
+        return self.orientation > 1
 
 
 def image_header(path: str | os.PathLike) -> ImageHeader:
@@ -78,18 +79,20 @@ def image_header(path: str | os.PathLike) -> ImageHeader:
     """
     with PathManager.open(os.fspath(path), "rb") as file:
         image = Image.open(file)
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        given = image.getexif().get(_ORIENTATION)
+        # It may be any type; what detectron2 does not know turns nothing.
+        orientation = next((known for known in range(2, 9) if known == given), 1)
         width, height = image.size
         mode = image.mode
     turned = (height, width) if orientation in _TURNED else (width, height)
-    return ImageHeader(*turned, (width, height), int(orientation), mode)
+    return ImageHeader(*turned, (width, height), orientation, mode)
 
 
 class ImageFinder:
-    """The image files of a folder by image id, whatever their suffix.
+    """The files of a folder by image id, whatever their suffix.
 
     Args:
-        folder: JPEGImages/ of a VOC set
+        folder: JPEGImages/ of a VOC set, or Annotations/
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -107,22 +110,31 @@ class ImageFinder:
             if os.path.isfile(stem + suffix):
                 return stem + suffix
         parent, name = os.path.split(stem)
-        files = self._listing(parent).get(name.casefold(), [])
+        files = self.alike(image_id)
         same = [file for file in files if os.path.splitext(file)[0] == name]
         readable = [file for file in same if is_image_name(file)]
         if readable:
             return os.path.join(parent, min(readable))
         tried = f"no {stem}.jpg, nor one with another suffix that Pillow opens, in either case"
-        found = f"; the folder has {', '.join(map(repr, files))}" if files else ""
+        found = f"; the folder has {', '.join(map(ascii, files))}" if files else ""
         raise FileNotFoundError(f"image {image_id!r} has an annotation but {tried}{found}")
+
+    def alike(self, image_id: str) -> list[str]:
+        """Files of this stem, in any case, Unicode form and suffix."""
+        parent, name = os.path.split(os.path.join(self.folder, image_id))
+        return self._listing(parent).get(_plain(name), [])
 
     def _listing(self, folder: str) -> dict[str, list[str]]:
         if folder not in self._files:
             by_stem: dict[str, list[str]] = {}
             self._files[folder] = by_stem
             for file in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
-                by_stem.setdefault(os.path.splitext(file)[0].casefold(), []).append(file)
+                by_stem.setdefault(_plain(os.path.splitext(file)[0]), []).append(file)
         return self._files[folder]
+
+
+def _plain(stem: str) -> str:
+    return unicodedata.normalize("NFC", stem).casefold()
 
 
 def is_image_name(name: str) -> bool:
