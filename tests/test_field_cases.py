@@ -488,6 +488,15 @@ BAD_COCO = {
         lambda content: content["categories"][1].update(name=" ") or content,
         r"categories\[1\] needs an id and a name",
     ),
+    "category of no letter": (
+        lambda content: content["categories"][1].update(name="\ud800") or content,
+        r"categories\[1\] needs an id and a name",
+    ),
+    "image of no letter": (
+        lambda content: content["images"][1].update(file_name="\udc80.jpg") or content,
+        r"images\[1\] needs an id and a file_name",
+    ),
+    "box of 10^400": (of_second(bbox=[10**400, 1, 5, 5]), "needs a bbox of four numbers"),
     "box of words": (of_second(bbox=["1", "2", "3", "4"]), "needs a bbox of four numbers"),
     "box of names": (of_second(bbox={"x": 1, "y": 2, "w": 3, "h": 4}), "a bbox of four numbers"),
     "box of nan": (of_second(bbox=[float("nan"), 1, 5, 5]), "a bbox of four numbers"),
@@ -655,6 +664,20 @@ def test_coco_flaws_are_left_out_on_demand(commands, caplog):
     assert len(noisy) == len(content["annotations"])
 
 
+def test_options_of_noise_that_do_not_fit_are_refused(commands):
+    write_voc(Path("voc"))
+    write_coco(Path())
+    for args, coco, message in (
+        (("--images", "nowhere"), True, "--images nowhere is not a folder"),
+        (("--images", "images"), False, "--images is of --coco-json"),
+        (("--split", "val"), True, "--classes and --split are of --voc-root"),
+    ):
+        code, printed = commands.inject(*args, coco=coco)
+        assert code == 2
+        assert message in printed.strip().splitlines()[-1]
+        assert not Path("noisy").exists()
+
+
 @pytest.mark.parametrize("where", ["images", ".", "elsewhere"])
 def test_noise_reads_sizes_that_the_json_lacks(commands, caplog, where):
     """A box that training finds outside of its image, as only the image file can say."""
@@ -722,7 +745,8 @@ def test_a_box_below_one_pixel_is_counted(commands, caplog, box):
 
 def test_long_ids_and_empty_lists_in_messages(commands, caplog):
     content = coco_content()
-    content["annotations"][0]["image_id"] = "1" * 5000
+    content["annotations"][0]["image_id"] = 10**400
+    content["annotations"][2]["image_id"] = "1" * 5000
     content["annotations"][1]["category_id"] = "x" * 5000
     write_coco(Path(), content)
     code, printed = commands.inject(coco=True)

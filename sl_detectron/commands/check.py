@@ -26,6 +26,7 @@ from ..data.formats.voc_xml import parse_voc_xml
 from ..data.images import READ_ERRORS, BrokenImage, check_image, image_header, read_image
 from ..data.voc import register_voc_dataset
 from ..engine.setup import merge_cfg
+from ..evaluation.results import check_report_path
 from ..files import write_json
 from ..model_zoo import find_config
 from .set_report import SetReport, count_annotations, repeats
@@ -44,7 +45,11 @@ def run_check(args: argparse.Namespace) -> tuple[str, int]:
     Raises:
         ValueError, OSError: there is no such set, or its files cannot be read at all
     """
+    if args.output:
+        check_report_path(args.output)
     names, cfg = _register(args)
+    if not names:
+        raise ValueError(f"{args.config_file} names no set in DATASETS.TRAIN and DATASETS.TEST")
     skips = (args.bad_annotations == "skip", args.broken_images == "skip")
     if cfg is not None:
         skips = (cfg.DATASETS.BAD_ANNOTATIONS == "skip", cfg.DATALOADER.BROKEN_IMAGES == "skip")
@@ -57,6 +62,7 @@ def run_check(args: argparse.Namespace) -> tuple[str, int]:
     lines = [report.text() for report in reports]
     lines += _shared_images(digests)
     if args.output:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(args.output), [asdict(report) for report in reports], indent=1)
     return "\n\n".join(lines), sum(len(report.flaws) for report in reports)
 

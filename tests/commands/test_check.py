@@ -199,6 +199,30 @@ def test_a_set_of_which_nothing_is_left_fails(commands):
     assert len(report["left_out"]) == 8
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--coco-json", "set.json", "--images", "images", "--classes", "a"), "are of --voc-root"),
+        (("--voc-root", "voc", "--images", "images"), "--images is of --coco-json"),
+        (("--config-file", "Toy/retinanet.yaml", "--bad-annotations", "skip"), "after --opts"),
+        (
+            ("--config-file", "Toy/retinanet.yaml", "--opts", "DATASETS.TRAIN", "()",
+             "DATASETS.TEST", "()"),
+            "Toy/retinanet.yaml names no set in DATASETS.TRAIN and DATASETS.TEST",
+        ),
+        (("--voc-root", "voc", "--split", "train", "--output", "images"), "images is a folder"),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_fit_are_refused(commands, args, message):
+    write_voc(Path("voc"))
+    write_coco(Path())
+    before = {*Path().rglob("*")}
+    code, printed = commands.run("check_dataset.py", *args)
+    assert code == 2
+    assert message in printed.strip().splitlines()[-1]
+    assert {*Path().rglob("*")} == before
+
+
 def test_flaws_are_listed_where_there_is_no_object(commands):
     root = write_voc(Path("voc"))
     for path in sorted((root / "Annotations").iterdir())[:3]:

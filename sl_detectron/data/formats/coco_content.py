@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..images import READ_ERRORS, image_header
-from .coco_fields import Id, plain_id
+from .coco_fields import Id, is_text, plain_id
 from .flaws import Flaws, whole_number
 from .voc_xml import class_ids_of, look_alikes
 
@@ -75,8 +75,8 @@ def read_categories(
     ids: dict[Id, Any] = {}
     for i, category in enumerate(categories):
         plain = plain_id(category.get("id"))
-        name = category.get("name")
-        if plain is None or not isinstance(name, str) or (name and not name.strip()):
+        # An empty name is refused with the others, below.
+        if plain is None or not (category.get("name") == "" or is_text(category.get("name"))):
             raise ValueError(
                 f"{path} is not a COCO json: categories[{i}] needs an id and a name; got "
                 f"{category!r:.200}"
@@ -118,7 +118,7 @@ def read_images(
     for i, image in enumerate(entries):
         where = f"{path}: images[{i}]"
         plain, name = plain_id(image.get("id")), image.get("file_name")
-        if plain is None or not (isinstance(name, str) and name):
+        if plain is None or not is_text(name):
             error = f"{where} needs an id and a file_name; got {image!r:.200}"
             flaws.add("image", ValueError(error))
         elif plain in images:

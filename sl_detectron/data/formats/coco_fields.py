@@ -6,7 +6,7 @@ from typing import Any
 
 from .flaws import Flaws
 
-__all__ = ["Id", "box_of", "is_crowd", "is_number", "plain_id", "segmentation_of"]
+__all__ = ["Id", "box_of", "is_crowd", "is_number", "is_text", "plain_id", "segmentation_of"]
 
 Id = int | str
 # Above it an int is no float.
@@ -28,6 +28,18 @@ def plain_id(value: Any) -> Id | None:
     if isinstance(value, int):
         return value
     return int(value) if isinstance(value, float) and value.is_integer() else None
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a name that can be written to a file.
+
+    Example:
+        >>> [is_text(x) for x in ("disc", " ", "", 7, chr(0xD800))]
+        [True, False, False, False, False]
+    """
+    if not isinstance(value, str) or not value.strip():
+        return False
+    return value.encode(errors="ignore").decode() == value
 
 
 def is_number(value: Any) -> bool:
