@@ -664,6 +664,28 @@ def test_coco_flaws_are_left_out_on_demand(commands, caplog):
     assert len(noisy) == len(content["annotations"])
 
 
+def test_noise_in_memory_is_not_put_on_a_noisy_copy(commands):
+    write_voc(Path("voc"))
+    write_coco(Path())
+    for coco in (False, True):
+        out = f"noisy_{coco}"
+        assert commands.inject("--dataset-name", "mine", coco=coco, out=out)[0] == 0
+        entry = {"NAME": "mine", "JSON_FILE": f"{out}/set.json", "IMAGE_ROOT": "images"}
+        copy = ["DATASETS.CUSTOM_COCO", str([entry])] if coco else []
+        rate = ("DATASETS.LABEL_NOISE.RATE", "0.5")
+        with pytest.raises(ValueError, match=f"'mine' is a noisy copy already, by {out}/noise"):
+            commands.load(*copy, *rate, coco=coco, root=out)
+        commands.load(*copy, coco=coco, root=out)
+        commands.load(*rate, coco=coco)
+
+
+def test_a_manifest_without_changes_is_told(commands, caplog):
+    write_voc(Path("voc"))
+    Path("manifest.jsonl").write_text("")
+    commands.load("DATASETS.LABEL_NOISE.MANIFEST", "manifest.jsonl")
+    assert "manifest.jsonl holds no change: the labels are those of the files" in caplog.text
+
+
 def test_options_of_noise_that_do_not_fit_are_refused(commands):
     write_voc(Path("voc"))
     write_coco(Path())

@@ -1,4 +1,4 @@
-"""Image files: found by id, their size as detectron2 reads it, and those that it cannot read right.
+"""Image files: their size as detectron2 reads it, and those that it cannot read right.
 
 detectron2 turns an image as its EXIF orientation says, and takes every mode that Pillow opens for
 8 bits a channel. Here an image is checked before that, wherever one is read: in training, tests,
@@ -8,11 +8,9 @@ audits and pictures.
 import logging
 import os
 import struct
-import unicodedata
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +26,6 @@ __all__ = [
     "READ_ERRORS",
     "BrokenImage",
     "CheckedImages",
-    "ImageFinder",
     "broken_image",
     "check_image",
     "image_header",
@@ -39,8 +36,6 @@ __all__ = [
 
 # What an image does that cannot be read.
 BROKEN_IMAGES = ("error", "skip")
-# Tried first, in this order; then any other that Pillow opens.
-_SUFFIXES = (".jpg", ".jpeg", ".JPG", ".JPEG", ".png")
 _ORIENTATION = 0x0112  # the tag of EXIF
 _TURNED = (5, 6, 7, 8)  # values that exchange width and height
 
@@ -88,61 +83,6 @@ def image_header(path: str | os.PathLike) -> ImageHeader:
     return ImageHeader(*turned, (width, height), orientation, mode)
 
 
-class ImageFinder:
-    """The files of a folder by image id, whatever their suffix.
-
-    Args:
-        folder: JPEGImages/ of a VOC set, or Annotations/
-    """
-
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = os.fspath(folder)
-        self._files: dict[str, dict[str, list[str]]] = {}
-
-    def find(self, image_id: str) -> str:
-        """The file with this stem, in any suffix that Pillow opens.
-
-        Raises:
-            FileNotFoundError: there is none; lists what has that stem
-        """
-        stem = os.path.join(self.folder, image_id)
-        for suffix in _SUFFIXES:
-            if os.path.isfile(stem + suffix):
-                return stem + suffix
-        parent, name = os.path.split(stem)
-        files = self.alike(image_id)
-        same = [file for file in files if os.path.splitext(file)[0] == name]
-        readable = [file for file in same if is_image_name(file)]
-        if readable:
-            return os.path.join(parent, min(readable))
-        tried = f"no {stem}.jpg, nor one with another suffix that Pillow opens, in either case"
-        found = f"; the folder has {', '.join(map(ascii, files))}" if files else ""
-        raise FileNotFoundError(f"image {image_id!r} has an annotation but {tried}{found}")
-
-    def alike(self, image_id: str) -> list[str]:
-        """Files of this stem, in any case, Unicode form and suffix."""
-        parent, name = os.path.split(os.path.join(self.folder, image_id))
-        return self._listing(parent).get(_plain(name), [])
-
-    def _listing(self, folder: str) -> dict[str, list[str]]:
-        if folder not in self._files:
-            by_stem: dict[str, list[str]] = {}
-            self._files[folder] = by_stem
-            for file in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
-                by_stem.setdefault(_plain(os.path.splitext(file)[0]), []).append(file)
-        return self._files[folder]
-
-
-def _plain(stem: str) -> str:
-    return unicodedata.normalize("NFC", stem).casefold()
-
-
-def is_image_name(name: str) -> bool:
-    """Whether Pillow opens files of this suffix, in either case."""
-    known = Image.registered_extensions()
-    return known.get(PurePath(name).suffix.lower()) in Image.OPEN
-
-
 def check_image(record: Mapping[str, Any]) -> None:
     """Refuse an image that detectron2 would read as something else than its annotation is of.
 
@@ -152,6 +92,8 @@ def check_image(record: Mapping[str, Any]) -> None:
     Raises:
         BrokenImage: it is missing or no image, has other channels than of 8 bits, or another size
     """
+    if not isinstance(record.get("file_name"), str | os.PathLike):
+        raise broken_image(record, "it has no file_name")
     try:
         header = image_header(record["file_name"])
     except READ_ERRORS as error:
@@ -173,7 +115,7 @@ def warn_of_turned(records: Sequence[Mapping[str, Any]], where: str) -> None:
         return
     turned = []
     for record in records:
-        with suppress(KeyError, *READ_ERRORS):
+        with suppress(KeyError, TypeError, *READ_ERRORS):
             if "://" in os.fspath(record["file_name"]):
                 continue
             header = image_header(record["file_name"])

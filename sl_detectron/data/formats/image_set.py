@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 
 from detectron2.utils.logger import log_first_n
 
-from ..images import is_image_name
+from ..image_finder import is_image_name
 from .flaws import MAX_LISTED
 
 __all__ = ["read_image_set"]

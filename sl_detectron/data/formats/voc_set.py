@@ -5,7 +5,8 @@ import os
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
-from ..images import READ_ERRORS, ImageFinder, image_header
+from ..image_finder import ImageFinder
+from ..images import READ_ERRORS, image_header
 from .flaws import Flaws
 from .image_set import read_image_set
 from .voc_xml import CORNERS, VOCAnnotation, class_ids_of, look_alikes, parse_voc_xml, zero_based
