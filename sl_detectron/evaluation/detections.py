@@ -174,12 +174,12 @@ def _load_json(
     images, classes, scores, boxes = _columns(rows)
     last = len(class_names) - 1
     for wrong, what in (
-        ((classes < 0) | (classes > last), f"category_id, the place of the class, is in 0..{last}"),
+        ((classes < 0) | (classes > last), "category_id {} is not in 0..{}, places of classes"),
         (~np.isfinite(scores + boxes.sum(axis=1)), "score and bbox must be finite"),
         ((boxes[:, 2:] < 0).any(axis=1), "width and height must not be negative"),
     ):
         for i in np.flatnonzero(wrong)[:1]:
-            raise ValueError(f"{path}[{i}]: {what}; got {entries[i]}")
+            raise ValueError(f"{path}[{i}]: {what.format(classes[i], last)}; got {entries[i]}")
     if len(classes) and classes.min() > 0:
         text = f"no detection has the category_id 0, {class_names[0]!r}; it is the 0-based index "
         flaws.note(text + "into the class list", "")
