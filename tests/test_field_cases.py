@@ -1,7 +1,10 @@
 """Sets as other people have them: every command takes one in the same way, or refuses it alike."""
 
+import codecs
+import gzip
 import json
 import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +103,28 @@ def in_b(*pairs):
     return lambda root: edit(root / "Annotations/b.xml", *pairs)
 
 
+def of_bytes(change):
+    path = Path("Annotations/b.xml")
+    return lambda root: (root / path).write_bytes(change((root / path).read_text()))
+
+
+def latin_1(text):
+    return text.replace("<size>", "<folder>caf\u00e9</folder><size>").encode("latin-1")
+
+
+def exif_of_words(root):
+    """An orientation that is no number, in the one entry of a TIFF header."""
+    entry = struct.pack("<HHI4sI", 0x0112, 2, 2, b"x", 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry
+    pixels(1).save(root / "JPEGImages/b.jpg", exif=exif)
+
+
+def into_devkit(root):
+    root.rename("inner")
+    root.mkdir()
+    Path("inner").rename(root / "VOC2007")
+
+
 GOOD_VOC = {
     "plain": (lambda root: None, ""),
     "difficult Unspecified": (difficult("Unspecified"), "'Unspecified' is read as 0: 8"),
@@ -120,6 +145,22 @@ GOOD_VOC = {
     ),
     "two names": (in_b(("<bndbox>", "<name>disc</name><bndbox>")), "with 2 <name>.*: 2"),
     "two corners": (in_b(("</bndbox>", "<xmax>50</xmax></bndbox>")), "with 2 <xmax>.*: 2"),
+    "deleted": (
+        in_b(("<bndbox>", "<deleted>1</deleted><bndbox>")),
+        "objects that are read though <deleted> is 1: 2",
+    ),
+    "byte order mark": (of_bytes(lambda text: b"\xef\xbb\xbf" + text.encode()), ""),
+    "Latin-1 that is declared": (
+        of_bytes(lambda text: latin_1(f"<?xml version='1.0' encoding='ISO-8859-1'?>{text}")),
+        "",
+    ),
+    "CDATA": (in_b((">block<", "><![CDATA[block]]><")), ""),
+    "character entity": (in_b((">block<", ">&#98;lock<")), ""),
+    "comments": (
+        in_b((">block<", ">bl<!-- x -->ock<"), ("<object>", "<!-- <object/> --><object>")),
+        "",
+    ),
+    "EXIF of words": (exif_of_words, ""),
     "column of a class": (image_set("a.jpg 1\nb  1\nc.jpg 0\nd  1\n"), ""),
 }
 
@@ -191,6 +232,43 @@ BAD_VOC = {
         image_set("data/obj_train_data/a.jpg\ndata/obj_train_data/b.jpg\n"),
         r"'data/obj_train_data/a\.jpg'.*paths of a YOLO set.*docs/data\.md",
     ),
+    "class in capitals": (
+        in_b(("block", "Block")),
+        "class 'Block' is not in the class list; it looks like one: 'block' and 'Block'",
+    ),
+    "class in other letters": (
+        in_b(("block", "blo\u0441k")),
+        r"class 'blo\u0441k' \(written 'blo\\u0441k'\) is not in .*nearest are 'block'",
+    ),
+    "UTF-8 that it is not": (of_bytes(latin_1), r"b\.xml, line 1.*UTF-8, which it is not"),
+    "UTF-16": (of_bytes(lambda text: text.encode("utf-16")), r"b\.xml: .*UTF-16 are not accepted"),
+    "no text": (of_bytes(lambda text: b""), r"b\.xml, line 1, column 0: not XML: no element"),
+    "a page of the web": (of_bytes(lambda text: b"<html/>"), r"b\.xml: .* none \(<html> with no\)"),
+    "two files in one": (of_bytes(lambda text: (text * 2).encode()), r"b\.xml, line 1.*junk after"),
+    "namespace": (
+        in_b(("<annotation>", "<annotation xmlns='http://x.example'>")),
+        r"b\.xml: objects are read from .*there are 0; the file has 4 .*object> elsewhere",
+    ),
+    "object in an object": (
+        in_b(("</object></annotation>", "<object/></object></annotation>")),
+        r"b\.xml: objects are read from .*there are 2; the file has 1 <object> elsewhere",
+    ),
+    "nested name": (in_b((">block<", "><en>block</en><")), r"b\.xml: object 0 has no <name>"),
+    "digits with _": (first_box("1_0", 7, 34, 40), "object 0 .*needs numbers; got xmin='1_0'"),
+    "decimal comma": (first_box("4,0", 7, 34, 40), "object 0 .*needs numbers; got xmin='4,0'"),
+    "no number": (first_box("nan", 7, 34, 40), "object 0 .*needs xmin <= xmax"),
+    "suffix in capitals": (
+        lambda root: (root / "Annotations/b.xml").rename(root / "Annotations/b.XML"),
+        r"'b' of .*has no annotation .*b\.xml; the folder has 'b\.XML'",
+    ),
+    "ids in capitals": (
+        image_set("a\nB\n"),
+        r"'B' of .*has no annotation .*B\.xml; the folder has 'b\.xml'",
+    ),
+    "ids with commas": (image_set("a,\nb,\n"), "image 'a,' of image set .*has no annotation"),
+    "control characters": (image_set("a\0\nb\n"), r"image id 'a\\x00' has control characters"),
+    "id and file": (image_set("a\nb\na.jpg\n"), "names image 'a' 2 times"),
+    "the devkit": (into_devkit, r"voc has 'VOC2007': is it one of them\?"),
     "no image of the class": (image_set("a -1\nb -1\n"), "all 2 images have -1"),
 }  # fmt: skip
 
@@ -203,7 +281,7 @@ def test_voc_forms_are_refused_by_every_command(commands, change, message):
         commands.load()
     done = [commands.inject(), commands.visualize()]
     # Other classes are left out of an evaluation.
-    done += [] if "class 'blcok'" in message else [commands.evaluate()]
+    done += [] if "class '" in message else [commands.evaluate()]
     for code, printed in done:
         assert code == 2, printed
         assert re.search(message, printed.strip().splitlines()[-1])
@@ -406,6 +484,30 @@ BAD_COCO = {
         of_second(bbox=[100, 1, 9, 9]),
         r"annotations\[1\].*outside of its image of 96 x 64",
     ),
+    "category without letters": (
+        lambda content: content["categories"][1].update(name=" ") or content,
+        r"categories\[1\] needs an id and a name",
+    ),
+    "category of no letter": (
+        lambda content: content["categories"][1].update(name="\ud800") or content,
+        r"categories\[1\] needs an id and a name",
+    ),
+    "image of no letter": (
+        lambda content: content["images"][1].update(file_name="\udc80.jpg") or content,
+        r"images\[1\] needs an id and a file_name",
+    ),
+    "box of 10^400": (of_second(bbox=[10**400, 1, 5, 5]), "needs a bbox of four numbers"),
+    "box of words": (of_second(bbox=["1", "2", "3", "4"]), "needs a bbox of four numbers"),
+    "box of names": (of_second(bbox={"x": 1, "y": 2, "w": 3, "h": 4}), "a bbox of four numbers"),
+    "box of nan": (of_second(bbox=[float("nan"), 1, 5, 5]), "a bbox of four numbers"),
+    "box at 1e308": (of_second(bbox=[1e308, 1, 1e308, 5]), "outside of its image"),
+    "annotation ids of halves": (of_second(id=1.5), r"needs an integer id; got 1\.5"),
+    "category of null": (of_second(category_id=None), "there is no category None"),
+    "category in words": (of_second(category_id="disc"), "there is no category 'disc'"),
+    "ids with zeros": (
+        lambda content: for_each(content, "images", lambda e: e.update(id=f"00{e['id']}")),
+        "no annotation|have 0 annotations",
+    ),
     "unknown category": (
         of_second(category_id=7),
         r"no category 7; categories have the ids",
@@ -448,6 +550,107 @@ def test_coco_forms_are_refused_by_every_command(commands, change, message):
     assert {*Path().iterdir()} == before
 
 
+def text_of(content):
+    return json.dumps(content)
+
+
+BAD_JSON = {
+    "comments": (
+        lambda c: f"// mine\n{text_of(c)}",
+        r"set\.json is not a COCO json: JSONDecodeError",
+    ),
+    "a comma too many": (lambda c: text_of(c)[:-1] + ",}", "JSONDecodeError"),
+    "lines": (
+        lambda c: "\n".join(map(json.dumps, c["annotations"])),
+        "JSONDecodeError.*Extra data",
+    ),
+    "nothing": (lambda c: "", "JSONDecodeError"),
+    "null": (lambda c: "null", "it holds a NoneType"),
+    "deep": (lambda c: "[" * 100_000, "RecursionError"),
+    "packed": (lambda c: gzip.compress(text_of(c).encode()), "it is not UTF-8"),
+    "UTF-16": (lambda c: text_of(c).encode("utf-16"), "it is not UTF-8, save it as UTF-8"),
+    "results": (lambda c: text_of(c["annotations"]), "it holds a list"),
+    "wrapped": (lambda c: text_of({"coco": c}), r"KeyError\('categories'\); it has \['coco'\]"),
+    "annotations twice": (
+        lambda c: text_of(c)[:-1] + ', "annotations": []}',
+        r"set\.json is not .*an object has the key 'annotations' 2 times",
+    ),
+    "a box twice": (
+        lambda c: text_of(c).replace('"bbox":', '"bbox": [1, 1, 5, 5], "bbox":', 1),
+        r"set\.json is not .*an object has the key 'bbox' 2 times",
+    ),
+}
+
+
+@pytest.mark.parametrize(("write", "message"), BAD_JSON.values(), ids=BAD_JSON)
+def test_other_files_are_refused_by_every_command(commands, write, message):
+    path = write_coco(Path())
+    text = write(coco_content())
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message):
+        commands.load(coco=True)
+    check = ("check_dataset.py", "--coco-json", "set.json", "--images", "images")
+    for code, printed in (
+        commands.inject(coco=True), commands.visualize(coco=True), commands.run(*check)
+    ):  # fmt: skip
+        assert code == 2, printed
+        assert re.search(message, printed.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("has_annotations", [True, False])
+def test_a_byte_order_mark_is_no_part_of_a_json(commands, has_annotations):
+    content = coco_content()
+    write_coco(Path(), content)
+    if has_annotations:
+        Path("set.json").write_bytes(codecs.BOM_UTF8 + Path("set.json").read_bytes())
+        assert boxes_of(commands.load(coco=True).annotations) == EXPECTED
+        assert commands.inject(coco=True)[0] == 0
+    del content["annotations"]
+    write_coco(Path(), content if not has_annotations else coco_content(), "val")
+    Path("val.json").write_bytes(codecs.BOM_UTF8 + Path("val.json").read_bytes())
+    commands.forget()
+    register_coco_instances("scored", {}, "val.json", "images")
+    assert [len(r["annotations"]) for r in load_dataset("scored")] == [2 * has_annotations] * 4
+    if has_annotations:
+        assert perfect_scores("scored")["AP"] == pytest.approx(100)
+    else:
+        assert not build_evaluator("scored", output_dir="scores")._do_evaluation
+
+
+def of_one_file(content):
+    """Two images of one file, which hold an object each."""
+    content["images"].append({**content["images"][0], "id": 9})
+    content["annotations"][1]["image_id"] = 9
+
+
+def alike_categories(content):
+    content["categories"][1]["name"] = "Disc "
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (of_one_file, "images whose file another one has, so that each has a part of its objects"
+         r": 2 \(the first: set\.json: 'a\.jpg'\)"),
+        (alike_categories, r"in case or spaces only: 1 \(the first: 'disc' and 'Disc '\)"),
+    ],
+)  # fmt: skip
+def test_what_is_odd_in_a_json_is_counted(commands, caplog, change, message):
+    content = coco_content()
+    change(content)
+    write_coco(Path(), content)
+    num_classes = ("MODEL.ROI_HEADS.NUM_CLASSES", str(len(content["categories"])))
+    commands.load(*num_classes, coco=True)
+    assert re.search(message, caplog.text)
+    for code, printed in (commands.inject(coco=True), commands.visualize(*num_classes, coco=True)):
+        assert code == 0, printed
+    assert len(re.findall(message, caplog.text)) == 3
+    check = ("check_dataset.py", "--coco-json", "set.json", "--images", "images")
+    code, printed = commands.run(*check)
+    assert code == 0
+    assert re.search(f"note: .*{message}", printed)
+
+
 def test_coco_flaws_are_left_out_on_demand(commands, caplog):
     content = coco_content()
     content["annotations"].insert(0, {"id": 99, "image_id": 1, "category_id": 7, "bbox": [1, 2]})
@@ -459,6 +662,42 @@ def test_coco_flaws_are_left_out_on_demand(commands, caplog):
     noisy = json.loads(Path("noisy/set.json").read_text())["annotations"]
     assert noisy[0] == content["annotations"][0]
     assert len(noisy) == len(content["annotations"])
+
+
+def test_noise_in_memory_is_not_put_on_a_noisy_copy(commands):
+    write_voc(Path("voc"))
+    write_coco(Path())
+    for coco in (False, True):
+        out = f"noisy_{coco}"
+        assert commands.inject("--dataset-name", "mine", coco=coco, out=out)[0] == 0
+        entry = {"NAME": "mine", "JSON_FILE": f"{out}/set.json", "IMAGE_ROOT": "images"}
+        copy = ["DATASETS.CUSTOM_COCO", str([entry])] if coco else []
+        rate = ("DATASETS.LABEL_NOISE.RATE", "0.5")
+        with pytest.raises(ValueError, match=f"'mine' is a noisy copy already, by {out}/noise"):
+            commands.load(*copy, *rate, coco=coco, root=out)
+        commands.load(*copy, coco=coco, root=out)
+        commands.load(*rate, coco=coco)
+
+
+def test_a_manifest_without_changes_is_told(commands, caplog):
+    write_voc(Path("voc"))
+    Path("manifest.jsonl").write_text("")
+    commands.load("DATASETS.LABEL_NOISE.MANIFEST", "manifest.jsonl")
+    assert "manifest.jsonl holds no change: the labels are those of the files" in caplog.text
+
+
+def test_options_of_noise_that_do_not_fit_are_refused(commands):
+    write_voc(Path("voc"))
+    write_coco(Path())
+    for args, coco, message in (
+        (("--images", "nowhere"), True, "--images nowhere is not a folder"),
+        (("--images", "images"), False, "--images is of --coco-json"),
+        (("--split", "val"), True, "--classes and --split are of --voc-root"),
+    ):
+        code, printed = commands.inject(*args, coco=coco)
+        assert code == 2
+        assert message in printed.strip().splitlines()[-1]
+        assert not Path("noisy").exists()
 
 
 @pytest.mark.parametrize("where", ["images", ".", "elsewhere"])
@@ -528,7 +767,8 @@ def test_a_box_below_one_pixel_is_counted(commands, caplog, box):
 
 def test_long_ids_and_empty_lists_in_messages(commands, caplog):
     content = coco_content()
-    content["annotations"][0]["image_id"] = "1" * 5000
+    content["annotations"][0]["image_id"] = 10**400
+    content["annotations"][2]["image_id"] = "1" * 5000
     content["annotations"][1]["category_id"] = "x" * 5000
     write_coco(Path(), content)
     code, printed = commands.inject(coco=True)

@@ -38,21 +38,26 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     source.add_argument("--config-file", default="", help="a file, or a shipped config by name")
     source.add_argument("--voc-root", help="folder with Annotations, ImageSets and JPEGImages")
     source.add_argument("--coco-json", help="COCO annotation file; needs --images")
-    parser.add_argument("--split", default="trainval", help="VOC image set; default trainval")
+    parser.add_argument("--split", help="VOC image set; default trainval")
     parser.add_argument("--classes", default="", help="a,b,c: class list; default what is there")
     parser.add_argument("--images", metavar="DIR", help="images of --coco-json")
-    for option, default in (
-        ("--bad-annotations", BAD_ANNOTATIONS),
-        ("--broken-images", BROKEN_IMAGES),
-    ):
-        text = "what a training does with such; default error; of --config-file the config says it"
-        parser.add_argument(option, choices=default, default="error", help=text)
+    text = "what a training does with such: error, the default, or skip"
+    parser.add_argument("--bad-annotations", choices=BAD_ANNOTATIONS, help=text)
+    parser.add_argument("--broken-images", choices=BROKEN_IMAGES, help=text)
     parser.add_argument("--no-decode", action="store_true", help="read headers of images only")
     parser.add_argument("--output", metavar="FILE", help="json file to write as well")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config options")
     args = parser.parse_args(argv)
     if args.coco_json and not args.images:
         parser.error("--coco-json needs --images, the folder of its images")
+    if args.images and not args.coco_json:
+        parser.error("--images is of --coco-json")
+    if not args.voc_root and (args.classes or args.split):
+        parser.error("--classes and --split are of --voc-root")
+    if args.config_file and (args.bad_annotations or args.broken_images):
+        keys = "DATASETS.BAD_ANNOTATIONS and DATALOADER.BROKEN_IMAGES"
+        parser.error(f"with --config-file give {keys} after --opts")
+    args.split = args.split or "trainval"
     return args
 
 

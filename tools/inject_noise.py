@@ -123,9 +123,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", help="new folder; --restore without it puts the clean set in the copy's place"
     )
-    parser.add_argument(
-        "--split", default="trainval", help="VOC image set that gets noise; default trainval"
-    )
+    parser.add_argument("--split", help="VOC image set that gets noise; default trainval")
     parser.add_argument(
         "--classes", default="", help="a,b,c: class list of a VOC-style set; default VOC's 20"
     )
@@ -166,6 +164,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.restore and not args.output:
         parser.error("--output is required")
+    if args.images and not args.coco_json:
+        parser.error("--images is of --coco-json")
+    if args.images and not Path(args.images).is_dir():
+        parser.error(f"--images {args.images} is not a folder")
+    if not args.voc_root and (args.classes or args.split):
+        parser.error("--classes and --split are of --voc-root; a json has its own classes")
+    args.split = args.split or "trainval"
     return args
 
 

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,25 @@ from tqdm import tqdm
 from ..config import num_classes_key, num_classes_of
 from ..data.datasets import (
     check_classes,
+    check_test_classes,
     is_without_annotations,
     load_dataset,
     register_coco_datasets,
     register_custom_datasets,
 )
 from ..data.formats.flaws import Flaws
-from ..data.formats.voc_set import read_image_set
+from ..data.formats.image_set import read_image_set
 from ..data.formats.voc_xml import parse_voc_xml
 from ..data.images import READ_ERRORS, BrokenImage, check_image, image_header, read_image
 from ..data.voc import register_voc_dataset
 from ..engine.setup import merge_cfg
+from ..evaluation.evaluator_choice import check_evaluator
+from ..evaluation.results import check_report_path
 from ..files import write_json
+from ..label_noise.config import check_label_noise, has_label_noise, train_classes
+from ..label_noise.loader import check_train_loader, noisy_dataset_dicts
 from ..model_zoo import find_config
-from .set_report import SetReport, count_annotations, repeats
+from .set_report import SetReport, count_annotations, numbered, repeats
 
 __all__ = ["report_of", "run_check"]
 
@@ -44,7 +50,11 @@ def run_check(args: argparse.Namespace) -> tuple[str, int]:
     Raises:
         ValueError, OSError: there is no such set, or its files cannot be read at all
     """
+    if args.output:
+        check_report_path(args.output)
     names, cfg = _register(args)
+    if not names:
+        raise ValueError(f"{args.config_file} names no set in DATASETS.TRAIN and DATASETS.TEST")
     skips = (args.bad_annotations == "skip", args.broken_images == "skip")
     if cfg is not None:
         skips = (cfg.DATASETS.BAD_ANNOTATIONS == "skip", cfg.DATALOADER.BROKEN_IMAGES == "skip")
@@ -56,9 +66,34 @@ def run_check(args: argparse.Namespace) -> tuple[str, int]:
         reports.append(report)
     lines = [report.text() for report in reports]
     lines += _shared_images(digests)
+    wrong = [] if cfg is None else _flaws_of_config(cfg, not any(r.flaws for r in reports))
+    if wrong:
+        lines.append("\n".join(numbered(f"{len(wrong)} of the config", wrong)))
     if args.output:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(args.output), [asdict(report) for report in reports], indent=1)
-    return "\n\n".join(lines), sum(len(report.flaws) for report in reports)
+    return "\n\n".join(lines), len(wrong) + sum(len(report.flaws) for report in reports)
+
+
+def _flaws_of_config(cfg: CfgNode, sound: bool) -> list[str]:
+    """For what a training refuses a config whose sets are sound; the device is not looked for."""
+    train, test = cfg.DATASETS.TRAIN, cfg.DATASETS.TEST
+    choices = (cfg.TEST.EVALUATOR, cfg.TEST.ABSENT_CLASSES, cfg.DATASETS.BAD_ANNOTATIONS)
+    checks: list[Callable[[], Any]] = [lambda: check_test_classes(train, test)]
+    checks += [lambda name=name: check_evaluator(name, *choices) for name in test]  # type: ignore[misc]
+    if train:
+        checks += [lambda: check_train_loader(cfg), lambda: check_label_noise(cfg)]
+        if all(MetadataCatalog.get(name).get("thing_classes") for name in train):
+            checks.append(lambda: train_classes(cfg))
+        if sound and has_label_noise(cfg):
+            checks.append(lambda: noisy_dataset_dicts(cfg))
+    flaws = []
+    for check in checks:
+        try:
+            check()
+        except (ValueError, OSError) as error:
+            flaws.append(str(error))
+    return list(dict.fromkeys(flaws))
 
 
 def _flaws_of_use(cfg: CfgNode, name: str, report: SetReport) -> list[str]:

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from ..data.formats.annotations import Record, corners
 from ..data.formats.flaws import MAX_LISTED
 
-__all__ = ["SetReport", "count_annotations", "repeats"]
+__all__ = ["SetReport", "count_annotations", "numbered", "repeats"]
 
 
 @dataclass
@@ -46,12 +46,12 @@ class SetReport:
         parts.append(tabulate(sizes, headers=["pixels", "least", "median", "largest"]))
         parts += [f"note: {note}" for note in self.notes]
         if self.left_out:
-            parts += _numbered(f"{len(self.left_out)} left out", self.left_out)
+            parts += numbered(f"{len(self.left_out)} left out", self.left_out)
         plural = "" if len(self.flaws) == 1 else "s"
-        return "\n".join(parts + _numbered(f"{len(self.flaws)} flaw{plural}", self.flaws))
+        return "\n".join(parts + numbered(f"{len(self.flaws)} flaw{plural}", self.flaws))
 
 
-def _numbered(title: str, texts: Sequence[str]) -> list[str]:
+def numbered(title: str, texts: Sequence[str]) -> list[str]:
     """Lines of a list, of which the first are shown."""
     lines = [title + (":" if texts else "")]
     lines += [f"  ({i}) {text}" for i, text in enumerate(texts[:MAX_LISTED], start=1)]

@@ -149,9 +149,15 @@ def load_dataset(
             found.settle()
         return records
     records = DatasetCatalog.get(name)
+    if records is None or isinstance(records, Mapping):
+        kind = type(records).__name__
+        raise ValueError(f"dataset {name!r} is a {kind}, not a list of dicts")
     # A loader of its own kind, say of a stream, is not looked into.
-    if not isinstance(records, list) or not all(isinstance(r, Mapping) for r in records):
+    if not isinstance(records, list):
         return records
+    for i, record in enumerate(records):
+        if not isinstance(record, Mapping):
+            raise ValueError(f"dataset {name!r}: record {i} is {record!r:.80}, not a dict")
     found = flaws or Flaws(f"dataset {name!r}", bad_annotations)
     checked = checked_records(name, records, found)
     if flaws is None:
@@ -270,7 +276,7 @@ def _load_coco(name: str, flaws: Flaws) -> list[Record]:
             f"{file.path} by ascending category id {file.class_names}; leave thing_classes to the "
             "loader, or correct the file"
         )
-    if not file.has_annotations or file.is_plain():
+    if file.is_plain():
         return _load_stock(file.path, name)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, file.path.name)

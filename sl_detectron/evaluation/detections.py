@@ -6,14 +6,17 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..data.formats.coco_content import json_object
 from ..data.formats.coco_fields import plain_id
 from ..data.formats.flaws import Flaws
 from .average_precision import Array, Detections
+from .detection_flaws import Sizes, check_boxes
 
 __all__ = ["load_detections", "to_voc_pixels"]
 
@@ -23,11 +26,6 @@ logger = logging.getLogger(__name__)
 _MAX_CLASS = 2**31
 # A box without width has xmax = xmin - 1 in VOC's pixels, and text files round to one decimal.
 _INVERTED = -1.2
-# Corners up to here, in fractions of pixels, are fractions of an image that reach a little beyond.
-_CORNER = 2
-_TOLERANCE = 2.0
-
-Sizes = Sequence[tuple[int, int] | None]
 
 
 def to_voc_pixels(scores: Array, boxes: Array, rounding: bool) -> tuple[Array, Array]:
@@ -86,47 +84,11 @@ def load_detections(
     else:
         found, given = _load_json(path, index, class_names, rounding, flaws)
     if len(found.boxes):
-        _check_boxes(found, given, image_ids, sizes, flaws)
+        check_boxes(found, given, image_ids, sizes, flaws)
     else:
         flaws.note("no detection in the files, so that every AP is 0", "")
     flaws.settle()
     return found
-
-
-def _check_boxes(
-    found: Detections, given: Array, image_ids: Sequence[str], sizes: Sizes, flaws: Flaws
-) -> None:
-    """Count boxes that are in other units or another form than they are read in.
-
-    Args:
-        found: N detections, at least one
-        given: (N, 4) the numbers of their boxes in the files
-        image_ids, sizes: as :func:`load_detections` takes them
-        flaws: takes what is found
-
-    Raises:
-        ValueError: all boxes are fractions of the image
-    """
-
-    def count(which: Array, text: str) -> None:
-        if which.any():
-            first = int(np.argmax(which))
-            example = f"image {image_ids[found.images[first]]!r}, {given[first].tolist()}"
-            flaws.note(text, example, int(which.sum()))
-
-    largest, is_whole = np.abs(given).max(axis=1), (given == np.rint(given)).all(axis=1)
-    if largest.max() <= _CORNER and not is_whole.all():
-        raise ValueError(
-            f"{flaws.where}: all {len(given)} detections are given as fractions of the image, as "
-            f"{given[0].tolist()}; boxes are in pixels"
-        )
-    count((largest <= 1) & ~is_whole, "detections given as fractions of the image, not in pixels")
-    if sizes:
-        limits = np.array([size or (np.inf, np.inf) for size in sizes], dtype=np.float64)
-        ends = found.boxes[:, 2:] - limits[found.images]
-        beyond = np.concatenate([1 - found.boxes[:, :2], ends], axis=1)
-        text = f"detections that reach out of their image by more than {_TOLERANCE:g} pixels"
-        count(beyond.max(axis=1) > _TOLERANCE, text)
 
 
 def _load_folder(
@@ -184,8 +146,13 @@ def _read_lines(file: Path, index: Mapping[str, int]) -> Iterator[list[float]]:
             )
         image = index.get(image_id.strip())
         if image is None:
-            raise ValueError(f"{file}, line {number}: image {image_id!r} is not in the image set")
+            raise ValueError(f"{file}, line {number}: {_not_there(image_id, index)}")
         yield [image, *row]
+
+
+def _not_there(image_id: Any, index: Mapping[str, int]) -> str:
+    listed = ", ".join([*map(repr, islice(index, 3)), *(["..."] if len(index) > 3 else [])])
+    return f"image {image_id!r:.200} is not in the image set, which has {listed}"
 
 
 def _load_json(
@@ -197,7 +164,7 @@ def _load_json(
 ) -> tuple[Detections, Array]:
     """The detections, and the numbers of their boxes as given."""
     try:
-        entries = json.loads(path.read_bytes())
+        entries = json.loads(path.read_bytes(), object_pairs_hook=json_object)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not json: {error}") from error
     if not isinstance(entries, list):
@@ -207,12 +174,12 @@ def _load_json(
     images, classes, scores, boxes = _columns(rows)
     last = len(class_names) - 1
     for wrong, what in (
-        ((classes < 0) | (classes > last), f"category_id must be in 0..{last}"),
+        ((classes < 0) | (classes > last), "category_id {} is not in 0..{}, places of classes"),
         (~np.isfinite(scores + boxes.sum(axis=1)), "score and bbox must be finite"),
         ((boxes[:, 2:] < 0).any(axis=1), "width and height must not be negative"),
     ):
         for i in np.flatnonzero(wrong)[:1]:
-            raise ValueError(f"{path}[{i}]: {what}; got {entries[i]}")
+            raise ValueError(f"{path}[{i}]: {what.format(classes[i], last)}; got {entries[i]}")
     if len(classes) and classes.min() > 0:
         text = f"no detection has the category_id 0, {class_names[0]!r}; it is the 0-based index "
         flaws.note(text + "into the class list", "")
@@ -240,6 +207,8 @@ def _parse_entry(
     """Image index, class, score, x, y, width and height."""
     try:
         image_id, class_id = entry["image_id"], entry["category_id"]
+        if isinstance(entry["bbox"], str):
+            raise ValueError("four digits are no box")
         x, y, width, height = entry["bbox"]
         row = [float(v) for v in (entry["score"], x, y, width, height)]
         image = index.get(image_id, numbers.get(image_id))
@@ -252,5 +221,5 @@ def _parse_entry(
             f"got {entry!r}"
         ) from None
     if image is None:
-        raise ValueError(f"{where}: image {image_id!r} is not in the image set")
+        raise ValueError(f"{where}: {_not_there(image_id, index)}")
     raise ValueError(f"{where}: category_id must be the index of a class; got {class_id!r}")

@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from ..data.formats.voc_set import read_image_set
+from ..data.formats.image_set import read_image_set
 from .average_precision import (
     IOU_THRESHOLDS,
     METRICS,

@@ -111,7 +111,7 @@ def _evaluator_of_json(
     if not is_coco_set(dataset_name):
         return COCOEvaluator(dataset_name, output_dir=folder)
     file = read_coco(dataset_name, bad_annotations)
-    if not file.has_annotations or file.is_plain():
+    if file.is_plain():
         return COCOEvaluator(dataset_name, output_dir=folder)
     name = f"{dataset_name}_completed"
     metadata = MetadataCatalog.get(dataset_name).as_dict()

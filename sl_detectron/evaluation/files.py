@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
-from ..data.formats.voc_set import read_image_set, read_voc_annotations
+from ..data.formats.image_set import read_image_set
+from ..data.formats.voc_set import read_voc_annotations
 from ..data.formats.voc_xml import VOCAnnotation, VOCObject, class_ids_of
 from .average_precision import IOU_THRESHOLDS, GroundTruth, evaluate_detections
 from .detections import load_detections

@@ -25,14 +25,25 @@ from omegaconf import OmegaConf
 from torch.utils.data import Sampler
 
 from ..config import check_has_keys, num_classes_key, num_classes_of, train_sets
-from ..data.annotation_ids import AnnotationIdMapper, AnnotationTable, number_annotations
+from ..data.annotation_ids import (
+    AnnotationIdMapper,
+    AnnotationTable,
+    number_annotations,
+)
 from ..data.datasets import check_classes, load_dataset
 from ..data.formats.annotations import Record
 from ..data.formats.flaws import check_bad_annotations
-from ..data.formats.manifest import changes_from_manifest, read_manifest
+from ..data.formats.manifest import changes_from_manifest
 from ..data.images import CheckedImages, warn_of_turned
 from ..data.train_loader import TrainLoader, check_loading
-from .config import check_label_noise, noises_from_config, shared_classes, train_classes
+from .config import (
+    check_label_noise,
+    manifest_of,
+    noises_from_config,
+    refuse_noisy_copy,
+    shared_classes,
+    train_classes,
+)
 from .injection import apply_changes, inject
 from .noises import Noise
 from .samplers import SAMPLERS, sampler_factory
@@ -186,12 +197,15 @@ def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:
     check_train_loader(cfg)
     check_label_noise(cfg)
     names = train_sets(cfg)
-    manifest = _read_manifest(cfg)
+    manifest = manifest_of(cfg)
     # Loading a COCO set sets its class names, which noises may ask for.
     sets = {name: _load(name, cfg.DATASETS.BAD_ANNOTATIONS) for name in names}
     for name, records in sets.items():
         check_classes(name, records, num_classes_of(cfg), num_classes_key(cfg), exact=False)
     noises = noises_from_config(cfg)
+    if noises and manifest is None:
+        for name in names:
+            refuse_noisy_copy(name)
     if noises or manifest is not None:
         classes = train_classes(cfg)
         sets = {n: _inject(n, records, classes, noises, manifest) for n, records in sets.items()}
@@ -214,20 +228,6 @@ def _load(name: str, bad_annotations: str) -> list[Record]:
     if len({*names}) < len(names):
         names = [f"record {i}" for i in range(len(records))]
     return [{"image_id": name, **record} for name, record in zip(names, records)]
-
-
-def _read_manifest(cfg: CfgNode) -> list[dict[str, Any]] | None:
-    path = cfg.DATASETS.LABEL_NOISE.MANIFEST
-    if not path:
-        return None
-    lines = read_manifest(path)
-    others = sorted({line["dataset"] for line in lines} - {*train_sets(cfg)})
-    if others:
-        raise ValueError(
-            f"{path} is for the datasets {others}, which are not in DATASETS.TRAIN "
-            f"{train_sets(cfg)}; register the set under the manifest's name"
-        )
-    return lines
 
 
 def _inject(

@@ -94,6 +94,39 @@ def test_sets_of_a_config(commands):
     assert "note: 4 images are in mine and val" in printed
 
 
+TWICE = {"NAME": "turned", "ROOT": "voc", "SPLIT": "train", "CLASSES": CLASSES[::-1]}
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (
+            ["DATASETS.TRAIN", "('mine', 'turned')"],
+            "'mine' and 'turned' have different class lists",
+        ),
+        (["DATASETS.TEST", "('turned',)"], "number their classes in different orders"),
+        (["DATASETS.TEST", "('mine',)", "TEST.EVALUATOR", "COCO"], "TEST.EVALUATOR must be one of"),
+        (["DATASETS.BAD_ANNOTATIONS", "ignore"], "DATASETS.BAD_ANNOTATIONS must be one of"),
+        (["DATALOADER.BROKEN_IMAGES", "ignore"], "DATALOADER.BROKEN_IMAGES must be one of"),
+        (["DATASETS.LABEL_NOISE.MISSING.RATE", "1.0"], "no image left to train on"),
+        (["DATASETS.LABEL_NOISE.MANIFEST", "set.json"], "set.json, line 1: a change needs"),
+    ],
+)
+def test_what_is_wrong_with_the_config_is_a_flaw_too(commands, opts, message):
+    write_voc(Path("voc"))
+    write_coco(Path())
+    voc = {**TWICE, "NAME": "mine", "CLASSES": CLASSES}
+    given = [*commands.opts(), "DATASETS.CUSTOM_VOC", str([voc, TWICE]), *opts]
+    config = ("--config-file", get_config_file("Toy/faster_rcnn_superloss.yaml"), "--opts")
+    code, printed = commands.run("check_dataset.py", *config, *given)
+    assert code == 2
+    listed = printed.partition("1 of the config:\n")[2].splitlines()[0]
+    assert message in listed
+    code, printed = commands.train(*given)
+    assert code == 2
+    assert message in printed.strip().splitlines()[-1]
+
+
 def without_annotations(content):
     content["annotations"] = []
 
@@ -197,6 +230,30 @@ def test_a_set_of_which_nothing_is_left_fails(commands):
     assert code == 2
     assert report["flaws"] == ["no object in 4 images: there is nothing to train on"]
     assert len(report["left_out"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--coco-json", "set.json", "--images", "images", "--classes", "a"), "are of --voc-root"),
+        (("--voc-root", "voc", "--images", "images"), "--images is of --coco-json"),
+        (("--config-file", "Toy/retinanet.yaml", "--bad-annotations", "skip"), "after --opts"),
+        (
+            ("--config-file", "Toy/retinanet.yaml", "--opts", "DATASETS.TRAIN", "()",
+             "DATASETS.TEST", "()"),
+            "Toy/retinanet.yaml names no set in DATASETS.TRAIN and DATASETS.TEST",
+        ),
+        (("--voc-root", "voc", "--split", "train", "--output", "images"), "images is a folder"),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_fit_are_refused(commands, args, message):
+    write_voc(Path("voc"))
+    write_coco(Path())
+    before = {*Path().rglob("*")}
+    code, printed = commands.run("check_dataset.py", *args)
+    assert code == 2
+    assert message in printed.strip().splitlines()[-1]
+    assert {*Path().rglob("*")} == before
 
 
 def test_flaws_are_listed_where_there_is_no_object(commands):

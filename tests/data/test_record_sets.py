@@ -68,6 +68,9 @@ BAD = {
     "corners swapped": (lambda a, i: i == 3 and a["bbox"].reverse(), "negative width or height"),
     "three numbers": (lambda a, i: i == 3 and a.update(bbox=[1, 2, 3]), "a bbox of four numbers"),
     "nan": (lambda a, i: i == 3 and a.update(bbox=[1, 2, np.nan, 4]), "a bbox of four numbers"),
+    "text": (lambda a, i: i == 3 and a.update(bbox=["1", "2", "33", "44"]), "bbox of four numbers"),
+    "no mode": (lambda a, i: i == 3 and a.pop("bbox_mode"), "needs a bbox_mode, as .*; got None"),
+    "a mode's name": (lambda a, i: i == 3 and a.update(bbox_mode="XYXY_ABS"), "needs a bbox_mode"),
     "no box": (lambda a, i: i == 3 and a.pop("bbox"), "a bbox of four numbers; got None"),
     "below one pixel": (lambda a, i: a.update(bbox=[4, 4, 4.5, 5]), "all 8 boxes have less than"),
     "a word": (lambda a, i: i == 3 and a.update(category_id="disc"), "'disc' is no class id"),
@@ -124,3 +127,53 @@ def test_crowds_alone_are_no_test_set(register):
     register(lambda a, i: a.update(iscrowd=1))
     with pytest.raises(ValueError, match="8 objects, and all are difficult or crowds"):
         check_test_sets(config())
+
+
+FIELDS = {
+    "id of none": ({"image_id": None}, "image None: image_id must be a number or a name; got None"),
+    "id of a list": ({"image_id": [1]}, "image_id must be a number or a name"),
+    "width in words": ({"width": "wide"}, "width must be a whole number of pixels; got 'wide'"),
+    "width of nan": ({"width": np.nan}, "width must be a whole number of pixels; got nan"),
+    "annotation of none": ({"annotations": [None]}, "image 'a', annotation 0 is None, not a dict"),
+}
+
+
+@pytest.mark.parametrize(("fields", "message"), FIELDS.values(), ids=FIELDS)
+def test_fields_of_a_record_are_checked(register, fields, message):
+    records = register()
+    records[0].update(fields)
+    with pytest.raises(ValueError, match=message):
+        load_dataset(NAME)
+    assert len(load_dataset(NAME, "skip")) == len(IMAGES) - ("annotations" not in fields)
+
+
+def test_fields_of_other_types_are_read_by_value(register, caplog):
+    records = register()
+    records[0].update(width=str(WIDTH), height=np.int64(HEIGHT))
+    for crowd, annotation in zip(("0", None), records[0]["annotations"]):
+        annotation["iscrowd"] = crowd
+    first = load_dataset(NAME)[0]
+    assert (first["width"], first["height"]) == (WIDTH, HEIGHT)
+    assert [a["iscrowd"] for a in first["annotations"]] == [0, 0]
+    for given in ("'0'", "None"):
+        assert f"iscrowd of {given} is read as 0: 1" in caplog.text
+
+
+def test_a_record_without_a_file_is_named(register):
+    del register()[2]["file_name"]
+    with pytest.raises(ValueError, match="image 'c', None: it has no file_name"):
+        for _ in zip(range(4), build_noisy_train_loader(config())):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("loaded", "message"),
+    [(None, "is a NoneType"), ({"a": 1}, "is a dict"), (["a"], "record 0 is 'a', not a dict")],
+)
+def test_what_is_no_list_of_records_is_refused(loaded, message):
+    DatasetCatalog.register(NAME, lambda: loaded)
+    try:
+        with pytest.raises(ValueError, match=f"dataset '{NAME}'.* {message}"):
+            load_dataset(NAME)
+    finally:
+        DatasetCatalog.remove(NAME)

@@ -77,6 +77,12 @@ def test_what_is_odd_in_all_detections_is_told(tmp_path, caplog):
     counted = "detections that reach out of their image by more than 2 pixels: 1 (the first: image "
     assert counted + "'000012', [10.0, 10.0, 53.0, 40.0])" in caplog.text
     caplog.clear()
+    entries = [ENTRY, {**ENTRY, "bbox": [5, 5, 0, 0]}, {**ENTRY, "bbox": [1, 2, 3, 4]}, ENTRY]
+    load_detections(write_json(tmp_path, entries), "test", IDS, CLASSES, sizes=sizes)
+    assert "all 4 detections have the score 0.5, so that none is first" in caplog.text
+    assert "each a false positive: 1 (the first: image '000012', [10.0, 10.0, 40" in caplog.text
+    assert "detections without area: 1 (the first: image '000012', [5.0, 5.0, 0.0" in caplog.text
+    caplog.clear()
     for box in ([10, 10, 52, 40], [-2, 0, 4, 4]):
         load_detections(
             write_json(tmp_path, [{**ENTRY, "bbox": box}]), "test", IDS, CLASSES, sizes=sizes
@@ -149,11 +155,13 @@ def test_bad_line_is_named(tmp_path, line, message):
     [
         ({"image_id": "13"}, "image '13' is not in the image set"),
         ({"image_id": ["000012"]}, "needs image_id, category_id"),
-        ({"category_id": 2}, r"category_id must be in 0\.\.1; got .*: 2,"),
-        ({"category_id": -1}, r"category_id must be in 0\.\.1; got .*: -1,"),
+        ({"category_id": 2}, r"category_id 2 is not in 0\.\.1"),
+        ({"category_id": -1}, r"category_id -1 is not in 0\.\.1"),
         ({"category_id": "cat"}, "category_id must be the index of a class"),
         ({"bbox": [1, 2, 3]}, r"needs image_id, category_id, bbox \[x, y, width, height\]"),
         ({"bbox": None}, "needs image_id"),
+        ({"bbox": "1234"}, "needs image_id"),
+        ({"category_id": True}, "category_id must be the index of a class"),
         ({"score": "high"}, "needs image_id"),
         ({"score": float("nan")}, "must be finite"),
         ({"bbox": [1, 2, 3, float("inf")]}, "must be finite"),

@@ -2,16 +2,17 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..images import READ_ERRORS, image_header
-from .coco_fields import Id, plain_id
+from .coco_fields import Id, is_text, plain_id
 from .flaws import Flaws, whole_number
-from .voc_xml import class_ids_of
+from .voc_xml import class_ids_of, look_alikes
 
-__all__ = ["check_image_files", "parse_coco", "read_categories", "read_images"]
+__all__ = ["check_image_files", "json_object", "parse_coco", "read_categories", "read_images"]
 
 _PARTS = ("categories", "images", "annotations")
 _WITHOUT_ANNOTATIONS = {"images", "categories", "info", "licenses", "type"}
@@ -26,7 +27,7 @@ def parse_coco(path: Path, content: bytes) -> dict[str, Any]:
         ValueError: it is no COCO json in UTF-8
     """
     try:
-        data = json.loads(content.decode("utf-8-sig"))
+        data = json.loads(content.decode("utf-8-sig"), object_pairs_hook=json_object)
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not a COCO json: it is not UTF-8, save it as UTF-8: {error}"
@@ -51,18 +52,31 @@ def parse_coco(path: Path, content: bytes) -> dict[str, Any]:
     return data
 
 
+def json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A json object, as ``object_pairs_hook``; ValueError for a key that comes twice.
+
+    All its values but one would be lost.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        key, number = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"an object has the key {key!r:.80} {number} times")
+    return found
+
+
 def read_categories(
-    path: Path, categories: Sequence[Mapping[str, Any]]
+    path: Path, categories: Sequence[Mapping[str, Any]], flaws: Flaws
 ) -> tuple[list[Any], dict[Id, int], list[str]]:
     """Ids as in the file, {plain id: class id} and names, all in the order of the class ids.
 
     Raises:
-        ValueError: an id or a name is missing or repeats
+        ValueError: an id or a name is missing or repeats; names that look alike are noted
     """
     ids: dict[Id, Any] = {}
     for i, category in enumerate(categories):
         plain = plain_id(category.get("id"))
-        if plain is None or not isinstance(category.get("name"), str):
+        # An empty name is refused with the others, below.
+        if plain is None or not (category.get("name") == "" or is_text(category.get("name"))):
             raise ValueError(
                 f"{path} is not a COCO json: categories[{i}] needs an id and a name; got "
                 f"{category!r:.200}"
@@ -78,6 +92,8 @@ def read_categories(
         class_ids_of(names)
     except ValueError as error:
         raise ValueError(f"{path}: categories: {error}") from error
+    for pair in look_alikes(names):
+        flaws.note("pairs of classes that differ in case or spaces only", pair)
     return [ids[i]["id"] for i in order], {old: new for new, old in enumerate(order)}, names
 
 
@@ -102,7 +118,7 @@ def read_images(
     for i, image in enumerate(entries):
         where = f"{path}: images[{i}]"
         plain, name = plain_id(image.get("id")), image.get("file_name")
-        if plain is None or not (isinstance(name, str) and name):
+        if plain is None or not is_text(name):
             error = f"{where} needs an id and a file_name; got {image!r:.200}"
             flaws.add("image", ValueError(error))
         elif plain in images:
@@ -113,6 +129,11 @@ def read_images(
             images[plain] = {**rest, "id": plain, **size}
     if len({type(i) for i in images}) > 1:
         raise ValueError(f"{path}: some ids of images are numbers, others names")
+    files = Counter(image["file_name"] for image in images.values())
+    for name, number in files.items():
+        if number > 1:
+            text = "images whose file another one has, so that each has a part of its objects"
+            flaws.note(text, f"{path}: {name!r:.200}", number)
     return images
 
 

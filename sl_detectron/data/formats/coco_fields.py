@@ -6,9 +6,11 @@ from typing import Any
 
 from .flaws import Flaws
 
-__all__ = ["Id", "box_of", "is_crowd", "is_number", "plain_id", "segmentation_of"]
+__all__ = ["Id", "box_of", "is_crowd", "is_number", "is_text", "plain_id", "segmentation_of"]
 
 Id = int | str
+# Above it an int is no float.
+_MAX_INT = 2**1023
 
 
 def plain_id(value: Any) -> Id | None:
@@ -23,14 +25,28 @@ def plain_id(value: Any) -> Id | None:
     if isinstance(value, str):
         is_number = value.isascii() and value.isdigit() and str(int(value[:20])) == value
         return int(value) if is_number else value
-    if isinstance(value, int | float) and math.isfinite(value) and value == int(value):
-        return int(value)
-    return None
+    if isinstance(value, int):
+        return value
+    return int(value) if isinstance(value, float) and value.is_integer() else None
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a name that can be written to a file.
+
+    Example:
+        >>> [is_text(x) for x in ("disc", " ", "", 7, chr(0xD800))]
+        [True, False, False, False, False]
+    """
+    if not isinstance(value, str) or not value.strip():
+        return False
+    return value.encode(errors="ignore").decode() == value
 
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)
+    if type(value) is int:
+        return abs(value) < _MAX_INT
+    return type(value) is float and math.isfinite(value)
 
 
 def _is_polygon(value: Any) -> bool:

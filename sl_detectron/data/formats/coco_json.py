@@ -1,5 +1,6 @@
 """A COCO json file, for every command alike: its content in plain form, and changes to it."""
 
+import codecs
 import json
 import math
 import os
@@ -59,7 +60,7 @@ class CocoFile:
         self._entries: list[Any] = self._data.get("annotations", [])
         # As in the file, in the order of the class ids; {plain id: class id}.
         self._category_ids, self.class_ids, self.class_names = read_categories(
-            self.path, self._data["categories"]
+            self.path, self._data["categories"], self._flaws
         )
         # {plain id: image in plain form}
         self._images = read_images(self.path, self._data["images"], image_root, self._flaws)
@@ -84,12 +85,15 @@ class CocoFile:
         categories: list[Any] = [{**c} for c in self._data["categories"]]
         for category in categories:
             category["id"] = plain_id(category["id"])
-        parts = {"images": [*self._images.values()], "annotations": [*self._annotations.values()]}
-        return {**self._data, **parts, "categories": categories}
+        parts: dict[str, Any] = {"categories": categories, "images": [*self._images.values()]}
+        if self.has_annotations:
+            parts["annotations"] = [*self._annotations.values()]
+        return {**self._data, **parts}
 
     def is_plain(self) -> bool:
         """Whether the file is in plain form as it is."""
-        return self.plain() == self._data
+        # pycocotools does not read a byte order mark.
+        return not self.content.startswith(codecs.BOM_UTF8) and self.plain() == self._data
 
     def records(self) -> list[Record]:
         """Return detectron2 dataset dicts without file names, by ascending image id."""
