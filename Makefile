@@ -29,8 +29,9 @@ format: setup  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: setup  ## write docs/config.md and docs/api.md anew from comments and docstrings
-	$(BIN)/python -W ignore docs/make_reference.py
+docs: setup  ## build the site of the documentation in site/, without network
+	$(BIN)/python docs/make_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: setup  ## measure what the SuperLoss costs and how fast evaluation is
 	OMP_NUM_THREADS=1 $(BIN)/python tools/benchmark_superloss.py
@@ -38,5 +39,5 @@ bench: setup  ## measure what the SuperLoss costs and how fast evaluation is
 	OMP_NUM_THREADS=1 $(BIN)/python tools/benchmark_evaluation.py
 
 clean:  ## remove what builds and tests leave behind; .venv and output/ stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find sl_detectron tools tests -name __pycache__ -prune -exec rm -rf {} +
