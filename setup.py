@@ -55,6 +55,7 @@ setup(
     package_data={
         "sl_detectron.configs": ["**/*.yaml", "LazyConfig/*.py"],
         "sl_detectron.audit": ["page/*"],
+        "sl_detectron.visualization": ["page/*"],
         "sl_detectron": ["py.typed"],
     },
     install_requires=[
