@@ -15,7 +15,7 @@ setup:  ## make .venv with everything that is needed; a second run installs noth
 	@.ci/setup $(VENV)
 
 demo: setup  ## train baseline and SuperLoss on the toy set with 40 % wrong labels and compare
-	$(BIN)/python tools/demo.py --output $(OUTPUT)/demo
+	$(BIN)/python tools/demo.py --report --output $(OUTPUT)/demo
 
 test: lint  ## lint, type check and tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

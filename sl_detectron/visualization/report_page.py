@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Cell", "figure_part", "html_page", "picture_part", "section", "table_part"]
+__all__ = [
+    "Cell",
+    "cards_part",
+    "figure_part",
+    "html_page",
+    "picture_part",
+    "section",
+    "table_part",
+]
 
 
 class Cell(NamedTuple):
@@ -61,6 +69,11 @@ def figure_part(figure: "Figure", description: str) -> str:
 def picture_part(data: bytes, media_type: str, description: str, kind: str = "picture") -> str:
     """An encoded picture, such as a PNG file's bytes with ``image/png``."""
     return _image(data, media_type, description, kind)
+
+
+def cards_part(cards: Iterable[str]) -> str:
+    """Cards in a grid, each of HTML whose texts are escaped."""
+    return f'<div class="cards">{"".join(f"<div>{card}</div>" for card in cards)}</div>'
 
 
 def table_part(head: Sequence[str], rows: Iterable[Sequence[str | Cell]], caption: str) -> str:
