@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs bench clean
+.PHONY: help setup demo check test lint format docs bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,7 +17,10 @@ setup:  ## make .venv with everything that is needed; a second run installs noth
 demo: setup  ## train baseline and SuperLoss on the toy set with 40 % wrong labels and compare
 	$(BIN)/python tools/demo.py --report --output $(OUTPUT)/demo
 
-test: lint  ## lint, type check and tests
+check: lint  ## lint, type check and the fast tests: what to run before each commit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test: lint  ## lint, type check and all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: setup  ## ruff and mypy

@@ -204,8 +204,9 @@ def test_audit_commands(project, monkeypatch):
     assert (project / "audit_corrected/corrected/my_digits/corrections.jsonl").is_file()
 
 
-def test_readme_make_targets():
-    targets = [c.split()[1] for c in commands("README.md") if c.startswith("make ")]
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_make_targets(page):
+    targets = [c.split()[1] for c in commands(page) if c.startswith("make ")]
     assert targets
     for target in targets:
         subprocess.run(["make", "-n", target], cwd=REPO, check=True, stdout=subprocess.DEVNULL)
