@@ -29,8 +29,10 @@ def main(args: argparse.Namespace) -> None:
 
 def cli() -> int:
     parser = tool_parser(__doc__)
-    parser.add_argument("--output", default="output/demo", help="folder for everything it writes")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one pair of runs each")
+    parser.add_argument("--output", default="output/demo", help="folder for all output")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="one pair of runs per seed"
+    )
     parser.add_argument(
         "--report", action="store_true", help="write report.html, a page that needs no server"
     )

@@ -28,7 +28,7 @@ def main(args: argparse.Namespace) -> None:
 
 def cli() -> int:
     parser = tool_parser(__doc__)
-    parser.add_argument("folder", help="what tools/sweep.py had as --output")
+    parser.add_argument("folder", help="--output of tools/sweep.py")
     parser.add_argument("--output", help="folder for tables and plots; default: the same")
     parser.add_argument(
         "--classes", default="", help="a,b,c: take means over these; default: over all"

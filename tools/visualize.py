@@ -41,21 +41,24 @@ def cli() -> int:
     source.add_argument(
         "--from-run",
         metavar="DIR",
-        help="OUTPUT_DIR of a run: its config, audit and model",
+        help="OUTPUT_DIR of a run; its config, audit and model are used",
     )
     source.add_argument(
         "--curves", nargs="+", metavar="RUN", help="OUTPUT_DIR of each run whose curves are drawn"
     )
     parser.add_argument("--checkpoint", help="weights whose detections are drawn")
     parser.add_argument("--audit", metavar="FILE", help="label_audit.json with the confidences")
-    parser.add_argument("--dataset", help="registered name; default the first of DATASETS.TRAIN")
-    parser.add_argument("--num", type=int, default=20, help="of pictures; default 20")
+    parser.add_argument("--dataset", help="registered name; default: first of DATASETS.TRAIN")
+    parser.add_argument("--num", type=int, default=20, help="number of pictures; default 20")
     parser.add_argument("--first", default="set", choices=ORDERS, help="which images come first")
     parser.add_argument(
-        "--threshold", type=float, default=0.5, help="least score of a detection; default 0.5"
+        "--threshold",
+        type=float,
+        default=0.5,
+        help="lowest score of a drawn detection; default 0.5",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the pictures")
-    parser.add_argument("--show", action="store_true", help="open a window for each")
+    parser.add_argument("--show", action="store_true", help="open a window for each picture")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config options")
     args = parser.parse_args()
     if not (args.output or args.show):
