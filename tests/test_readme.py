@@ -259,8 +259,8 @@ def test_label_correction_commands(project, monkeypatch):
     for command in commands("docs/tutorial_audit.md")[:2] + commands("docs/label_correction.md"):
         run(command, monkeypatch)
     assert (project / "output/my_digits/round_1/class_targets.pth").is_file()
-    assert (project / "mended/corrected/my_digits/corrections.jsonl").read_text()
-    assert "ROOT: mended/corrected/my_digits" in (project / "my_digits.yaml").read_text()
+    assert (project / "fixed/corrected/my_digits/corrections.jsonl").read_text()
+    assert "ROOT: fixed/corrected/my_digits" in (project / "my_digits.yaml").read_text()
     assert (project / "output/second/model_final.pth").is_file()
 
 
