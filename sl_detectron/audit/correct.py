@@ -50,17 +50,17 @@ def apply_decisions(decisions: Decisions, out: str | os.PathLike) -> dict[str, i
         if decision.verdict == "wrong" and decision.label != decision.given:
             by_set[decision.dataset].append(decision)
     if not by_set:
-        raise ValueError("no decision says that a label is wrong: there is nothing to correct")
+        raise ValueError("no decision marks a label as wrong: there is nothing to correct")
     for name in by_set:
         source = decisions.sources[name]
         if source.get("format") not in _WRITERS:
             raise ValueError(
                 f"dataset {name!r} is neither a VOC devkit folder nor a COCO json; "
-                "correct it yourself from the file of decisions"
+                "apply the file of decisions to it yourself"
             )
         path = Path(source.get("root") or source.get("json_file") or "")
         if not path.exists():
-            raise FileNotFoundError(f"dataset {name!r} is not at {path} any more")
+            raise FileNotFoundError(f"dataset {name!r} is no longer at {path}")
         refuse_to_overwrite(out, path)
     with new_folder(out) as partial:
         folders = folder_names(decisions.sources)
@@ -141,8 +141,8 @@ def _check(decision: Decision, found: Sequence[tuple[str, list[float]]], path: P
     raise ValueError(
         f"{path}: annotation {decision.index} of image {decision.image_id!r} was audited as "
         f"{decision.given!r} at {list(decision.bbox)}, but {has}; the files changed, or the "
-        "training had DATASETS.LABEL_NOISE, which is in no file (sl-inject-noise writes it "
-        "to disk)"
+        "wrong labels came from DATASETS.LABEL_NOISE, not from files (sl-inject-noise makes "
+        "noisy files)"
     )
 
 

@@ -112,7 +112,7 @@ def read_decisions(path: str | os.PathLike) -> Decisions:
     counts = Counter((d.dataset, str(d.image_id), d.index) for d in decisions)
     twice = [key for key, count in counts.items() if count > 1]
     if twice:
-        raise ValueError(f"{path} decides twice on (dataset, image, index) {twice[0]}")
+        raise ValueError(f"{path} has two decisions on (dataset, image, index) {twice[0]}")
     return replace(empty, decisions=tuple(decisions))
 
 

@@ -52,8 +52,8 @@ def audit_annotations(table: AnnotationTable, statistics: AnnotationStatistics) 
     classes = table.classes or tuple(map(str, range(num_classes)))
     if (num_rows, num_classes) != (table.num_annotations, len(classes)):
         raise ValueError(
-            f"the statistics are of {num_rows} annotations and {num_classes} classes, the table "
-            f"has {table.num_annotations} and {len(classes)}: they are not of one run"
+            f"the statistics cover {num_rows} annotations and {num_classes} classes, the table "
+            f"has {table.num_annotations} and {len(classes)}: they belong to different runs"
         )
     statistics = AnnotationStatistics(*(values.cpu() for values in statistics))
     entries = [

@@ -132,7 +132,7 @@ def evaluate_audit(
     if not 0 < wrong.sum() < len(wrong):
         raise ValueError(
             f"{wrong.sum()} of {len(wrong)} labels are wrong: an evaluation needs right and wrong "
-            "ones; is this the run, and the manifest, that you mean?"
+            "labels; check that run and manifest are the right ones"
         )
     scores = {
         OURS: [a.suspicion for a in audit.annotations],

@@ -121,7 +121,7 @@ def _check_run(args: argparse.Namespace, cfg: CfgNode, table: AnnotationTable | 
     sources = table.sources if table else {n: dataset_source(n) for n in cfg.DATASETS.TRAIN}
     if num_classes_of(cfg) < 2:
         raise ValueError(
-            "an audit suggests another class, and this detector has one only: it cannot be audited"
+            "an audit suggests another class, but this detector has only one: it cannot be audited"
         )
     # The classes of a COCO json are not known before it is read.
     first = next(iter(sources))
@@ -131,14 +131,15 @@ def _check_run(args: argparse.Namespace, cfg: CfgNode, table: AnnotationTable | 
     if args.evaluate and not args.manifest and not has_noise:
         raise ValueError(
             "--evaluate compares with known noise, and DATASETS.LABEL_NOISE of this run is off; "
-            "give the --manifest of noise that is in the files"
+            "give the --manifest of the noise in the files"
         )
     if args.correct_above is None and not args.auto:
         return
     if has_noise:
         raise ValueError(
-            f"--{'auto' if args.auto else 'correct-above'} corrects files, and the labels of this "
-            "run have DATASETS.LABEL_NOISE, which is in no file (sl-inject-noise writes it to disk)"
+            f"--{'auto' if args.auto else 'correct-above'} corrects files, but the wrong labels "
+            "of this run come from DATASETS.LABEL_NOISE, not from files (sl-inject-noise makes "
+            "noisy files)"
         )
     for source in sources.values():
         path = source.get("root") or source.get("json_file")

@@ -54,7 +54,7 @@ def run_check(args: argparse.Namespace) -> tuple[str, int]:
         check_report_path(args.output)
     names, cfg = _register(args)
     if not names:
-        raise ValueError(f"{args.config_file} names no set in DATASETS.TRAIN and DATASETS.TEST")
+        raise ValueError(f"{args.config_file} names no dataset in DATASETS.TRAIN or DATASETS.TEST")
     skips = (args.bad_annotations == "skip", args.broken_images == "skip")
     if cfg is not None:
         skips = (cfg.DATASETS.BAD_ANNOTATIONS == "skip", cfg.DATALOADER.BROKEN_IMAGES == "skip")

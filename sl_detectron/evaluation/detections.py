@@ -99,7 +99,7 @@ def _load_folder(
     missing = [file.name for file in files if not file.is_file()]
     if len(missing) == len(files):
         have = ", ".join(sorted(p.name for p in folder.glob("*.txt"))[:5]) or "no text file"
-        raise FileNotFoundError(f"{folder} holds no {files[0].name} or the like; it has {have}")
+        raise FileNotFoundError(f"{folder} holds no file such as {files[0].name}; it has {have}")
     if missing:
         logger.warning("No detections are counted for: %s", ", ".join(missing))
     rows = [
@@ -208,7 +208,7 @@ def _parse_entry(
     try:
         image_id, class_id = entry["image_id"], entry["category_id"]
         if isinstance(entry["bbox"], str):
-            raise ValueError("four digits are no box")
+            raise ValueError("four digits are not a box")
         x, y, width, height = entry["bbox"]
         row = [float(v) for v in (entry["score"], x, y, width, height)]
         image = index.get(image_id, numbers.get(image_id))

@@ -166,7 +166,7 @@ class VOCEvaluator(DatasetEvaluator):
             )
         again = len(predictions) - len(first)
         if again:
-            logger.warning("%d images were predicted again; the first counts", again)
+            logger.warning("%d images have several predictions; the first counts", again)
         images, classes, scores, boxes = map(np.concatenate, zip(_NOTHING, *first.values()))
         return Detections(images, classes, *to_voc_pixels(scores, boxes, self._rounding))
 

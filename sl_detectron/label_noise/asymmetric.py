@@ -80,7 +80,7 @@ class AsymmetricNoise(Noise):
         if unknown:
             raise ValueError(
                 f"confusion has class ids {unknown} outside 0..{num_classes - 1}; "
-                "it was made for another class list"
+                "it belongs to another class list"
             )
 
     def applies_to(self, annotation: Annotation) -> bool:

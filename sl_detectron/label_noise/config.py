@@ -67,17 +67,17 @@ def check_label_noise(cfg: CfgNode) -> None:
         _build(cfg, None, key, node, noise)
         if root.MANIFEST and node.RATE:
             raise ValueError(
-                f"{NODE}.MANIFEST takes the place of rates: it is {root.MANIFEST!r} "
+                f"{NODE}.MANIFEST replaces the rates: it is {root.MANIFEST!r} "
                 f"and {key}.RATE is {node.RATE!r}; set {key}.RATE to 0.0 or MANIFEST to ''"
             )
     if root.CONFUSION and not issubclass(NOISE_REGISTRY.get(root.TYPE), AsymmetricNoise):
         raise ValueError(
-            f"{NODE}.CONFUSION is {root.CONFUSION!r}, which only TYPE 'asymmetric' reads; "
+            f"{NODE}.CONFUSION is {root.CONFUSION!r}, which applies only to TYPE 'asymmetric'; "
             f"TYPE is {root.TYPE!r}"
         )
     if root.MANIFEST and not PathManager.isfile(root.MANIFEST):
         raise FileNotFoundError(
-            f"{NODE}.MANIFEST is {root.MANIFEST!r} and there is no such file; "
+            f"{NODE}.MANIFEST is {root.MANIFEST!r}, but there is no such file; "
             "sl-inject-noise writes one"
         )
 
@@ -118,8 +118,8 @@ def refuse_noisy_copy(name: str) -> None:
     description = os.path.join(folder, DESCRIPTION)
     if os.path.isfile(description):
         raise ValueError(
-            f"dataset {name!r} is a noisy copy already, by {description}: set the rates of "
-            "DATASETS.LABEL_NOISE to 0.0, or take the clean set"
+            f"dataset {name!r} is already a noisy copy ({description}): set the rates of "
+            "DATASETS.LABEL_NOISE to 0.0, or use the clean dataset"
         )
 
 
@@ -134,7 +134,7 @@ def manifest_of(cfg: CfgNode) -> list[dict[str, Any]] | None:
         return None
     lines = read_manifest(path)
     if not lines:
-        logger.warning("%s holds no change: the labels are those of the files", path)
+        logger.warning("%s records no change: the labels stay those of the files", path)
     others = sorted({line["dataset"] for line in lines} - {*train_sets(cfg)})
     if others:
         raise ValueError(

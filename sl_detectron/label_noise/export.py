@@ -68,7 +68,7 @@ def export_noisy_voc(
     for path in (root / name for name in COPY_FILES):
         if os.path.lexists(path):
             raise ValueError(
-                f"{path} belongs to a noisy copy: make the folder clean first "
+                f"{path} belongs to a noisy copy: restore the folder first "
                 "(sl-inject-noise --restore), or rename the file if it is yours"
             )
     annotations = read_voc_annotations(root, split, class_names, bad_annotations=bad_annotations)
@@ -122,9 +122,9 @@ def _refuse_no_noise(
     crowds = sum(bool(a.get("iscrowd", 0)) for a in annotations)
     if crowds == len(annotations):
         what = f"all {crowds} annotations are crowds (iscrowd 1)" if crowds else "no annotation"
-        raise ValueError(f"dataset {name!r} has nothing that noise can hit: {what}")
+        raise ValueError(f"dataset {name!r} has nothing that noise can change: {what}")
     raise ValueError(
-        f"the noise hits none of the {len(annotations) - crowds} annotations of {name!r}: take a "
+        f"the noise changes none of the {len(annotations) - crowds} annotations of {name!r}: use a "
         "higher rate, another seed or the mode exact"
     )
 

@@ -119,21 +119,21 @@ def _check(
         noise.check_classes(num_classes)
         if sum((noise.kind, noise.seed) == (n.kind, n.seed) for n in noises) > 1:
             raise ValueError(
-                f"two {noise.kind} noises share seed {noise.seed}: they would hit the same boxes"
+                f"two {noise.kind} noises share seed {noise.seed}: they would change the same boxes"
             )
     seen = set()
     sized = [noise.kind for noise in noises if noise.uses_size]
     for record in records:
         where = f"dataset {dataset_name!r}"
         if "image_id" not in record:
-            raise ValueError(f"{where}: a record has no image_id, which label noise is drawn by")
+            raise ValueError(f"{where}: a record has no image_id, which label noise needs")
         where += f", image {str(record['image_id'])!r}"
         if "annotations" not in record:
             raise ValueError(f"{where} has no annotations; label noise needs a list, even if []")
         if NOISE_KEY in record:
-            raise ValueError(f"{where} is noisy already: {record[NOISE_KEY]}")
+            raise ValueError(f"{where} already has noise: {record[NOISE_KEY]}")
         if str(record["image_id"]) in seen:
-            raise ValueError(f"{where} comes twice: noise is drawn per image id")
+            raise ValueError(f"{where} occurs twice: noise is drawn per image id")
         seen.add(str(record["image_id"]))
         for key in ("height", "width"):
             if sized and record["annotations"] and not (record.get(key) or 0) > 0:

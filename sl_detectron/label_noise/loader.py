@@ -219,7 +219,7 @@ def _load(name: str, bad_annotations: str) -> list[Record]:
     if not isinstance(records, list):
         raise ValueError(
             f"dataset {name!r} is a {type(records).__name__}, not a list of dicts; "
-            "wrap its mapper in NoisyLabelMapper and build its loader yourself"
+            "wrap its mapper in NoisyLabelMapper and build the loader yourself"
         )
     if all("image_id" in record for record in records):
         return records

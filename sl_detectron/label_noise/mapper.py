@@ -52,7 +52,7 @@ class NoisyLabelMapper:
         exact = [noise for noise in given if noise.rate > 0 and noise.mode == "exact"]
         if exact:
             raise ValueError(
-                f"{exact[0]}: a mapper sees one image, the exact mode needs the whole set; "
+                f"{exact[0]}: a mapper gets one image, but the exact mode needs the whole dataset; "
                 "use build_noisy_train_loader, inject() on the dataset, or mode 'bernoulli'"
             )
         self.mapper = mapper
@@ -69,7 +69,7 @@ class NoisyLabelMapper:
         """
         if is_train and cfg.DATASETS.LABEL_NOISE.MANIFEST:
             raise ValueError(
-                "DATASETS.LABEL_NOISE.MANIFEST needs the whole dataset and a mapper sees one "
+                "DATASETS.LABEL_NOISE.MANIFEST needs the whole dataset, but a mapper gets one "
                 "image; use build_noisy_train_loader(cfg) or apply_changes() on the dataset"
             )
         noises = noises_from_config(cfg) if is_train else ()
@@ -87,8 +87,8 @@ class NoisyLabelMapper:
             name = record.get("dataset_name", self.dataset_name)
             if name is None:
                 raise ValueError(
-                    f"image {record['image_id']!r} does not say which of the training sets it is "
-                    "of; set record['dataset_name'] or use build_noisy_train_loader(cfg)"
+                    f"image {record['image_id']!r} does not name its training set; "
+                    "set record['dataset_name'] or use build_noisy_train_loader(cfg)"
                 )
             (record,), _ = inject([record], self.noises, self.num_classes, name)
         return self.mapper(record)

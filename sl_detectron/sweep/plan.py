@@ -97,11 +97,11 @@ def _check_test_set(planned: PlannedRun, first: PlannedRun) -> None:
     """Methods of a detector are compared, so they need the same test set."""
     names, expected = planned.cfg.DATASETS.TEST, first.cfg.DATASETS.TEST
     if len(names) != 1:
-        raise ValueError(f"DATASETS.TEST must name one set; got {names}")
+        raise ValueError(f"DATASETS.TEST must name one dataset; got {names}")
     if names != expected:
         raise ValueError(
             f"DATASETS.TEST is {names[0]!r}, but {expected[0]!r} in {first.run.method}; "
-            "methods of one detector are compared and need one test set"
+            "methods of one detector are compared, so they need the same test set"
         )
 
 

@@ -136,7 +136,9 @@ def read_results(folder: str | os.PathLike, class_names: Sequence[str] = ()) -> 
     """
     folder = Path(folder)
     if not (folder / GRID_FILE).is_file():
-        raise FileNotFoundError(f"{folder} holds no {GRID_FILE}: it is not a sweep's folder")
+        raise FileNotFoundError(
+            f"{folder} holds no {GRID_FILE}, so it is not the folder of a sweep"
+        )
     grid = read_grid(folder / GRID_FILE, _read_options(folder / OPTIONS_FILE))
     if class_names:
         methods = tuple(dataclasses.replace(method, paper={}) for method in grid.methods)

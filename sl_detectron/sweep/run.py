@@ -77,7 +77,7 @@ def train_run(cfg: CfgNode, args: argparse.Namespace) -> None:
             return
         if finished:
             raise ValueError(
-                f"{folder / state.RESULT} is of another config: do two grids share a folder?"
+                f"{folder / state.RESULT} belongs to another config: do two grids share a folder?"
             )
         if comm.is_main_process():
             if not args.resume:

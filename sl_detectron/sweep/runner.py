@@ -65,10 +65,10 @@ def run_grid(
         SystemExit: with 143 after SIGTERM, 130 after Ctrl-C; runs on this machine have checkpoints
     """
     if cluster and executor is None:
-        raise ValueError("--slurm needs --executor slurm; without it runs would be here")
+        raise ValueError("--slurm needs --executor slurm; without it runs start on this machine")
     if num_jobs is not None and executor == "local":
         raise ValueError(
-            "--executor local starts all runs at once: leave out --jobs, or --executor local"
+            "--executor local starts all runs at once; drop --jobs or --executor local"
         )
     output = Path(output)
     runs = plan(grid, output)
@@ -107,7 +107,7 @@ def _choose(
     )
     if changed and not rerun_changed:
         raise ValueError(
-            f"{len(changed)} finished or half-done runs have another config now, first "
+            f"{len(changed)} finished or half-done runs have a different config now, first "
             f"{changed[0].run} in {changed[0].folder}: {explain_change(changed[0])}. Train them "
             "again with --rerun-changed, or give another --output"
         )

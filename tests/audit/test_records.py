@@ -94,7 +94,7 @@ def test_statistics_of_another_run_are_refused(num, classes):
     sets = {"no_such_set": [{"image_id": 1, "annotations": [annotation]}]}
     table = dataclasses.replace(AnnotationTable.of(sets), classes=("x", "y"))
     statistics = AnnotationTracker(num, classes).statistics()
-    with pytest.raises(ValueError, match="not of one run"):
+    with pytest.raises(ValueError, match="belong to different runs"):
         audit_annotations(table, statistics)
 
 

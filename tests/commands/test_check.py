@@ -241,7 +241,7 @@ def test_a_set_of_which_nothing_is_left_fails(commands):
         (
             ("--config-file", "Toy/retinanet.yaml", "--opts", "DATASETS.TRAIN", "()",
              "DATASETS.TEST", "()"),
-            "Toy/retinanet.yaml names no set in DATASETS.TRAIN and DATASETS.TEST",
+            "Toy/retinanet.yaml names no dataset in DATASETS.TRAIN or DATASETS.TEST",
         ),
         (("--voc-root", "voc", "--split", "train", "--output", "images"), "images is a folder"),
     ],

@@ -271,7 +271,7 @@ def test_repeated_and_missing_images_are_reported(register, caplog):
         scores = evaluator.evaluate()["bbox"]
     # Two of three objects are found, and the second prediction for "a" is no miss.
     assert scores["AP50"] == pytest.approx(200 / 3)
-    assert "1 images were predicted again" in caplog.text
+    assert "1 images have several predictions" in caplog.text
     assert "1 of 3 images" in caplog.text
 
 

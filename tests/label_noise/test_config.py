@@ -103,8 +103,11 @@ def test_vocs_map_does_not_fit_other_classes(cfg):
         ({"RATE": math.nan}, r"LABEL_NOISE.RATE must be in \[0, 1\]; got nan"),
         ({"MISSING__RATE": -0.1}, r"LABEL_NOISE.MISSING.RATE must be in \[0, 1\]; got -0.1"),
         ({"BOX_JITTER__MAGNITUDE": 0.5}, r"BOX_JITTER.MAGNITUDE must be in \(0, 0.5\); got 0.5"),
-        ({"CONFUSION": "map.yaml"}, "CONFUSION is 'map.yaml', which only TYPE 'asymmetric' reads"),
-        ({"MANIFEST": "m.jsonl", "RATE": 0.4}, "MANIFEST takes the place .*RATE is 0.4"),
+        (
+            {"CONFUSION": "map.yaml"},
+            "CONFUSION is 'map.yaml', which applies only to TYPE 'asymmetric'",
+        ),
+        ({"MANIFEST": "m.jsonl", "RATE": 0.4}, "MANIFEST replaces the rates.*RATE is 0.4"),
         ({"MANIFEST": "m.jsonl", "SPURIOUS__RATE": 0.4}, "SPURIOUS.RATE is 0.4"),
     ],
 )

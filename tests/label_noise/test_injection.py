@@ -304,14 +304,14 @@ def test_bad_manifest_values_are_named_with_their_line(tmp_path, values, message
 
 def test_noise_cannot_be_injected_twice():
     noisy, changes = inject(make_records(), ALL_NOISES, NUM_CLASSES)
-    with pytest.raises(ValueError, match="noisy already"):
+    with pytest.raises(ValueError, match="already has noise"):
         inject(noisy, ALL_NOISES, NUM_CLASSES)
-    with pytest.raises(ValueError, match="noisy already"):
+    with pytest.raises(ValueError, match="already has noise"):
         apply_changes(noisy, changes, NUM_CLASSES)
 
 
 def test_an_image_id_must_be_unique():
-    with pytest.raises(ValueError, match="'000000' comes twice"):
+    with pytest.raises(ValueError, match="'000000' occurs twice"):
         inject(make_records(num_images=1) * 2, ALL_NOISES, NUM_CLASSES)
 
 

@@ -112,7 +112,7 @@ def test_several_sets_need_the_name_in_the_record(cfg, records):
     cfg.DATASETS.TRAIN = (NAME, "mapper_test_other")
     MetadataCatalog.get("mapper_test_other").thing_classes = MetadataCatalog.get(NAME).thing_classes
     mapper = NoisyLabelMapper(cfg)
-    with pytest.raises(ValueError, match="image '0' does not say which"):
+    with pytest.raises(ValueError, match="image '0' does not name its training set"):
         mapper(records[0])
     named = [{**record, "dataset_name": NAME} for record in records]
     assert mapped_labels(map(mapper, named)) == noisy_labels(records)
@@ -121,7 +121,7 @@ def test_several_sets_need_the_name_in_the_record(cfg, records):
 
 def test_exact_mode_is_refused(cfg):
     cfg.DATASETS.LABEL_NOISE.MODE = "exact"
-    with pytest.raises(ValueError, match="exact mode needs the whole set"):
+    with pytest.raises(ValueError, match="exact mode needs the whole dataset"):
         NoisyLabelMapper(cfg)
 
 

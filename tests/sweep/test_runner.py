@@ -235,7 +235,7 @@ def test_a_run_leaves_the_result_of_another_grid(finished, grid_file, tmp_path):
     shutil.copytree(run.folder, other)
     code, said = run_alone(run, other, "SOLVER.GAMMA", "0.5")
     assert code == 1
-    assert "result.json is of another config: do two grids share a folder?" in said
+    assert "result.json belongs to another config: do two grids share a folder?" in said
     assert (other / "result.json").read_bytes() == (run.folder / "result.json").read_bytes()
     assert (other / "model_final.pth").is_file()
 
@@ -349,7 +349,7 @@ def test_slurm_runs_a_run_on_two_nodes(tiny_root, tmp_path, monkeypatch):
     ("args", "message"),
     [
         (["--slurm", "partition=gpu"], "--slurm needs --executor slurm"),
-        (["--executor", "local", "--jobs", "2"], "leave out --jobs"),
+        (["--executor", "local", "--jobs", "2"], "drop --jobs"),
         (["--jobs", "abc"], "--jobs: must be a whole number of at least 1; got 'abc'"),
         (["--jobs", "0"], "must be a whole number of at least 1; got '0'"),
         # argparse gives the options to --slurm.

@@ -193,8 +193,11 @@ def test_checkpoint_against_a_manifest(main, run, noisy_set, tmp_path, capsys):
         (("--from-run", "RUN", "--crop-size", "0"), "must be at least 1 pixel; got 0"),
         (("--from-run", "RUN", "--manifest", "gone.jsonl"), "no manifest at gone.jsonl"),
         (("--from-run", "RUN", "--evaluate"), "DATASETS.LABEL_NOISE of this run is off"),
-        (("--from-run", "RUN", "--opts", *ONE_CLASS), "this detector has one only"),
-        (("--from-run", "RUN", *ABOVE, "--opts", *NOISE), "which is in no file"),
+        (("--from-run", "RUN", "--opts", *ONE_CLASS), "this detector has only one"),
+        (
+            ("--from-run", "RUN", *ABOVE, "--opts", *NOISE),
+            "come from DATASETS.LABEL_NOISE, not from files",
+        ),
         (("--checkpoint", "gone.pth", "--config-file", "CONFIG"), "no checkpoint gone.pth"),
     ],
 )
