@@ -692,7 +692,7 @@ def test_options_of_noise_that_do_not_fit_are_refused(commands):
     for args, coco, message in (
         (("--images", "nowhere"), True, "--images nowhere is not a folder"),
         (("--images", "images"), False, "--images is of --coco-json"),
-        (("--split", "val"), True, "--classes and --split are of --voc-root"),
+        (("--split", "val"), True, "--classes and --split need --voc-root"),
     ):
         code, printed = commands.inject(*args, coco=coco)
         assert code == 2

@@ -184,7 +184,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.images and not Path(args.images).is_dir():
         parser.error(f"--images {args.images} is not a folder")
     if not args.voc_root and (args.classes or args.split):
-        parser.error("--classes and --split are of --voc-root; a json has its own classes")
+        parser.error("--classes and --split need --voc-root; a json lists its classes")
     args.split = args.split or "trainval"
     return args
 

@@ -112,7 +112,7 @@ def estimate_true_classes(
 
 
 def correction_table(estimate: TrueClasses, labels: Tensor, classes: Sequence[str]) -> str:
-    """What giving every annotation its most probable class is expected to mend and to break.
+    """How many labels a correction to the most probable classes is expected to fix and to break.
 
     Args:
         estimate: of A annotations
@@ -131,7 +131,7 @@ def correction_table(estimate: TrueClasses, labels: Tensor, classes: Sequence[st
     by_class.index_add_(0, labels, torch.stack([c.double() for c in columns], dim=1))
     rows = [[name, *row] for name, row in zip(classes, by_class.tolist()) if row[0]]
     rows.append(["all", *by_class.sum(dim=0).tolist()])
-    headers = ["given class", "annotations", "wrong", "changed", "of these mended", "broken"]
+    headers = ["given class", "annotations", "wrong", "changed", "of these fixed", "broken"]
     return f"Expected of a correction:\n{tabulate(rows, headers, floatfmt='.0f')}"
 
 

@@ -154,7 +154,7 @@ def _check_folders(runs: list[Run]) -> None:
         if other.method is method and other is not run:
             _fail("noise", f"{other.noise} and {run.noise} are too near to each other")
         if other is not run or not (slug(method.detector) and slug(method.name)):
-            _fail(str(method), f"needs a name of its own in letters a-z; cf. {other.method}")
+            _fail(str(method), f"needs a unique name in letters a-z; compare {other.method}")
 
 
 def _check_keys(

@@ -50,7 +50,7 @@ from sl_detectron.sweep import read_grid
         (method(paper={"AP5": [1, 2]}), r"unknown key 'AP5'; did you mean"),
         (
             {"detectors": {"R": {"a b": {"config": "x"}, "a-b": {"config": "x"}}}},
-            r"R, a-b: needs a name of its own.* R, a b",
+            r"R, a-b: needs a unique name.* R, a b",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-// What the page knows: the audited annotations, the decisions about them, and the filters.
+// The state of the page: audited annotations, decisions about them, and filters.
 
 const byId = (id) => document.getElementById(id);
 const AUDIT = JSON.parse(byId("audit").textContent);
