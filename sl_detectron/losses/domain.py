@@ -74,4 +74,10 @@ def widen(*values: Tensor | float) -> list[Tensor]:
     dtype, device = torch.float32, tensors[0].device if tensors else None
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
-    return [torch.as_tensor(value, dtype=dtype, device=device) for value in values]
+    # full: a number is filled in on the device, where a copy of it would wait for the host.
+    return [
+        value.to(device, dtype)
+        if isinstance(value, Tensor)
+        else torch.full((), value, dtype=dtype, device=device)
+        for value in values
+    ]

@@ -113,6 +113,7 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
             self._federated_classes = None
         if self.superloss_box_reg is not None:
             boxes, gt_boxes = _boxes(proposals, deltas)
+            # Host trip: the stock box loss of this step has waited for the same RoIs.
             index = foreground.nonzero()[:, 0]
             replaced["loss_box_reg"] = reduce_losses(
                 self.superloss_box_reg,
