@@ -171,13 +171,13 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     machine, tests, job = report["machine"], report["tests"], report["job"]
     others = ", ".join(f"{key} {value}" for key, value in machine.items() if key != "card")
     counts = ", ".join(f"{number} {state}" for state, number in tests["counts"].items())
-    lines = [f"# {machine['card']}", "", others.capitalize() + ".", "", "## Tests", ""]
+    lines = [f"# {machine['card']}", "", others + ".", "", "## Tests", ""]
     state = "stopped at the end of the time" if tests["exit_code"] is None else "run to the end"
     lines += [f"{counts or 'No test ended'}; {state}, {tests['seconds']:.0f} s.", ""]
     lines += [f"- failed: {name}" for name in tests["failed"]]
     rows = [[f["name"], f"{f['value']:.4g}", f["unit"]] for f in report["figures"]]
     lines += ["", tabulate(rows, ["measured", "", "unit"], "github", disable_numparse=True), ""]
-    lines += ["## Training", "", f"{job['state'].capitalize()}."]
+    lines += ["## Training", "", f"State: {job['state']}."]
     if job["runs"]:
         lines[-1] += (
             f" Faster R-CNN R50-FPN, {NOISE:.0%} wrong labels, {job['iterations']} iterations, "
@@ -295,17 +295,17 @@ def _run_job(grid: Mapping[str, Any], clone: Path, work: Path, budget: Budget) -
     started = time.monotonic()
     code = budget.run(command, {}, signal.SIGTERM)
     state = "stopped at the end of the time" if code is None else "finished"
+    options = dict(zip(grid["opts"][::2], grid["opts"][1::2]))
     runs = []
     for log in sorted(folder.rglob("run.log")):
         result = read_result(log.parent)
         metrics = result["metrics"] if result else {}
         method = next((m for m in METHODS if slug(m) in log.parts), log.parent.name)
-        done = iterations_done(log.parent)
+        done = min(iterations_done(log.parent), int(options["SOLVER.MAX_ITER"]))
         runs.append({"method": method, "iterations": done, "metrics": metrics})
         if not result and code is not None:
             state = f"failed with exit code {code}, see {log}"
             print(re.sub(r"(?m)^", "  ", log.read_text()[-3000:]), flush=True)
-    options = dict(zip(grid["opts"][::2], grid["opts"][1::2]))
     return {
         "state": state if code in (0, None) or "failed" in state else f"failed, exit code {code}",
         "seconds": round(time.monotonic() - started, 1),

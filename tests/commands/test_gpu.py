@@ -63,10 +63,10 @@ def test_report_in_words_and_as_json(tmp_path):
     text = path.with_suffix(".md").read_text()
     for words in (
         "# NVIDIA H100 80GB HBM3",
-        "Driver 1.2, torch 2.11.0.",
+        "driver 1.2, torch 2.11.0.",
         "3 passed, 1 failed, 0 skipped; run to the end, 12 s.",
         "- failed: tests.gpu.test_cost.test_share: assert 0.06 < 0.05",
-        "Finished. Faster R-CNN R50-FPN, 40% wrong labels, 200 iterations, one seed; from scratch.",
+        "State: finished. Faster R-CNN R50-FPN, 40% wrong labels, 200 iterations, one seed; from scratch.",
     ):
         assert words in text.splitlines()
     assert "| step       | 123.5 | ms     |" in text
