@@ -112,7 +112,7 @@ class AverageTau(nn.Module):
         batch_mean, num_losses = self._batch_mean(losses.detach(), mask, over_processes=learns)
         tau = torch.where(self.count > 0, self.mean, batch_mean)
         if learns:
-            self.mean.copy_(torch.lerp(tau, batch_mean, self._rate(num_losses)))
+            torch.lerp(tau, batch_mean, self._rate(num_losses), out=self.mean)
             self.count.add_(num_losses.to(torch.int64))
         return tau
 
@@ -128,10 +128,12 @@ class AverageTau(nn.Module):
         if mask is not None:
             counts = counts & mask
         total = torch.where(counts, losses, 0.0).sum(dtype=torch.float64)
-        sums = torch.stack([total, counts.sum(dtype=torch.float64)])
+        num_losses = counts.sum(dtype=torch.float64)
         if over_processes and _num_processes() > 1:
+            sums = torch.stack([total, num_losses])
             dist.all_reduce(sums)
-        return sums[0] / sums[1].clamp(min=1), sums[1]
+            total, num_losses = sums
+        return total / num_losses.clamp(min=1), num_losses
 
 
 class ExpAverageTau(AverageTau):

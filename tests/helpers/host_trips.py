@@ -99,7 +99,7 @@ class _Dispatched(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         packet = func.overloadpacket
-        if not func.is_view and packet not in (aten.empty, aten.empty_like):
+        if not func.is_view and packet not in (aten.empty, aten.empty_like, aten.new_empty):
             self.owner.ops[str(packet)] += 1
         masked = packet in (aten.index, aten.index_put, aten.index_put_) and any(
             index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]

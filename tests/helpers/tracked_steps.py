@@ -20,17 +20,17 @@ def numbered_batch() -> list[dict]:
     return batch
 
 
-def tracked_step(model: torch.nn.Module) -> Callable[[], None]:
+def tracked_step(model: torch.nn.Module, listens: bool = True) -> Callable[[], None]:
     """Makes forward and backward of one batch, in an iteration that logs no scalars.
 
-    A SuperLoss model tells a tracker what it sees, and trains on class targets.
+    A SuperLoss model tells a tracker what it sees, and trains on class targets, if it is asked to.
     """
     batch, device = numbered_batch(), next(model.parameters()).device
     labels = torch.cat([sample["instances"].gt_classes for sample in batch])
     terms = [m for m in model.modules() if isinstance(m, SuperLossTerm) and m.name == "cls"]
-    for term in terms:
+    for term in terms if listens else ():
         term.observers.append(AnnotationTracker(len(labels), NUM_CLASSES).to(device))
-    if terms:
+    if terms and listens:
         attach_class_targets(model, ClassTargets(labels.to(device)))
 
     def step() -> None:
