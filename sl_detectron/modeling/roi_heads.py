@@ -138,19 +138,14 @@ class SuperLossROIHeadsMixin(ROIHeads):
 
     def _numbered(self, targets: list[Instances]) -> list[Instances]:
         """Targets with annotation ids, and with corrected classes where there are some."""
-        if not self._needs_ids():
-            return targets
         losses = [getattr(p, "classification_loss", None) for p in self._box_predictors()]
         needs_known = any(getattr(loss, "needs_annotation_ids", False) for loss in losses)
         numbered = with_annotation_ids(targets, needs_known)
         return self.class_targets.relabel(numbered) if self.class_targets else numbered
 
-    def _needs_ids(self) -> bool:
-        return any(getattr(p, "needs_annotation_ids", False) for p in self._box_predictors())
-
     def _with_ids(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
         """Recover annotation ids that the base class dropped, if needed."""
-        if not self._needs_ids():
+        if not any(getattr(p, "needs_annotation_ids", False) for p in self._box_predictors()):
             return proposals
         for proposal, target in zip(proposals, targets):
             if proposal.has("gt_boxes") and not proposal.has(FIELD):
