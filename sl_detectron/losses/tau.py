@@ -3,6 +3,12 @@
 A strategy is called once per step with the losses of the batch. It returns the tau for this batch,
 which the batch itself enters only if it is the first one, and then takes the batch in. Nothing is
 read back from the device, and with several processes every one holds the same tau.
+
+A CUDA graph may hold the call: the buffers are updated where they are, so a replay reads the tau
+that the replay before it left; the first batch is told by a count on the device, not by a flag of
+Python's; all shapes are those of the losses. What a capture does fix is whether the module is in
+training mode, and the number of processes.
+
 :func:`build_tau` says what a custom strategy must do.
 """
 

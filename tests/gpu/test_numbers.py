@@ -148,6 +148,21 @@ def test_retinanet(autocast_to):
     assert all(g.isfinite().all() for g in gradients.values())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_retinanet_with_parameters_of_16_bits(dtype):
+    """Not autocast, and in the memory format channels_last."""
+    cfg = small_config("retinanet", superloss=True)
+    expected, _, _ = run_losses(build(cfg), make_batch())
+    model, batch = on_gpu(cfg).to(dtype, memory_format=torch.channels_last), make_batch()
+    for sample in batch:
+        sample["image"] = sample["image"].to(dtype)
+    losses, gradients, _ = run_losses(model, batch)
+    for key, value in losses.items():
+        torch.testing.assert_close(value.float().cpu(), expected[key], rtol=0.05, atol=0.05)
+    assert all(g.isfinite().all() and g.dtype == dtype for g in gradients.values())
+    assert model.superloss_cls.superloss.tau.dtype == torch.float64
+
+
 @pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("detector", ["standard", "standard_masks", "cascade", "retinanet"])
 def test_detectors_train_with_mixed_precision(detector, precision, measured):

@@ -114,3 +114,22 @@ def test_a_step_asks_for_no_more_than_stocks(detector, granularity):
         assert set(more) <= {"aten.nonzero"}
     else:
         assert not more
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("tau", TAUS)
+def test_running_state_stays_at_its_address(tau, normalize):
+    """A CUDA graph holds addresses: a buffer that was replaced would no longer be read."""
+    criterion = SuperLoss(TAUS[tau](), LAM, normalize=normalize)
+    term, tracker = SuperLossTerm("cls", criterion, warmup_iters=1), AnnotationTracker(50, 5)
+    term.observers.append(tracker)
+    modules = nn.ModuleList([term, tracker])
+    losses, ids = torch.rand(100, requires_grad=True), torch.arange(100)
+    before = {name: (b.data_ptr(), b.clone()) for name, b in modules.named_buffers()}
+    for _ in range(2):
+        term(losses, losses > 0.2, 100, ids, lambda: torch.rand(100, 5)).backward()
+    for name, buffer in modules.named_buffers():
+        assert buffer.data_ptr() == before[name][0], name
+    moved = {name for name, b in modules.named_buffers() if not torch.equal(b, before[name][1])}
+    assert {"0.num_steps", "1.sums", "1.step"} <= moved
+    assert any("mean" in name for name in moved) == (normalize or tau not in ("logC", "number"))
