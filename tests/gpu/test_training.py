@@ -106,8 +106,8 @@ def kill_and_resume(config, opts, folder):
     return whole, parts, text
 
 
-# As detectron2 trains by default, without a gradient through the stem's pooling; of Faster R-CNN two
-# samples a bin, as ROIAlign's deterministic form holds all of them in memory.
+# As detectron2 trains by default, without a gradient through the stem's pooling; Faster R-CNN with
+# two samples a bin, as ROIAlign's deterministic form holds all of them in memory.
 FROZEN = ("MODEL.BACKBONE.FREEZE_AT", 2)
 TRAININGS = {
     "retinanet": (RETINANET, FROZEN),
