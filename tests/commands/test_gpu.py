@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from helpers import REPO
-from sl_detectron.commands import gpu
+from sl_detectron.commands import gpu, gpu_job
 from sl_detectron.data.toy import TOY_CLASS_NAMES, make_toy_dataset
 from sl_detectron.engine.setup import merge_cfg
 from sl_detectron.model_zoo import find_config
@@ -76,8 +76,8 @@ def test_report_in_words_and_as_json(tmp_path):
 
 
 def test_a_process_ends_with_its_work_or_at_the_deadline(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "GRACE", 1.0)
-    budget = gpu.Budget(time.monotonic() + 30)
+    monkeypatch.setattr(gpu_job, "GRACE", 1.0)
+    budget = gpu_job.Budget(time.monotonic() + 30)
     done = budget.run(
         [sys.executable, "-c", "import os; exit(int(os.environ['X']))"], {"X": "3"}, 2
     )
@@ -85,7 +85,7 @@ def test_a_process_ends_with_its_work_or_at_the_deadline(tmp_path, monkeypatch):
     waits = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: {}); time.sleep(60)"
     for code in (f"{waits.split('; ')[0]}; time.sleep(60)", waits):  # the second has to be killed
         started = time.monotonic()
-        budget = gpu.Budget(started + 1.5)
+        budget = gpu_job.Budget(started + 1.5)
         assert budget.run([sys.executable, "-c", code], {}, signal.SIGTERM) is None
         assert time.monotonic() - started < 10
 
@@ -95,12 +95,12 @@ def test_a_process_ends_with_its_work_or_at_the_deadline(tmp_path, monkeypatch):
     [
         (1000, 0.5, 300, 300),
         (400, 0.5, 1000, 280),
-        (2 * gpu.RUN_OVERHEAD + 10, 0.5, 1000, 0),  # ten steps say nothing
+        (2 * gpu_job.RUN_OVERHEAD + 10, 0.5, 1000, 0),  # ten steps say nothing
         (-5, 0.5, 1000, 0),
     ],
 )
 def test_schedule_of_the_job(left, step, wanted, expected):
-    assert gpu.fitting_iterations(left, step, wanted) == expected
+    assert gpu_job.fitting_iterations(left, step, wanted) == expected
 
 
 def test_results_and_figures_of_tests_that_ran(tmp_path):
@@ -119,7 +119,7 @@ def test_results_and_figures_of_tests_that_ran(tmp_path):
     )
     work = tmp_path / "work"
     work.mkdir()
-    ended, figures = gpu._run_tests(tests, work, gpu.Budget(time.monotonic() + 60))
+    ended, figures = gpu._run_tests(tests, work, gpu_job.Budget(time.monotonic() + 60))
     assert ended["exit_code"] == 1
     assert ended["counts"] == {"passed": 1, "failed": 1, "skipped": 1}
     assert len(ended["failed"]) == 1
@@ -136,12 +136,12 @@ def test_grid_of_the_job(toy_env, tmp_path, weights):
     if not root.exists():
         make_toy_dataset(root)
     (root / "ImageSets/Main/val.txt").write_text("")
-    sets = gpu._voc_entries(root)
+    sets = gpu_job.voc_entries(root)
     assert [entry["SPLIT"] for entry in sets] == ["train", "test"]
     assert set(sets[0]["CLASSES"]) == set(TOY_CLASS_NAMES)
     assert sets[0]["CLASSES"] == sets[1]["CLASSES"]
     (tmp_path / "grid.yaml").write_text(
-        yaml.safe_dump(gpu._grid(sets, weights, 100, ["SOLVER.BASE_LR", "0.01"]))
+        yaml.safe_dump(gpu_job.job_grid(sets, weights, 100, ["SOLVER.BASE_LR", "0.01"]))
     )
     grid = read_grid(tmp_path / "grid.yaml")
     assert [run.noise for run in grid.runs] == [0.4, 0.4]
