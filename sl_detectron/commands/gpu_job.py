@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,12 @@ class Budget:
                 return process.wait(max(self.left - GRACE, 0))
             except subprocess.TimeoutExpired:
                 process.send_signal(number)
-            try:
-                process.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-            return None
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE)
+            finally:  # also where this process is interrupted: nothing that it started goes on
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        return None
 
 
 def fitting_iterations(left: float, step: float, wanted: int) -> int:
@@ -87,18 +89,16 @@ def fitting_iterations(left: float, step: float, wanted: int) -> int:
 def voc_entries(root: Path) -> list[dict[str, Any]]:
     """Entries of ``DATASETS.CUSTOM_VOC`` for training and test, by the splits that are there."""
     root = root if (root / "ImageSets").is_dir() else root / "VOC2007"
-    entries: list[dict[str, Any]] = []
+    entries, names = [], set()
     for name, splits in {"gpu_train": ("trainval", "train"), "gpu_test": ("test", "val")}.items():
         there = [s for s in splits if (root / "ImageSets" / "Main" / f"{s}.txt").is_file()]
         split = (there or splits)[0]
         ids = read_image_set(root, split)
         entries.append({"NAME": name, "ROOT": str(root.resolve()), "SPLIT": split})
         annotations = (parse_voc_xml(root / "Annotations" / f"{i}.xml") for i in ids)
-        names = {obj.name for annotation in annotations for obj in annotation.objects}
-        classes = sorted({*names, *(entries[0].get("CLASSES", ()))})
-        for entry in entries:
-            entry["CLASSES"] = list(CLASS_NAMES) if names <= set(CLASS_NAMES) else classes
-    return entries
+        names |= {obj.name for annotation in annotations for obj in annotation.objects}
+    classes = list(CLASS_NAMES) if names <= set(CLASS_NAMES) else sorted(names)
+    return [{**entry, "CLASSES": classes} for entry in entries]
 
 
 def job_grid(
