@@ -1,13 +1,16 @@
 """Checks of arguments: numbers at once, tensors on their device, without waiting for it."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["as_number", "check_domain", "check_logits", "widen"]
+__all__ = ["as_number", "check_domain", "check_logits", "is_compiling", "widen"]
+
+# torch before 2.3 lacks it, and cannot compile the SuperLoss in any case.
+is_compiling: Callable[[], bool] = getattr(torch.compiler, "is_compiling", lambda: False)
 
 
 def as_number(value: Any) -> float:

@@ -21,9 +21,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .domain import as_number, check_domain
+from .domain import as_number, check_domain, is_compiling
 
 __all__ = ["TAU_STRATEGIES", "AverageTau", "ConstantTau", "ExpAverageTau", "build_tau"]
+
+# torch.compile of 2.11 to 2.13 loses an update of a buffer in place, where the losses have a
+# gradient; a new buffer in its place is kept.
+_LOSES_UPDATES = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
 
 
 class ConstantTau(nn.Module):
@@ -118,9 +122,16 @@ class AverageTau(nn.Module):
         batch_mean, num_losses = self._batch_mean(losses.detach(), mask, over_processes=learns)
         tau = torch.where(self.count > 0, self.mean, batch_mean)
         if learns:
-            torch.lerp(tau, batch_mean, self._rate(num_losses), out=self.mean)
-            self.count.add_(num_losses.to(torch.int64))
+            self._take_in(tau, batch_mean, num_losses)
         return tau
+
+    def _take_in(self, tau: Tensor, batch_mean: Tensor, num_losses: Tensor) -> None:
+        rate, num = self._rate(num_losses), num_losses.to(torch.int64)
+        if is_compiling() and _LOSES_UPDATES:
+            self.mean, self.count = torch.lerp(tau, batch_mean, rate), self.count + num
+        else:
+            torch.lerp(tau, batch_mean, rate, out=self.mean)
+            self.count.add_(num)
 
     def _rate(self, num_losses: Tensor) -> Tensor:
         """The share of this batch in the new mean."""

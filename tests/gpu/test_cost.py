@@ -15,7 +15,7 @@ IMAGES, IMAGE_SIZE = 4, (800, 1088)
 
 
 @pytest.fixture(scope="module")
-def benchmark():
+def bench():
     return load_tool("benchmark_superloss")
 
 
@@ -32,9 +32,9 @@ def can_compile() -> bool:
 
 
 @pytest.fixture(scope="module")
-def contenders(benchmark, can_compile):
+def contenders(bench, can_compile):
     """{name: function}; what is compiled once is used by all tests."""
-    return benchmark.contenders("cuda", can_compile)
+    return bench.contenders("cuda", can_compile)
 
 
 def device_milliseconds(call, num_calls=50) -> float:
@@ -59,18 +59,18 @@ def device_milliseconds(call, num_calls=50) -> float:
 
 
 @pytest.mark.parametrize("run", ["forward", "forward_backward"])
-def test_three_million_losses(run, benchmark, contenders, measured):
+def test_three_million_losses(run, bench, contenders, measured):
     """Wall time of a call and the wait for it; every contender in turn."""
     losses = (torch.rand(NUM_LOSSES, generator=torch.Generator().manual_seed(0)) * 6).cuda()
     times: dict[str, list[float]] = {}
     for num_rounds, names in ((3, [SCIPY]), (ROUNDS, [n for n in contenders if n != SCIPY])):
-        calls = {n: partial(getattr(benchmark, run), contenders[n], losses) for n in names}
-        times |= benchmark.interleaved(calls, num_rounds, "cuda", num_warm_up=3)
+        calls = {n: partial(getattr(bench, run), contenders[n], losses) for n in names}
+        times |= bench.interleaved(calls, num_rounds, "cuda", num_warm_up=3)
     medians = {name: 1e3 * statistics.median(values) for name, values in times.items()}
     for name, value in medians.items():
         measured(f"3 M losses, {run}, {name}", value, "ms")
     for name in [n for n in contenders if not n.startswith("torch.exp")]:
-        error = benchmark.largest_error(contenders[name], losses)
+        error = bench.largest_error(contenders[name], losses)
         measured(f"3 M losses, {name}: largest error", error, "max(|SL|, lambda)")
         if name.startswith("SuperLoss"):
             assert error < 2e-6
@@ -79,13 +79,13 @@ def test_three_million_losses(run, benchmark, contenders, measured):
         assert medians["SuperLoss, compiled"] < medians[SCIPY] / 10
 
 
-def test_device_time_of_three_million_losses(benchmark, contenders, measured):
+def test_device_time_of_three_million_losses(bench, contenders, measured):
     losses = torch.rand(NUM_LOSSES, device="cuda") * 6
     times = {}
     for name, function in contenders.items():
         if name == SCIPY:
             continue
-        times[name] = device_milliseconds(partial(benchmark.forward, function, losses))
+        times[name] = device_milliseconds(partial(bench.forward, function, losses))
         measured(f"3 M losses, forward, {name}: device time", times[name], "ms")
     if "SuperLoss, compiled" not in times:
         pytest.skip("torch.compile does not work here: only eager calls were timed")
@@ -95,16 +95,16 @@ def test_device_time_of_three_million_losses(benchmark, contenders, measured):
 
 @pytest.mark.parametrize("amp", [False, True], ids=["float32", "AMP"])
 @pytest.mark.parametrize("name", ["Faster R-CNN R50-FPN", "RetinaNet R50-FPN"])
-def test_share_of_a_training_step(name, amp, benchmark, measured):
+def test_share_of_a_training_step(name, amp, bench, measured):
     """Stock and SuperLoss in turn, in one process, of the same weights: time and peak memory."""
     where = f"{name}, {'AMP' if amp else 'float32'}"
-    batch = benchmark.noise_batch(IMAGES, IMAGE_SIZE)
-    models = {head: benchmark.detector(name, head, "cuda") for head in benchmark.HEADS}
-    steps = {h: partial(benchmark.train_step, m, batch, amp) for h, m in models.items()}
-    foreground = benchmark.samples_of(models["SuperLoss"], steps["SuperLoss"])
+    batch = bench.noise_batch(IMAGES, IMAGE_SIZE)
+    models = {head: bench.detector(name, head, "cuda") for head in bench.HEADS}
+    steps = {h: partial(bench.train_step, m, batch, amp) for h, m in models.items()}
+    foreground = bench.samples_of(models["SuperLoss"], steps["SuperLoss"])
     measured(f"{where}: samples a step", len(foreground), "")
     measured(f"{where}: foreground samples a step", int(foreground.sum()), "")
-    times = benchmark.interleaved(steps, 30, "cuda", num_warm_up=10)
+    times = bench.interleaved(steps, 30, "cuda", num_warm_up=10)
     medians = {head: 1e3 * statistics.median(values) for head, values in times.items()}
     peaks = {}
     for head, step in steps.items():
@@ -115,7 +115,7 @@ def test_share_of_a_training_step(name, amp, benchmark, measured):
         peaks[head] = (torch.cuda.max_memory_allocated() - before) / 2**20
         models[head].zero_grad()
         measured(f"{where}, {head}: step", medians[head], "ms")
-        measured(f"{where}, {head}: spread of the steps", benchmark.spread(times[head]), "")
+        measured(f"{where}, {head}: spread of the steps", bench.spread(times[head]), "")
         measured(f"{where}, {head}: peak memory", peaks[head], "MiB")
     share = medians["SuperLoss"] / medians["stock"] - 1
     measured(f"{where}: time that the SuperLoss adds", 100 * share, "% of the stock step")

@@ -6,6 +6,7 @@ from torch._dynamo.utils import counters
 
 from helpers.loss_cases import CASES, LAM, TAUS, make_inputs
 from sl_detectron.losses import SuperLoss
+from sl_detectron.losses import tau as tau_module
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.compiler, "is_compiling"), reason="this torch cannot compile the SuperLoss"
@@ -22,10 +23,11 @@ def num_graphs():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("masked", "old_torch"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("tau", TAUS)
-def test_superloss(tau, masked, num_graphs):
-    """Values, gradients and tau as eager."""
+def test_superloss(tau, masked, old_torch, num_graphs, monkeypatch):
+    """Values, gradients and tau as eager; also in the way that older versions of torch need."""
+    monkeypatch.setattr(tau_module, "_LOSES_UPDATES", old_torch or tau_module._LOSES_UPDATES)
     eager, module = SuperLoss(TAUS[tau](), LAM), SuperLoss(TAUS[tau](), LAM)
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     graphs = []
