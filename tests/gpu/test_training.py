@@ -106,13 +106,11 @@ def kill_and_resume(config, opts, folder):
     return whole, parts, text
 
 
-# As detectron2 trains by default, without a gradient through the stem's pooling; Faster R-CNN with
-# two samples a bin, as ROIAlign's deterministic form holds all of them in memory.
-FROZEN = ("MODEL.BACKBONE.FREEZE_AT", 2)
 TRAININGS = {
-    "retinanet": (RETINANET, FROZEN),
-    "retinanet with AMP": (RETINANET, (*FROZEN, "SOLVER.AMP.ENABLED", True)),
-    "faster_rcnn": (FASTER_RCNN, (*FROZEN, "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 2)),
+    "retinanet": (RETINANET, ()),
+    "retinanet with AMP": (RETINANET, ("SOLVER.AMP.ENABLED", True)),
+    # Two samples a bin: ROIAlign's deterministic form holds all of them in memory.
+    "faster_rcnn": (FASTER_RCNN, ("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 2)),
 }
 
 
