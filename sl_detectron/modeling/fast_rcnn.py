@@ -94,7 +94,7 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
         scores, deltas = predictions[0], predictions[1]
         gt_classes = _cat([p.gt_classes for p in proposals], scores.new_empty(0).long())
         foreground = is_foreground(gt_classes, self.num_classes)
-        ids = annotation_ids_of(proposals, foreground)
+        ids = annotation_ids_of(proposals, foreground) if self.needs_annotation_ids else None
         # Divide by R, not by foreground: each foreground RoI keeps equal weight in every batch.
         num_rois = max(gt_classes.numel(), 1)
         probabilities = self._probabilities_of(scores)
@@ -113,6 +113,7 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
             self._federated_classes = None
         if self.superloss_box_reg is not None:
             boxes, gt_boxes = _boxes(proposals, deltas)
+            # Host trip: the stock box loss of this step has waited for the same RoIs.
             index = foreground.nonzero()[:, 0]
             replaced["loss_box_reg"] = reduce_losses(
                 self.superloss_box_reg,
