@@ -53,8 +53,16 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.MODEL.SUPERLOSS.CLS.ENABLED = True
     # What goes through the SuperLoss, or with ENABLED False is trained on alone, for softmax heads:
     # "cross_entropy", "generalized_cross_entropy", "symmetric_cross_entropy", "hard_bootstrapping",
-    # "soft_bootstrapping", "focal_loss" or "data_params", a learned temperature per annotation.
+    # "soft_bootstrapping", "focal_loss", "lncis", "truncated_generalized_cross_entropy",
+    # "self_paced", "forward_correction", "curriculum_loss" or "data_params", a learned temperature
+    # per annotation.
     cfg.MODEL.SUPERLOSS.CLS.LOSS = "cross_entropy"
+    # Fraction of the iterations trained on the cross-entropy before LOSS takes its place: a loss
+    # that leaves out what looks wrong needs a detector that predicts.
+    cfg.MODEL.SUPERLOSS.CLS.LOSS_START = 0.0
+    # Fraction of wrong labels that "forward_correction" and "curriculum_loss" are told; below 0.0:
+    # the first estimates which class is confused with which, the second prunes nothing.
+    cfg.MODEL.SUPERLOSS.CLS.NOISE_RATE = -1.0
     # "logC": log of the number of softmax outcomes; "Avg": mean of all losses so far; "ExpAvg":
     # their exponential running average; or a number in nats, quoted: "1.5".
     cfg.MODEL.SUPERLOSS.CLS.TAU = "ExpAvg"

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint import SafeCheckpointer
 from ..data import TrainLoader
-from ..losses import DataParams
+from ..losses import AfterStart, DataParams, ForwardCorrection
 from ..modeling import SuperLossTerm
 
 __all__ = [
@@ -219,7 +219,7 @@ def resume_or_load(checkpointer: SafeCheckpointer, weights: str, resume: bool) -
     parts = {
         name: (part, copy.deepcopy(part.state_dict()))
         for name, part in checkpointer.model.named_modules()
-        if isinstance(part, SuperLossTerm | DataParams)
+        if isinstance(part, SuperLossTerm | DataParams | AfterStart | ForwardCorrection)
     }
     checkpointer.resume_or_load(weights, resume=resume)
     if resumes:

@@ -12,10 +12,10 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from .domain import as_number, check_domain
+from .ranks import sum_over_ranks
 
 __all__ = ["TAU_STRATEGIES", "AverageTau", "ConstantTau", "ExpAverageTau", "build_tau"]
 
@@ -129,8 +129,8 @@ class AverageTau(nn.Module):
             counts = counts & mask
         total = torch.where(counts, losses, 0.0).sum(dtype=torch.float64)
         sums = torch.stack([total, counts.sum(dtype=torch.float64)])
-        if over_processes and _num_processes() > 1:
-            dist.all_reduce(sums)
+        if over_processes:
+            sum_over_ranks(sums)
         return sums[0] / sums[1].clamp(min=1), sums[1]
 
 
@@ -241,7 +241,3 @@ def build_tau(
     names = ", ".join(map(repr, TAU_STRATEGIES))
     check_domain("tau", tau, not math.isfinite(value), f"{names} or a finite number")
     return ConstantTau(value)
-
-
-def _num_processes() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
