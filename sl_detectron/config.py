@@ -114,6 +114,20 @@ def add_superloss_config(cfg: CN) -> None:
     # Annotations whose most probable class is less probable than this have no class loss.
     cfg.MODEL.SUPERLOSS.CORRECTION.MIN_PROBABILITY = 0.0
 
+    # Methods of other papers, which change what annotations are trained as; docs/methods.md. They
+    # need SuperLoss heads, and compare with the plain loss by CLS.FIXED_SIGMA 1.0.
+    cfg.MODEL.METHOD = CN()
+    # "" for none, "CoTeaching", or a method that a project registers.
+    cfg.MODEL.METHOD.NAME = ""
+    # Fraction of the iterations on the given labels before it begins; of Co-teaching until it drops
+    # as many as NOISE_RATE says.
+    cfg.MODEL.METHOD.START = 0.1
+    # Fraction of wrong labels, for Co-teaching; below 0.0: estimated at START.
+    cfg.MODEL.METHOD.NOISE_RATE = -1.0
+    # The META_ARCHITECTURE "PairedRCNN" or "PairedRetinaNet": two heads on one trunk, in place of
+    # two detectors.
+    cfg.MODEL.METHOD.SHARED_TRUNK = False
+
     # The box regression loss: one value per foreground RoI or anchor, summed over coordinates.
     cfg.MODEL.SUPERLOSS.BOX_REG = CN()
     # Off: wrong class labels leave the boxes right, and the term cost AP when labels were noisy.

@@ -24,6 +24,7 @@ from ..checkpoint import SafeCheckpointer
 from ..data import TrainLoader
 from ..losses import AfterStart, DataParams, ForwardCorrection
 from ..modeling import SuperLossTerm
+from ..rivals.pair import fill_both
 
 __all__ = [
     "STOPPED",
@@ -221,9 +222,11 @@ def resume_or_load(checkpointer: SafeCheckpointer, weights: str, resume: bool) -
         for name, part in checkpointer.model.named_modules()
         if isinstance(part, SuperLossTerm | DataParams | AfterStart | ForwardCorrection)
     }
-    checkpointer.resume_or_load(weights, resume=resume)
     if resumes:
+        checkpointer.resume_or_load(weights, resume=True)
         return True
+    with fill_both(checkpointer.model):
+        checkpointer.resume_or_load(weights, resume=False)
     anew = []
     for name, (part, state) in parts.items():
         if any(not torch.equal(value, state[key]) for key, value in part.state_dict().items()):

@@ -27,6 +27,7 @@ from ..evaluation.evaluator import build_evaluator
 from ..label_noise import build_noisy_train_loader
 from ..losses import DataParams
 from ..modeling import SuperLossTerm
+from ..rivals import build_method
 from .finite import trainer_class
 from .hooks import (
     DrawTrainingImages,
@@ -43,6 +44,7 @@ from .label_correction import (
     write_class_targets,
 )
 from .launch import end_logs, setup_job
+from .methods import TrainMethod
 from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state, resume_or_load
 from .setup import check_for_training, keep_config, merge_cfg
 
@@ -106,6 +108,11 @@ class SuperLossTrainer(DefaultTrainer):
         self.class_targets = build_class_targets(cfg, model, self.annotations)
         if self.class_targets is not None:
             self.checkpointer.add_checkpointable("class_targets", self.class_targets)
+        # None where no method of another paper is named.
+        num_annotations = self.annotations.num_annotations if self.annotations else 0
+        self.method = build_method(cfg, self.checkpointer.model, num_annotations)
+        if self.method is not None:
+            self.checkpointer.add_checkpointable("method", self.method)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -138,6 +145,8 @@ class SuperLossTrainer(DefaultTrainer):
             first.append(TrackAnnotations(tracker, table, self.cfg.OUTPUT_DIR, stop))
         if tracker is not None and self.class_targets is not None:
             first.append(build_correction_hook(self.cfg, tracker, self.class_targets))
+        if self.method is not None:
+            first.append(TrainMethod(self.method, tracker, table))
         if self.cfg.VIS_PERIOD > 0 and comm.is_main_process():
             true_classes = table.true_classes() if table else {}
             first.append(DrawTrainingImages(self.cfg, true_classes))
