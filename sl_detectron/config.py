@@ -117,7 +117,7 @@ def add_superloss_config(cfg: CN) -> None:
     # Methods of other papers, which change what annotations are trained as; docs/methods.md. They
     # need SuperLoss heads, and compare with the plain loss by CLS.FIXED_SIGMA 1.0.
     cfg.MODEL.METHOD = CN()
-    # "" for none, "CoTeaching", or a method that a project registers.
+    # "" for none, "CoTeaching", "CABBC", or a method that a project registers.
     cfg.MODEL.METHOD.NAME = ""
     # Fraction of the iterations on the given labels before it begins; of Co-teaching until it drops
     # as many as NOISE_RATE says.
@@ -125,8 +125,18 @@ def add_superloss_config(cfg: CN) -> None:
     # Fraction of wrong labels, for Co-teaching; below 0.0: estimated at START.
     cfg.MODEL.METHOD.NOISE_RATE = -1.0
     # The META_ARCHITECTURE "PairedRCNN" or "PairedRetinaNet": two heads on one trunk, in place of
-    # two detectors.
+    # two detectors. CABBC needs it.
     cfg.MODEL.METHOD.SHARED_TRUNK = False
+    # CA-BBC: soft labels and, with ALPHA above 0.0, corrected boxes.
+    cfg.MODEL.METHOD.CA_BBC = CN()
+    # Of the soft labels; near 0.0 they are the most probable class.
+    cfg.MODEL.METHOD.CA_BBC.TEMPERATURE = 0.4
+    # Step of the boxes; the paper takes 0, 100 and 200 for 0, 20 and 40 % box noise.
+    cfg.MODEL.METHOD.CA_BBC.ALPHA = 0.0
+    # Weight of the background's probability in what the step lowers.
+    cfg.MODEL.METHOD.CA_BBC.BACKGROUND = 0.1
+    # Share of the heads' mean box deltas by which a box moves after the step.
+    cfg.MODEL.METHOD.CA_BBC.REFINEMENT = 0.5
 
     # The box regression loss: one value per foreground RoI or anchor, summed over coordinates.
     cfg.MODEL.SUPERLOSS.BOX_REG = CN()

@@ -14,16 +14,26 @@ NODE = "MODEL.METHOD."
 METHODS = {
     "CoTeaching": (NODE + "NOISE_RATE", 0.4),
     "CoTeaching, one trunk": (NODE + "NOISE_RATE", 0.4, NODE + "SHARED_TRUNK", True),
+    "CABBC": (NODE + "SHARED_TRUNK", True, NODE + "CA_BBC.ALPHA", 100.0),
 }
 # With these a method's losses are the plain head's.
 NEUTRAL = {
     "CoTeaching": (NODE + "NOISE_RATE", 0.0),
     "CoTeaching, one trunk": (NODE + "NOISE_RATE", 0.0),
+    # The labels outweigh what untrained heads predict.
+    "CABBC": (NODE + "CA_BBC.ALPHA", 0.0, NODE + "CA_BBC.TEMPERATURE", 1e-3),
 }
-PAIRED = ("CoTeaching",)
+PAIRED = ("CoTeaching", "CABBC")
+SHARED = ("CoTeaching, one trunk", "CABBC")
+RCNN_ONLY = ("CABBC",)
 # The plain loss, term by term as a method's.
 PLAIN = ("MODEL.SUPERLOSS.CLS.FIXED_SIGMA", 1.0)
-CASES = [(name, detector) for name in METHODS for detector in ("standard", "retinanet")]
+CASES = [
+    (name, detector)
+    for name in METHODS
+    for detector in ("standard", "retinanet")
+    if not (name in RCNN_ONLY and detector == "retinanet")
+]
 
 
 def options(name, detector, *opts):
