@@ -117,7 +117,8 @@ def add_superloss_config(cfg: CN) -> None:
     # Methods of other papers, which change what annotations are trained as; docs/methods.md. They
     # need SuperLoss heads, and compare with the plain loss by CLS.FIXED_SIGMA 1.0.
     cfg.MODEL.METHOD = CN()
-    # "" for none, "CoTeaching", "CABBC", or a method that a project registers.
+    # "" for none, "CoTeaching", "CABBC", "CLC", "EMATeacher", "SDLocNet", or one that a project
+    # registers.
     cfg.MODEL.METHOD.NAME = ""
     # Fraction of the iterations on the given labels before it begins; of Co-teaching until it drops
     # as many as NOISE_RATE says.
@@ -137,6 +138,16 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.MODEL.METHOD.CA_BBC.BACKGROUND = 0.1
     # Share of the heads' mean box deltas by which a box moves after the step.
     cfg.MODEL.METHOD.CA_BBC.REFINEMENT = 0.5
+    # CLC of DN-TOD.
+    cfg.MODEL.METHOD.CLC = CN()
+    # What happens to a sample that looks wrong: "drop", it has no class loss, or "relabel".
+    cfg.MODEL.METHOD.CLC.FORM = "drop"
+    # Soft targets from an exponential average of the weights.
+    cfg.MODEL.METHOD.TEACHER = CN()
+    # Share of the old weights that a step keeps.
+    cfg.MODEL.METHOD.TEACHER.DECAY = 0.999
+    # Share of the teacher's prediction in the target; the rest is the given label.
+    cfg.MODEL.METHOD.TEACHER.SHARE = 0.5
 
     # The box regression loss: one value per foreground RoI or anchor, summed over coordinates.
     cfg.MODEL.SUPERLOSS.BOX_REG = CN()

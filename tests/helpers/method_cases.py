@@ -15,6 +15,10 @@ METHODS = {
     "CoTeaching": (NODE + "NOISE_RATE", 0.4),
     "CoTeaching, one trunk": (NODE + "NOISE_RATE", 0.4, NODE + "SHARED_TRUNK", True),
     "CABBC": (NODE + "SHARED_TRUNK", True, NODE + "CA_BBC.ALPHA", 100.0),
+    "CLC": (),
+    "CLC, relabelled": (NODE + "CLC.FORM", "relabel"),
+    "EMATeacher": (NODE + "TEACHER.DECAY", 0.5),
+    "SDLocNet": (),
 }
 # With these a method's losses are the plain head's.
 NEUTRAL = {
@@ -22,6 +26,12 @@ NEUTRAL = {
     "CoTeaching, one trunk": (NODE + "NOISE_RATE", 0.0),
     # The labels outweigh what untrained heads predict.
     "CABBC": (NODE + "CA_BBC.ALPHA", 0.0, NODE + "CA_BBC.TEMPERATURE", 1e-3),
+    # No threshold before something was seen.
+    "CLC": (),
+    "CLC, relabelled": (),
+    "EMATeacher": (NODE + "TEACHER.SHARE", 0.0),
+    # It has no switch but its start: weights of 1.
+    "SDLocNet": (NODE + "START", 0.5),
 }
 PAIRED = ("CoTeaching", "CABBC")
 SHARED = ("CoTeaching, one trunk", "CABBC")

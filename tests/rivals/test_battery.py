@@ -155,4 +155,7 @@ def test_two_ranks_have_the_state_of_one(tmp_path):
         assert_equal(*states)
         for key, value in method.state_dict().items():
             if isinstance(value, torch.Tensor):
-                torch.testing.assert_close(states[0][key], value, equal_nan=True)
+                # Sums of what float32 forwards of other batches say.
+                torch.testing.assert_close(
+                    states[0][key], value, rtol=1e-5, atol=1e-5, equal_nan=True
+                )
