@@ -123,7 +123,7 @@ def add_superloss_config(cfg: CN) -> None:
     # Fraction of the iterations on the given labels before it begins; of Co-teaching until it drops
     # as many as NOISE_RATE says.
     cfg.MODEL.METHOD.START = 0.1
-    # Fraction of wrong labels, for Co-teaching; below 0.0: estimated at START.
+    # Fraction of wrong labels, for Co-teaching; below 0.0: estimated at START and as often again.
     cfg.MODEL.METHOD.NOISE_RATE = -1.0
     # The META_ARCHITECTURE "PairedRCNN" or "PairedRetinaNet": two heads on one trunk, in place of
     # two detectors. CABBC needs it.

@@ -10,15 +10,20 @@ from ..audit.true_classes import infer_true_classes
 from ..data.annotation_ids import AnnotationTable
 from ..rivals import Method
 from ..rivals.co_teaching import CoTeaching
-from .label_correction import TEMPERATURE
 
 __all__ = ["TrainMethod"]
 
 logger = logging.getLogger(__name__)
 
+# Of the statistics in an estimate of the noise rate: they are taken as they are. Sharpened, those
+# of an early detector, which predicts little, would make most labels look wrong.
+TEMPERATURE = 1.0
+
 
 class TrainMethod(HookBase):
     """Tell a method which iteration it is; estimate the noise rate for one that lacks it.
+
+    The rate is estimated from the statistics so far at the method's start, and as often again.
 
     Register it before the hooks that write checkpoints.
 
@@ -43,8 +48,9 @@ class TrainMethod(HookBase):
 
     def after_step(self) -> None:
         self.method.end_step()
-        due = self.trainer.iter + 1 == max(self.method.start, 1)
-        if due and isinstance(self.method, CoTeaching) and self.method.needs_rate:
+        if not (isinstance(self.method, CoTeaching) and self.method.needs_rate):
+            return
+        if (self.trainer.iter + 1) % max(self.method.start, 1) == 0:
             self.method.rate = self._estimate()
 
     def _estimate(self) -> float:
@@ -56,6 +62,8 @@ class TrainMethod(HookBase):
             )
         tracked = self.tracker.mean_probabilities()
         rows = (~tracked.isnan().any(dim=1)).nonzero()[:, 0]
+        if not len(rows):
+            return 0.0
         labels = torch.tensor(self.annotations.labels(), device=tracked.device)
         rate = infer_true_classes(tracked[rows], labels[rows], TEMPERATURE).noise_rate
         logger.info("About %.0f %% of the labels are wrong: Co-teaching drops as many", 100 * rate)

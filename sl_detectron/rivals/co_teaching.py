@@ -93,9 +93,10 @@ class CoTeaching(Method):
     The paper keeps R(t) of a mini-batch of 128 images. A detector's batch has some 20 annotations,
     so ours are compared with the last 256 losses of all processes, and an annotation that a
     detector has sampled no RoI of is kept. T_k is ``MODEL.METHOD.START``, a tenth of the schedule;
-    the paper's is 10 of 200 epochs. The rate is ``NOISE_RATE`` or estimated. The two detectors
-    differ by initialisation and by the RoIs that they sample; a RetinaNet's sampling is the same.
-    The first one is evaluated, as the paper evaluates each.
+    the paper's is 10 of 200 epochs. The rate is ``NOISE_RATE``, or estimated at T_k, 2 T_k, ...
+    from the statistics of the annotations. The two detectors differ by initialisation and by the
+    RoIs that they sample; a RetinaNet samples none. The first one is evaluated; the paper reports
+    both.
 
     Args:
         rate: share of wrong labels; below 0 where it is to be estimated, then 0 until that is done
