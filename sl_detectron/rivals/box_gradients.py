@@ -38,10 +38,11 @@ def roi_align(
     grid = torch.stack(
         [x[:, None, :].expand(-1, rows, -1), y[:, :, None].expand(-1, -1, columns)], dim=-1
     )
-    # All boxes below each other: features for each of them would be many.
+    # All boxes below each other: features for each of them would be many. Coordinates in 16 bits
+    # would be off by pixels.
     sampled = F.grid_sample(
-        features[None],
-        grid.reshape(1, -1, columns, 2).to(features),
+        features[None].to(grid.dtype),
+        grid.reshape(1, -1, columns, 2),
         padding_mode="border",
         align_corners=False,
     )

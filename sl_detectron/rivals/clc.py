@@ -32,9 +32,10 @@ class CLC(Method):
     of several the most probable. A dropped sample has no class loss: it is no background.
 
     The paper leaves open, and ours is: the averages are exponential ones over about 100 steps, of
-    all processes, and a step is judged by those before it; p is over the classes of an object, for
-    a RetinaNet its sigmoids; a class that was not seen has no threshold and passes none. Boxes
-    stay, as does the matching, and a box regressed by class is that of the given class.
+    all processes, and a step, or a stage of a cascade, is judged by those before it; p is over the
+    classes of an object, for a RetinaNet its sigmoids; a class that was not seen has no threshold
+    and passes none. Boxes stay, as does the matching, and a box regressed by class is that of the
+    given class.
 
     Args:
         num_classes: K

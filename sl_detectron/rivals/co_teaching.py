@@ -54,8 +54,13 @@ class _Side(Method):
         return losses, kept.to(losses.dtype)
 
     @torch.no_grad()
-    def choose(self, share: float) -> Tensor:
-        """(G,) which annotations have one of the smallest losses; those without loss do."""
+    def choose(self, share: float, learns: bool = True) -> Tensor:
+        """(G,) which annotations have one of the smallest losses; those without loss do.
+
+        Args:
+            share: of the losses of the queue and of the batch of all processes
+            learns: whether the batch enters the queue; every process calls then
+        """
         # Without gradients no tau learns and nothing is observed.
         self._seen, self._kept = [], None
         for _, compute in self.settled:
@@ -63,10 +68,11 @@ class _Side(Method):
         sums, counts = (sum(values) for values in zip(*self._seen))
         self._seen = None
         losses: Tensor = sums / counts
-        batch = torch.cat([self.queue, gather_rows(losses, QUEUE)])
+        batch = torch.cat([self.queue, gather_rows(losses, QUEUE) if learns else losses])
         # Those that are nan come first, the others stay in order.
         batch = batch[(~batch.isnan()).to(torch.uint8).argsort(stable=True)]
-        self.queue.copy_(batch[-QUEUE:])
+        if learns:
+            self.queue.copy_(batch[-QUEUE:])
         ordered = batch.sort().values
         num = (~batch.isnan()).sum()
         # 0.6 * 10 is to be 6, not 7.
@@ -153,8 +159,10 @@ class CoTeaching(Method):
         Raises:
             TypeError: a detector did not return a class term as it was
         """
-        share = self.share
-        kept_by_first, kept_by_second = self.first.choose(share), self.second.choose(share)
+        # A forward for batch statistics or a validation loss may be that of one process.
+        share, learns = self.share, torch.is_grad_enabled()
+        sides = self.first, self.second
+        kept_by_first, kept_by_second = (side.choose(share, learns) for side in sides)
         terms = self.first.finish(kept_by_second) | self.second.finish(kept_by_first)
         if not terms.keys() <= {id(v) for v in losses.values()}:
             raise TypeError(

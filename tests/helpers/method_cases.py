@@ -26,23 +26,22 @@ NEUTRAL = {
     "CoTeaching, one trunk": (NODE + "NOISE_RATE", 0.0),
     # The labels outweigh what untrained heads predict.
     "CABBC": (NODE + "CA_BBC.ALPHA", 0.0, NODE + "CA_BBC.TEMPERATURE", 1e-3),
-    # No threshold before something was seen.
-    "CLC": (),
-    "CLC, relabelled": (),
+    # They have no switch but their start.
+    "CLC": (NODE + "START", 0.5),
+    "CLC, relabelled": (NODE + "START", 0.5),
     "EMATeacher": (NODE + "TEACHER.SHARE", 0.0),
-    # It has no switch but its start: weights of 1.
     "SDLocNet": (NODE + "START", 0.5),
 }
 PAIRED = ("CoTeaching", "CABBC")
 SHARED = ("CoTeaching, one trunk", "CABBC")
-RCNN_ONLY = ("CABBC",)
+ONE_HEAD = ("CABBC",)
 # The plain loss, term by term as a method's.
 PLAIN = ("MODEL.SUPERLOSS.CLS.FIXED_SIGMA", 1.0)
 CASES = [
     (name, detector)
     for name in METHODS
-    for detector in ("standard", "retinanet")
-    if not (name in RCNN_ONLY and detector == "retinanet")
+    for detector in ("standard", "cascade", "retinanet")
+    if detector == "standard" or name not in ONE_HEAD
 ]
 
 

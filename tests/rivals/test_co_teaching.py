@@ -58,6 +58,13 @@ def test_all_are_kept_at_rate_0_and_by_one_that_has_not_seen_it():
     assert side.choose(0.1).tolist() == [True, True, True]
 
 
+def test_a_forward_that_does_not_learn_leaves_no_loss():
+    method = CoTeaching(rate=1 / 3, ramp=0)
+    with torch.no_grad():
+        assert told(method)["a"] == 17.0
+    assert method.first.queue.isnan().all()
+
+
 def test_share_falls_over_the_ramp():
     method = CoTeaching(rate=0.4, ramp=10)
     shares = []
