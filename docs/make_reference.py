@@ -19,8 +19,8 @@ from typing import Any
 DOCS = Path(__file__).resolve().parent
 CONFIG = DOCS.parent / "sl_detectron" / "config.py"
 MODULES = (
-    *("config", "losses", "modeling", "data", "label_noise", "evaluation", "audit", "engine"),
-    *("engine.hooks", "sweep", "model_zoo"),
+    *("config", "losses", "modeling", "data", "label_noise", "evaluation", "audit", "rivals"),
+    *("engine", "engine.hooks", "sweep", "model_zoo"),
 )
 HEAD = "<!-- Made by docs/make_reference.py; edit {source} instead. -->\n\n"
 ASSIGNMENT = re.compile(r"cfg\.([A-Z0-9_.]+) = (.+)")

@@ -34,6 +34,7 @@ from ..files import load_yaml, write_text
 from ..label_noise.config import check_label_noise
 from ..label_noise.loader import check_train_loader
 from ..model_zoo import get_config_file
+from ..rivals import check_method
 from .label_correction import check_correction
 
 __all__ = ["check_cfg", "check_for_training", "keep_config", "merge_cfg", "setup_cfg"]
@@ -71,6 +72,7 @@ def check_cfg(cfg: CfgNode, eval_only: bool = False) -> None:
         check_label_noise(cfg)
         check_train_loader(cfg)
         check_correction(cfg)
+        check_method(cfg)
     _check_output(cfg)
     for name in () if eval_only else dict.fromkeys(train_sets(cfg)):
         _check_dataset(cfg, name)

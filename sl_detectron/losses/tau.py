@@ -18,10 +18,10 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from .domain import as_number, check_domain, is_compiling
+from .ranks import num_processes, sum_over_ranks
 
 __all__ = ["TAU_STRATEGIES", "AverageTau", "ConstantTau", "ExpAverageTau", "build_tau"]
 
@@ -146,10 +146,8 @@ class AverageTau(nn.Module):
             counts = counts & mask
         total = torch.where(counts, losses, 0.0).sum(dtype=torch.float64)
         num_losses = counts.sum(dtype=torch.float64)
-        if over_processes and _num_processes() > 1:
-            sums = torch.stack([total, num_losses])
-            dist.all_reduce(sums)
-            total, num_losses = sums
+        if over_processes and num_processes() > 1:
+            total, num_losses = sum_over_ranks(torch.stack([total, num_losses]))
         return total / num_losses.clamp(min=1), num_losses
 
 
@@ -260,7 +258,3 @@ def build_tau(
     names = ", ".join(map(repr, TAU_STRATEGIES))
     check_domain("tau", tau, not math.isfinite(value), f"{names} or a finite number")
     return ConstantTau(value)
-
-
-def _num_processes() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -3,6 +3,7 @@
 Shape legend: N images, R anchors of an image over all levels, K classes, M foreground anchors.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 
 from .build import losses_from_config
-from .class_targets import ClassTargets
+from .class_targets import SampleTargets
 from .loss_checks import check_anchor_losses
 from .matched_annotations import UNMATCHED, ids_by_target, with_annotation_ids
 from .per_anchor_losses import PerAnchorLosses
@@ -45,7 +46,7 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
 
     # Per image (R,) ids of the matched annotations, from label_anchors() to the losses() after it.
     _annotation_ids: list[torch.Tensor] | None = None
-    class_targets: ClassTargets | None = None
+    class_targets: SampleTargets | None = None
 
     @configurable
     def __init__(
@@ -131,24 +132,9 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
         ids = None if annotation_ids is None else torch.stack(annotation_ids)
         replaced = {}
         if has_cls_loss:
-            # Host trip: as in stock's focal loss, which leaves out the ignored anchors.
-            valid = (labels >= 0).nonzero(as_tuple=True)
-            losses_cls, weights = self._losses_of_logits(logits, labels, ids)
-            valid_losses = losses_cls[valid]
-            valid_foreground = foreground[valid]
-            if self.superloss_cls is None or self.superloss_cls.granularity != "class":
-                valid_losses = valid_losses.sum(dim=-1)
-            else:  # as much foreground as their anchor
-                valid_foreground = valid_foreground[:, None].expand_as(valid_losses)
-            replaced["loss_cls"] = reduce_losses(
-                self.superloss_cls,
-                valid_losses,
-                valid_foreground,
-                normalizer,
-                None if ids is None else ids[valid],
-                lambda: logits[valid].float().sigmoid(),
-                None if weights is None else weights[valid],
-            )
+            compute = partial(self._class_term, logits, labels, foreground, normalizer, ids)
+            targets = self.class_targets
+            replaced["loss_cls"] = compute() if targets is None else targets.settle(compute)
         if self.superloss_box_reg is not None or not losses:
             losses_box = self.foreground_box_losses(
                 Boxes.cat(anchors).tensor,
@@ -173,10 +159,38 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
             )
         return {**losses, **replaced}
 
+    def _class_term(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        foreground: torch.Tensor,
+        normalizer: float,
+        ids: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """``loss_cls``; a method may ask for it twice, and after losses()."""
+        # Host trip: as in stock's focal loss, which leaves out the ignored anchors.
+        valid = (labels >= 0).nonzero(as_tuple=True)
+        losses, weights = self._losses_of_logits(logits, labels, ids)
+        valid_losses = losses[valid]
+        valid_foreground = foreground[valid]
+        if self.superloss_cls is None or self.superloss_cls.granularity != "class":
+            valid_losses = valid_losses.sum(dim=-1)
+        else:  # as much foreground as their anchor
+            valid_foreground = valid_foreground[:, None].expand_as(valid_losses)
+        return reduce_losses(
+            self.superloss_cls,
+            valid_losses,
+            valid_foreground,
+            normalizer,
+            None if ids is None else ids[valid],
+            lambda: logits[valid].float().sigmoid(),
+            None if weights is None else weights[valid],
+        )
+
     def _losses_of_logits(
         self, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(N, R, K) losses, and (N, R) weights where classes were corrected."""
+        """(N, R, K) losses, and (N, R) weights where samples have targets."""
         losses = self.classification_losses(logits, labels)
         if self.class_targets is None or ids is None:
             return losses, None
@@ -186,6 +200,7 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
             lambda classes: self.classification_losses(logits[matched], classes),
             ids[matched],
             labels[matched],
+            lambda: logits[matched].float().sigmoid(),
         )
         all_weights = torch.ones_like(labels, dtype=weights.dtype)
         return losses.index_put(matched, expected), all_weights.index_put(matched, weights)

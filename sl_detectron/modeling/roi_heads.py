@@ -21,7 +21,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from .build import ClassificationLoss, losses_from_config
-from .class_targets import ClassTargets
+from .class_targets import SampleTargets
 from .custom_predictors import make_subclass
 from .fast_rcnn import SuperLossFastRCNNOutputLayers, to_superloss_output_layers
 from .matched_annotations import FIELD, ids_by_target, with_annotation_ids
@@ -55,7 +55,7 @@ class SuperLossROIHeadsMixin(ROIHeads):
             pass
     """
 
-    class_targets: ClassTargets | None = None
+    class_targets: SampleTargets | None = None
 
     def __init__(
         self,
