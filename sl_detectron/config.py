@@ -110,7 +110,7 @@ def add_superloss_config(cfg: CN) -> None:
     # And iterations from one estimate to the next.
     cfg.MODEL.SUPERLOSS.CORRECTION.PERIOD = 500
     # "hard": the most probable class; "soft": the two most probable with their probabilities.
-    cfg.MODEL.SUPERLOSS.CORRECTION.FORM = "hard"
+    cfg.MODEL.SUPERLOSS.CORRECTION.FORM = "soft"
     # Annotations whose most probable class is less probable than this have no class loss.
     cfg.MODEL.SUPERLOSS.CORRECTION.MIN_PROBABILITY = 0.0
 
