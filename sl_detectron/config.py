@@ -187,8 +187,8 @@ def add_superloss_config(cfg: CN) -> None:
     # Label noise put into the training sets; test sets are never touched.
     cfg.DATASETS.LABEL_NOISE = CN()
     # "symmetric": any other class; "symmetric_inclusive": any class, the true one too;
-    # "asymmetric": by a map of confusable classes; or a noise that a project registers. Noise by the
-    # mistakes of a detector is a MANIFEST of sl-inject-noise --type instance.
+    # "asymmetric": by a map of confusable classes; or a noise that a project registers. Noise by a
+    # detector's mistakes is a MANIFEST of sl-inject-noise --type instance.
     cfg.DATASETS.LABEL_NOISE.TYPE = "symmetric"
     # Fraction of annotations, in [0, 1]; 0.0 is off.
     cfg.DATASETS.LABEL_NOISE.RATE = 0.0
