@@ -43,6 +43,7 @@ from sl_detectron.data.datasets import (
 )
 from sl_detectron.data.formats.coco_json import CocoFile
 from sl_detectron.data.test_loader import build_test_loader
+from sl_detectron.engine.setup import setup_cfg
 from sl_detectron.evaluation.evaluator_choice import build_evaluator
 from sl_detectron.model_zoo import get_config
 
@@ -383,6 +384,7 @@ GOOD_COCO = {
     "no size": (drop("images", "height", "width"), "without height and width.*: 4"),
     "size null": (set_all("images", height=None), "without height and width.*: 4"),
     "segmentation null": (set_all("annotations", segmentation=None), ""),
+    "ignore null": (set_all("annotations", ignore=None), ""),
     **{
         f"RLE {name}": (set_all("annotations", segmentation=rle), warned and f"no RLE .*: {warned}")
         for name, rle, warned in (
@@ -840,6 +842,35 @@ def test_images_fail_alike_wherever_they_are_read(commands, caplog, change, mess
     code, printed = commands.visualize(*skip)
     assert code == 0
     assert "3 of 4 images of mine drawn" in printed
+
+
+@pytest.mark.parametrize("coco", [False, True])
+def test_missing_images_stop_before_any_work(commands, caplog, coco):
+    """In both formats, as flaws of the set: with skip they are left out, from tests too."""
+    root = Path("images") if coco else Path("voc/JPEGImages")
+    write_coco(Path()) if coco else write_voc(Path("voc"))
+    (root / "b.jpg").unlink()
+    message = r"image ('b'|2) has .*no .*b\.jpg.*; BAD_ANNOTATIONS skip"
+    for broken in ("error", "skip"):
+        with pytest.raises(FileNotFoundError, match=message):
+            commands.load("DATALOADER.BROKEN_IMAGES", broken, coco=coco)
+    commands.forget()
+    with pytest.raises(FileNotFoundError, match=message):
+        setup_cfg("", [*commands.opts(coco), "DATASETS.TEST", "('mine',)"], eval_only=True)
+    for code, printed in (commands.train(coco=coco), commands.visualize(coco=coco)):
+        assert code == 2, printed
+        assert re.search(message, printed.strip().splitlines()[-1])
+    assert not Path("output").exists()
+    loader = commands.load("DATASETS.BAD_ANNOTATIONS", "skip", coco=coco)
+    assert boxes_of(loader.annotations) == [EXPECTED[i] for i in (0, 2, 3)]
+    assert "1 image left out" in caplog.text
+    if coco:
+        Path("scores").mkdir()
+        commands.forget()
+        register_coco_instances("scored", {}, "set.json", "images")
+        api = build_evaluator("scored", output_dir="scores", bad_annotations="skip")._coco_api
+        assert sorted(api.imgs) == [1, 3, 4]
+        assert len(api.anns) == NUM_OBJECTS - 2
 
 
 def test_turned_images_are_counted(commands, caplog):

@@ -259,16 +259,20 @@ def _class_names(name: str) -> list[str]:
 
 
 def read_coco(name: str, bad_annotations: str = "error", *, flaws: Flaws | None = None) -> CocoFile:
-    """The json of a registered COCO set."""
+    """The json of a registered COCO set, without images that are not there."""
     metadata = MetadataCatalog.get(name)
     path = PathManager.get_local_path(os.fspath(metadata.json_file))
-    return CocoFile(path, metadata.image_root, bad_annotations=bad_annotations, flaws=flaws)
+    found = flaws or Flaws(f"dataset {name!r}", bad_annotations)
+    file = CocoFile(path, metadata.image_root, flaws=found)
+    file.check_image_files()
+    if flaws is None:
+        found.settle()
+    return file
 
 
 def _load_coco(name: str, flaws: Flaws) -> list[Record]:
     metadata = MetadataCatalog.get(name)
     file = read_coco(name, flaws=flaws)
-    file.check_image_files()
     classes = metadata.get("thing_classes")
     if classes is not None and list(classes) != file.class_names:
         raise ValueError(
