@@ -700,6 +700,16 @@ def test_options_of_noise_that_do_not_fit_are_refused(commands):
         assert code == 2
         assert message in printed.strip().splitlines()[-1]
         assert not Path("noisy").exists()
+    commands.inject()
+    restore = ("--restore", "noisy", "--output", "clean")
+    for args in (("--rate", "0.5"), ("--box-jitter", "0.1"), ("--bad-annotations", "skip")):
+        code, printed = commands.run("inject_noise.py", *restore, *args)
+        assert code == 2
+        assert f"{args[0]} makes a noisy copy" in printed.strip().splitlines()[-1]
+        assert not Path("clean").exists()
+    check = ("--voc-root", "voc", "--opts", "DATASETS.BAD_ANNOTATIONS", "skip")
+    code, printed = commands.run("check_dataset.py", *check)
+    assert (code, "--opts is of --config-file" in printed) == (2, True)
 
 
 @pytest.mark.parametrize("where", ["images", ".", "elsewhere"])

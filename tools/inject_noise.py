@@ -164,6 +164,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.restore and not args.output:
         parser.error("--output is required")
+    free = {"restore", "output", "workers"}
+    given = [k for k in vars(args) if k not in free and getattr(args, k) != parser.get_default(k)]
+    if args.restore and given:
+        parser.error(f"--{given[0].replace('_', '-')} makes a noisy copy, and --restore takes none")
     if args.images and not args.coco_json:
         parser.error("--images is of --coco-json")
     if args.images and not Path(args.images).is_dir():

@@ -153,7 +153,7 @@ def load_dataset(
         kind = type(records).__name__
         raise ValueError(f"dataset {name!r} is a {kind}, not a list of dicts")
     # A loader of its own kind, say of a stream, is not looked into.
-    if not isinstance(records, list):
+    if not isinstance(records, list | tuple):
         return records
     for i, record in enumerate(records):
         if not isinstance(record, Mapping):
