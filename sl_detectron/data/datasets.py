@@ -28,11 +28,13 @@ from detectron2.utils.logger import log_first_n
 from . import voc
 from .formats.coco_json import CocoFile
 from .formats.flaws import Flaws
+from .images import image_name
 from .record_sets import checked_records
 
 __all__ = [
     "check_classes",
     "check_dataset",
+    "check_masks",
     "check_test_classes",
     "custom_entries",
     "is_coco_set",
@@ -230,6 +232,28 @@ def check_classes(
                     f"{where}: category_id {category!r:.80} is outside 0..{num_classes - 1}; "
                     f"{key} is {num_classes}"
                 )
+
+
+def check_masks(name: str, records: Iterable[Record], crowds: bool = False) -> None:
+    """Refuse a set for ``MODEL.MASK_ON`` that lacks masks: detectron2 ends in a KeyError there.
+
+    Args:
+        name: of the set
+        records: its dataset dicts
+        crowds: whether crowds need a mask, as in COCO's metrics but not in training
+
+    Raises:
+        ValueError: an object has no mask
+    """
+    found = [(r, a) for r in records for a in r.get("annotations") or ()]
+    found = [(r, a) for r, a in found if crowds or not a.get("iscrowd")]
+    lacking = [r for r, a in found if not a.get("segmentation")]
+    if lacking:
+        raise ValueError(
+            f"MODEL.MASK_ON is True, but {len(lacking)} of {len(found)} objects of dataset "
+            f"{name!r} have no segmentation (the first: in image {image_name(lacking[0])!r:.80}); "
+            "set it to False, or leave them out of the file"
+        )
 
 
 def check_test_classes(train: Sequence[str], test: Sequence[str]) -> None:
