@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, build_detection_train_loader
+from detectron2.data import build_detection_train_loader
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
 from PIL import Image
@@ -921,8 +921,6 @@ def test_masks_are_there_where_they_are_trained_on(commands):
     write_coco(Path(), content)
     with pytest.raises(ValueError, match="MASK_ON is True, but 8 of 8 objects"):
         snippet(*masks)
-    for loaded in ("mine_train", "mine_val"):
-        DatasetCatalog.remove(loaded)
 
 
 def test_turned_images_are_counted(commands, caplog):
