@@ -12,6 +12,7 @@ __all__ = [
     "check_has_keys",
     "config_keys",
     "is_dense_detector",
+    "needs_masks",
     "num_classes_key",
     "num_classes_of",
     "train_sets",
@@ -284,6 +285,11 @@ def is_dense_detector(cfg: CN) -> bool:
 def num_classes_of(cfg: CN) -> int:
     """K, the number of foreground classes that a config's detector has."""
     return (cfg.MODEL.RETINANET if is_dense_detector(cfg) else cfg.MODEL.ROI_HEADS).NUM_CLASSES
+
+
+def needs_masks(cfg: CN) -> bool:
+    """Whether the detector has a mask head, which a dense one has not whatever the key says."""
+    return bool(cfg.MODEL.MASK_ON) and not is_dense_detector(cfg)
 
 
 def num_classes_key(cfg: CN) -> str:

@@ -208,6 +208,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.restore and not args.output:
         parser.error("--output is required")
+    free = {"restore", "output", "workers"}
+    given = [k for k in vars(args) if k not in free and getattr(args, k) != parser.get_default(k)]
+    if args.restore and given:
+        parser.error(f"--{given[0].replace('_', '-')} makes a noisy copy, and --restore takes none")
     if (args.type == "instance") != bool(args.checkpoint and args.config_file):
         parser.error("--type instance, --checkpoint and --config-file go together")
     if args.type == "instance" and args.mode != "bernoulli":

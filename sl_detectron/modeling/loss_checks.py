@@ -1,6 +1,6 @@
 """Checks when a model is built: whose losses the SuperLoss would replace, and by what terms."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -30,6 +30,8 @@ _MAKERS: dict[type, dict[str, tuple[tuple[str, ...], str]]] = {
         "loss_box_reg": (("losses",), "foreground_box_losses"),
     },
 }
+# Steps at which they are compared: a change may depend on the step.
+_STEPS = (0, 1_000_000)
 _SAMPLES = {FastRCNNOutputLayers: ("RoI", "PerRoILosses"), RetinaNet: ("anchor", "PerAnchorLosses")}
 
 
@@ -69,7 +71,7 @@ def check_roi_losses(
         "loss_box_reg": superloss_box_reg is not None,
     }
     classes = superloss_class, extension, FastRCNNOutputLayers
-    stock = [k for k in replaced if replaced[k] and _check_restated(*classes, k)]
+    stock = [k for k in replaced if replaced[k] and _check_restated(predictor, *classes, k)]
     if stock:
         _compare_roi_losses(predictor, stock)
 
@@ -87,7 +89,7 @@ def check_anchor_losses(
     if superloss_box_reg is not None and superloss_box_reg.granularity == "class":
         raise ValueError("granularity 'class' is for the classification term only")
     classes = type(model), extension, RetinaNet
-    stock = [k for k in terms if terms[k] is not None and _check_restated(*classes, k)]
+    stock = [k for k in terms if terms[k] is not None and _check_restated(model, *classes, k)]
     if stock:
         _compare_anchor_losses(model, stock)
 
@@ -117,10 +119,9 @@ def _compare_roi_losses(predictor: nn.Module, keys: list[str]) -> None:
     box_dim = len(stand_in.box2box_transform.weights)
     batch = trial_batch(stand_in.num_classes, box_dim, device)
     structure = RotatedBoxes if box_dim == 5 else Boxes
-    proposals = Instances((200, 200), gt_classes=batch.labels)
-    proposals.proposal_boxes, proposals.gt_boxes = structure(batch.boxes), structure(batch.gt_boxes)
-    with EventStorage():
-        found = FastRCNNOutputLayers.losses(stand_in, (batch.scores, batch.deltas), [proposals])
+    rois = Instances((200, 200), gt_classes=batch.labels)
+    rois.proposal_boxes, rois.gt_boxes = structure(batch.boxes), structure(batch.gt_boxes)
+    images = [rois[: len(rois) // 3], rois[len(rois) // 3 :]]
     per_roi = {}
     if "loss_cls" in keys:
         if getattr(stand_in, "use_fed_loss", False):
@@ -131,7 +132,14 @@ def _compare_roi_losses(predictor: nn.Module, keys: list[str]) -> None:
         per_roi["loss_box_reg"] = stand_in.foreground_box_losses(*boxes, batch.labels)
     weight = stand_in.loss_weight
     expected = {k: weight.get(k, 1.0) * v.sum() / len(batch.labels) for k, v in per_roi.items()}
-    _check_changed(FastRCNNOutputLayers, expected, found)
+
+    def run() -> Mapping[str, Tensor]:
+        predictions = batch.scores, batch.deltas
+        found: Mapping[str, Tensor] = FastRCNNOutputLayers.losses(stand_in, predictions, images)
+        return found
+
+    for found in _losses_at_steps(FastRCNNOutputLayers, run):
+        _check_changed(FastRCNNOutputLayers, expected, found)
 
 
 class _AnchorStandIn(RetinaNet, PerAnchorLosses):
@@ -154,24 +162,48 @@ def _compare_anchor_losses(model: RetinaNet, keys: list[str]) -> None:
     stand_in: Any = _AnchorStandIn(model)
     scores, labels, deltas, boxes, gt_boxes = trial_batch(stand_in.num_classes, 4, device)
     logits, deltas = scores[None, :, :-1], deltas[None, :, :4]
-    with EventStorage():
-        found = RetinaNet.losses(stand_in, [Boxes(boxes)], [logits], [labels], [deltas], [gt_boxes])
+    given = [Boxes(boxes)], [logits], [labels], [deltas], [gt_boxes]
     foreground = (labels < stand_in.num_classes)[None]
     losses = {
         "loss_cls": stand_in.classification_losses(logits, labels[None]),
         "loss_box_reg": stand_in.foreground_box_losses(boxes, gt_boxes[None], deltas, foreground),
     }
-    expected = {key: losses[key].sum() / stand_in.loss_normalizer for key in keys}
-    _check_changed(RetinaNet, expected, found)
+    for found in _losses_at_steps(RetinaNet, lambda: RetinaNet.losses(stand_in, *given)):
+        # The normalizer moves with each call.
+        expected = {key: losses[key].sum() / stand_in.loss_normalizer for key in keys}
+        _check_changed(RetinaNet, expected, found)
 
 
-def _check_restated(cls: type, extension: type, stock: type, key: str) -> bool:
+def _losses_at_steps(
+    stock: type, run: Callable[[], Mapping[str, Tensor]]
+) -> Iterator[Mapping[str, Tensor]]:
+    """The losses of a small batch early and late in a training.
+
+    Raises:
+        TypeError: the class needs what detectron2's does not have: it was edited or patched
+    """
+    for step in _STEPS:
+        try:
+            with EventStorage(step):
+                found = run()
+        except Exception as error:
+            raise TypeError(
+                f"{stock.__name__}.losses() was edited or patched: on a small batch, with what "
+                f"detectron2's needs, it ends in {type(error).__name__}: {error}. The SuperLoss "
+                f"would train on the losses without that change. {_remedy(stock)}, or switch the "
+                "terms of the SuperLoss off"
+            ) from error
+        yield found
+
+
+def _check_restated(instance: Any, cls: type, extension: type, stock: type, key: str) -> bool:
     """Refuse to put the SuperLoss of detectron2's losses in the place of other losses.
 
     A class that overrides a method which makes a loss may make any other one of it: that its values
     equal detectron2's on one batch says nothing about the next.
 
     Args:
+        instance: what has the losses, perhaps with methods that were set on the object
         cls: a subclass of ``extension`` and perhaps of custom classes
         extension: the class that replaces losses
         stock: the class of detectron2 that they extend
@@ -186,6 +218,15 @@ def _check_restated(cls: type, extension: type, stock: type, key: str) -> bool:
     """
     makers, per_sample = _MAKERS[stock][key]
     sample, mixin = _SAMPLES[stock]
+    if per_sample in vars(instance):
+        return False
+    for maker in makers:
+        if maker in vars(instance):
+            raise TypeError(
+                f"{maker}() was set on an object of {type(instance).__name__}, and may change "
+                f"{key}. {_remedy(stock, per_sample)}, or switch "
+                f"{key.replace('loss', 'superloss')} off"
+            )
     for base in cls.__mro__[: cls.__mro__.index(stock)]:
         if per_sample in vars(base):
             return False
@@ -216,20 +257,28 @@ def _check_changed(
     Raises:
         TypeError: a loss differs by more than rounding
     """
-    sample, mixin = _SAMPLES[stock]
     for key, value in expected.items():
-        if abs(float(found[key]) - float(value)) <= 1e-6 + 1e-4 * abs(float(value)):
+        # Sums of float32 in another order are off by some 1e-6.
+        if key in found and abs(float(found[key] - value)) <= 1e-6 + 2e-5 * abs(float(value)):
             continue
         makers, per_sample = _MAKERS[stock][key]
         names = " or ".join(f"{maker}()" for maker in makers)
+        is_now = f"{float(found[key]):.6g}" if key in found else "absent"
         raise TypeError(
             f"{stock.__name__} does not make detectron2's {key}: on a small batch it is "
-            f"{float(found[key]):.6g}, not {float(value):.6g}. {names}, or what they call, was "
+            f"{is_now}, not {float(value):.6g}. {names}, or what they call, was "
             "edited or patched, and the SuperLoss would train on the loss without that change. "
-            f"Make it in a subclass with a method {per_sample}() that says what the loss is for "
-            f"each {sample} (see sl_detectron.modeling.{mixin}), or switch "
-            f"{key.replace('loss', 'superloss')} off"
+            f"{_remedy(stock, per_sample)}, or switch {key.replace('loss', 'superloss')} off"
         )
+
+
+def _remedy(stock: type, *per_sample: str) -> str:
+    sample, mixin = _SAMPLES[stock]
+    methods = per_sample or tuple(method for _, method in _MAKERS[stock].values())
+    return (
+        f"Make it in a subclass with a method {'() and '.join(methods)}() that says what the loss "
+        f"is for each {sample} (see sl_detectron.modeling.{mixin})"
+    )
 
 
 def _check_num_outcomes(term: SuperLossTerm | None, num_softmax_classes: int | None) -> None:
