@@ -1,14 +1,19 @@
 """Sets as other people have them: every command takes one in the same way, or refuses it alike."""
 
+import codecs
+import gzip
 import json
 import re
+import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
 from PIL import Image
+from pycocotools import mask
 
 from helpers.field_cases import (
     CLASSES,
@@ -29,14 +34,16 @@ from helpers.field_cases import (
 from sl_detectron import SuperLossTrainer
 from sl_detectron.audit.correct import apply_decisions
 from sl_detectron.audit.decisions import Decision, Decisions
+from sl_detectron.data.annotation_ids import dataset_source
 from sl_detectron.data.datasets import (
+    check_test_classes,
     load_dataset,
     register_coco_datasets,
     register_custom_datasets,
 )
 from sl_detectron.data.formats.coco_json import CocoFile
 from sl_detectron.data.test_loader import build_test_loader
-from sl_detectron.evaluation.evaluator import build_evaluator
+from sl_detectron.evaluation.evaluator_choice import build_evaluator
 from sl_detectron.model_zoo import get_config
 
 
@@ -92,6 +99,32 @@ def image_set(text):
     return lambda root: (root / "ImageSets/Main/train.txt").write_text(text)
 
 
+def in_b(*pairs):
+    return lambda root: edit(root / "Annotations/b.xml", *pairs)
+
+
+def of_bytes(change):
+    path = Path("Annotations/b.xml")
+    return lambda root: (root / path).write_bytes(change((root / path).read_text()))
+
+
+def latin_1(text):
+    return text.replace("<size>", "<folder>caf\u00e9</folder><size>").encode("latin-1")
+
+
+def exif_of_words(root):
+    """An orientation that is no number, in the one entry of a TIFF header."""
+    entry = struct.pack("<HHI4sI", 0x0112, 2, 2, b"x", 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry
+    pixels(1).save(root / "JPEGImages/b.jpg", exif=exif)
+
+
+def into_devkit(root):
+    root.rename("inner")
+    root.mkdir()
+    Path("inner").rename(root / "VOC2007")
+
+
 GOOD_VOC = {
     "plain": (lambda root: None, ""),
     "difficult Unspecified": (difficult("Unspecified"), "'Unspecified' is read as 0: 8"),
@@ -106,6 +139,28 @@ GOOD_VOC = {
     "tif": (suffix(".tif", "TIFF"), ""),
     "webp": (suffix(".webp", "WEBP"), ""),
     "names of files": (image_set("a.jpg\nb.jpg\nc.jpg\nd.jpg\n"), ""),
+    "two boxes": (
+        in_b(("</object>", "<bndbox><xmin>1</xmin></bndbox></object>")),
+        "objects with 2 <bndbox>, of which the first is read: 2",
+    ),
+    "two names": (in_b(("<bndbox>", "<name>disc</name><bndbox>")), "with 2 <name>.*: 2"),
+    "two corners": (in_b(("</bndbox>", "<xmax>50</xmax></bndbox>")), "with 2 <xmax>.*: 2"),
+    "deleted": (
+        in_b(("<bndbox>", "<deleted>1</deleted><bndbox>")),
+        "objects that are read though <deleted> is 1: 2",
+    ),
+    "byte order mark": (of_bytes(lambda text: b"\xef\xbb\xbf" + text.encode()), ""),
+    "Latin-1 that is declared": (
+        of_bytes(lambda text: latin_1(f"<?xml version='1.0' encoding='ISO-8859-1'?>{text}")),
+        "",
+    ),
+    "CDATA": (in_b((">block<", "><![CDATA[block]]><")), ""),
+    "character entity": (in_b((">block<", ">&#98;lock<")), ""),
+    "comments": (
+        in_b((">block<", ">bl<!-- x -->ock<"), ("<object>", "<!-- <object/> --><object>")),
+        "",
+    ),
+    "EXIF of words": (exif_of_words, ""),
     "column of a class": (image_set("a.jpg 1\nb  1\nc.jpg 0\nd  1\n"), ""),
 }
 
@@ -141,10 +196,6 @@ def test_voc_forms_are_taken_by_every_command(commands, caplog, change, warned):
 
 
 # Forms that every command refuses: a change of file "b", and what the message says.
-def in_b(*pairs):
-    return lambda root: edit(root / "Annotations/b.xml", *pairs)
-
-
 def first_box(*corners):
     """The first object of file "b" with other corners."""
     box = dict(zip(("xmin", "ymin", "xmax", "ymax"), corners))
@@ -160,6 +211,14 @@ BAD_VOC = {
     ),
     "other tags": (in_b(("object>", "item>")), r"b\.xml: objects are read from .*2 <bndbox> else"),
     "fractions": (first_box(0.1, 0.2, 0.5, 0.6), "object 0 .*is given as fractions of the image"),
+    "all boxes fractions": (
+        lambda root: [
+            path.write_text(re.sub(r"(?<=m[ai][nx]>)(\d+)", lambda m: f"{int(m[1]) / 60}", text))
+            for path in (root / "Annotations").iterdir()
+            for text in [path.read_text()]
+        ],
+        "all 4 boxes .* lie within its first 2 x 2 pixels; boxes are in pixels",
+    ),
     "outside": (first_box(200, 1, 220, 9), "object 0 .*is outside of its image of 96 x 64"),
     "swapped corners": (first_box(40, 1, 5, 9), "object 0 .*needs xmin <= xmax"),
     "misspelt class": (in_b(("block", "blcok")), r"class 'blcok' is not .*nearest are 'block'"),
@@ -173,6 +232,43 @@ BAD_VOC = {
         image_set("data/obj_train_data/a.jpg\ndata/obj_train_data/b.jpg\n"),
         r"'data/obj_train_data/a\.jpg'.*paths of a YOLO set.*docs/data\.md",
     ),
+    "class in capitals": (
+        in_b(("block", "Block")),
+        "class 'Block' is not in the class list; it looks like one: 'block' and 'Block'",
+    ),
+    "class in other letters": (
+        in_b(("block", "blo\u0441k")),
+        r"class 'blo\u0441k' \(written 'blo\\u0441k'\) is not in .*nearest are 'block'",
+    ),
+    "UTF-8 that it is not": (of_bytes(latin_1), r"b\.xml, line 1.*UTF-8, which it is not"),
+    "UTF-16": (of_bytes(lambda text: text.encode("utf-16")), r"b\.xml: .*UTF-16 are not accepted"),
+    "no text": (of_bytes(lambda text: b""), r"b\.xml, line 1, column 0: not XML: no element"),
+    "a page of the web": (of_bytes(lambda text: b"<html/>"), r"b\.xml: .* none \(<html> with no\)"),
+    "two files in one": (of_bytes(lambda text: (text * 2).encode()), r"b\.xml, line 1.*junk after"),
+    "namespace": (
+        in_b(("<annotation>", "<annotation xmlns='http://x.example'>")),
+        r"b\.xml: objects are read from .*there are 0; the file has 4 .*object> elsewhere",
+    ),
+    "object in an object": (
+        in_b(("</object></annotation>", "<object/></object></annotation>")),
+        r"b\.xml: objects are read from .*there are 2; the file has 1 <object> elsewhere",
+    ),
+    "nested name": (in_b((">block<", "><en>block</en><")), r"b\.xml: object 0 has no <name>"),
+    "digits with _": (first_box("1_0", 7, 34, 40), "object 0 .*needs numbers; got xmin='1_0'"),
+    "decimal comma": (first_box("4,0", 7, 34, 40), "object 0 .*needs numbers; got xmin='4,0'"),
+    "no number": (first_box("nan", 7, 34, 40), "object 0 .*needs xmin <= xmax"),
+    "suffix in capitals": (
+        lambda root: (root / "Annotations/b.xml").rename(root / "Annotations/b.XML"),
+        r"'b' of .*has no annotation .*b\.xml; the folder has 'b\.XML'",
+    ),
+    "ids in capitals": (
+        image_set("a\nB\n"),
+        r"'B' of .*has no annotation .*B\.xml; the folder has 'b\.xml'",
+    ),
+    "ids with commas": (image_set("a,\nb,\n"), "image 'a,' of image set .*has no annotation"),
+    "control characters": (image_set("a\0\nb\n"), r"image id 'a\\x00' has control characters"),
+    "id and file": (image_set("a\nb\na.jpg\n"), "names image 'a' 2 times"),
+    "the devkit": (into_devkit, r"voc has 'VOC2007': is it one of them\?"),
     "no image of the class": (image_set("a -1\nb -1\n"), "all 2 images have -1"),
 }  # fmt: skip
 
@@ -185,7 +281,7 @@ def test_voc_forms_are_refused_by_every_command(commands, change, message):
         commands.load()
     done = [commands.inject(), commands.visualize()]
     # Other classes are left out of an evaluation.
-    done += [] if "class 'blcok'" in message else [commands.evaluate()]
+    done += [] if "class '" in message else [commands.evaluate()]
     for code, printed in done:
         assert code == 2, printed
         assert re.search(message, printed.strip().splitlines()[-1])
@@ -272,6 +368,9 @@ def convert(part, key, kind):
     return lambda content: for_each(content, part, lambda e: e.update({key: kind(e[key])}))
 
 
+MASK = np.asfortranarray(np.random.default_rng(0).integers(0, 2, (HEIGHT, WIDTH), dtype=np.uint8))
+COMPRESSED = mask.encode(MASK)["counts"].decode()
+
 GOOD_COCO = {
     "plain": (lambda content: content, ""),
     "image ids 1.0": (convert("annotations", "image_id", float), ""),
@@ -284,6 +383,21 @@ GOOD_COCO = {
     "no size": (drop("images", "height", "width"), "without height and width.*: 4"),
     "size null": (set_all("images", height=None), "without height and width.*: 4"),
     "segmentation null": (set_all("annotations", segmentation=None), ""),
+    **{
+        f"RLE {name}": (set_all("annotations", segmentation=rle), warned and f"no RLE .*: {warned}")
+        for name, rle, warned in (
+            ("of words", {"counts": [-5, "x"], "size": ["a"]}, 8),
+            ("below 0", {"counts": [-5, 6149], "size": [HEIGHT, WIDTH]}, 8),
+            ("of another size", {"counts": [10, 20, 70], "size": [10, 10]}, 8),
+            ("turned", {"counts": [10, 20, 6114], "size": [WIDTH, HEIGHT]}, 8),
+            ("too short", {"counts": [10, 20], "size": [HEIGHT, WIDTH]}, 8),
+            ("too long", {"counts": "PPYo12", "size": [HEIGHT, WIDTH]}, 8),
+            ("of other letters", {"counts": "\u00e9", "size": [HEIGHT, WIDTH]}, 8),
+            ("of null", {"counts": None, "size": None}, 8),
+            ("sound", {"counts": [10, 20, 6114], "size": [HEIGHT, WIDTH]}, ""),
+            ("compressed", {"counts": COMPRESSED, "size": [HEIGHT, WIDTH]}, ""),
+        )
+    },
     "flat segmentation": (set_all("annotations", segmentation=[1, 2, 3]), "neither polygons.*: 8"),
 }
 
@@ -337,6 +451,10 @@ def of_second(**values):
     return lambda content: content["annotations"][1].update(values) or content
 
 
+def boxes_of_all(box):
+    return lambda content: drop("annotations", "area")(set_all("annotations", bbox=box)(content))
+
+
 BAD_COCO = {
     "annotations elsewhere": (
         lambda content: {**content, "annotations": {"list": content["annotations"]}},
@@ -366,6 +484,30 @@ BAD_COCO = {
         of_second(bbox=[100, 1, 9, 9]),
         r"annotations\[1\].*outside of its image of 96 x 64",
     ),
+    "category without letters": (
+        lambda content: content["categories"][1].update(name=" ") or content,
+        r"categories\[1\] needs an id and a name",
+    ),
+    "category of no letter": (
+        lambda content: content["categories"][1].update(name="\ud800") or content,
+        r"categories\[1\] needs an id and a name",
+    ),
+    "image of no letter": (
+        lambda content: content["images"][1].update(file_name="\udc80.jpg") or content,
+        r"images\[1\] needs an id and a file_name",
+    ),
+    "box of 10^400": (of_second(bbox=[10**400, 1, 5, 5]), "needs a bbox of four numbers"),
+    "box of words": (of_second(bbox=["1", "2", "3", "4"]), "needs a bbox of four numbers"),
+    "box of names": (of_second(bbox={"x": 1, "y": 2, "w": 3, "h": 4}), "a bbox of four numbers"),
+    "box of nan": (of_second(bbox=[float("nan"), 1, 5, 5]), "a bbox of four numbers"),
+    "box at 1e308": (of_second(bbox=[1e308, 1, 1e308, 5]), "outside of its image"),
+    "annotation ids of halves": (of_second(id=1.5), r"needs an integer id; got 1\.5"),
+    "category of null": (of_second(category_id=None), "there is no category None"),
+    "category in words": (of_second(category_id="disc"), "there is no category 'disc'"),
+    "ids with zeros": (
+        lambda content: for_each(content, "images", lambda e: e.update(id=f"00{e['id']}")),
+        "no annotation|have 0 annotations",
+    ),
     "unknown category": (
         of_second(category_id=7),
         r"no category 7; categories have the ids",
@@ -377,6 +519,18 @@ BAD_COCO = {
     ),
     "ignore": (of_second(ignore=1), "ignore is not supported"),
     "file name": (set_all("images", file_name=None), "needs an id and a file_name"),
+    **{
+        f"all boxes {name}": (
+            boxes_of_all(box),
+            r"all 8 boxes have less than one pixel .*fractions",
+        )
+        for name, box in (
+            ("below one pixel", [10.2, 10.3, 0.2, 0.3]),
+            ("fractions just over 1", [0.1, 0.1, 1.01, 0.5]),
+            ("of the whole image in fractions", [0, 0, 1, 1]),
+            ("all but outside", [95.9, 10, 40, 10]),
+        )
+    },
     "all crowds": (
         set_all("annotations", iscrowd=1),
         r"all 8 annotations are crowds \(iscrowd 1\)",
@@ -396,6 +550,107 @@ def test_coco_forms_are_refused_by_every_command(commands, change, message):
     assert {*Path().iterdir()} == before
 
 
+def text_of(content):
+    return json.dumps(content)
+
+
+BAD_JSON = {
+    "comments": (
+        lambda c: f"// mine\n{text_of(c)}",
+        r"set\.json is not a COCO json: JSONDecodeError",
+    ),
+    "a comma too many": (lambda c: text_of(c)[:-1] + ",}", "JSONDecodeError"),
+    "lines": (
+        lambda c: "\n".join(map(json.dumps, c["annotations"])),
+        "JSONDecodeError.*Extra data",
+    ),
+    "nothing": (lambda c: "", "JSONDecodeError"),
+    "null": (lambda c: "null", "it holds a NoneType"),
+    "deep": (lambda c: "[" * 100_000, "RecursionError"),
+    "packed": (lambda c: gzip.compress(text_of(c).encode()), "it is not UTF-8"),
+    "UTF-16": (lambda c: text_of(c).encode("utf-16"), "it is not UTF-8, save it as UTF-8"),
+    "results": (lambda c: text_of(c["annotations"]), "it holds a list"),
+    "wrapped": (lambda c: text_of({"coco": c}), r"KeyError\('categories'\); it has \['coco'\]"),
+    "annotations twice": (
+        lambda c: text_of(c)[:-1] + ', "annotations": []}',
+        r"set\.json is not .*an object has the key 'annotations' 2 times",
+    ),
+    "a box twice": (
+        lambda c: text_of(c).replace('"bbox":', '"bbox": [1, 1, 5, 5], "bbox":', 1),
+        r"set\.json is not .*an object has the key 'bbox' 2 times",
+    ),
+}
+
+
+@pytest.mark.parametrize(("write", "message"), BAD_JSON.values(), ids=BAD_JSON)
+def test_other_files_are_refused_by_every_command(commands, write, message):
+    path = write_coco(Path())
+    text = write(coco_content())
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message):
+        commands.load(coco=True)
+    check = ("check_dataset.py", "--coco-json", "set.json", "--images", "images")
+    for code, printed in (
+        commands.inject(coco=True), commands.visualize(coco=True), commands.run(*check)
+    ):  # fmt: skip
+        assert code == 2, printed
+        assert re.search(message, printed.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("has_annotations", [True, False])
+def test_a_byte_order_mark_is_no_part_of_a_json(commands, has_annotations):
+    content = coco_content()
+    write_coco(Path(), content)
+    if has_annotations:
+        Path("set.json").write_bytes(codecs.BOM_UTF8 + Path("set.json").read_bytes())
+        assert boxes_of(commands.load(coco=True).annotations) == EXPECTED
+        assert commands.inject(coco=True)[0] == 0
+    del content["annotations"]
+    write_coco(Path(), content if not has_annotations else coco_content(), "val")
+    Path("val.json").write_bytes(codecs.BOM_UTF8 + Path("val.json").read_bytes())
+    commands.forget()
+    register_coco_instances("scored", {}, "val.json", "images")
+    assert [len(r["annotations"]) for r in load_dataset("scored")] == [2 * has_annotations] * 4
+    if has_annotations:
+        assert perfect_scores("scored")["AP"] == pytest.approx(100)
+    else:
+        assert not build_evaluator("scored", output_dir="scores")._do_evaluation
+
+
+def of_one_file(content):
+    """Two images of one file, which hold an object each."""
+    content["images"].append({**content["images"][0], "id": 9})
+    content["annotations"][1]["image_id"] = 9
+
+
+def alike_categories(content):
+    content["categories"][1]["name"] = "Disc "
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (of_one_file, "images whose file another one has, so that each has a part of its objects"
+         r": 2 \(the first: set\.json: 'a\.jpg'\)"),
+        (alike_categories, r"in case or spaces only: 1 \(the first: 'disc' and 'Disc '\)"),
+    ],
+)  # fmt: skip
+def test_what_is_odd_in_a_json_is_counted(commands, caplog, change, message):
+    content = coco_content()
+    change(content)
+    write_coco(Path(), content)
+    num_classes = ("MODEL.ROI_HEADS.NUM_CLASSES", str(len(content["categories"])))
+    commands.load(*num_classes, coco=True)
+    assert re.search(message, caplog.text)
+    for code, printed in (commands.inject(coco=True), commands.visualize(*num_classes, coco=True)):
+        assert code == 0, printed
+    assert len(re.findall(message, caplog.text)) == 3
+    check = ("check_dataset.py", "--coco-json", "set.json", "--images", "images")
+    code, printed = commands.run(*check)
+    assert code == 0
+    assert re.search(f"note: .*{message}", printed)
+
+
 def test_coco_flaws_are_left_out_on_demand(commands, caplog):
     content = coco_content()
     content["annotations"].insert(0, {"id": 99, "image_id": 1, "category_id": 7, "bbox": [1, 2]})
@@ -409,12 +664,122 @@ def test_coco_flaws_are_left_out_on_demand(commands, caplog):
     assert len(noisy) == len(content["annotations"])
 
 
+def test_noise_in_memory_is_not_put_on_a_noisy_copy(commands):
+    write_voc(Path("voc"))
+    write_coco(Path())
+    for coco in (False, True):
+        out = f"noisy_{coco}"
+        assert commands.inject("--dataset-name", "mine", coco=coco, out=out)[0] == 0
+        entry = {"NAME": "mine", "JSON_FILE": f"{out}/set.json", "IMAGE_ROOT": "images"}
+        copy = ["DATASETS.CUSTOM_COCO", str([entry])] if coco else []
+        rate = ("DATASETS.LABEL_NOISE.RATE", "0.5")
+        with pytest.raises(ValueError, match=f"'mine' is a noisy copy already, by {out}/noise"):
+            commands.load(*copy, *rate, coco=coco, root=out)
+        commands.load(*copy, coco=coco, root=out)
+        commands.load(*rate, coco=coco)
+
+
+def test_a_manifest_without_changes_is_told(commands, caplog):
+    write_voc(Path("voc"))
+    Path("manifest.jsonl").write_text("")
+    commands.load("DATASETS.LABEL_NOISE.MANIFEST", "manifest.jsonl")
+    assert "manifest.jsonl holds no change: the labels are those of the files" in caplog.text
+
+
+def test_options_of_noise_that_do_not_fit_are_refused(commands):
+    write_voc(Path("voc"))
+    write_coco(Path())
+    for args, coco, message in (
+        (("--images", "nowhere"), True, "--images nowhere is not a folder"),
+        (("--images", "images"), False, "--images is of --coco-json"),
+        (("--split", "val"), True, "--classes and --split are of --voc-root"),
+    ):
+        code, printed = commands.inject(*args, coco=coco)
+        assert code == 2
+        assert message in printed.strip().splitlines()[-1]
+        assert not Path("noisy").exists()
+
+
+@pytest.mark.parametrize("where", ["images", ".", "elsewhere"])
+def test_noise_reads_sizes_that_the_json_lacks(commands, caplog, where):
+    """A box that training finds outside of its image, as only the image file can say."""
+    content = drop("images", "height", "width")(coco_content())
+    write_coco(Path(), of_second(bbox=[100, 1, 9, 9])(content))
+    for path in Path("images").iterdir() if where == "." else ():
+        path.rename(path.name)
+    if where == "elsewhere":
+        Path("images").rename(where)
+    outside = r"annotations\[1\] of image 1: its box is outside of its image of 96 x 64"
+    jitter = ("--box-jitter", "0.5")
+    if where == "elsewhere":
+        code, printed = commands.inject(coco=True)
+        assert code == 0
+        assert re.search(
+            r"without height and width, and not beside .*--images.*: 4 \(the", caplog.text
+        )
+        Path("noisy").rename("unseen")
+        jitter += ("--images", where)
+    code, printed = commands.inject(*jitter, coco=True)
+    assert code == 2
+    assert re.search(outside, printed.strip().splitlines()[-1])
+    code, printed = commands.inject(*jitter, "--bad-annotations", "skip", coco=True)
+    assert code == 0, printed
+    assert "1 box left out" in caplog.text
+    boxes = [a["bbox"] for a in json.loads(Path("noisy/set.json").read_text())["annotations"]]
+    assert boxes[1] == [100, 1, 9, 9]
+    assert boxes != [a["bbox"] for a in content["annotations"]]
+
+
+def test_corrections_read_sizes_that_the_json_lacks(commands):
+    """An annotation keeps its number where one before it was left out for the image's size."""
+    content = drop("images", "height", "width")(coco_content())
+    content["annotations"][2]["bbox"] = [100, 1, 9, 9]
+    write_coco(Path(), content)
+    Path("images").rename("elsewhere")
+    register_coco_instances("sizeless", {}, "set.json", "elsewhere")
+    given, box = OBJECTS["b"][1]
+    wrong = Decision("sizeless", 2, 0, tuple(box), given, "wrong", "disc")
+    decisions = Decisions(tuple(CLASSES), {"sizeless": dataset_source("sizeless")}, (wrong,))
+    apply_decisions(decisions, "fixed")
+    fixed = json.loads(Path("fixed/sizeless/set.json").read_text())["annotations"]
+    assert fixed[3] == {**content["annotations"][3], "category_id": 1}
+    assert fixed[:3] + fixed[4:] == content["annotations"][:3] + content["annotations"][4:]
+
+
 def test_annotations_of_no_image_are_counted(commands, caplog):
     content = coco_content()
     content["annotations"][0]["image_id"] = 77
     write_coco(Path(), content)
     assert boxes_of(commands.load(coco=True).annotations)[0] == EXPECTED[0][1:]
     assert "annotations of no image in the file (it has 1, 2, 3, ...): 1 (" in caplog.text
+
+
+@pytest.mark.parametrize("box", [[10.2, 10.3, 0.2, 0.3], [95.9, 10, 40, 10], [0.1, 0.1, 1.1, 0.5]])
+def test_a_box_below_one_pixel_is_counted(commands, caplog, box):
+    write_coco(Path(), of_second(bbox=box, area=None)(coco_content()))
+    commands.load(coco=True)
+    assert "boxes with less than one pixel in their image: 1 (" in caplog.text
+    caplog.clear()
+    code, printed = commands.inject(coco=True)
+    assert code == 0
+    assert "boxes with less than one pixel in their image: 1 (" in printed + caplog.text
+
+
+def test_long_ids_and_empty_lists_in_messages(commands, caplog):
+    content = coco_content()
+    content["annotations"][0]["image_id"] = 10**400
+    content["annotations"][2]["image_id"] = "1" * 5000
+    content["annotations"][1]["category_id"] = "x" * 5000
+    write_coco(Path(), content)
+    code, printed = commands.inject(coco=True)
+    assert code == 2
+    assert "no category 'xxx" in printed
+    assert len(printed) < 1000
+    write_coco(Path(), {**coco_content(), "images": []})
+    CocoFile("set.json")
+    assert "annotations of no image in the file (it has no image): 8 (the first" in caplog.text
+    assert "no annotation of an image in the file, so the set has none\n" in caplog.text
+    assert "(the first: )" not in caplog.text
 
 
 def test_a_plain_file_is_read_as_it_is(tmp_path):
@@ -477,6 +842,28 @@ def test_images_fail_alike_wherever_they_are_read(commands, caplog, change, mess
     assert "3 of 4 images of mine drawn" in printed
 
 
+def test_turned_images_are_counted(commands, caplog):
+    write_voc(Path("voc"))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for name in "bd":
+        pixels(1).save(f"voc/JPEGImages/{name}.jpg", exif=exif)
+    counted = "dataset 'mine': images that their EXIF orientation turns, so boxes must be those of "
+    counted += "the turned image: 2 (the first: voc/JPEGImages/b.jpg, orientation 3)"
+    commands.load()
+    assert caplog.text.count("EXIF orientation") == caplog.text.count(counted) == 1
+    caplog.clear()
+    assert commands.visualize()[0] == 0
+    assert caplog.text.count("EXIF orientation") == caplog.text.count(counted) == 1
+    caplog.clear()
+    cfg = get_config("Toy/faster_rcnn_superloss.yaml")
+    cfg.merge_from_list(commands.opts())
+    commands.forget()
+    register_custom_datasets(cfg.DATASETS)
+    assert len([*build_test_loader(cfg, "mine")]) == len(IMAGES)
+    assert caplog.text.count("EXIF orientation") == caplog.text.count(counted) == 1
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_test_loader_names_a_broken_image(commands, workers):
     cut(write_voc(Path("voc")))
@@ -507,6 +894,17 @@ def test_a_failed_evaluation_leaves_a_checkpoint(commands):
     code, printed = commands.train(*opts, "DATALOADER.BROKEN_IMAGES", "skip")
     assert code == 0, printed
     assert "1 of 2 images of val have no prediction" in Path("output/log.txt").read_text()
+
+
+def test_what_an_error_leaves_before_and_after_the_check(commands):
+    """docs/reliability.md: nothing of the check at the start, log and config of what is built."""
+    write_voc(Path("voc"))
+    code, printed = commands.train("MODEL.ROI_HEADS.NUM_CLASSES", "2")
+    assert code == 2, printed
+    assert not Path("output").exists()
+    code, printed = commands.train("DATASETS.LABEL_NOISE.MISSING.RATE", "1.0")
+    assert (code, "no image left to train on" in printed) == (2, True), printed
+    assert {p.name for p in Path("output").iterdir()} == {"config.yaml", "log.txt"}
 
 
 # The trainer that a program of its own starts.
@@ -554,6 +952,62 @@ def test_classes_in_another_order_are_refused(commands):
     write_coco(Path(), content, "val")
     with pytest.raises(ValueError, match="'mine_val' number their classes in different orders"):
         snippet(test="val.json")
+
+
+@pytest.mark.parametrize(
+    ("names", "moved"),
+    [(["cat", "block", "wedge"], False), (["cat", "dog", "bird"], False),
+     (["block", "disc", "bird"], True), (["cat", "dog", "disc"], True)],
+)  # fmt: skip
+def test_other_class_names_of_a_test_set_are_told(commands, caplog, names, moved):
+    write_coco(Path())
+    content = coco_content()
+    for category, name in zip(content["categories"], names):
+        category["name"] = name
+    write_coco(Path(), content, "val")
+    register_coco_instances("mine_train", {}, "set.json", "images")
+    register_coco_instances("mine_val", {}, "val.json", "images")
+    for name in ("mine_train", "mine_val"):
+        load_dataset(name)
+    if moved:
+        with pytest.raises(ValueError, match="number their classes in different orders"):
+            check_test_classes(["mine_train"], ["mine_val"])
+    else:
+        check_test_classes(["mine_train"], ["mine_val"])
+        assert "'mine_train' and 'mine_val' have different names for" in caplog.text
+        assert "0 is 'disc' and 'cat'" in caplog.text
+
+
+def test_difficult_objects_alone_cannot_be_scored(commands):
+    difficult("1")(write_voc(Path("voc")))
+    code, printed = commands.evaluate()
+    assert code == 2
+    assert "8 objects, and all are difficult" in printed
+    assert not Path("scores.json").exists()
+    with pytest.raises(ValueError, match="8 objects, and all are difficult"):
+        commands.load("DATASETS.TEST", "('mine',)")
+
+
+def test_a_file_of_a_test_server_is_detected_on(commands):
+    content = coco_content()
+    write_coco(Path(), content)
+    del content["annotations"]
+    write_coco(Path(), content, "val")
+    entry = {"NAME": "val", "JSON_FILE": "val.json", "IMAGE_ROOT": "images"}
+    sets = [{"NAME": "mine", "JSON_FILE": "set.json", "IMAGE_ROOT": "images"}, entry]
+    opts = ["DATASETS.CUSTOM_COCO", str(sets), "DATASETS.TEST", "('val',)"]
+    opts += ["OUTPUT_DIR", str(Path("run").absolute())]
+    code, printed = commands.train(*opts, "SOLVER.MAX_ITER", "1", coco=True)
+    assert code == 0, printed
+    Path("run/inference/coco_instances_results.json").unlink()
+    given = ("--eval-only", "--config-file", "run/config.yaml")
+    weights = ("MODEL.WEIGHTS", "run/model_final.pth")
+    code, printed = commands.run("train_net.py", *given, *weights)
+    assert code == 0, printed
+    assert isinstance(
+        json.loads(Path("run/inference/coco_instances_results.json").read_text()), list
+    )
+    assert "'val' of DATASETS.TEST has no annotations" in Path("run/log.txt").read_text()
 
 
 def test_a_test_set_without_objects_is_refused(commands):

@@ -3,8 +3,8 @@
 
 Counts per class, sizes, boxes outside, duplicates, crowds, images without objects, images that are
 turned, cut off or of more than 8 bits a channel; up to 20 flaws with their number. The exit code is
-2 where there are any. A training refuses the same flaws, or leaves them out:
-DATASETS.BAD_ANNOTATIONS, DATALOADER.BROKEN_IMAGES.
+2 where there are any. A training refuses the same flaws. What DATASETS.BAD_ANNOTATIONS skip and
+DATALOADER.BROKEN_IMAGES skip leave out is listed apart and is no flaw.
 
 Examples:
   All sets of a config:
@@ -21,6 +21,8 @@ from collections.abc import Sequence
 
 from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.commands.check import run_check
+from sl_detectron.data.formats.flaws import BAD_ANNOTATIONS
+from sl_detectron.data.images import BROKEN_IMAGES
 
 
 def main(args: argparse.Namespace) -> None:
@@ -36,15 +38,26 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     source.add_argument("--config-file", default="", help="a file, or a shipped config by name")
     source.add_argument("--voc-root", help="folder with Annotations, ImageSets and JPEGImages")
     source.add_argument("--coco-json", help="COCO annotation file; needs --images")
-    parser.add_argument("--split", default="trainval", help="VOC image set; default trainval")
+    parser.add_argument("--split", help="VOC image set; default trainval")
     parser.add_argument("--classes", default="", help="a,b,c: class list; default what is there")
     parser.add_argument("--images", metavar="DIR", help="images of --coco-json")
+    text = "what a training does with such: error, the default, or skip"
+    parser.add_argument("--bad-annotations", choices=BAD_ANNOTATIONS, help=text)
+    parser.add_argument("--broken-images", choices=BROKEN_IMAGES, help=text)
     parser.add_argument("--no-decode", action="store_true", help="read headers of images only")
     parser.add_argument("--output", metavar="FILE", help="json file to write as well")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config options")
     args = parser.parse_args(argv)
     if args.coco_json and not args.images:
         parser.error("--coco-json needs --images, the folder of its images")
+    if args.images and not args.coco_json:
+        parser.error("--images is of --coco-json")
+    if not args.voc_root and (args.classes or args.split):
+        parser.error("--classes and --split are of --voc-root")
+    if args.config_file and (args.bad_annotations or args.broken_images):
+        keys = "DATASETS.BAD_ANNOTATIONS and DATALOADER.BROKEN_IMAGES"
+        parser.error(f"with --config-file give {keys} after --opts")
+    args.split = args.split or "trainval"
     return args
 
 

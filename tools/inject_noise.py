@@ -49,7 +49,7 @@ def inject(args: argparse.Namespace) -> None:
         print(f"warning: {rates} are all 0: this copy has no noise", file=sys.stderr)
     cfg = noise_config(args)
     if args.coco_json:
-        coco = CocoFile(args.coco_json, bad_annotations=args.bad_annotations)
+        coco = CocoFile(args.coco_json, args.images, bad_annotations=args.bad_annotations)
         classes = coco.class_names
         name = args.dataset_name or coco.path.stem
         noises = noises_from_config(cfg, classes)
@@ -116,11 +116,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument("--coco-json", help="COCO annotation file")
     source.add_argument("--restore", help="folder that this tool wrote")
     parser.add_argument(
-        "--output", help="new folder; --restore without it puts the clean set in the copy's place"
+        "--images",
+        metavar="DIR",
+        help="images of --coco-json, read where it has no height and width; default beside it",
     )
     parser.add_argument(
-        "--split", default="trainval", help="VOC image set that gets noise; default trainval"
+        "--output", help="new folder; --restore without it puts the clean set in the copy's place"
     )
+    parser.add_argument("--split", help="VOC image set that gets noise; default trainval")
     parser.add_argument(
         "--classes", default="", help="a,b,c: class list of a VOC-style set; default VOC's 20"
     )
@@ -161,6 +164,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.restore and not args.output:
         parser.error("--output is required")
+    if args.images and not args.coco_json:
+        parser.error("--images is of --coco-json")
+    if args.images and not Path(args.images).is_dir():
+        parser.error(f"--images {args.images} is not a folder")
+    if not args.voc_root and (args.classes or args.split):
+        parser.error("--classes and --split are of --voc-root; a json has its own classes")
+    args.split = args.split or "trainval"
     return args
 
 

@@ -10,7 +10,6 @@ from detectron2.config import LazyCall as L
 from detectron2.data import (
     DatasetMapper,
     build_detection_test_loader,
-    build_detection_train_loader,
     get_detection_dataset_dicts,
 )
 from detectron2.data import transforms as T
@@ -18,8 +17,9 @@ from detectron2.solver import WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
-from sl_detectron import NoisyLabelMapper, SuperLossStandardROIHeads, VOCEvaluator
-from sl_detectron.label_noise import SymmetricNoise
+from sl_detectron import SuperLossStandardROIHeads, VOCEvaluator
+from sl_detectron.engine import LabelCorrection
+from sl_detectron.label_noise import SymmetricNoise, build_noisy_train_loader, noisy_sets
 from sl_detectron.losses import SuperLoss
 from sl_detectron.modeling import SuperLossTerm
 
@@ -62,14 +62,11 @@ for key in ("mask_in_features", "mask_pooler", "mask_head"):
 
 resize = L(T.ResizeShortestEdge)(short_edge_length=128, max_size=1333)
 dataloader = {
-    "train": L(build_detection_train_loader)(
-        dataset=L(get_detection_dataset_dicts)(names="toy_digits_train"),
-        mapper=L(NoisyLabelMapper)(
-            mapper=L(DatasetMapper)(is_train=True, augmentations=[resize], image_format="BGR"),
-            noises=[L(SymmetricNoise)(rate=0.4, seed=0)],
-            num_classes=NUM_CLASSES,
-            dataset_name="toy_digits_train",
-        ),
+    # With ids of annotations: the run ranks them in label_audit.json. detectron2's
+    # build_detection_train_loader with a NoisyLabelMapper would train on the same labels.
+    "train": L(build_noisy_train_loader)(
+        sets=L(noisy_sets)(names="toy_digits_train", noises=[L(SymmetricNoise)(rate=0.4, seed=0)]),
+        mapper=L(DatasetMapper)(is_train=True, augmentations=[resize], image_format="BGR"),
         total_batch_size=8,
         num_workers=0,
     ),
@@ -80,6 +77,9 @@ dataloader = {
     ),
     "evaluator": L(VOCEvaluator)(dataset_name="toy_digits_test"),
 }
+
+# Corrects nothing as it stands; label_correction.start=0.5 corrects from half of the training on.
+label_correction = L(LabelCorrection)(start=1.0, period=50, form="soft")
 
 optimizer = L(torch.optim.SGD)(
     params=L(get_default_optimizer_params)(weight_decay_norm=0.0),

@@ -109,7 +109,9 @@ def _file_changes(
 
 
 def _write_coco(decisions: Decisions, name: str, wrong: list[Decision], target: Path) -> None:
-    coco = CocoFile(decisions.sources[name]["json_file"], bad_annotations="skip")
+    source = decisions.sources[name]
+    # What was outside of an image whose size only its file says was left out by the training too.
+    coco = CocoFile(source["json_file"], source.get("image_root"), bad_annotations="skip")
     classes = coco.class_names
     if set(classes) != set(decisions.classes):
         raise ValueError(f"{coco.path} has the classes {classes}, not {list(decisions.classes)}")

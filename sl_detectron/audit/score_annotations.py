@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.formats.annotations import Record
-from ..data.images import BrokenImage, read_image
+from ..data.images import BrokenImage, read_image, warn_of_turned
 from .features import FeaturePooler
 
 __all__ = ["AnnotationScores", "score_annotations", "scorer_of"]
@@ -85,6 +85,7 @@ def score_annotations(
     """
     score = scorer_of(model)
     model.eval()
+    warn_of_turned(records, "the audited images")
     augmentations = T.AugmentationList(detection_utils.build_augmentation(cfg, is_train=False))
     parts, detections, pooled = [], [], []
     with FeaturePooler(model.backbone) if pool else nullcontext() as pooler:

@@ -33,8 +33,8 @@ CORRECTED = "corrected"
 # Suspicion above which another class is more probable than the given one.
 MORE_PROBABLE = 0.5 + 1e-6
 _NO_LAZY = (
-    "whose training keeps no annotation statistics: audit its checkpoint by --checkpoint and, as "
-    "--config-file, a YAML config of the same detector and training sets"
+    "whose training writes no more than label_audit.json: audit its checkpoint by --checkpoint "
+    "and, as --config-file, a YAML config of the same detector and training sets"
 )
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..audit.files import AUDIT_JSON, read_audit
 from ..checkpoint import last_checkpoint
 from ..data.datasets import load_dataset
-from ..data.images import BrokenImage
+from ..data.images import BrokenImage, warn_of_turned
 from ..engine.trainer import build_predictor
 from ..label_noise import noisy_dataset_dicts
 from ..visualization.boxes import is_wrong
@@ -59,6 +59,7 @@ def run_visualize(args: argparse.Namespace) -> str:
     chosen = _order(given, args.first, sigma)[: args.num]
     checkpoint = args.checkpoint or (args.from_run and last_checkpoint(args.from_run))
     predictor = build_predictor(cfg, checkpoint, args.threshold) if checkpoint else None
+    warn_of_turned(chosen, f"dataset {name!r}")
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
     drawn = 0

@@ -189,14 +189,16 @@ def dataset_source(name: str) -> dict[str, Any]:
 
     Returns:
         ``{"format": "voc", "root", "split", "other_classes"}``, ``{"format": "coco",
-        "json_file"}``, or ``{"format": "other"}``
+        "json_file", "image_root"}``, or ``{"format": "other"}``
     """
     metadata = MetadataCatalog.get(name)
     if hasattr(metadata, "dirname") and hasattr(metadata, "split"):
         voc = {"format": "voc", "root": str(metadata.dirname), "split": metadata.split}
         return {**voc, "other_classes": metadata.get("other_classes", "error")}
     if metadata.get("json_file"):
-        return {"format": "coco", "json_file": str(metadata.json_file)}
+        coco = {"format": "coco", "json_file": str(metadata.json_file)}
+        root = metadata.get("image_root")
+        return coco if root is None else {**coco, "image_root": str(root)}
     return {"format": "other"}
 
 

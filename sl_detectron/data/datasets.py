@@ -6,9 +6,11 @@ that training, tests, noise and audits take the same files in the same way.
 
 import difflib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,12 @@ from detectron2.data.datasets import (
     register_coco_instances,
 )
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import log_first_n
 
 from . import voc
 from .formats.coco_json import CocoFile
 from .formats.flaws import Flaws
+from .record_sets import checked_records
 
 __all__ = [
     "check_classes",
@@ -32,6 +36,7 @@ __all__ = [
     "check_test_classes",
     "custom_entries",
     "is_coco_set",
+    "is_without_annotations",
     "load_dataset",
     "read_coco",
     "register_custom_datasets",
@@ -116,7 +121,7 @@ def custom_entries(names: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
 def load_dataset(
     name: str, bad_annotations: str = "error", *, flaws: Flaws | None = None
 ) -> list[Record]:
-    """Load a registered set as dataset dicts; those that detectron2 reads as VOC or COCO checked.
+    """Load a registered set as dataset dicts, checked: VOC and COCO files, and lists of records.
 
     Args:
         name: in detectron2's catalogs
@@ -126,7 +131,7 @@ def load_dataset(
 
     Raises:
         FileNotFoundError, ValueError: as :func:`load_voc_dataset` and :class:`CocoFile`
-        ValueError: the name is not registered
+        ValueError: the name is not registered, or records have flaws
     """
     _check_name(name)
     kind, metadata = _kind(name), MetadataCatalog.get(name)
@@ -143,11 +148,32 @@ def load_dataset(
         if flaws is None:
             found.settle()
         return records
-    return DatasetCatalog.get(name)
+    records = DatasetCatalog.get(name)
+    if records is None or isinstance(records, Mapping):
+        kind = type(records).__name__
+        raise ValueError(f"dataset {name!r} is a {kind}, not a list of dicts")
+    # A loader of its own kind, say of a stream, is not looked into.
+    if not isinstance(records, list):
+        return records
+    for i, record in enumerate(records):
+        if not isinstance(record, Mapping):
+            raise ValueError(f"dataset {name!r}: record {i} is {record!r:.80}, not a dict")
+    found = flaws or Flaws(f"dataset {name!r}", bad_annotations)
+    checked = checked_records(name, records, found)
+    if flaws is None:
+        found.settle()
+    return checked
 
 
-def check_dataset(name: str, bad_annotations: str = "error") -> list[Record] | None:
+def check_dataset(
+    name: str, bad_annotations: str = "error", any_format: bool = False
+) -> list[Record] | None:
     """Read a VOC or COCO set once, so that a flaw stops a run before it starts; warns of nothing.
+
+    Args:
+        name: of the set
+        bad_annotations: as :func:`load_dataset` takes it
+        any_format: whether sets in other formats are read too
 
     Returns:
         its records; None for a set in another format, which need only be registered
@@ -157,12 +183,16 @@ def check_dataset(name: str, bad_annotations: str = "error") -> list[Record] | N
     """
     _check_name(name)
     keys = {"dirname", "split", "thing_classes"}
-    if not _kind(name) and not keys <= MetadataCatalog.get(name).as_dict().keys():
+    if (
+        not any_format
+        and not _kind(name)
+        and not keys <= MetadataCatalog.get(name).as_dict().keys()
+    ):
         return None
     flaws = Flaws(f"dataset {name!r}", bad_annotations, quiet=True)
     records = load_dataset(name, bad_annotations, flaws=flaws)
     flaws.settle()
-    return records
+    return records if isinstance(records, list) else None
 
 
 def check_classes(
@@ -192,29 +222,40 @@ def check_classes(
     for record in records:
         for index, annotation in enumerate(record.get("annotations", ())):
             category = annotation.get("category_id")
-            if not isinstance(category, int) or not 0 <= category < num_classes:
+            where = f"dataset {name!r}, image {record.get('image_id')!r:.80}, annotation {index}"
+            if not isinstance(category, int):
+                raise ValueError(f"{where}: category_id {category!r:.80} is no class id")
+            if not 0 <= category < num_classes:
                 raise ValueError(
-                    f"dataset {name!r}, image {record.get('image_id')!r}, annotation {index}: "
-                    f"category_id {category!r} is outside 0..{num_classes - 1}; {key} is "
-                    f"{num_classes}"
+                    f"{where}: category_id {category!r:.80} is outside 0..{num_classes - 1}; "
+                    f"{key} is {num_classes}"
                 )
 
 
 def check_test_classes(train: Sequence[str], test: Sequence[str]) -> None:
-    """Refuse test sets whose classes are those of the training sets in another order.
+    """Refuse test sets that number classes of the training sets otherwise; warn of other names.
 
     Raises:
         ValueError: class ids would mean other classes in the test than in training
     """
-    for name in test:
-        ours = MetadataCatalog.get(name).get("thing_classes")
-        for other in train:
-            theirs = MetadataCatalog.get(other).get("thing_classes")
-            if ours and theirs and list(ours) != list(theirs) and {*ours} == {*theirs}:
-                raise ValueError(
-                    f"datasets {other!r} and {name!r} number their classes in different orders: "
-                    f"{list(theirs)} and {list(ours)}"
-                )
+    for name, other in product(test, train):
+        ours, theirs = _class_names(name), _class_names(other)
+        if not ours or not theirs or ours == theirs:
+            continue
+        if any(a in ours and a != b for a, b in zip(theirs, ours)):
+            raise ValueError(
+                f"datasets {other!r} and {name!r} number their classes in different orders: "
+                f"{_listed(theirs)} and {_listed(ours)}"
+            )
+        differ = [f"{i} is {a!r} and {b!r}" for i, (a, b) in enumerate(zip(theirs, ours)) if a != b]
+        message = f"Datasets {other!r} and {name!r} have different names for {len(differ)} class "
+        message += f"ids, under which detections are scored: {', '.join(differ[:10])}"
+        log_first_n(logging.WARNING, message, key="message", name=__name__)
+
+
+def _class_names(name: str) -> list[str]:
+    known = name in MetadataCatalog
+    return list(MetadataCatalog.get(name).get("thing_classes") or ()) if known else []
 
 
 def read_coco(name: str, bad_annotations: str = "error", *, flaws: Flaws | None = None) -> CocoFile:
@@ -235,7 +276,7 @@ def _load_coco(name: str, flaws: Flaws) -> list[Record]:
             f"{file.path} by ascending category id {file.class_names}; leave thing_classes to the "
             "loader, or correct the file"
         )
-    if not file.has_annotations or file.is_plain():
+    if file.is_plain():
         return _load_stock(file.path, name)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, file.path.name)
@@ -264,6 +305,14 @@ def _kind(name: str) -> str:
 def is_coco_set(name: str) -> bool:
     """Whether a set was registered for detectron2's COCO loader."""
     return _kind(name) == "coco"
+
+
+def is_without_annotations(name: str) -> bool:
+    """Whether a set is a COCO json without the key "annotations", as of a test server."""
+    if not is_coco_set(name):
+        return False
+    flaws = Flaws(f"dataset {name!r}", "skip", quiet=True)
+    return not read_coco(name, flaws=flaws).has_annotations
 
 
 def _check_name(name: str) -> None:

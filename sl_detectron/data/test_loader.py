@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader
 
 from .datasets import load_dataset
-from .images import READ_ERRORS, BrokenImage, CheckedImages, broken_image
+from .images import READ_ERRORS, BrokenImage, CheckedImages, broken_image, warn_of_turned
 from .train_loader import shield_workers
 
 __all__ = ["build_test_loader"]
@@ -29,8 +29,10 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Any:
     """
     if cfg.MODEL.LOAD_PROPOSALS:
         return shield_workers(build_detection_test_loader(cfg, dataset_name))
+    records = load_dataset(dataset_name, cfg.DATASETS.BAD_ANNOTATIONS)
+    warn_of_turned(records, f"dataset {dataset_name!r}")
     loader = build_detection_test_loader(
-        load_dataset(dataset_name, cfg.DATASETS.BAD_ANNOTATIONS),
+        records,
         mapper=_Samples(CheckedImages(DatasetMapper(cfg, False))),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )

@@ -191,7 +191,10 @@ class _SeededSamples(Dataset):
             if is_broken and index not in self._warned:
                 logger.warning("Skipped %s", str(sample).partition("; repair it")[0])
                 self._warned.add(index)
-        reason = "the mapper returned None" if sample is None else sample
+        # Without the advice to skip images: they were.
+        reason = "the mapper returned None"
+        if sample is not None:
+            reason = str(sample).partition("; repair it")[0] + "; repair the images"
         return BrokenImage(f"{_MAX_SKIPPED} images in a row could not be used; the last: {reason}")
 
     def _map(self, index: int, sequence: np.random.SeedSequence) -> Any:

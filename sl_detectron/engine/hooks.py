@@ -89,17 +89,17 @@ class WarnOfUnusedTerms(HookBase):
 
 
 def build_annotation_tracker(
-    cfg: CfgNode, model: nn.Module, annotations: AnnotationTable | None
+    model: nn.Module, annotations: AnnotationTable | None
 ) -> AnnotationTracker | None:
-    """A tracker that observes every classification term of a model.
+    """A tracker that observes every classification term of a model, on the model's device.
 
-    None where the key is off, the model has no SuperLoss, the loader has no table of annotations,
-    there is one class only, or the statistics would take more than 1 GiB.
+    None where the model has no SuperLoss, the loader has no table of annotations, there is one
+    class only, or the statistics would take more than 1 GiB.
     """
     observed = _classification_terms(model)
     num_classes = max(observed.values(), default=0)
     # With one class no other one can be suggested.
-    if not (cfg.MODEL.SUPERLOSS.TRACK_ANNOTATIONS and annotations and num_classes > 1):
+    if annotations is None or num_classes < 2:
         return None
     tracker = AnnotationTracker(annotations.num_annotations, num_classes, annotations.fingerprint)
     num_bytes = sum(buffer.nbytes for buffer in tracker.buffers())
@@ -110,7 +110,7 @@ def build_annotation_tracker(
             *(annotations.num_annotations, num_bytes / 2**30),
         )
         return None
-    tracker.to(cfg.MODEL.DEVICE)
+    tracker.to(next(model.parameters()).device)
     for i, term in enumerate(observed):
         # The stages of a cascade, which come in this order, make one step.
         term.observers.append(tracker if i == 0 else partial(tracker, begins_step=False))

@@ -4,7 +4,7 @@ What the correction does and when it helps is in docs/label_correction.md.
 """
 
 import logging
-import os
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -23,8 +23,7 @@ from ..modeling.class_targets import ClassTargets, attach_class_targets
 
 __all__ = [
     "CorrectLabels",
-    "build_class_targets",
-    "build_correction_hook",
+    "LabelCorrection",
     "check_correction",
     "is_estimated",
     "round_config",
@@ -33,6 +32,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+NODE = "MODEL.SUPERLOSS.CORRECTION"
 TARGETS = "class_targets.pth"
 LATER_LOSSES = ("plain", "superloss")
 FORMS = ("hard", "soft")
@@ -78,6 +78,7 @@ class CorrectLabels(HookBase):
             return
         tracked = self.tracker.mean_probabilities()
         seen = ~tracked.isnan().any(dim=1)
+        # Host trip: once a period, the estimate of the true classes has many.
         rows = seen.nonzero()[:, 0]
         estimate = infer_true_classes(tracked[rows], self.targets.labels[rows], TEMPERATURE)
         probabilities = torch.zeros_like(tracked).index_copy(0, rows, estimate.probabilities)
@@ -91,16 +92,109 @@ class CorrectLabels(HookBase):
         )
 
 
-def build_correction_hook(
-    cfg: CfgNode, tracker: AnnotationTracker, targets: ClassTargets
-) -> CorrectLabels | None:
-    """The hook that ``CORRECTION.START`` asks for; None where it is 1.0."""
-    node = cfg.MODEL.SUPERLOSS.CORRECTION
-    if node.START >= 1.0:
-        return None
-    start = max(round(node.START * cfg.SOLVER.MAX_ITER), 1)
-    hard = node.FORM == "hard"
-    return CorrectLabels(tracker, targets, start, node.PERIOD, hard, node.MIN_PROBABILITY)
+@dataclass(frozen=True)
+class LabelCorrection:
+    """How one training run corrects labels: ``MODEL.SUPERLOSS.CORRECTION`` without its rounds.
+
+    In a LazyConfig it is the name ``label_correction``. As it is made it corrects nothing.
+
+    Args:
+        start: fraction of the iterations after which the targets are estimated from the
+            statistics so far, in (0, 1]; 1.0 for never
+        period: iterations from one estimate to the next
+        form: "hard", the most probable class, or "soft", the two most probable
+        min_probability: annotations that are less certain have no class loss
+        targets: ``class_targets.pth`` of an earlier run, to start from; "" for the given labels
+
+    Raises:
+        ValueError: a bad value, by name
+        FileNotFoundError: there is no ``targets``
+    """
+
+    start: float = 1.0
+    period: int = 500
+    form: str = "hard"
+    min_probability: float = 0.0
+    targets: str = ""
+
+    def __post_init__(self) -> None:
+        accepted = {
+            "start": (0 < self.start <= 1, "above 0.0 and at most 1.0"),
+            "period": (self.period >= 1, "1 or above"),
+            "form": (self.form in FORMS, f"one of {FORMS}"),
+            "min_probability": (0 <= self.min_probability <= 1, "in [0, 1]"),
+        }
+        for name, (fits, form) in accepted.items():
+            if not fits:
+                value = getattr(self, name)
+                raise ValueError(f"{NODE}.{name.upper()} must be {form}; got {value!r}")
+        check_checkpoint(self.targets, f"{NODE}.TARGETS")
+
+    @classmethod
+    def from_cfg(cls, cfg: CfgNode) -> "LabelCorrection":
+        """By the keys of the same names, in capitals."""
+        node = cfg.MODEL.SUPERLOSS.CORRECTION
+        return cls(**{field.name: node[field.name.upper()] for field in fields(cls)})
+
+    def build_targets(
+        self, model: nn.Module, annotations: AnnotationTable | None
+    ) -> ClassTargets | None:
+        """The class targets of a run, attached to its model; None where nothing is corrected.
+
+        Args:
+            model: on the device that it is trained on
+            annotations: of the training loader
+
+        Raises:
+            ValueError: a loader without a table of annotations, or a model that takes no targets;
+                targets of other annotations
+        """
+        if not self.targets and self.start >= 1.0:
+            return None
+        if annotations is None:
+            raise ValueError(
+                f"{NODE} needs a training loader of build_noisy_train_loader, whose annotations "
+                "have ids"
+            )
+        targets = ClassTargets(torch.tensor(annotations.labels()))
+        if self.targets:
+            self._set_from_file(targets, annotations)
+        targets.to(next(model.parameters()).device)
+        if not attach_class_targets(model, targets):
+            raise ValueError(
+                f"{NODE} needs SuperLoss heads or SuperLossRetinaNet; set MODEL.ROI_HEADS.NAME or "
+                "MODEL.META_ARCHITECTURE to a SuperLoss one"
+            )
+        return targets
+
+    def build_hook(
+        self, tracker: AnnotationTracker | None, targets: ClassTargets | None, max_iter: int
+    ) -> CorrectLabels | None:
+        """The hook that corrects as the run trains; None where ``start`` is 1.0.
+
+        Raises:
+            ValueError: the run does not track its annotations
+        """
+        if self.start >= 1.0 or targets is None:
+            return None
+        if tracker is None:
+            raise ValueError(
+                f"{NODE}.START corrects by the statistics of the annotations, and this run tracks "
+                "none: a classification term and two classes at least are needed"
+            )
+        start = max(round(self.start * max_iter), 1)
+        hard = self.form == "hard"
+        return CorrectLabels(tracker, targets, start, self.period, hard, self.min_probability)
+
+    def _set_from_file(self, targets: ClassTargets, annotations: AnnotationTable) -> None:
+        state = read_checkpoint(self.targets)
+        if state.get("fingerprint") != annotations.fingerprint:
+            raise ValueError(
+                f"{NODE}.TARGETS: {self.targets} is of other annotations than those of "
+                "the training sets with their label noise"
+            )
+        hard = self.form == "hard"
+        targets.set_distributions(state["probabilities"], None, hard, self.min_probability)
 
 
 def check_correction(cfg: CfgNode) -> None:
@@ -111,54 +205,17 @@ def check_correction(cfg: CfgNode) -> None:
         FileNotFoundError: there is no ``TARGETS``
     """
     node = cfg.MODEL.SUPERLOSS.CORRECTION
-    accepted = {
-        "ROUNDS": (node.ROUNDS >= 1, "1 or above"),
-        "LATER_LOSS": (node.LATER_LOSS in LATER_LOSSES, f"one of {LATER_LOSSES}"),
-        "START": (0 < node.START <= 1, "above 0.0 and at most 1.0"),
-        "PERIOD": (node.PERIOD >= 1, "1 or above"),
-        "FORM": (node.FORM in FORMS, f"one of {FORMS}"),
-        "MIN_PROBABILITY": (0 <= node.MIN_PROBABILITY <= 1, "in [0, 1]"),
-    }
-    for key, (fits, form) in accepted.items():
-        if not fits:
-            raise ValueError(f"MODEL.SUPERLOSS.CORRECTION.{key} must be {form}; got {node[key]!r}")
-    check_checkpoint(node.TARGETS, "MODEL.SUPERLOSS.CORRECTION.TARGETS")
-    if (node.ROUNDS > 1 or node.START < 1) and not cfg.MODEL.SUPERLOSS.TRACK_ANNOTATIONS:
+    if node.ROUNDS < 1:
+        raise ValueError(f"{NODE}.ROUNDS must be 1 or above; got {node.ROUNDS!r}")
+    if node.LATER_LOSS not in LATER_LOSSES:
+        given = node.LATER_LOSS
+        raise ValueError(f"{NODE}.LATER_LOSS must be one of {LATER_LOSSES}; got {given!r}")
+    correction = LabelCorrection.from_cfg(cfg)
+    if (node.ROUNDS > 1 or correction.start < 1) and not cfg.MODEL.SUPERLOSS.TRACK_ANNOTATIONS:
         raise ValueError(
-            "MODEL.SUPERLOSS.CORRECTION corrects by the statistics of the annotations, and "
+            f"{NODE} corrects by the statistics of the annotations, and "
             "MODEL.SUPERLOSS.TRACK_ANNOTATIONS is off"
         )
-
-
-def build_class_targets(
-    cfg: CfgNode, model: nn.Module, annotations: AnnotationTable | None
-) -> ClassTargets | None:
-    """The class targets that ``MODEL.SUPERLOSS.CORRECTION`` asks for, attached to a model.
-
-    None where nothing is corrected.
-
-    Raises:
-        ValueError: a bad value; a loader without a table of annotations, or a model that takes no
-            targets; targets of other annotations
-    """
-    node = cfg.MODEL.SUPERLOSS.CORRECTION
-    if not node.TARGETS and node.START >= 1.0:
-        return None
-    if annotations is None:
-        raise ValueError(
-            "MODEL.SUPERLOSS.CORRECTION needs a training loader of build_noisy_train_loader, "
-            "whose annotations have ids"
-        )
-    targets = ClassTargets(torch.tensor(annotations.labels()))
-    if node.TARGETS:
-        _read_class_targets(node.TARGETS, targets, cfg, annotations)
-    targets.to(cfg.MODEL.DEVICE)
-    if not attach_class_targets(model, targets):
-        raise ValueError(
-            "MODEL.SUPERLOSS.CORRECTION needs SuperLoss heads or SuperLossRetinaNet; set "
-            "MODEL.ROI_HEADS.NAME or MODEL.META_ARCHITECTURE to a SuperLoss one"
-        )
-    return targets
 
 
 def round_config(cfg: CfgNode, number: int) -> CfgNode:
@@ -211,16 +268,3 @@ def write_class_targets(cfg: CfgNode) -> None:
             path,
         )
     comm.synchronize()
-
-
-def _read_class_targets(
-    path: str | os.PathLike, targets: ClassTargets, cfg: CfgNode, annotations: AnnotationTable
-) -> None:
-    node, state = cfg.MODEL.SUPERLOSS.CORRECTION, read_checkpoint(path)
-    if state.get("fingerprint") != annotations.fingerprint:
-        raise ValueError(
-            f"MODEL.SUPERLOSS.CORRECTION.TARGETS: {path} is of other annotations than those of "
-            "DATASETS.TRAIN with DATASETS.LABEL_NOISE"
-        )
-    hard = node.FORM == "hard"
-    targets.set_distributions(state["probabilities"], None, hard, node.MIN_PROBABILITY)

@@ -16,11 +16,14 @@ from torch import nn
 from ..checkpoint import SafeCheckpointer, check_checkpoint
 from ..cli import did_you_mean
 from ..config import config_keys
+from ..data.annotation_ids import AnnotationTable
 from ..data.train_loader import shield_workers
 from .finite import trainer_class
-from .hooks import LogTau, WarnOfUnusedTerms
+from .hooks import LogTau, TrackAnnotations, WarnOfUnusedTerms, build_annotation_tracker
+from .label_correction import LabelCorrection
 from .launch import setup_job
-from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state, resume_or_load
+from .resume import ResumeState, SaveAndStop, StopOnSignal, resume_or_load
+from .rng import keep_rng_state
 from .trainer import distribute
 
 __all__ = ["setup_lazy_cfg", "train_lazy_net"]
@@ -37,7 +40,8 @@ def setup_lazy_cfg(config_file: str, overrides: list[str]) -> DictConfig:
     Args:
         config_file: path of a Python file in the form of detectron2's LazyConfigs, with the names
             ``model``, ``dataloader`` (with ``train``, ``test``, ``evaluator``), ``optimizer``,
-            ``lr_multiplier`` and ``train``
+            ``lr_multiplier`` and ``train``; ``label_correction``, a
+            :class:`~sl_detectron.engine.LabelCorrection`, where labels are corrected
         overrides: ``["train.max_iter=100", ...]``
 
     Raises:
@@ -90,6 +94,7 @@ def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     model = distribute(model, **cfg.train.get("ddp", {}))
     trainer = trainer_class(cfg.train.amp.enabled)(model, train_loader, optimizer)
     checkpointer = SafeCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    stop = StopOnSignal(cfg.train.checkpointer.period, cfg.train.eval_period)
     results: dict[str, Any] = {}
 
     def evaluate() -> dict[str, Any]:
@@ -97,16 +102,39 @@ def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
         results.update(_evaluate(cfg, model))
         return results
 
-    trainer.register_hooks(_hooks(cfg, trainer, checkpointer, evaluate))
+    trainer.register_hooks(_hooks(cfg, trainer, checkpointer, stop, evaluate))
     resumes = resume_or_load(checkpointer, cfg.train.init_checkpoint, args.resume)
     trainer.train(trainer.iter + 1 if resumes else 0, cfg.train.max_iter)
     return results
 
 
-def _hooks(
-    cfg: DictConfig, trainer: SimpleTrainer, checkpointer: SafeCheckpointer, evaluate: Callable
+def _annotation_hooks(
+    cfg: DictConfig, trainer: SimpleTrainer, checkpointer: SafeCheckpointer, stop: StopOnSignal
 ) -> list[HookBase | None]:
-    stop = StopOnSignal(cfg.train.checkpointer.period, cfg.train.eval_period)
+    """What tracks annotations and corrects labels, where the loader gives annotations an id."""
+    table = getattr(trainer.data_loader, "annotations", None)
+    table = table if isinstance(table, AnnotationTable) else None
+    correction = instantiate(cfg.get("label_correction")) or LabelCorrection()
+    tracker = build_annotation_tracker(trainer.model, table)
+    targets = correction.build_targets(trainer.model, table)
+    if targets is not None:
+        checkpointer.add_checkpointable("class_targets", targets)
+    if table is None or tracker is None:
+        return [correction.build_hook(None, targets, cfg.train.max_iter)]
+    checkpointer.add_checkpointable("annotation_tracker", tracker)
+    return [
+        TrackAnnotations(tracker, table, cfg.train.output_dir, stop),
+        correction.build_hook(tracker, targets, cfg.train.max_iter),
+    ]
+
+
+def _hooks(
+    cfg: DictConfig,
+    trainer: SimpleTrainer,
+    checkpointer: SafeCheckpointer,
+    stop: StopOnSignal,
+    evaluate: Callable,
+) -> list[HookBase | None]:
     save = write = None
     if comm.is_main_process():
         save = hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
@@ -116,6 +144,7 @@ def _hooks(
         stop,
         ResumeState(trainer.model, trainer.data_loader, stop),
         WarnOfUnusedTerms(),
+        *_annotation_hooks(cfg, trainer, checkpointer, stop),
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
         LogTau(),

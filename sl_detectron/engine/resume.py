@@ -2,16 +2,12 @@
 
 import copy
 import logging
-import random
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from detectron2.engine import HookBase
@@ -25,6 +21,7 @@ from ..data import TrainLoader
 from ..losses import AfterStart, DataParams, ForwardCorrection
 from ..modeling import SuperLossTerm
 from ..rivals.pair import fill_both
+from .rng import get_rng_state, set_rng_state
 
 __all__ = [
     "STOPPED",
@@ -32,7 +29,6 @@ __all__ = [
     "SaveAndStop",
     "StopOnSignal",
     "any_rank",
-    "keep_rng_state",
     "resume_or_load",
 ]
 
@@ -248,36 +244,3 @@ def any_rank(flag: bool) -> bool:
     flags = torch.tensor(int(flag))
     dist.all_reduce(flags, dist.ReduceOp.MAX, group=comm._get_global_gloo_group())
     return bool(flags)
-
-
-def get_rng_state() -> dict[str, Any]:
-    """The random states of Python, numpy and torch, as what ``weights_only`` loading accepts."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002
-    state = {
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Restore what :func:`get_rng_state` returned."""
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-
-
-@contextmanager
-def keep_rng_state() -> Iterator[None]:
-    """Leave with the random states as they were, whatever is drawn inside."""
-    state = get_rng_state()
-    try:
-        yield
-    finally:
-        set_rng_state(state)

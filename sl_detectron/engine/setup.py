@@ -1,7 +1,9 @@
 """From a command line to a checked, frozen config."""
 
+import logging
 import os
 import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,9 +26,10 @@ from ..data.datasets import (
     check_dataset,
     check_test_classes,
     custom_entries,
+    is_without_annotations,
     register_custom_datasets,
 )
-from ..evaluation.evaluator import check_evaluator
+from ..evaluation.evaluator_choice import check_evaluator
 from ..files import load_yaml, write_text
 from ..label_noise.config import check_label_noise
 from ..label_noise.loader import check_train_loader
@@ -35,6 +38,8 @@ from ..rivals import check_method
 from .label_correction import check_correction
 
 __all__ = ["check_cfg", "check_for_training", "keep_config", "merge_cfg", "setup_cfg"]
+
+logger = logging.getLogger(__name__)
 
 BASE_KEY = "_BASE_"
 
@@ -72,8 +77,7 @@ def check_cfg(cfg: CfgNode, eval_only: bool = False) -> None:
     for name in () if eval_only else dict.fromkeys(train_sets(cfg)):
         _check_dataset(cfg, name)
     check_test_sets(cfg)
-    if not eval_only:
-        check_test_classes(train_sets(cfg), cfg.DATASETS.TEST)
+    check_test_classes(train_sets(cfg), cfg.DATASETS.TEST)
 
 
 def check_test_sets(cfg: CfgNode, custom_evaluator: bool = False) -> None:
@@ -84,14 +88,27 @@ def check_test_sets(cfg: CfgNode, custom_evaluator: bool = False) -> None:
         FileNotFoundError: a dataset lacks a file
     """
     for name in cfg.DATASETS.TEST:
-        records = _check_dataset(cfg, name)
+        records = _check_dataset(cfg, name, any_format=not custom_evaluator)
         if not custom_evaluator:
-            check_evaluator(name, cfg.TEST.EVALUATOR, cfg.TEST.ABSENT_CLASSES)
-        if records is not None and not any(r.get("annotations") for r in records):
-            raise ValueError(
-                f"dataset {name!r} of DATASETS.TEST has no object in its {len(records)} images: "
-                "its AP would be nan"
-            )
+            choices = (cfg.TEST.EVALUATOR, cfg.TEST.ABSENT_CLASSES, cfg.DATASETS.BAD_ANNOTATIONS)
+            check_evaluator(name, *choices)
+        if records is not None:
+            _check_objects(name, records)
+
+
+def _check_objects(name: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a test set of which no object can be found or missed: its AP would be nan."""
+    annotations = [a for record in records for a in record.get("annotations") or ()]
+    if any(not a.get("iscrowd") and not a.get("difficult") for a in annotations):
+        return
+    if records and is_without_annotations(name):
+        message = "Dataset %r of DATASETS.TEST has no annotations, as of a test server: "
+        logger.warning(message + "detections are written, and nothing is scored", name)
+        return
+    found = f"no object in its {len(records)} images"
+    if annotations:
+        found = f"{len(annotations)} objects, and all are difficult or crowds, which do not count"
+    raise ValueError(f"dataset {name!r} of DATASETS.TEST has {found}: its AP would be nan")
 
 
 def check_for_training(cfg: CfgNode, custom_evaluator: bool) -> None:
@@ -120,8 +137,10 @@ def keep_config(cfg: CfgNode) -> None:
     write_text(folder / "config.yaml", cfg.dump())
 
 
-def _check_dataset(cfg: CfgNode, name: str) -> list[dict[str, Any]] | None:
-    records = check_dataset(name, cfg.DATASETS.BAD_ANNOTATIONS)
+def _check_dataset(
+    cfg: CfgNode, name: str, any_format: bool = False
+) -> list[dict[str, Any]] | None:
+    records = check_dataset(name, cfg.DATASETS.BAD_ANNOTATIONS, any_format)
     check_classes(name, records or (), num_classes_of(cfg), num_classes_key(cfg))
     return records
 

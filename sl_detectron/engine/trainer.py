@@ -1,6 +1,5 @@
 """A trainer for noisy labels on the hooks and checkpoints of detectron2, and what it trains."""
 
-import argparse
 import logging
 import os
 import weakref
@@ -12,18 +11,19 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor, DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
-from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from ..audit.tracker import AnnotationTracker
 from ..checkpoint import SafeCheckpointer, check_checkpoint
 from ..config import check_has_keys, train_sets
 from ..data.annotation_ids import AnnotationTable
 from ..data.datasets import check_test_classes
 from ..data.test_loader import build_test_loader
 from ..data.train_loader import shield_workers
-from ..evaluation.evaluator import build_evaluator
+from ..evaluation.evaluator_choice import build_evaluator
 from ..label_noise import build_noisy_train_loader
 from ..losses import DataParams
 from ..modeling import SuperLossTerm
@@ -36,19 +36,13 @@ from .hooks import (
     WarnOfUnusedTerms,
     build_annotation_tracker,
 )
-from .label_correction import (
-    build_class_targets,
-    build_correction_hook,
-    is_estimated,
-    round_config,
-    write_class_targets,
-)
-from .launch import end_logs, setup_job
+from .label_correction import LabelCorrection
 from .methods import TrainMethod
-from .resume import ResumeState, SaveAndStop, StopOnSignal, keep_rng_state, resume_or_load
+from .resume import ResumeState, SaveAndStop, StopOnSignal, resume_or_load
+from .rng import keep_rng_state
 from .setup import check_for_training, keep_config, merge_cfg
 
-__all__ = ["SuperLossTrainer", "build_predictor", "distribute", "train_net"]
+__all__ = ["SuperLossTrainer", "build_predictor", "distribute"]
 
 logger = logging.getLogger(__name__)
 
@@ -101,11 +95,14 @@ class SuperLossTrainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         # None where nothing is tracked.
-        self.annotation_tracker = build_annotation_tracker(cfg, model, self.annotations)
+        self.annotation_tracker: AnnotationTracker | None = None
+        if cfg.MODEL.SUPERLOSS.TRACK_ANNOTATIONS:
+            self.annotation_tracker = build_annotation_tracker(model, self.annotations)
         if self.annotation_tracker is not None:
             self.checkpointer.add_checkpointable("annotation_tracker", self.annotation_tracker)
         # None where labels are not corrected.
-        self.class_targets = build_class_targets(cfg, model, self.annotations)
+        self._correction = LabelCorrection.from_cfg(cfg)
+        self.class_targets = self._correction.build_targets(model, self.annotations)
         if self.class_targets is not None:
             self.checkpointer.add_checkpointable("class_targets", self.class_targets)
         # None where no method of another paper is named.
@@ -143,8 +140,7 @@ class SuperLossTrainer(DefaultTrainer):
         table, tracker = self.annotations, self.annotation_tracker
         if table is not None and tracker is not None:
             first.append(TrackAnnotations(tracker, table, self.cfg.OUTPUT_DIR, stop))
-        if tracker is not None and self.class_targets is not None:
-            first.append(build_correction_hook(self.cfg, tracker, self.class_targets))
+        first.append(self._correction.build_hook(tracker, self.class_targets, self.max_iter))
         if self.method is not None:
             first.append(TrainMethod(self.method, tracker, table))
         if self.cfg.VIS_PERIOD > 0 and comm.is_main_process():
@@ -238,45 +234,6 @@ def distribute(model: nn.Module, **kwargs: Any) -> nn.Module:
     if next(model.parameters()).device.type == "cpu":
         kwargs["device_ids"] = None
     return create_ddp_model(model, **{"broadcast_buffers": False, **kwargs})
-
-
-def train_net(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
-    """Train and evaluate, or evaluate only, on every rank that detectron2's ``launch`` starts.
-
-    Args:
-        cfg: from :func:`setup_cfg`
-        args: from detectron2's ``default_argument_parser``; ``eval_only`` and ``resume`` count
-
-    Returns:
-        the metrics of the last evaluation, of the last training round; empty on other ranks than
-        the main one
-    """
-    if not args.resume:  # to resume needs none
-        check_checkpoint(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
-    num_rounds = cfg.MODEL.SUPERLOSS.CORRECTION.ROUNDS
-    for number in () if args.eval_only else range(1, num_rounds):
-        round_cfg = round_config(cfg, number)
-        if args.resume and is_estimated(round_cfg):
-            continue
-        _train_round(round_cfg, args)
-        write_class_targets(round_cfg)
-        end_logs()
-    return _train_round(round_config(cfg, num_rounds), args)
-
-
-def _train_round(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
-    setup_job(cfg, args)
-    if args.eval_only:
-        model = SuperLossTrainer.build_model(cfg)
-        checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = SuperLossTrainer.test(cfg, model)
-        if comm.is_main_process():
-            verify_results(cfg, results)
-        return results
-    trainer = SuperLossTrainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
 
 
 def build_predictor(

@@ -1,9 +1,6 @@
-"""The evaluators of a test set inside detectron2's inference loop."""
+"""Pascal VOC AP of a test set inside detectron2's inference loop."""
 
-import json
 import logging
-import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import chain
@@ -11,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from ..data.datasets import is_coco_set, load_dataset, read_coco
-from ..data.formats.voc_set import read_image_set
+from ..data.formats.image_set import read_image_set
 from .average_precision import (
     IOU_THRESHOLDS,
     METRICS,
@@ -25,12 +21,12 @@ from .average_precision import (
     check_choice,
     evaluate_detections,
 )
-from .files import load_ground_truth, to_voc_pixels
+from .detections import to_voc_pixels
+from .files import load_ground_truth
 from .results import ABSENT_CLASSES, VOCResult
 
-__all__ = ["VOCEvaluator", "build_evaluator", "check_evaluator"]
+__all__ = ["VOCEvaluator"]
 
-EVALUATORS = ("voc", "coco")
 # The images, classes, scores and boxes of no detection: the types of a set without any.
 _NOTHING = (
     *(np.zeros(0, np.int64), np.zeros(0, np.int64)),
@@ -184,79 +180,6 @@ class VOCEvaluator(DatasetEvaluator):
             logger.warning("No ground truth, %s the mean: %s", effect, ", ".join(result.absent))
 
 
-def build_evaluator(
-    dataset_name: str,
-    kind: str = "voc",
-    output_dir: str | os.PathLike | None = None,
-    absent_classes: str = "skip",
-    bad_annotations: str = "error",
-) -> DatasetEvaluator:
-    """Build the evaluator of a registered dataset.
-
-    One registered from a COCO json is always evaluated COCO style, and so is one of records alone
-    that has a class list, as of detectron2's tutorials. On a VOC style dataset, "coco"
-    gives COCO's twelve metrics of the same predictions by pycocotools; difficult objects become
-    crowd regions, the only objects that COCO neither counts as missed nor as false when found.
-
-    Args:
-        dataset_name: in detectron2's catalogs
-        kind: "voc" or "coco", the value of ``TEST.EVALUATOR``
-        output_dir: where "coco" writes the converted ground truth and the predictions, in the
-            subfolder ``inference``
-        absent_classes: "skip" or "zero", see :class:`VOCEvaluator`
-        bad_annotations: "error" refuses flawed boxes and images; "skip" leaves them out
-
-    Returns:
-        a detectron2 evaluator whose results have "bbox" with "AP", "AP50" and "AP75", percent
-
-    Raises:
-        ValueError: unknown kind, a dataset that cannot be evaluated, or "coco" without output_dir
-    """
-    check_evaluator(dataset_name, kind, absent_classes)
-    folder = None if output_dir is None else os.path.join(output_dir, "inference")
-    if _is_coco(dataset_name):
-        return _evaluator_of_json(dataset_name, folder, bad_annotations)
-    if kind == "voc" and _is_voc(dataset_name):
-        return VOCEvaluator(
-            dataset_name, absent_classes=absent_classes, bad_annotations=bad_annotations
-        )
-    if folder is None:
-        raise ValueError(f"COCO style evaluation of {dataset_name!r} needs an output_dir")
-    return _coco_evaluator(dataset_name, folder, bad_annotations)
-
-
-def check_evaluator(dataset_name: str, kind: str, absent_classes: str = "skip") -> None:
-    """Check before training whether :func:`build_evaluator` can evaluate a test set.
-
-    Raises:
-        ValueError: an unknown value, or a dataset that is neither in VOC's form nor in COCO's, and
-            has no class list or records that COCO's metrics need more of
-    """
-    check_choice("TEST.EVALUATOR", kind, EVALUATORS)
-    check_choice("TEST.ABSENT_CLASSES", absent_classes, ABSENT_CLASSES)
-    if not _is_coco(dataset_name) and not _is_voc(dataset_name):
-        _check_records(dataset_name)
-
-
-def _check_records(dataset_name: str) -> None:
-    """A set that is a list of records alone: read once before training, not first after it."""
-    if not MetadataCatalog.get(dataset_name).get("thing_classes"):
-        raise ValueError(
-            f"test set {dataset_name!r} has no class list and is in no known form, so it cannot be "
-            f"evaluated. Set MetadataCatalog.get({dataset_name!r}).thing_classes for COCO's "
-            "metrics, register it with register_voc_dataset or register_coco_instances, override "
-            "build_evaluator() of the trainer, or leave it out of DATASETS.TEST"
-        )
-    for i, record in enumerate(load_dataset(dataset_name)):
-        needed = ("image_id", "height", "width", "annotations")
-        missing = [key for key in needed if key not in record]
-        if missing:
-            raise ValueError(
-                f"test set {dataset_name!r}, record {i} ({record.get('file_name')}): COCO's "
-                f"metrics need {missing}"
-            )
-
-
 def _check_voc_metadata(dataset_name: str) -> None:
     metadata = MetadataCatalog.get(dataset_name)
     for key in ("thing_classes", "dirname", "split"):
@@ -265,63 +188,3 @@ def _check_voc_metadata(dataset_name: str) -> None:
                 f"dataset {dataset_name!r} has no {key!r} in its metadata, as VOC style datasets "
                 "have; register it with register_voc_dataset"
             )
-
-
-def _is_voc(dataset_name: str) -> bool:
-    metadata = MetadataCatalog.get(dataset_name)
-    return all(hasattr(metadata, key) for key in ("thing_classes", "dirname", "split"))
-
-
-def _is_coco(dataset_name: str) -> bool:
-    metadata = MetadataCatalog.get(dataset_name)
-    # A VOC set has a json_file too once any COCOEvaluator has seen it; a dirname, COCO has not.
-    return hasattr(metadata, "json_file") and not hasattr(metadata, "dirname")
-
-
-def _evaluator_of_json(
-    dataset_name: str, folder: str | None, bad_annotations: str
-) -> COCOEvaluator:
-    """COCOEvaluator of the json, or of its plain form where areas, iscrowd or such are missing."""
-    if not is_coco_set(dataset_name):
-        return COCOEvaluator(dataset_name, output_dir=folder)
-    file = read_coco(dataset_name, bad_annotations)
-    if not file.has_annotations or file.is_plain():
-        return COCOEvaluator(dataset_name, output_dir=folder)
-    name = f"{dataset_name}_completed"
-    metadata = MetadataCatalog.get(dataset_name).as_dict()
-    metadata |= {"name": name, "thing_classes": file.class_names}
-    metadata["thing_dataset_id_to_contiguous_id"] = file.class_ids
-    with tempfile.TemporaryDirectory() as temporary:
-        path = os.path.join(temporary, file.path.name)
-        with open(path, "w", encoding="utf-8") as f:
-            json.dump(file.plain(), f)
-        try:
-            MetadataCatalog.get(name).set(**{**metadata, "json_file": path})
-            return COCOEvaluator(name, output_dir=folder)
-        finally:
-            MetadataCatalog.remove(name)
-
-
-def _coco_evaluator(dataset_name: str, folder: str, bad_annotations: str) -> COCOEvaluator:
-    # Under a temporary name: COCOEvaluator writes json_file into the metadata and would read that
-    # same file in the next run, even after the dataset has changed.
-    name = f"{dataset_name}_coco_style"
-    DatasetCatalog.register(
-        name, lambda: [*map(_difficult_as_crowd, load_dataset(dataset_name, bad_annotations))]
-    )
-    try:
-        MetadataCatalog.get(name).thing_classes = MetadataCatalog.get(dataset_name).thing_classes
-        return COCOEvaluator(
-            name, ("bbox",), output_dir=folder, use_fast_impl=False, allow_cached_coco=False
-        )
-    finally:
-        DatasetCatalog.remove(name)
-        if name in MetadataCatalog:
-            MetadataCatalog.remove(name)
-
-
-def _difficult_as_crowd(record: dict[str, Any]) -> dict[str, Any]:
-    annotations = [
-        {**a, "iscrowd": a.get("difficult", a.get("iscrowd", 0))} for a in record["annotations"]
-    ]
-    return {**record, "annotations": annotations}

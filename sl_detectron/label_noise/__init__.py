@@ -7,7 +7,7 @@ annotation; ``loader`` and ``mapper`` bring it into training; ``export`` writes 
 from .asymmetric import AsymmetricNoise
 from .boxes import BoxJitter, MissingAnnotations, SpuriousBoxes
 from .injection import inject
-from .loader import build_noisy_train_loader, noisy_dataset_dicts
+from .loader import build_noisy_train_loader, noisy_dataset_dicts, noisy_sets
 from .mapper import NoisyLabelMapper
 from .noises import NOISE_REGISTRY, Noise, SymmetricNoise
 
@@ -23,4 +23,5 @@ __all__ = [
     "build_noisy_train_loader",
     "inject",
     "noisy_dataset_dicts",
+    "noisy_sets",
 ]

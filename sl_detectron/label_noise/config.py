@@ -1,16 +1,32 @@
 """From the node ``DATASETS.LABEL_NOISE`` of a config with our keys to noises."""
 
+import logging
+import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ..config import train_sets
+from ..data.annotation_ids import dataset_source
+from ..data.formats.manifest import read_manifest
+from ..data.formats.restore import DESCRIPTION
 from .asymmetric import AsymmetricNoise
 from .noises import NOISE_REGISTRY, Noise
 
-__all__ = ["check_label_noise", "has_label_noise", "noises_from_config", "train_classes"]
+__all__ = [
+    "check_label_noise",
+    "has_label_noise",
+    "manifest_of",
+    "noises_from_config",
+    "refuse_noisy_copy",
+    "shared_classes",
+    "train_classes",
+]
+
+logger = logging.getLogger(__name__)
 
 NODE = "DATASETS.LABEL_NOISE"
 
@@ -72,7 +88,15 @@ def train_classes(cfg: CfgNode) -> list[str]:
     Raises:
         ValueError: a set has none, or another list
     """
-    first, *_ = names = train_sets(cfg)
+    return shared_classes(train_sets(cfg))
+
+
+def shared_classes(names: Sequence[str]) -> list[str]:
+    """Return the class names that all of these training sets share.
+
+    Raises:
+        ValueError: a set has none, or another list
+    """
     lists = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
     for name, classes in lists.items():
         if classes is None:
@@ -80,9 +104,44 @@ def train_classes(cfg: CfgNode) -> list[str]:
                 f"dataset {name!r} of DATASETS.TRAIN has no class list, which label noise needs; "
                 f"set MetadataCatalog.get({name!r}).thing_classes"
             )
-        if list(classes) != list(lists[first]):
-            raise ValueError(f"datasets {first!r} and {name!r} have different class lists")
-    return list(lists[first])
+        if list(classes) != list(lists[names[0]]):
+            raise ValueError(f"datasets {names[0]!r} and {name!r} have different class lists")
+    return list(lists[names[0]])
+
+
+def refuse_noisy_copy(name: str) -> None:
+    """Refuse noise in memory on that of a copy on disk: it would be more than the config says."""
+    source = dataset_source(name)
+    if source["format"] == "other":
+        return
+    folder = source["root"] if "root" in source else os.path.dirname(source["json_file"])
+    description = os.path.join(folder, DESCRIPTION)
+    if os.path.isfile(description):
+        raise ValueError(
+            f"dataset {name!r} is a noisy copy already, by {description}: set the rates of "
+            "DATASETS.LABEL_NOISE to 0.0, or take the clean set"
+        )
+
+
+def manifest_of(cfg: CfgNode) -> list[dict[str, Any]] | None:
+    """The changes of ``DATASETS.LABEL_NOISE.MANIFEST``; None without one.
+
+    Raises:
+        ValueError: it is of other sets, or no manifest
+    """
+    path = cfg.DATASETS.LABEL_NOISE.MANIFEST
+    if not path:
+        return None
+    lines = read_manifest(path)
+    if not lines:
+        logger.warning("%s holds no change: the labels are those of the files", path)
+    others = sorted({line["dataset"] for line in lines} - {*train_sets(cfg)})
+    if others:
+        raise ValueError(
+            f"{path} is for the datasets {others}, which are not in DATASETS.TRAIN "
+            f"{train_sets(cfg)}; register the set under the manifest's name"
+        )
+    return lines
 
 
 def _nodes(cfg: CfgNode) -> Iterator[tuple[str, CfgNode, type[Noise]]]:

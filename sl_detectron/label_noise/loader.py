@@ -13,8 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data.build import (
     filter_images_with_few_keypoints,
@@ -22,48 +21,84 @@ from detectron2.data.build import (
     load_proposals_into_dataset,
     print_instances_class_histogram,
 )
-from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler
+from omegaconf import OmegaConf
 from torch.utils.data import Sampler
 
 from ..config import check_has_keys, num_classes_key, num_classes_of, train_sets
-from ..data.annotation_ids import AnnotationIdMapper, AnnotationTable, number_annotations
+from ..data.annotation_ids import (
+    AnnotationIdMapper,
+    AnnotationTable,
+    number_annotations,
+)
 from ..data.datasets import check_classes, load_dataset
 from ..data.formats.annotations import Record
 from ..data.formats.flaws import check_bad_annotations
-from ..data.formats.manifest import changes_from_manifest, read_manifest
-from ..data.images import CheckedImages
+from ..data.formats.manifest import changes_from_manifest
+from ..data.images import CheckedImages, warn_of_turned
 from ..data.train_loader import TrainLoader, check_loading
-from .config import check_label_noise, noises_from_config, train_classes
+from .config import (
+    check_label_noise,
+    manifest_of,
+    noises_from_config,
+    refuse_noisy_copy,
+    shared_classes,
+    train_classes,
+)
 from .injection import apply_changes, inject
 from .noises import Noise
+from .samplers import SAMPLERS, sampler_factory
 from .stats import noise_statistics, statistics_table
 
-__all__ = ["build_noisy_train_loader", "check_train_loader", "noisy_dataset_dicts"]
-
-_SAMPLERS = (
-    "TrainingSampler",
-    "RandomSubsetTrainingSampler",
-    "RepeatFactorTrainingSampler",
-    "WeightedTrainingSampler",
-    "WeightedCategoryTrainingSampler",
-)
+__all__ = ["build_noisy_train_loader", "check_train_loader", "noisy_dataset_dicts", "noisy_sets"]
 
 logger = logging.getLogger(__name__)
 
 
-def build_noisy_train_loader(
-    cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any] | None = None
-) -> TrainLoader:
-    """Build a training loader over ``DATASETS.TRAIN`` with ``DATASETS.LABEL_NOISE``.
+def _loader_from_config(
+    cfg: CfgNode, mapper: Callable[[Record], Any] | None = None
+) -> dict[str, Any]:
+    sets = noisy_dataset_dicts(cfg)
+    records = [record for name in train_sets(cfg) for record in sets[name]]
+    return {
+        "sets": sets,
+        "records": records,
+        "mapper": DatasetMapper(cfg, True) if mapper is None else mapper,
+        "total_batch_size": cfg.SOLVER.IMS_PER_BATCH,
+        "make_sampler": sampler_factory(cfg, sets, records),
+        "aspect_ratio_grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        "num_workers": cfg.DATALOADER.NUM_WORKERS,
+        "broken_images": cfg.DATALOADER.BROKEN_IMAGES,
+    }
 
+
+@configurable(from_config=_loader_from_config)
+def build_noisy_train_loader(
+    sets: Mapping[str, list[Record]],
+    *,
+    mapper: Callable[[Record], Any],
+    total_batch_size: int,
+    records: Sequence[Record] | None = None,
+    make_sampler: Callable[[int], Sampler] | None = None,
+    aspect_ratio_grouping: bool = True,
+    num_workers: int = 0,
+    broken_images: str = "error",
+) -> TrainLoader:
+    """Build a training loader over noisy sets whose annotations have ids.
+
+    Call it with a config, ``build_noisy_train_loader(cfg, mapper=None)``, for ``DATASETS.TRAIN``
+    with ``DATASETS.LABEL_NOISE``; or, in a LazyConfig, with the arguments themselves.
     Every sampler of ``DATALOADER.SAMPLER_TRAIN`` sees the noisy labels that training sees. Test
     sets are never touched: only this loader injects. The mapped ``instances`` have
     ``gt_annotation_ids``, the ``annotation_id`` of :func:`noisy_dataset_dicts`.
 
     Args:
-        cfg: with the keys of :func:`~sl_detectron.add_superloss_config`
-        mapper: any detectron2 mapper; None for ``DatasetMapper(cfg, True)``. Wrap a custom
-            one in :class:`~sl_detectron.data.AnnotationIdMapper` where it may be.
+        sets: {dataset name: records with ids}, from :func:`noisy_dataset_dicts` or
+            :func:`noisy_sets`
+        mapper: any detectron2 mapper; with a config None for ``DatasetMapper(cfg, True)``. Wrap a
+            custom one in :class:`~sl_detectron.data.AnnotationIdMapper` where it may be.
+        total_batch_size: images of a step, over all ranks
+        records: what is sampled; None for those of all sets
+        make_sampler, aspect_ratio_grouping, num_workers, broken_images: see :class:`TrainLoader`
 
     Returns:
         batches as those of :func:`detectron2.data.build_detection_train_loader`; its
@@ -72,21 +107,65 @@ def build_noisy_train_loader(
     Raises:
         ValueError: the noise is set wrongly or does not fit the datasets
     """
-    if mapper is None or type(mapper) is DatasetMapper:
-        mapper = AnnotationIdMapper(CheckedImages(mapper or DatasetMapper(cfg, True)))
-    sets = noisy_dataset_dicts(cfg)
-    records = [record for name in train_sets(cfg) for record in sets[name]]
+    if type(mapper) is DatasetMapper:
+        mapper = AnnotationIdMapper(CheckedImages(mapper))
+    for name, of_set in sets.items():
+        warn_of_turned(of_set, f"dataset {name!r}")
+    if records is None:
+        records = [record for of_set in sets.values() for record in of_set]
     loader = TrainLoader(
         records,
         mapper,
-        cfg.SOLVER.IMS_PER_BATCH,
-        _sampler_factory(cfg, sets, records),
-        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
-        broken_images=cfg.DATALOADER.BROKEN_IMAGES,
+        total_batch_size,
+        make_sampler,
+        aspect_ratio_grouping=aspect_ratio_grouping,
+        num_workers=num_workers,
+        broken_images=broken_images,
     )
     loader.annotations = AnnotationTable.of(sets)
     return loader
+
+
+def noisy_sets(
+    names: str | Sequence[str], noises: Sequence[Noise] = (), bad_annotations: str = "error"
+) -> dict[str, list[Record]]:
+    """Load registered training sets, inject noises and number the annotations, without a config.
+
+    Images whose annotations are all missing or crowds are left out, as detectron2 leaves them out.
+
+    Args:
+        names: of a dataset, or of several with the same classes
+        noises: put in one after the other; without any the labels are as they are
+        bad_annotations: "error" refuses flawed boxes and images; "skip" leaves them out
+
+    Returns:
+        {dataset name: dataset dicts}; each annotation has an ``annotation_id``
+
+    Raises:
+        ValueError: a set without a class list, where there is noise, or with a flaw
+
+    Example::
+
+        dataloader.train = L(build_noisy_train_loader)(
+            sets=L(noisy_sets)(names="my_train", noises=[L(SymmetricNoise)(rate=0.4)]),
+            mapper=L(DatasetMapper)(is_train=True, augmentations=[], image_format="BGR"),
+            total_batch_size=8,
+        )
+    """
+    # A LazyConfig makes configs of dataclasses that stand in a list.
+    given: list[Any] = [OmegaConf.to_object(n) if OmegaConf.is_config(n) else n for n in noises]
+    unique = dict.fromkeys([names] if isinstance(names, str) else names)
+    sets = {name: _load(name, bad_annotations) for name in unique}
+    if given:
+        classes = shared_classes([*unique])
+        sets = {
+            name: _inject(name, records, classes, given, None) for name, records in sets.items()
+        }
+    numbered = number_annotations(sets)
+    return {
+        name: filter_images_with_only_crowd_annotations(records)
+        for name, records in numbered.items()
+    }
 
 
 def check_train_loader(cfg: CfgNode) -> None:
@@ -95,8 +174,8 @@ def check_train_loader(cfg: CfgNode) -> None:
     sampler = cfg.DATALOADER.SAMPLER_TRAIN
     if not train_sets(cfg):
         raise ValueError("DATASETS.TRAIN must name a dataset; got ()")
-    if sampler not in _SAMPLERS:
-        raise ValueError(f"DATALOADER.SAMPLER_TRAIN must be one of {_SAMPLERS}; got {sampler!r}")
+    if sampler not in SAMPLERS:
+        raise ValueError(f"DATALOADER.SAMPLER_TRAIN must be one of {SAMPLERS}; got {sampler!r}")
     check_loading(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.BROKEN_IMAGES)
     check_bad_annotations(cfg.DATASETS.BAD_ANNOTATIONS, "DATASETS.BAD_ANNOTATIONS")
 
@@ -118,12 +197,15 @@ def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:
     check_train_loader(cfg)
     check_label_noise(cfg)
     names = train_sets(cfg)
-    manifest = _read_manifest(cfg)
+    manifest = manifest_of(cfg)
     # Loading a COCO set sets its class names, which noises may ask for.
-    sets = {name: _load(cfg, name) for name in names}
+    sets = {name: _load(name, cfg.DATASETS.BAD_ANNOTATIONS) for name in names}
     for name, records in sets.items():
         check_classes(name, records, num_classes_of(cfg), num_classes_key(cfg), exact=False)
     noises = noises_from_config(cfg)
+    if noises and manifest is None:
+        for name in names:
+            refuse_noisy_copy(name)
     if noises or manifest is not None:
         classes = train_classes(cfg)
         sets = {n: _inject(n, records, classes, noises, manifest) for n, records in sets.items()}
@@ -132,8 +214,8 @@ def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:
     return _filter(cfg, number_annotations(sets))
 
 
-def _load(cfg: CfgNode, name: str) -> list[Record]:
-    records = load_dataset(name, cfg.DATASETS.BAD_ANNOTATIONS)
+def _load(name: str, bad_annotations: str) -> list[Record]:
+    records = load_dataset(name, bad_annotations)
     if not isinstance(records, list):
         raise ValueError(
             f"dataset {name!r} is a {type(records).__name__}, not a list of dicts; "
@@ -146,20 +228,6 @@ def _load(cfg: CfgNode, name: str) -> list[Record]:
     if len({*names}) < len(names):
         names = [f"record {i}" for i in range(len(records))]
     return [{"image_id": name, **record} for name, record in zip(names, records)]
-
-
-def _read_manifest(cfg: CfgNode) -> list[dict[str, Any]] | None:
-    path = cfg.DATASETS.LABEL_NOISE.MANIFEST
-    if not path:
-        return None
-    lines = read_manifest(path)
-    others = sorted({line["dataset"] for line in lines} - {*train_sets(cfg)})
-    if others:
-        raise ValueError(
-            f"{path} is for the datasets {others}, which are not in DATASETS.TRAIN "
-            f"{train_sets(cfg)}; register the set under the manifest's name"
-        )
-    return lines
 
 
 def _inject(
@@ -219,44 +287,3 @@ def _why(records: Sequence[Record]) -> str:
     if annotations and crowds == len(annotations):
         return f": all {crowds} annotations are crowds (iscrowd 1)"
     return f": its {len(records)} images have {len(annotations)} annotations"
-
-
-def _sampler_factory(
-    cfg: CfgNode, sets: Mapping[str, list[Record]], records: Sequence[Record]
-) -> Callable[[int], Sampler] | None:
-    """What makes the sampler of ``DATALOADER.SAMPLER_TRAIN`` from a seed; None for the default."""
-    kind, size = cfg.DATALOADER.SAMPLER_TRAIN, len(records)
-    if kind == "TrainingSampler":
-        return None
-    if kind == "RandomSubsetTrainingSampler":
-        # The subset and its order must not be drawn alike.
-        return lambda seed: RandomSubsetTrainingSampler(
-            size, cfg.DATALOADER.RANDOM_SUBSET_RATIO, seed_shuffle=seed, seed_subset=seed + 1
-        )
-    if kind == "RepeatFactorTrainingSampler":
-        factors = _repeat_factors(cfg, records)
-    else:
-        factors = _weighted_factors(cfg, sets)
-    return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
-
-
-def _repeat_factors(cfg: CfgNode, records: Sequence[Record]) -> torch.Tensor:
-    # detectron2 0.6 has no REPEAT_SQRT: it always takes the root.
-    options = {"sqrt": cfg.DATALOADER.REPEAT_SQRT} if "REPEAT_SQRT" in cfg.DATALOADER else {}
-    return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-        records, cfg.DATALOADER.REPEAT_THRESHOLD, **options
-    )
-
-
-def _weighted_factors(cfg: CfgNode, sets: Mapping[str, list[Record]]) -> torch.Tensor:
-    """The repeat factors that detectron2 would make of the clean sets, of the noisy ones."""
-    weights = dict(cfg.DATASETS.TRAIN_REPEAT_FACTOR)
-    unknown = sorted(weights.keys() - sets.keys())
-    if unknown:
-        raise ValueError(f"DATASETS.TRAIN_REPEAT_FACTOR names {unknown}, not in DATASETS.TRAIN")
-    names = train_sets(cfg)
-    factors = torch.cat([torch.full((len(sets[n]),), float(weights.get(n, 1))) for n in names])
-    if cfg.DATALOADER.SAMPLER_TRAIN == "WeightedCategoryTrainingSampler":
-        factors = factors * torch.cat([_repeat_factors(cfg, sets[name]) for name in names])
-        factors = factors / factors.min()
-    return factors

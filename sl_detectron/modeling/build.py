@@ -18,7 +18,7 @@ from ..losses import (
 )
 from ..losses.classification import CLASSIFICATION_LOSSES
 from ..losses.tau import TAU_STRATEGIES, build_tau
-from .superloss_term import SuperLossTerm
+from .superloss_term import GRANULARITIES, SuperLossTerm
 
 __all__ = [
     "CLASSIFICATION_LOSS_REGISTRY",
@@ -92,6 +92,8 @@ def losses_from_config(
     check_has_keys(cfg)
     node = cfg.MODEL.SUPERLOSS
     num_outcomes = _num_outcomes(node.CLS.NUM_OUTCOMES, num_softmax_classes)
+    if not node.CLS.ENABLED:  # what fits another detector does not veto this one
+        num_outcomes, cls_granularities = 2, GRANULARITIES
     return {
         "superloss_cls": _build_term("CLS", node, num_outcomes, cls_granularities),
         "superloss_box_reg": _build_term("BOX_REG", node, None, ("sample", "instance")),
@@ -107,7 +109,7 @@ def _build_term(
     _check(node.GRANULARITY in granularities, f"{key}.GRANULARITY", node.GRANULARITY, accepted)
     superloss: nn.Module
     try:
-        # All of it also where it is off: what a config says should mean something.
+        # Also where it is off: what a config says should mean something, to some detector.
         momentum = superloss_node.MOMENTUM
         tau = _build_tau(node.TAU, num_outcomes, momentum)
         superloss = SuperLoss(tau, node.LAMBDA, momentum=momentum, normalize=node.NORMALIZE)

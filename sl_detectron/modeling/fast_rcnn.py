@@ -94,7 +94,7 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
         scores, deltas = predictions[0], predictions[1]
         gt_classes = _cat([p.gt_classes for p in proposals], scores.new_empty(0).long())
         foreground = is_foreground(gt_classes, self.num_classes)
-        ids = annotation_ids_of(proposals, foreground)
+        ids = annotation_ids_of(proposals, foreground) if self.needs_annotation_ids else None
         # Divide by R, not by foreground: each foreground RoI keeps equal weight in every batch.
         num_rois = max(gt_classes.numel(), 1)
         probabilities = self._probabilities_of(scores)
@@ -107,6 +107,7 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
             replaced["loss_cls"] = compute() if targets is None else targets.settle(compute)
         if self.superloss_box_reg is not None:
             boxes, gt_boxes = _boxes(proposals, deltas)
+            # Host trip: the stock box loss of this step has waited for the same RoIs.
             index = foreground.nonzero()[:, 0]
             replaced["loss_box_reg"] = self.loss_weight.get("loss_box_reg", 1.0) * reduce_losses(
                 self.superloss_box_reg,
@@ -127,7 +128,7 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
     def get_fed_loss_classes(self, *args: Any, **kwargs: Any) -> Tensor:
         """As the base class; the classes are noted, since a second draw would be of others."""
         classes: Tensor = super().get_fed_loss_classes(*args, **kwargs)
-        if self.superloss_cls is not None:
+        if self.superloss_cls is not None or self.class_targets is not None:
             self._federated_classes = classes
         return classes
 

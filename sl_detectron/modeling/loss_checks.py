@@ -194,10 +194,11 @@ def _check_restated(cls: type, extension: type, stock: type, key: str) -> bool:
         restated = [maker for maker in makers if maker in vars(base)]
         if restated:
             raise TypeError(
-                f"{base.__name__}.{restated[0]}() restates {key}, so what it is for each {sample} "
-                f"is not known. Give {base.__name__} a method {per_sample}() with the arguments of "
-                f"sl_detectron.modeling.{mixin}.{per_sample}, or switch "
-                f"{key.replace('loss', 'superloss')} off"
+                f"{base.__name__}.{restated[0]}() may change {key}, so what it is for each "
+                f"{sample} is not known. If it leaves {key} as it is and adds other losses, say so "
+                f"in {base.__name__} by a line, {per_sample} = {mixin}.{per_sample} (from "
+                f"sl_detectron.modeling); else give it a method {per_sample}() with the same "
+                f"arguments, or switch {key.replace('loss', 'superloss')} off"
             )
     return True
 

@@ -74,7 +74,8 @@ def ids_by_target(labels: Tensor, boxes: Tensor, num_classes: int, target: Insta
     ids = torch.full_like(labels, UNMATCHED, dtype=torch.int64)
     if len(target) == 0:
         return ids
-    # Only the matched ones are compared: most of a dense detector's anchors are background.
+    # Host trip: only the matched ones are compared, as most of a dense detector's anchors are
+    # background; the matcher of detectron2 has waited for the device just before.
     matched = ((labels >= 0) & (labels < num_classes)).nonzero()[:, 0]
     same = (boxes[matched, None] == target.gt_boxes.tensor).all(dim=-1)
     same &= labels[matched, None] == target.gt_classes

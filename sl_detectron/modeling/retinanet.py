@@ -120,7 +120,7 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
             losses = dict(super().losses(*arguments))
         labels = torch.stack(gt_labels)
         foreground = (labels >= 0) & (labels != self.num_classes)
-        # As stock: the normalizer is a Python float, stepped once per iteration.
+        # Host trip: as stock, whose normalizer is a Python float, stepped once per iteration.
         num_foreground = foreground.sum().item()
         get_event_storage().put_scalar("num_pos_anchors", num_foreground / len(gt_labels))
         if losses and before is None:
@@ -147,6 +147,7 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
                 losses_box,
                 torch.ones_like(losses_box, dtype=torch.bool),
                 normalizer,
+                # Host trip: of the anchors that the box loss has just waited for.
                 None if ids is None else ids[foreground],
                 lambda: logits[foreground].float().sigmoid(),
             )
@@ -167,6 +168,7 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
         ids: torch.Tensor | None,
     ) -> torch.Tensor:
         """``loss_cls``; a method may ask for it twice, and after losses()."""
+        # Host trip: as in stock's focal loss, which leaves out the ignored anchors.
         valid = (labels >= 0).nonzero(as_tuple=True)
         losses, weights = self._losses_of_logits(logits, labels, ids)
         valid_losses = losses[valid]
@@ -192,7 +194,7 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
         losses = self.classification_losses(logits, labels)
         if self.class_targets is None or ids is None:
             return losses, None
-        # Few anchors are matched: only they have other candidates than their label.
+        # Host trip: few anchors are matched, and only they have other candidates than their label.
         matched = (ids != UNMATCHED).nonzero(as_tuple=True)
         expected, weights = self.class_targets.expected_losses(
             lambda classes: self.classification_losses(logits[matched], classes),

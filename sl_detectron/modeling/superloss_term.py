@@ -3,18 +3,19 @@
 Shape legend: (...) any shape, one entry per sample (RoI, anchor or box); S samples; K classes.
 """
 
+import copy
 import logging
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
 from ..losses import FixedConfidence, SuperLoss
 from ..losses.grouping import group_mean
 from .matched_annotations import UNMATCHED
+from .term_log import batch_scalars, storage_to_log_to, training_storage
 
 __all__ = ["GRANULARITIES", "SCOPES", "Observer", "SuperLossTerm", "reduce_losses"]
 
@@ -23,8 +24,6 @@ logger = logging.getLogger(__name__)
 SCOPES = ("foreground", "all")
 # "class" is for the entries of a dense sigmoid loss: RetinaNet.
 GRANULARITIES = ("sample", "instance", "class")
-# As detectron2's PeriodicWriter, which writes no values of the iterations between.
-LOG_PERIOD = 20
 
 # Called with annotation ids (S,), losses (S,), sigma (S,) and class probabilities (S, K).
 Observer = Callable[[Tensor, Tensor, Tensor, Tensor], None]
@@ -44,6 +43,9 @@ class SuperLossTerm(nn.Module):
             annotation share that of their mean loss; "class": every entry of a dense loss has one
         warmup_iters: steps that train on the plain loss while tau is estimated; they are counted
             in the state dict, as tau is
+
+    A state that is loaded is of the training run that goes on: one that begins, at iteration 0 of
+    detectron2's event storage, has the state from before the load in its first step.
 
     ``observers`` are called after the loss with detached tensors of the samples that are matched to
     an annotation; there are none unless one is appended. Only a step that trains is observed and
@@ -78,6 +80,8 @@ class SuperLossTerm(nn.Module):
         if warmup_iters:  # else it would be a key of every state dict
             self.register_buffer("num_steps", torch.tensor(0))
         self.observers: list[Observer] = []
+        # The state before one was loaded, until a step says whether a training run goes on.
+        self._before_load: dict[str, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy gets: an observer belongs to one model and one training."""
@@ -93,6 +97,8 @@ class SuperLossTerm(nn.Module):
         if ours and not any(key.startswith(prefix) for key in state_dict):
             logger.info("No tau or other state of %s in what is loaded: kept", prefix[:-1])
             state_dict.update((prefix + key, value) for key, value in ours.items())
+        elif ours and self._before_load is None:
+            self._before_load = {key: copy.deepcopy(value) for key, value in ours.items()}
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, *args)
 
     @property
@@ -137,7 +143,9 @@ class SuperLossTerm(nn.Module):
         if self.granularity == "instance":
             pooled = _pool(losses, annotation_ids)
         learns = self.training and torch.is_grad_enabled()
-        storage = _storage_to_log_to() if learns else None
+        if learns and self._before_load is not None:
+            self._leave_other_training()
+        storage = storage_to_log_to() if learns else None
         scalars = {}
         if storage is not None and isinstance(self.superloss, SuperLoss):
             # A copy, before the batch moves it: this is the tau that the batch meets.
@@ -150,8 +158,8 @@ class SuperLossTerm(nn.Module):
             with torch.no_grad():
                 scalars["superloss"] = reduced
                 weighted = _weighted(losses, weights)
-                scalars |= _scalars(weighted, sigma, foreground, mask, divisor)
-                # The one host round trip, once a period: all scalars in a single copy.
+                scalars |= batch_scalars(weighted, sigma, foreground, mask, divisor)
+                # Host trip: the one of a logged iteration, all scalars in a single copy.
                 values = torch.stack([v.detach().double() for v in scalars.values()]).tolist()
             for key, value in zip(scalars, values):
                 if not math.isnan(value):
@@ -159,6 +167,22 @@ class SuperLossTerm(nn.Module):
         if learns and annotation_ids is not None and probabilities is not None and self.observers:
             self._tell(annotation_ids, losses.detach(), sigma, probabilities().detach())
         return reduced
+
+    def _leave_other_training(self) -> None:
+        """Undo a load for a new training run, as an average of many losses would hardly move."""
+        before, storage = self._before_load or {}, training_storage()
+        loaded = self.state_dict()
+        is_changed = any(
+            not torch.equal(value, before[key].to(value.device)) for key, value in loaded.items()
+        )
+        if is_changed and storage is not None and storage.iter == 0:
+            self.load_state_dict(before)
+            logger.info(
+                "tau and other running state of the term %r were loaded, but this training run "
+                "begins: they start anew",
+                self.name,
+            )
+        self._before_load = None
 
     def _warm_up(
         self, losses: Tensor, superlosses: Tensor, sigma: Tensor, learns: bool
@@ -172,6 +196,8 @@ class SuperLossTerm(nn.Module):
     def _tell(self, ids: Tensor, losses: Tensor, sigma: Tensor, probabilities: Tensor) -> None:
         if losses.dim() > ids.dim():
             losses, sigma = losses.sum(dim=-1), sigma.mean(dim=-1)
+        # Host trip: a dense detector has a million samples, of which a hundred are matched. The
+        # losses of detectron2 have waited for the same samples in this step, so that it is short.
         matched = (ids != UNMATCHED).nonzero()[:, 0]
         for observer in self.observers:
             observer(ids[matched], losses[matched], sigma[matched], probabilities[matched])
@@ -206,15 +232,6 @@ def _weighted(losses: Tensor, weights: Tensor | None) -> Tensor:
     return losses * weights.to(losses).view(-1, *[1] * (losses.dim() - 1))
 
 
-def _storage_to_log_to() -> EventStorage | None:
-    """The storage of the training loop in an iteration that is logged."""
-    try:
-        storage = get_event_storage()
-    except (AssertionError, IndexError):  # there is no training loop
-        return None
-    return storage if (storage.iter + 1) % LOG_PERIOD == 0 else None
-
-
 def _pool(losses: Tensor, annotation_ids: Tensor | None) -> Tensor:
     """The mean loss of its annotation for every sample that has one; the others keep theirs."""
     if annotation_ids is None:
@@ -222,27 +239,8 @@ def _pool(losses: Tensor, annotation_ids: Tensor | None) -> Tensor:
             "GRANULARITY 'instance' needs the annotation that each sample is matched to: call the "
             "detector with its targets, not its losses alone"
         )
-    matched = (annotation_ids != UNMATCHED).nonzero()[:, 0]
-    return losses.index_copy(0, matched, group_mean(losses[matched], annotation_ids[matched]))
-
-
-def _scalars(
-    losses: Tensor,
-    sigma: Tensor,
-    foreground: Tensor,
-    mask: Tensor | None,
-    divisor: float | Tensor,
-) -> dict[str, Tensor]:
-    """Summary of a batch; the mean over no sample is nan."""
-
-    def mean(values: Tensor, where: Tensor) -> Tensor:
-        return torch.where(where, values, 0).sum(dtype=torch.float64) / where.sum()
-
-    in_scope = torch.ones_like(foreground) if mask is None else mask
-    capped = (sigma > math.e * (1 - 1e-5)).to(sigma.dtype)
-    return {
-        "raw_loss": losses.sum() / divisor,
-        "sigma_foreground": mean(sigma, foreground),
-        "sigma_background": mean(sigma, ~foreground),
-        "capped_share": mean(capped, in_scope),
-    }
+    # A group of its own for each of the others, by ids that no loader has: to choose the matched
+    # ones would be a trip to the host.
+    alone = torch.iinfo(torch.int64).min + torch.arange(len(losses), device=losses.device)
+    groups = torch.where(annotation_ids == UNMATCHED, alone, annotation_ids)
+    return group_mean(losses, groups)

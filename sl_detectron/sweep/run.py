@@ -28,8 +28,8 @@ from filelock import FileLock, Timeout
 
 from ..cli import add_import_option, import_modules
 from ..engine.launch import launch_job
+from ..engine.rounds import train_net
 from ..engine.setup import setup_cfg
-from ..engine.trainer import train_net
 from . import state
 from .state import (
     fingerprint,

@@ -65,6 +65,7 @@ def test_what_is_wrong_is_counted_and_named(commands):
     (flaw,) = report["flaws"]
     assert "image 'd'" in flaw
     assert "truncated" in flaw
+    assert "\n1 flaw:\n" in printed
     last_line = printed.strip().splitlines()[-1]
     assert last_line == "check_dataset.py: error: flaws found: 1; they are listed above"
     given = ("--voc-root", "voc", "--split", "train", "--no-decode")
@@ -91,3 +92,176 @@ def test_sets_of_a_config(commands):
     assert "NUM_CLASSES is 4, but dataset 'val' has 3" in val["flaws"][0]
     assert "iscrowd of None is read as 0: 1" in mine["notes"][0]
     assert "note: 4 images are in mine and val" in printed
+
+
+TWICE = {"NAME": "turned", "ROOT": "voc", "SPLIT": "train", "CLASSES": CLASSES[::-1]}
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (
+            ["DATASETS.TRAIN", "('mine', 'turned')"],
+            "'mine' and 'turned' have different class lists",
+        ),
+        (["DATASETS.TEST", "('turned',)"], "number their classes in different orders"),
+        (["DATASETS.TEST", "('mine',)", "TEST.EVALUATOR", "COCO"], "TEST.EVALUATOR must be one of"),
+        (["DATASETS.BAD_ANNOTATIONS", "ignore"], "DATASETS.BAD_ANNOTATIONS must be one of"),
+        (["DATALOADER.BROKEN_IMAGES", "ignore"], "DATALOADER.BROKEN_IMAGES must be one of"),
+        (["DATASETS.LABEL_NOISE.MISSING.RATE", "1.0"], "no image left to train on"),
+        (["DATASETS.LABEL_NOISE.MANIFEST", "set.json"], "set.json, line 1: a change needs"),
+    ],
+)
+def test_what_is_wrong_with_the_config_is_a_flaw_too(commands, opts, message):
+    write_voc(Path("voc"))
+    write_coco(Path())
+    voc = {**TWICE, "NAME": "mine", "CLASSES": CLASSES}
+    given = [*commands.opts(), "DATASETS.CUSTOM_VOC", str([voc, TWICE]), *opts]
+    config = ("--config-file", get_config_file("Toy/faster_rcnn_superloss.yaml"), "--opts")
+    code, printed = commands.run("check_dataset.py", *config, *given)
+    assert code == 2
+    listed = printed.partition("1 of the config:\n")[2].splitlines()[0]
+    assert message in listed
+    code, printed = commands.train(*given)
+    assert code == 2
+    assert message in printed.strip().splitlines()[-1]
+
+
+def without_annotations(content):
+    content["annotations"] = []
+
+
+def of_other_images(content):
+    for annotation in content["annotations"]:
+        annotation["image_id"] += 100
+
+
+def of_crowds(content):
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+
+
+@pytest.mark.parametrize(
+    ("change", "flaw"),
+    [(without_annotations, "no object in 4 images"), (of_other_images, "no object in 4 images"),
+     (of_crowds, "its annotations are all crowds in 4 images")],
+)  # fmt: skip
+def test_a_set_that_no_training_takes_fails(commands, change, flaw):
+    content = coco_content()
+    change(content)
+    write_coco(Path(), content)
+    code, _, (report,) = check(commands, "--coco-json", "set.json", "--images", "images")
+    assert code == 2
+    assert report["flaws"] == [f"{flaw}: there is nothing to train on"]
+    with pytest.raises(ValueError, match=r"crowds|annotation"):
+        commands.load(coco=True)
+
+
+def test_a_file_of_a_test_server_fails_as_a_training_set_only(commands):
+    content = coco_content()
+    del content["annotations"]
+    write_coco(Path(), content)
+    given = ("--coco-json", "set.json", "--images", "images")
+    code, printed, (report,) = check(commands, *given)
+    assert code == 0, printed
+    assert any("as of a test server" in note for note in report["notes"])
+    config = ("--config-file", get_config_file("Toy/faster_rcnn_superloss.yaml"), "--opts")
+    opts = commands.opts(coco=True)
+    code, printed, (report,) = check(commands, *config, *opts)
+    assert code == 2
+    assert report["flaws"] == ["dataset 'mine' of DATASETS.TRAIN has no annotations"]
+    opts += ["DATASETS.TRAIN", "()", "DATASETS.TEST", "('mine',)"]
+    assert check(commands, *config, *opts)[0] == 0
+
+
+def test_difficult_objects_alone_are_a_flaw_of_a_test_set(commands):
+    write_voc(Path("voc"), "<difficult>1</difficult>")
+    config = ("--config-file", get_config_file("Toy/faster_rcnn_superloss.yaml"), "--opts")
+    assert check(commands, *config, *commands.opts())[0] == 0
+    code, printed, _ = check(commands, *config, *commands.opts(), "DATASETS.TEST", "('mine',)")
+    assert code == 2
+    assert "of DATASETS.TEST has objects that are difficult or crowds only" in printed
+
+
+def test_what_a_training_leaves_out_is_no_flaw(commands):
+    root = write_voc(Path("voc"))
+    path = root / "Annotations/b.xml"
+    path.write_text(path.read_text().replace("<xmin>4<", "<xmin>77<", 1))
+    path = root / "JPEGImages/d.jpg"
+    path.write_bytes(path.read_bytes()[:1200])
+    given = ("--voc-root", "voc", "--split", "train")
+    config = ("--config-file", get_config_file("Toy/faster_rcnn_superloss.yaml"), "--opts")
+    config += tuple(commands.opts())
+    keys = ("DATASETS.BAD_ANNOTATIONS", "skip", "DATALOADER.BROKEN_IMAGES", "skip")
+    commands.load(*keys)
+    for args, left_out in (
+        (given, 0),
+        (config, 0),
+        ((*given, "--bad-annotations", "skip"), 1),
+        ((*given, "--broken-images", "skip"), 1),
+        ((*config, *keys[:2]), 1),
+        ((*config, *keys), 2),
+        ((*given, "--bad-annotations", "skip", "--broken-images", "skip"), 2),
+    ):
+        code, printed, (report,) = check(commands, *args)
+        assert (code == 0, len(report["left_out"]), len(report["flaws"])) == (
+            left_out == 2,
+            left_out,
+            2 - left_out,
+        ), printed
+        assert (f"\n{left_out} left out:\n  (1)" in printed) == (left_out > 0)
+    box, image = report["left_out"]
+    assert "b.xml: object 0 ('block') needs xmin <= xmax" in box
+    assert "image 'd', voc/JPEGImages/d.jpg: image file is truncated" in image
+
+
+def test_a_set_of_which_nothing_is_left_fails(commands):
+    root = write_voc(Path("voc"))
+    skip = ("--bad-annotations", "skip", "--broken-images", "skip")
+    for path in (root / "JPEGImages").iterdir():
+        path.write_bytes(b"x")
+    code, _, (report,) = check(commands, "--voc-root", "voc", "--split", "train", *skip)
+    assert (code, report["flaws"]) == (2, ["none of the 4 images can be read"])
+    content = coco_content()
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [100, 1, 5, 5]
+    write_coco(Path(), content)
+    code, _, (report,) = check(commands, "--coco-json", "set.json", "--images", "images", *skip)
+    assert code == 2
+    assert report["flaws"] == ["no object in 4 images: there is nothing to train on"]
+    assert len(report["left_out"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--coco-json", "set.json", "--images", "images", "--classes", "a"), "are of --voc-root"),
+        (("--voc-root", "voc", "--images", "images"), "--images is of --coco-json"),
+        (("--config-file", "Toy/retinanet.yaml", "--bad-annotations", "skip"), "after --opts"),
+        (
+            ("--config-file", "Toy/retinanet.yaml", "--opts", "DATASETS.TRAIN", "()",
+             "DATASETS.TEST", "()"),
+            "Toy/retinanet.yaml names no set in DATASETS.TRAIN and DATASETS.TEST",
+        ),
+        (("--voc-root", "voc", "--split", "train", "--output", "images"), "images is a folder"),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_fit_are_refused(commands, args, message):
+    write_voc(Path("voc"))
+    write_coco(Path())
+    before = {*Path().rglob("*")}
+    code, printed = commands.run("check_dataset.py", *args)
+    assert code == 2
+    assert message in printed.strip().splitlines()[-1]
+    assert {*Path().rglob("*")} == before
+
+
+def test_flaws_are_listed_where_there_is_no_object(commands):
+    root = write_voc(Path("voc"))
+    for path in sorted((root / "Annotations").iterdir())[:3]:
+        path.write_text(path.read_text().replace("bndbox>", "box>"))
+    (root / "Annotations/d.xml").write_text("<annotation/>")
+    code, printed = commands.run("check_dataset.py", "--voc-root", "voc", "--split", "train")
+    assert code == 2
+    assert "voc/Annotations/a.xml: object 0 ('disc') has no <bndbox>" in printed
+    assert "(7) image set 'train' of voc has no object in its 4 files; <annotation><obj" in printed

@@ -75,8 +75,10 @@ def test_nothing_but_broken_images_ends_in_an_error(tmp_path):
         path.write_bytes(b"")
     mapper = DatasetMapper(is_train=True, augmentations=[], image_format="BGR")
     loader = TrainLoader(records, mapper, 2, seed=0, broken_images="skip")
-    with pytest.raises(ValueError, match="10 images in a row could not be used"):
+    message = "10 images in a row could not be used; the last: .*; repair the images$"
+    with pytest.raises(ValueError, match=message) as caught:
         next(iter(loader))
+    assert "BROKEN_IMAGES" not in str(caught.value)
 
 
 def make_images(folder):

@@ -10,7 +10,8 @@ from detectron2.data.datasets import register_pascal_voc
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES, load_voc_instances
 
 from sl_detectron.data.datasets import check_dataset, load_dataset
-from sl_detectron.data.formats.voc_set import read_image_set, read_voc_annotations
+from sl_detectron.data.formats.image_set import read_image_set
+from sl_detectron.data.formats.voc_set import read_voc_annotations
 from sl_detectron.data.formats.voc_xml import parse_voc_xml
 from sl_detectron.data.voc import load_voc_dataset, register_voc_dataset, register_voc_datasets
 

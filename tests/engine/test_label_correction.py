@@ -14,7 +14,7 @@ from sl_detectron.data.annotation_ids import AnnotationTable
 from sl_detectron.data.toy import TOY_CLASS_NAMES
 from sl_detectron.engine.label_correction import (
     CorrectLabels,
-    build_class_targets,
+    LabelCorrection,
     check_correction,
     round_config,
 )
@@ -135,29 +135,36 @@ def table_of(labels, fingerprint=7):
 
 
 def test_nothing_is_built_when_off():
-    assert build_class_targets(config(), nn.Linear(1, 1), table_of(LABELS)) is None
+    assert LabelCorrection().build_targets(nn.Linear(1, 1), table_of(LABELS)) is None
 
 
 def test_targets_of_a_file(tmp_path):
     path = tmp_path / "class_targets.pth"
     probabilities = torch.eye(3)[[2, 0, 0, 1, 1, 1, 2]] * 0.7 + 0.1
     torch.save({"probabilities": probabilities, "fingerprint": 7}, path)
-    cfg = config(TARGETS=str(path))
-    model = build(cfg)
-    targets = build_class_targets(cfg, model, table_of(LABELS))
+    correction = LabelCorrection(targets=str(path))
+    model = build(config())
+    targets = correction.build_targets(model, table_of(LABELS))
     assert targets.classes[:, 0].tolist() == [2, 0, 0, 1, 1, 1, 2]
     assert model.roi_heads.class_targets is targets
     assert model.roi_heads.box_predictor.class_targets is targets
-    uncertain = build_class_targets(
-        config(TARGETS=str(path), MIN_PROBABILITY=0.9), model, table_of(LABELS)
-    )
+    stricter = LabelCorrection(targets=str(path), min_probability=0.9)
+    uncertain = stricter.build_targets(model, table_of(LABELS))
     assert not uncertain.weights.any()
-    with pytest.raises(ValueError, match=r"of other annotations than those of DATASETS\.TRAIN"):
-        build_class_targets(cfg, model, table_of(LABELS, fingerprint=8))
+    with pytest.raises(ValueError, match="of other annotations than those of the training sets"):
+        correction.build_targets(model, table_of(LABELS, fingerprint=8))
     with pytest.raises(ValueError, match="needs SuperLoss heads"):
-        build_class_targets(cfg, nn.Linear(1, 1), table_of(LABELS))
+        correction.build_targets(nn.Linear(1, 1), table_of(LABELS))
     with pytest.raises(ValueError, match="needs a training loader"):
-        build_class_targets(cfg, model, None)
+        correction.build_targets(model, None)
+
+
+def test_correction_within_a_run_needs_statistics():
+    targets = ClassTargets(torch.tensor(LABELS))
+    with pytest.raises(ValueError, match=r"CORRECTION\.START corrects by the statistics"):
+        LabelCorrection(start=0.5).build_hook(None, targets, max_iter=10)
+    assert LabelCorrection().build_hook(None, targets, max_iter=10) is None
+    assert LabelCorrection(start=0.5).build_hook(tracked(), targets, max_iter=9).start == 4
 
 
 def test_configs_of_rounds():

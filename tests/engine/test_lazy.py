@@ -3,27 +3,39 @@
 import re
 
 import pytest
+import torch
 
-from helpers.trainings import train_net
+from helpers.trainings import assert_equal, train_net
 from sl_detectron.engine.lazy import setup_lazy_cfg
 from sl_detectron.model_zoo import get_config_file
 
 LAZY = get_config_file("LazyConfig/toy_faster_rcnn_superloss.py")
 
 
-def test_lazy_config_trains_resumes_and_is_evaluated(toy_env, tmp_path):
-    """The example, with a smaller batch: train, evaluate, go on from the checkpoint."""
-    opts = [f"train.output_dir={tmp_path}", "dataloader.train.total_batch_size=2"]
-    done = train_net(
-        toy_env, "--config-file", LAZY, *opts, "train.max_iter=3", "train.eval_period=3"
-    )
-    assert done.returncode == 0, done.stderr
+def test_lazy_config_trains_is_evaluated_and_resumes_bit_for_bit(toy_env, tmp_path):
+    """The example, with a smaller batch and labels that are corrected after every step."""
+    correct = ["label_correction.start=0.1", "label_correction.period=1"]
+    opts = ["dataloader.train.total_batch_size=2", "train.eval_period=3", *correct]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder, *more in (
+        (whole, "train.max_iter=5"),
+        (parts, "train.max_iter=5", "train.checkpointer.period=3"),
+    ):
+        args = ["--config-file", LAZY, f"train.output_dir={folder}", *opts, *more]
+        done = train_net(toy_env, *args)
+        assert done.returncode == 0, done.stderr
     assert re.search(r"copypaste: AP,AP50,AP75\n.*copypaste: [\d.,]+", done.stdout)
-    more = ["train.max_iter=5", "train.eval_period=0"]
-    done = train_net(toy_env, "--resume", "--config-file", LAZY, *opts, *more)
+    assert re.search(r"tau by rank of roi_heads.box_predictor.superloss_cls.*2\.39789", done.stdout)
+    assert "Corrected labels at iteration 4" in done.stdout
+    assert (whole / "label_audit.json").is_file()
+    expected = torch.load(whole / "model_final.pth", weights_only=True)
+    assert expected["annotation_tracker"]["sums"].any()
+    (parts / "model_final.pth").unlink()
+    (parts / "last_checkpoint").write_text("model_0000002.pth")
+    done = train_net(toy_env, "--resume", *args)
     assert done.returncode == 0, done.stderr
     assert "Starting training from iteration 3" in done.stdout
-    assert re.search(r"tau by rank of roi_heads.box_predictor.superloss_cls.*2\.39789", done.stdout)
+    assert_equal(torch.load(parts / "model_final.pth", weights_only=True), expected)
 
 
 @pytest.mark.parametrize(

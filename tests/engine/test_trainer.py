@@ -298,6 +298,44 @@ def test_the_trainer_and_a_resume_of_it(cfg, tmp_path):
         assert torch.equal(new.model.state_dict()[weight], first.model.state_dict()[weight])
 
 
+def test_a_stock_trainer_leaves_the_tau_of_another_training_behind(cfg, tmp_path, caplog):
+    """The README's custom trainer: fine-tuned, tau is of this run alone; resumed, of all of it."""
+    cfg.MODEL.SUPERLOSS.CLS.TAU, cfg.MODEL.SUPERLOSS.WARMUP_ITERS = "Avg", 5
+    DefaultTrainer(cfg).train()
+    path = tmp_path / "out" / "model_final.pth"
+    content = torch.load(path, weights_only=True)
+    prefix = "roi_heads.box_predictor.superloss_cls."
+    mean, count, steps = (
+        f"{prefix}{name}"
+        for name in ("superloss.threshold.mean", "superloss.threshold.count", "num_steps")
+    )
+    assert content["model"][steps] == 2
+    content["model"][mean].fill_(0.12)
+    content["model"][count].fill_(10**8)
+    torch.save(content, path)
+    tuned = cfg.clone()
+    tuned.MODEL.WEIGHTS, tuned.OUTPUT_DIR = str(path), str(tmp_path / "tuned")
+    trainer = DefaultTrainer(tuned)
+    trainer.resume_or_load(resume=False)
+    caplog.clear()
+    trainer.train()
+    state = trainer.model.state_dict()
+    assert 0 < state[count] < 10**4
+    assert state[mean] > 0.5
+    assert state[steps] == 2
+    assert "'cls' were loaded, but this training run begins" in caplog.text
+    cfg.SOLVER.MAX_ITER = 4
+    trainer = DefaultTrainer(cfg)
+    trainer.resume_or_load(resume=True)
+    caplog.clear()
+    trainer.train()
+    state = trainer.model.state_dict()
+    assert state[count] > 10**8
+    assert state[mean] == pytest.approx(0.12, abs=1e-3)
+    assert state[steps] == 4
+    assert "begins" not in caplog.text
+
+
 @pytest.mark.parametrize("detector", ["standard", "retinanet"])
 def test_a_stock_checkpoint_loads_strictly(detector, caplog):
     """tau stays as it is, which the log says; one of half a SuperLoss is still refused."""

@@ -7,7 +7,7 @@ from detectron2.evaluation import COCOEvaluator
 from helpers.devkit import make_instances, write_devkit
 from sl_detectron.data import register_voc_dataset
 from sl_detectron.evaluation import VOCEvaluator
-from sl_detectron.evaluation.evaluator import build_evaluator
+from sl_detectron.evaluation.evaluator_choice import build_evaluator
 
 NAME = "build_evaluator_test"
 

@@ -12,7 +12,8 @@ from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from helpers.devkit import write_devkit
 from sl_detectron.evaluation import evaluate_files, write_report
 from sl_detectron.evaluation.average_precision import average_precision, best_overlaps
-from sl_detectron.evaluation.files import load_detections, load_ground_truth
+from sl_detectron.evaluation.detections import load_detections
+from sl_detectron.evaluation.files import load_ground_truth
 from sl_detectron.evaluation.results import check_report_path
 
 IDS = ["000012", "2008_000003", "my image"]
@@ -67,6 +68,64 @@ def test_json_boxes_become_one_based(tmp_path):
     assert rounded.scores.tolist() == [0.5, 0.123]
 
 
+def test_what_is_odd_in_all_detections_is_told(tmp_path, caplog):
+    sizes = [(60, 60), None, (10, 10)]
+    path = write_json(tmp_path, [{**ENTRY, "category_id": 1.0, "bbox": [10, 10, 53, 40]}])
+    found = load_detections(path, "test", IDS, CLASSES, sizes=sizes)
+    assert found.classes.tolist() == [1]
+    assert "no detection has the category_id 0, 'cat'; it is the 0-based index" in caplog.text
+    counted = "detections that reach out of their image by more than 2 pixels: 1 (the first: image "
+    assert counted + "'000012', [10.0, 10.0, 53.0, 40.0])" in caplog.text
+    caplog.clear()
+    entries = [ENTRY, {**ENTRY, "bbox": [5, 5, 0, 0]}, {**ENTRY, "bbox": [1, 2, 3, 4]}, ENTRY]
+    load_detections(write_json(tmp_path, entries), "test", IDS, CLASSES, sizes=sizes)
+    assert "all 4 detections have the score 0.5, so that none is first" in caplog.text
+    assert "each a false positive: 1 (the first: image '000012', [10.0, 10.0, 40" in caplog.text
+    assert "detections without area: 1 (the first: image '000012', [5.0, 5.0, 0.0" in caplog.text
+    caplog.clear()
+    for box in ([10, 10, 52, 40], [-2, 0, 4, 4]):
+        load_detections(
+            write_json(tmp_path, [{**ENTRY, "bbox": box}]), "test", IDS, CLASSES, sizes=sizes
+        )
+    assert not caplog.text
+    load_detections(write_json(tmp_path, []), "test", IDS, CLASSES)
+    assert "no detection in the files, so that every AP is 0" in caplog.text
+
+
+@pytest.mark.parametrize("box", [[0.1, 0.2, 0.5, 0.4], [0, 0, 1, 0.5], [0.2, 0.2, 0.9, 1.01]])
+def test_detections_in_fractions_of_the_image(tmp_path, caplog, box):
+    fractions = {**ENTRY, "bbox": box}
+    path = write_json(tmp_path, [fractions] * 3)
+    with pytest.raises(ValueError, match=r"all 3 detections are given as fractions of the image"):
+        load_detections(path, "test", IDS, CLASSES)
+    numbers = " ".join(map(str, box))
+    folder = write_text(tmp_path / "found", cat=f"000012 0.9 {numbers}\n", dog="")
+    with pytest.raises(ValueError, match=r"found: all 1 detections are given as fractions"):
+        load_detections(folder, "test", IDS, CLASSES)
+    assert not caplog.text
+    load_detections(write_json(tmp_path, [ENTRY, fractions]), "test", IDS, CLASSES)
+    told = "detections given as fractions of the image, not in pixels: 1 (the first: image '000012'"
+    assert (told in caplog.text) == (max(box) <= 1)
+    # A pixel and its neighbours are no fractions.
+    load_detections(write_json(tmp_path, [{**ENTRY, "bbox": [0, 0, 1, 1]}]), "test", IDS, CLASSES)
+
+
+@pytest.mark.parametrize("corners", ["30 30 20 40", "11 50 50 11", "40 40 10 20"])
+def test_text_boxes_of_another_form_are_refused(tmp_path, corners):
+    folder = write_text(tmp_path / "found", cat=f"000012 0.9 1 2 3 4\n000012 0.5 {corners}\n")
+    with pytest.raises(ValueError, match=r"cat\.txt, line 2: .*with xmin <= xmax and ymin <= ymax"):
+        load_detections(folder, "test", IDS, CLASSES)
+    # A box without area, as a detector may give it.
+    load_detections(write_text(folder, cat="000012 0.9 21 21 20 19.9\n"), "test", IDS, CLASSES)
+
+
+def test_numbers_that_fit_two_images_are_none(tmp_path):
+    path = write_json(tmp_path, [{**ENTRY, "image_id": 7}])
+    assert load_detections(path, "test", ["a", "07"], CLASSES).images.tolist() == [1]
+    with pytest.raises(ValueError, match="image 7 is not in the image set"):
+        load_detections(path, "test", ["7", "07"], CLASSES)
+
+
 def test_json_ids_may_be_the_numbers_in_the_names(tmp_path):
     entries = [{**ENTRY, "image_id": i} for i in (2008000003, 12, "my image")]
     found = load_detections(write_json(tmp_path, entries), "test", IDS, CLASSES)
@@ -101,6 +160,8 @@ def test_bad_line_is_named(tmp_path, line, message):
         ({"category_id": "cat"}, "category_id must be the index of a class"),
         ({"bbox": [1, 2, 3]}, r"needs image_id, category_id, bbox \[x, y, width, height\]"),
         ({"bbox": None}, "needs image_id"),
+        ({"bbox": "1234"}, "needs image_id"),
+        ({"category_id": True}, "category_id must be the index of a class"),
         ({"score": "high"}, "needs image_id"),
         ({"score": float("nan")}, "must be finite"),
         ({"bbox": [1, 2, 3, float("inf")]}, "must be finite"),

@@ -111,8 +111,9 @@ class Commands:
         entry = {"NAME": "mine", "JSON_FILE": "set.json", "IMAGE_ROOT": "images"}
         key, value = ("CUSTOM_COCO", entry) if coco else ("CUSTOM_VOC", voc)
         sets = [f"DATASETS.{key}", str([value]), "DATASETS.TRAIN", "('mine',)"]
-        sets += ["DATASETS.TEST", "()", "MODEL.ROI_HEADS.NUM_CLASSES", "3", "OUTPUT_DIR", "output"]
-        return [*TINY, *sets]
+        # Absolute: detectron2 keeps one log file for each folder by name, in the whole process.
+        output = ["OUTPUT_DIR", str(self.folder / "output")]
+        return [*TINY, *sets, "DATASETS.TEST", "()", "MODEL.ROI_HEADS.NUM_CLASSES", "3", *output]
 
     def load(self, *opts: str, coco: bool = False, root: str = "voc") -> Any:
         """All of a training but its steps: the checked config, the loader, each image once."""

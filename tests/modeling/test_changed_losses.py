@@ -119,7 +119,19 @@ class QualityPerAnchor(QualityRetinaNet):
     foreground_box_losses = PerAnchorLosses.foreground_box_losses
 
 
-for _base in (QualityRetinaNet, QualityPerAnchor):
+class AuxiliaryRetinaNet(RetinaNet):
+    """Detectron2's losses as they are, and one more."""
+
+    def losses(self, *args):
+        losses = super().losses(*args)
+        return {**losses, "loss_quality": losses["loss_cls"] / 2}
+
+
+class AuxiliarySaidSo(AuxiliaryRetinaNet):
+    classification_losses = PerAnchorLosses.classification_losses
+
+
+for _base in (QualityRetinaNet, QualityPerAnchor, AuxiliaryRetinaNet, AuxiliarySaidSo):
     _name = f"SuperLoss{_base.__name__}"
     META_ARCH_REGISTRY.register(type(_name, (SuperLossRetinaNet, _base), {}))
 META_ARCH_REGISTRY.register(QualityRetinaNet)
@@ -131,9 +143,25 @@ def test_a_retinanet_that_restates_losses_is_refused(node, key):
     cfg.MODEL.META_ARCHITECTURE = "SuperLossQualityRetinaNet"
     cfg.MODEL.SUPERLOSS.CLS.ENABLED = node == "CLS"
     cfg.MODEL.SUPERLOSS.BOX_REG.ENABLED = node == "BOX_REG"
-    message = rf"QualityRetinaNet\.losses\(\) restates {key}.* each anchor.*switch super{key} off"
+    message = rf"QualityRetinaNet\.losses\(\) may change {key}.* each anchor.*switch super{key} off"
     with pytest.raises(TypeError, match=message):
         build(cfg)
+
+
+def test_a_retinanet_that_adds_a_loss_says_so_by_a_line():
+    """A refusal does not claim that it changes losses, and what it advises is enough."""
+    cfg = small_config("retinanet", superloss=True)
+    cfg.MODEL.SUPERLOSS.CLS.TAU, cfg.MODEL.SUPERLOSS.CLS.LAMBDA = "0", 1e6
+    cfg.MODEL.META_ARCHITECTURE = "SuperLossAuxiliaryRetinaNet"
+    line = r"classification_losses = PerAnchorLosses\.classification_losses"
+    with pytest.raises(TypeError, match=rf"\.losses\(\) may change loss_cls.* adds .*{line}"):
+        build(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "SuperLossAuxiliarySaidSo"
+    losses = run_losses(build(cfg), make_batch())[0]
+    stock = run_losses(build(small_config("retinanet", superloss=False)), make_batch())[0]
+    stock["loss_quality"] = stock["loss_cls"] / 2
+    assert losses.keys() == stock.keys()
+    torch.testing.assert_close(losses, stock, rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("cls", [False, True])

@@ -29,6 +29,7 @@ from helpers.detectors import (
 from sl_detectron.losses import SuperLoss, confidence, superloss
 from sl_detectron.modeling import SuperLossTerm, to_superloss_output_layers
 from sl_detectron.modeling.box_regression import box_regression_losses
+from sl_detectron.modeling.class_targets import ClassTargets, attach_class_targets
 from sl_detectron.modeling.fast_rcnn import SuperLossFastRCNNOutputLayers
 
 
@@ -192,8 +193,14 @@ def test_federated_loss_draws_classes_once():
         "get_fed_loss_cls_weights": lambda: frequencies,
     }
     (scores, deltas), proposals = roi_batch(num_foreground=2)
+    classes = proposals[0].gt_classes
+    foreground = classes < NUM_CLASSES
+    proposals[0].gt_annotation_ids = torch.where(foreground, torch.arange(len(classes)), -1)
+    corrected = output_layers(**kwargs)  # without the SuperLoss, as the last round of a correction
+    attach_class_targets(corrected, ClassTargets(classes))
     values, states = [], []
     for layers in (
+        corrected,
         output_layers(SuperLossTerm("cls", SuperLoss(0.0, 1e6), "all"), **kwargs),
         output_layers(**kwargs),
     ):
@@ -201,8 +208,10 @@ def test_federated_loss_draws_classes_once():
         with EventStorage():
             values.append(layers.losses((scores, deltas), proposals)["loss_cls"])
         states.append(torch.get_rng_state())
-    torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
-    assert torch.equal(*states)
+    torch.testing.assert_close(values[0], values[2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(values[1], values[2], rtol=1e-4, atol=1e-5)
+    assert torch.equal(states[0], states[2])
+    assert torch.equal(states[1], states[2])
 
 
 def test_class_swap_keeps_the_module():
@@ -394,7 +403,7 @@ def test_retinanet_ignored_anchors_only():
         (("BOX_REG.TAU", "logC"), r"MODEL\.SUPERLOSS\.BOX_REG\.TAU.*softmax.*'logC'"),
         (("CLS.SCOPE", "most"), r"MODEL\.SUPERLOSS\.CLS\.SCOPE.*foreground.*all.*'most'"),
         (("CLS.NUM_OUTCOMES", "K+2"), r"MODEL\.SUPERLOSS\.CLS\.NUM_OUTCOMES.*K\+1.*K\+2"),
-        (("CLS.GRANULARITY", "class"), r"MODEL\.SUPERLOSS\.CLS\.GRANULARITY.*sample.*'class'"),
+        (("CLS.GRANULARITY", "box"), r"MODEL\.SUPERLOSS\.CLS\.GRANULARITY.*sample.*'box'"),
         (("BOX_REG.GRANULARITY", "box"), r"MODEL\.SUPERLOSS\.BOX_REG\.GRANULARITY.*sample.*'box'"),
         (("CLS.FIXED_SIGMA", -1.0), r"MODEL\.SUPERLOSS\.CLS\.FIXED_SIGMA.*0\.0 for off.*-1\.0"),
         (("WARMUP_ITERS", -1), r"MODEL\.SUPERLOSS\.WARMUP_ITERS.*0 or above; got -1"),
@@ -412,17 +421,24 @@ def test_bad_values_stop_the_build(opts, message):
         build(cfg)
 
 
-def test_sigmoid_heads_have_no_logc():
-    cfg = superloss_config("standard_sigmoid", "MODEL.SUPERLOSS.CLS.TAU", "logC")
-    with pytest.raises(
-        ValueError, match=r"MODEL\.SUPERLOSS\.CLS\.TAU.*softmax classification only"
-    ):
+@pytest.mark.parametrize(
+    ("detector", "opts", "message"),
+    [
+        ("standard_sigmoid", ("CLS.TAU", "logC"), r"CLS\.TAU.*softmax classification only"),
+        ("retinanet", ("CLS.TAU", "logC"), r"CLS\.TAU.*softmax classification only"),
+        ("standard", ("CLS.GRANULARITY", "class"), r"CLS\.GRANULARITY.*sample.*'class'"),
+    ],
+)
+def test_a_term_that_does_not_fit_the_detector(detector, opts, message):
+    """Refused; a term that is off touches nothing, so it may be one of another detector."""
+    cfg = superloss_config(detector, f"MODEL.SUPERLOSS.{opts[0]}", opts[1])
+    with pytest.raises(ValueError, match=rf"MODEL\.SUPERLOSS\.{message}"):
         build(cfg)
-
-
-def test_retinanet_has_no_logc():
-    with pytest.raises(ValueError, match=r"CLS\.TAU.*softmax classification only"):
-        build(superloss_config("retinanet", "MODEL.SUPERLOSS.CLS.TAU", "logC"))
+    cfg.MODEL.SUPERLOSS.CLS.ENABLED = False
+    for names in (["box_reg"], []):
+        cfg.MODEL.SUPERLOSS.BOX_REG.ENABLED = bool(names)
+        terms = [m for m in build(cfg).modules() if isinstance(m, SuperLossTerm)]
+        assert [term.name for term in terms] == names
 
 
 @pytest.mark.parametrize(("num_outcomes", "count"), [("K+1", NUM_CLASSES + 1), ("K", NUM_CLASSES)])

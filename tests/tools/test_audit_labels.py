@@ -233,7 +233,7 @@ def test_a_lazy_config_is_named(main, tmp_path, capsys):
     by_checkpoint = ("--checkpoint", tmp_path / "model.pth", "--config-file", lazy)
     for args in (by_checkpoint, ("--from-run", tmp_path / "run")):
         assert main(*args, "--output", tmp_path / "out") == 2
-        assert "is a LazyConfig, whose training keeps no annotation" in capsys.readouterr().err
+        assert "is a LazyConfig, whose training writes no more than" in capsys.readouterr().err
 
 
 def test_a_missing_extra_is_named_before_any_work(main, run, tmp_path, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """What is wrong in the files of a dataset: all of it in one error, or left out and counted."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,9 @@ BAD_ANNOTATIONS = ("error", "skip")
 MAX_LISTED = 20
 # Farther out of its image, in pixels, a box is counted: annotation tools are off by one or two.
 _TOLERANCE = 2.0
+# Fractions of an image may be a little above 1; a set whose boxes all lie here has no pixels.
+_CORNER = 2
+_TINY = "boxes with less than one pixel in their image"
 
 
 class Flaws:
@@ -33,6 +37,7 @@ class Flaws:
         self.found: list[tuple[str, Exception]] = []
         self.notes: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
+        self._num_boxes = self._num_tiny = 0
 
     def add(self, what: str, error: Exception) -> None:
         """Keep an error about a "box" or an "image", which can be left out, or a "class"."""
@@ -42,6 +47,40 @@ class Flaws:
         """Count something that is read by a rule; ``text`` says which."""
         self.notes[text] += number
         self._examples.setdefault(text, example)
+
+    def check_box(
+        self,
+        where: str,
+        shown: str,
+        given: Sequence[float],
+        edges: Sequence[float],
+        size: tuple[int, int] | None,
+    ) -> None:
+        """Count a box, and note what is odd about its place.
+
+        Args:
+            where: the annotation, in messages
+            shown: the box, in messages
+            given, edges, size: as :func:`box_flaw` takes them
+
+        Raises:
+            ValueError: it cannot be used
+        """
+        wrong, odd = box_flaw(given, edges, size)
+        if wrong:
+            raise ValueError(f"{where}: its box {wrong}; got {shown}")
+        if odd:
+            self.note(odd, f"{where}, {shown}")
+        self._num_boxes += 1
+        is_corner = max(map(abs, given)) <= _CORNER and (size is None or max(size) > _CORNER)
+        self._num_tiny += odd == _TINY or is_corner
+
+    def check_boxes(self) -> None:
+        """Keep as a flaw that all boxes counted are too small to be of objects, in pixels."""
+        if self._num_tiny and self._num_tiny == self._num_boxes:
+            error = f"{self.where}: all {self._num_boxes} boxes have less than one pixel in their "
+            error += f"image or lie within its first {_CORNER} x {_CORNER} pixels; boxes are in "
+            self.add("class", ValueError(error + "pixels, not fractions of the image"))
 
     def settle(self) -> None:
         """Raise all flaws as one error, or warn of what is left out; warn of what was noted.
@@ -62,7 +101,8 @@ class Flaws:
 
     def summary(self, text: str) -> str:
         """One note with its number and the first example."""
-        return f"{text}: {self.notes[text]} (the first: {self._examples[text]})"
+        example = self._examples[text]
+        return f"{text}: {self.notes[text]} (the first: {example})" if example else text
 
     def _message(self, errors: Sequence[Exception]) -> str:
         can_skip = any(what != "class" for what, _ in self.found) and not self.skips
@@ -107,15 +147,20 @@ def box_flaw(
     """
     if max(map(abs, given)) <= 1 and any(x != int(x) for x in given):
         return "is given as fractions of the image; boxes are in pixels", ""
-    if size is None:
-        return "", ""
     x0, y0, x1, y1 = edges
-    width, height = size
+    width, height = (math.inf, math.inf) if size is None else size
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
-        return f"is outside of its image of {width} x {height} pixels", ""
+        return f"is outside of its image{_of_size(size)}", ""
+    # Sums of decimal numbers are off by less.
+    if min(min(x1, width) - max(x0, 0), min(y1, height) - max(y0, 0)) < 1 - 1e-6:
+        return "", _TINY
     if max(-x0, -y0, x1 - width, y1 - height) > _TOLERANCE:
         return "", "boxes that reach out of their image by more than 2 pixels"
     return "", ""
+
+
+def _of_size(size: tuple[int, int] | None) -> str:
+    return "" if size is None else f" of {size[0]} x {size[1]} pixels"
 
 
 def whole_number(value: Any) -> int | None:

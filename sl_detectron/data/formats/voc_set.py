@@ -1,19 +1,17 @@
-"""The image sets of a Pascal VOC folder and their annotations, for every command alike."""
+"""The annotations of a Pascal VOC folder, for every command alike."""
 
 import difflib
-import logging
 import os
-from collections import Counter
 from collections.abc import Container, Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 
-from detectron2.utils.logger import log_first_n
+from ..image_finder import ImageFinder
+from ..images import READ_ERRORS, image_header
+from .flaws import Flaws
+from .image_set import read_image_set
+from .voc_xml import CORNERS, VOCAnnotation, class_ids_of, look_alikes, parse_voc_xml, zero_based
 
-from ..images import READ_ERRORS, ImageFinder, image_header, is_image_name
-from .flaws import MAX_LISTED, Flaws, box_flaw
-from .voc_xml import CORNERS, VOCAnnotation, class_ids_of, parse_voc_xml, zero_based
-
-__all__ = ["OTHER_CLASSES", "check_other_classes", "read_image_set", "read_voc_annotations"]
+__all__ = ["OTHER_CLASSES", "check_other_classes", "read_voc_annotations"]
 
 # What an object whose class is not in the list does.
 OTHER_CLASSES = ("error", "ignore")
@@ -55,9 +53,10 @@ def read_voc_annotations(
     annotations: dict[str, VOCAnnotation] = {}
     others: dict[str, list[str]] = {}
     images = ImageFinder(os.path.join(root, "JPEGImages"))
+    files = ImageFinder(os.path.join(root, "Annotations"))
     for image_id in read_image_set(root, split):
         try:
-            annotation = _read_one(Path(root), split, image_id, images, require_images, found)
+            annotation = _read_one(files, split, image_id, images, require_images, found)
         except (OSError, ValueError) as error:
             found.add("image", error)
             continue
@@ -65,6 +64,9 @@ def read_voc_annotations(
             if obj.name not in known:
                 others.setdefault(obj.name, []).append(annotation.path)
         annotations[image_id] = _without_flaws(annotation, known, found)
+    found.check_boxes()
+    for pair in look_alikes(class_names):
+        found.note("pairs of classes that differ in case or spaces only", pair)
     _judge_classes(annotations, others, class_names, other_classes, found)
     if flaws is None:
         found.settle()
@@ -72,14 +74,21 @@ def read_voc_annotations(
 
 
 def _read_one(
-    root: Path, split: str, image_id: str, images: ImageFinder, require_image: bool, flaws: Flaws
+    files: ImageFinder,
+    split: str,
+    image_id: str,
+    images: ImageFinder,
+    require_image: bool,
+    flaws: Flaws,
 ) -> VOCAnnotation:
     """One annotation; its size is that of the image where the file says none."""
     try:
-        annotation = parse_voc_xml(root / "Annotations" / f"{image_id}.xml", flaws)
+        annotation = parse_voc_xml(Path(files.folder, f"{image_id}.xml"), flaws)
     except FileNotFoundError as error:
+        alike = ", ".join(map(ascii, files.alike(image_id)))
         raise FileNotFoundError(
             f"image {image_id!r} of image set {split!r} has no annotation {error.filename}"
+            + (f"; the folder has {alike}" if alike else "")
         ) from None
     size, image = annotation.size, ""
     if require_image or size is None:
@@ -107,15 +116,15 @@ def _without_flaws(annotation: VOCAnnotation, known: Container[str], flaws: Flaw
     objects, positions = [], []
     for obj, position in zip(annotation.objects, annotation.positions):
         where = f"{annotation.path}: object {position} ({obj.name!r})"
-        wrong, odd = box_flaw(obj.box, zero_based(obj.box), annotation.size)
         given = ", ".join(f"{key}={x:g}" for key, x in zip(CORNERS, obj.box))
-        if wrong:
-            flaws.add("box", ValueError(f"{where}: its box {wrong}; got {given}"))
-        elif obj.name in known:
+        try:
+            flaws.check_box(where, given, obj.box, zero_based(obj.box), annotation.size)
+        except ValueError as error:
+            flaws.add("box", error)
+            continue
+        if obj.name in known:
             objects.append(obj)
             positions.append(position)
-            if odd:
-                flaws.note(odd, f"{where}, {given}")
     return annotation._replace(objects=objects, positions=positions)
 
 
@@ -152,98 +161,6 @@ def _judge_classes(
         )
 
 
-def read_image_set(root: str | os.PathLike, split: str) -> list[str]:
-    """Read the image ids of ``ImageSets/Main/<split>.txt``, one per line.
-
-    Lines may be names of image files, and may have the column of a class's image set: 1, 0 or -1,
-    where -1 leaves the image out.
-
-    Raises:
-        FileNotFoundError: the folder or the image set is missing
-        ValueError: the set is empty or elsewhere, or an id repeats or is no path in the folder
-    """
-    if not os.path.isdir(root):
-        raise FileNotFoundError(
-            f"there is no VOC folder {os.fspath(root)}; for detectron2's own sets, set the "
-            "environment variable DETECTRON2_DATASETS to the folder that holds VOC2007 and VOC2012"
-        )
-    if os.path.isabs(split) or ".." in PurePath(split).parts:
-        raise ValueError(f"image set {split!r} leads out of {os.fspath(root)}")
-    path = Path(root, "ImageSets", "Main", f"{split}.txt")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no image set {path}; {_image_sets(path)}")
-    # Windows editors put a byte order mark before the first id.
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text, save it as UTF-8: {error}") from None
-    ids = [line.strip() for line in lines if line.strip()]
-    if not ids:
-        raise ValueError(f"{path} holds no image id")
-    ids = [_without_suffix(i, Path(root)) for i in _without_column(ids, path, Path(root))]
-    image_id, count = Counter(ids).most_common(1)[0]
-    if count > 1:
-        raise ValueError(f"{path} names image {image_id!r} {count} times")
-    for image_id in ids:
-        _check_image_id(image_id, path)
-    return ids
-
-
-def _image_sets(path: Path) -> str:
-    """What a message says is there instead of an image set."""
-    names = sorted(p.stem for p in path.parent.glob("*.txt"))
-    if not names:
-        return f"{path.parent} has none"
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    listed = ", ".join(map(repr, names[:MAX_LISTED])) + more
-    per_class = [name for name in names if name.endswith(f"_{path.stem}")]
-    advice = (
-        f"; those of one class each, as {per_class[0]!r}, can be given too" if per_class else ""
-    )
-    return f"the folder has: {listed}{advice}"
-
-
-def _without_column(lines: list[str], path: Path, root: Path) -> list[str]:
-    """Image ids of lines such as "000005 -1", which VOC writes for each class."""
-    rows = [line.rsplit(maxsplit=1) for line in lines]
-    has_column = all(len(row) == 2 and row[1] in ("-1", "0", "1", "+1") for row in rows)
-    # An id may end in " 1" too.
-    if not has_column or (root / "Annotations" / f"{lines[0]}.xml").is_file():
-        return lines
-    ids = [row[0].strip() for row in rows if row[1] != "-1"]
-    if not ids:
-        raise ValueError(f"{path}: all {len(rows)} images have -1 in the column of the class")
-    left_out = len(rows) - len(ids)
-    if left_out:
-        message = f"{path}: {left_out} of {len(rows)} images have -1 and are left out"
-        log_first_n(logging.WARNING, message, key="message", name=__name__)
-    return ids
-
-
-def _without_suffix(image_id: str, root: Path) -> str:
-    """The id of a line that names an image file."""
-    stem = os.path.splitext(image_id)[0]
-    if os.path.isabs(stem) or ".." in PurePath(stem).parts or not is_image_name(image_id):
-        return image_id
-    folder = root / "Annotations"
-    is_file = not (folder / f"{image_id}.xml").is_file() and (folder / f"{stem}.xml").is_file()
-    return stem if is_file else image_id
-
-
-def _check_image_id(image_id: str, path: Path) -> None:
-    advice = ""
-    if is_image_name(image_id) and len(PurePath(image_id).parts) > 1:
-        advice = "; the paths of a YOLO set are no image ids: convert it (docs/data.md, YOLO)"
-    if os.path.isabs(image_id) or ".." in PurePath(image_id).parts:
-        raise ValueError(f"{path}: image id {image_id!r} leads out of the set's folder{advice}")
-    # "./a" finds the files of "a", but detections of "a" would not be its detections.
-    if image_id != str(PurePath(image_id)):
-        plain = str(PurePath(image_id))
-        raise ValueError(f"{path}: write image id {image_id!r} as {plain!r}{advice}")
-    if advice:
-        raise ValueError(f"{path}: there is no annotation for {image_id!r}{advice}")
-
-
 def check_other_classes(value: str) -> None:
     """Raise ValueError if a value is not one of ``OTHER_CLASSES``."""
     if value not in OTHER_CLASSES:
@@ -251,8 +168,12 @@ def check_other_classes(value: str) -> None:
 
 
 def _unknown_class(name: str, class_names: Sequence[str], number: str = "") -> str:
+    alike = [pair for other in class_names for pair in look_alikes([other, name])]
+    if alike:
+        return f"class {name!r}{number} is not in the class list; it looks like one: {alike[0]}"
     near = difflib.get_close_matches(name, class_names, n=3, cutoff=0.5)
+    written = "" if name.isascii() else f" (written {name!a})"
     hint = f"nearest are {', '.join(map(repr, near))}"
     if not near:
         hint = f"the list is {', '.join(map(repr, class_names))}"
-    return f"class {name!r}{number} is not in the class list; {hint}"
+    return f"class {name!r}{number}{written} is not in the class list; {hint}"

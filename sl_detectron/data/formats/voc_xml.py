@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import unicodedata
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +17,7 @@ __all__ = [
     "VOCAnnotation",
     "VOCObject",
     "class_ids_of",
+    "look_alikes",
     "one_based",
     "parse_voc_xml",
     "zero_based",
@@ -104,6 +106,23 @@ def class_ids_of(class_names: Sequence[str]) -> dict[str, int]:
     return class_ids
 
 
+def look_alikes(class_names: Sequence[str]) -> list[str]:
+    """Pairs of names that differ in case, in spaces or in Unicode's form of a letter only.
+
+    Example:
+        >>> look_alikes(["disc", "block", "Disc "])
+        ["'disc' and 'Disc '"]
+    """
+    first: dict[str, str] = {}
+    pairs = []
+    for name in class_names:
+        plain = "".join(unicodedata.normalize("NFKC", name).casefold().split())
+        if plain in first:
+            pairs.append(f"{first[plain]!a} and {name!a}")
+        first.setdefault(plain, name)
+    return pairs
+
+
 def _extends_ascii(data: bytes) -> bool:
     """Whether an XML file's declared encoding, if any, writes ASCII letters as ASCII does."""
     declared = _DECLARED.match(data)
@@ -128,6 +147,8 @@ def _parse_root(path: str) -> ET.Element:
         encoding = declared[1].decode() if declared else "UTF-8"
         is_other = encoding.upper() not in ("UTF-8", "UTF8")
         advice = f"; save it as UTF-8, it declares {encoding!r}" if is_other else ""
+        if not is_other and data.decode(errors="ignore").encode() != data:
+            advice = "; save it as UTF-8, which it is not"
         where = f"{path}, line {line}, column {column}"
         raise ValueError(f"{where}: not XML: {error}{advice}") from error
 
@@ -161,9 +182,18 @@ def _parse_object(obj: ET.Element, where: str, flaws: Flaws) -> VOCObject:
     corners = obj.find("bndbox")
     if corners is None:
         raise ValueError(f"{where} has no <bndbox>")
+    for parent, keys in ((obj, ("name", "bndbox")), (corners, CORNERS)):
+        for key in keys:
+            number = len(parent.findall(key))
+            if number > 1:
+                flaws.note(f"objects with {number} <{key}>, of which the first is read", where)
+    if (obj.findtext("deleted") or "").strip() == "1":
+        flaws.note("objects that are read though <deleted> is 1", where)
     texts = {key: corners.findtext(key) for key in CORNERS}
     try:
-        xmin, ymin, xmax, ymax = (float(text or "") for text in texts.values())
+        # Python reads "1_0" as 10, which no one means.
+        numbers = ((text or "").replace("_", "?") for text in texts.values())
+        xmin, ymin, xmax, ymax = map(float, numbers)
     except ValueError:
         given = ", ".join(f"{key}={text!r}" for key, text in texts.items())
         raise ValueError(f"{where} needs numbers; got {given}") from None

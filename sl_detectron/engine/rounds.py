@@ -1,0 +1,54 @@
+"""A training job of one round or, where labels are corrected, of several."""
+
+import argparse
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from ..checkpoint import SafeCheckpointer, check_checkpoint
+from .label_correction import is_estimated, round_config, write_class_targets
+from .launch import end_logs, setup_job
+from .trainer import SuperLossTrainer
+
+__all__ = ["train_net"]
+
+
+def train_net(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
+    """Train and evaluate, or evaluate only, on every rank that detectron2's ``launch`` starts.
+
+    Args:
+        cfg: from :func:`setup_cfg`
+        args: from detectron2's ``default_argument_parser``; ``eval_only`` and ``resume`` count
+
+    Returns:
+        the metrics of the last evaluation, of the last training round; empty on other ranks than
+        the main one
+    """
+    if not args.resume:  # to resume needs none
+        check_checkpoint(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
+    num_rounds = cfg.MODEL.SUPERLOSS.CORRECTION.ROUNDS
+    for number in () if args.eval_only else range(1, num_rounds):
+        round_cfg = round_config(cfg, number)
+        if args.resume and is_estimated(round_cfg):
+            continue
+        _train_round(round_cfg, args)
+        write_class_targets(round_cfg)
+        end_logs()
+    return _train_round(round_config(cfg, num_rounds), args)
+
+
+def _train_round(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
+    setup_job(cfg, args)
+    if args.eval_only:
+        model = SuperLossTrainer.build_model(cfg)
+        checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = SuperLossTrainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = SuperLossTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
