@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from helpers.detectors import run_losses, run_ranks
+from helpers.host_trips import HostTrips
 from helpers.method_cases import (
     CASES,
     METHODS,
@@ -60,6 +61,18 @@ def test_narrow_numbers_and_images_without_objects(name, detector):
             assert all(g.isfinite().all() for g in gradients.values())
             trained = {n for n, p in model.named_parameters() if p.requires_grad}
             assert trained <= set(gradients)
+
+
+@every_case
+def test_no_trip_to_the_host_without_a_reason(name, detector):
+    model, method = detector_with(name, detector)
+    run_losses(model, numbered_batch())
+    method.end_step()
+    with HostTrips() as found:
+        method.begin_step(1)
+        run_losses(model, numbered_batch())
+        method.end_step()
+    assert not found.unexplained
 
 
 def step_of(model, method, step):
