@@ -203,12 +203,15 @@ def _score_anchors(
     logits = [permute_to_N_HWA_K(x, model.num_classes)[0] for x in model.head(features)[0]]
     anchors = Boxes.cat(model.anchor_generator(features))
     matched, labels = model.anchor_matcher(pairwise_iou(targets.gt_boxes, anchors))
+    # Host trip: few of the anchors are matched.
     foreground = (labels == 1).nonzero()[:, 0]
     of = matched[foreground]
     scores = torch.cat(logits)[foreground]
+    # Host trip: one_hot() looks at the classes.
+    target = F.one_hot(targets.gt_classes[of], model.num_classes).to(scores.dtype)
     losses = sigmoid_focal_loss(
         scores,
-        F.one_hot(targets.gt_classes[of], model.num_classes).to(scores.dtype),
+        target,
         alpha=model.focal_loss_alpha,
         gamma=model.focal_loss_gamma,
     ).sum(dim=1)

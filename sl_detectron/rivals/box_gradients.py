@@ -68,6 +68,7 @@ def pool_boxes(pooler: ROIPooler, features: Sequence[Tensor], boxes: Sequence[Te
     for i, (image_boxes, image_levels) in enumerate(zip(boxes, levels.split([*map(len, boxes)]))):
         parts = image_boxes.new_zeros(len(image_boxes), features[0].shape[1], *size)
         for level, level_pooler in enumerate(pooler.level_poolers):
+            # Host trip: as in detectron2's pooler, the boxes of a level.
             rows = (image_levels == level).nonzero()[:, 0]
             if len(rows):
                 scale = level_pooler.spatial_scale

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes, Instances
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from ..modeling import SuperLossStandardROIHeads
 from .box_gradients import pool_boxes
-from .method import METHOD_REGISTRY, check_is_pair, check_key, start_of
+from .method import METHOD_REGISTRY, check_is_pair, check_key, one_hot, start_of
 from .pair import PairMixin
 from .soft_targets import SoftTargets
 
@@ -43,7 +42,7 @@ def soft_labels(
         >>> soft_labels(torch.tensor([0]), p, p, temperature=0.5, num_classes=2)
         tensor([[0.5765, 0.4235]])
     """
-    mean = (F.one_hot(given, num_classes) + (first + second)[:, :num_classes]) / 3
+    mean = (one_hot(given, num_classes) + (first + second)[:, :num_classes]) / 3
     return (mean.clamp_min(1e-12).log() / temperature).softmax(dim=1)
 
 
@@ -185,6 +184,7 @@ def _with_boxes(target: Instances, boxes: Tensor) -> Instances:
 def _inside(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Boxes within an image, of a pixel at least: a step may turn one inside out."""
     height, width = size
+    # Host trip: once an image with a box step, of its size.
     limit = boxes.new_tensor([width, height])
     low = torch.minimum(boxes[:, :2].clamp_min(0), limit - 1)
     return torch.cat([low, torch.maximum(torch.minimum(boxes[:, 2:], limit), low + 1)], dim=1)

@@ -76,8 +76,8 @@ class _Side(Method):
         ordered = batch.sort().values
         num = (~batch.isnan()).sum()
         # 0.6 * 10 is to be 6, not 7.
-        last = (share * num.double() - 1e-9).ceil().long().clamp(1, len(batch)) - 1
-        return ~(losses > torch.where(last + 1 < num, ordered[last], math.inf))
+        last = (share * num.double() - 1e-9).ceil().long().clamp(1, len(batch)).view(1) - 1
+        return ~(losses > torch.where(last + 1 < num, ordered.gather(0, last), math.inf))
 
     def finish(self, kept: Tensor) -> dict[int, Tensor]:
         """{id of a placeholder: its class term} with the annotations that the other one kept."""

@@ -102,6 +102,11 @@ class Method(SampleTargets):
         return sums.index_add_(0, columns, values), counts
 
 
+def one_hot(classes: Tensor, num_classes: int) -> Tensor:
+    """(G,) classes to (G, K) float; torch's own looks at them on the host."""
+    return (classes[:, None] == torch.arange(num_classes, device=classes.device)).float()
+
+
 def per_sample(losses: Tensor) -> Tensor:
     """(S,) losses of (S,) or (S, K), as a dense detector has them."""
     return losses.detach().float().flatten(1).sum(dim=1) if losses.dim() > 1 else losses.detach()

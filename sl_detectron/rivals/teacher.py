@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from ..audit.score_annotations import scorer_of
 from ..config import num_classes_of
 from ..losses.ranks import num_processes
 from ..modeling.matched_annotations import FIELD
-from .method import METHOD_REGISTRY, check_key, start_of
+from .method import METHOD_REGISTRY, check_key, one_hot, start_of
 from .soft_targets import SoftTargets
 
 __all__ = ["EMATeacher"]
@@ -107,7 +106,7 @@ class EMATeacher(SoftTargets):
     def _table_of(self, item: dict[str, Any]) -> Tensor:
         """(G, K) of an image."""
         targets = item["instances"].to(self._student.device)
-        given = F.one_hot(targets.gt_classes, self.num_classes).float()
+        given = one_hot(targets.gt_classes, self.num_classes)
         if not len(targets) or not self.share:
             return given
         ids, _, p = self._score(self.teacher, item, targets)

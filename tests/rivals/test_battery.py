@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from helpers.detectors import run_losses, run_ranks
+from helpers.host_trips import HostTrips
 from helpers.method_cases import (
     CASES,
     METHODS,
@@ -62,6 +63,18 @@ def test_narrow_numbers_and_images_without_objects(name, detector):
             assert trained <= set(gradients)
 
 
+@every_case
+def test_no_trip_to_the_host_without_a_reason(name, detector):
+    model, method = detector_with(name, detector)
+    run_losses(model, numbered_batch())
+    method.end_step()
+    with HostTrips() as found:
+        method.begin_step(1)
+        run_losses(model, numbered_batch())
+        method.end_step()
+    assert not found.unexplained
+
+
 def step_of(model, method, step):
     method.begin_step(step)
     losses, _, _ = run_losses(model, numbered_batch(seed=step), seed=step)
@@ -92,7 +105,13 @@ def test_its_state_is_what_a_checkpoint_holds(name, detector):
 NUM_ITERS = 6
 
 
-@pytest.mark.parametrize("name", METHODS)
+# The others have their state in buffers that are tested above.
+SHORT = ("CoTeaching, one trunk", "EMATeacher")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in SHORT else pytest.param(n, marks=pytest.mark.long) for n in METHODS]
+)
 def test_a_killed_training_goes_on_bit_for_bit(toy_env, tmp_path, name):
     detector = "retinanet" if name == "CoTeaching" else "standard"
     config = {"retinanet": RETINANET, "standard": FASTER_RCNN}[detector]
