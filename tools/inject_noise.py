@@ -4,13 +4,13 @@
 Examples:
   A VOC devkit folder with 40 % wrong labels in trainval; images are linked:
     tools/inject_noise.py --voc-root VOC2007 --split trainval --rate 0.4 --output noisy/VOC2007
-  A COCO json, labels wrong by a custom map:
+  A COCO json, with a custom map of confusable classes:
     tools/inject_noise.py --coco-json train.json --type asymmetric --confusion map.yaml \\
         --rate 0.2 --output noisy
-  Labels wrong by the mistakes of a detector, hard objects more often:
+  Wrong labels from a detector's mistakes, with hard objects hit more often:
     tools/inject_noise.py --voc-root VOC2007 --type instance --rate 0.4 --output noisy/VOC2007 \\
         --config-file output/config.yaml --checkpoint output/model_final.pth
-  The clean set again, from the copy and its manifest alone:
+  Restore the clean dataset from the copy and its manifest alone:
     tools/inject_noise.py --restore noisy/VOC2007
   Train on the same noise in memory: DATASETS.LABEL_NOISE.MANIFEST noisy/VOC2007/manifest.jsonl
 """
@@ -158,53 +158,68 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--images",
         metavar="DIR",
-        help="images of --coco-json, read where it has no height and width; default beside it",
+        help="images of --coco-json, read for sizes that it lacks; default: the json's folder",
     )
     parser.add_argument(
-        "--output", help="new folder; --restore without it puts the clean set in the copy's place"
+        "--output", help="new folder; --restore without --output replaces the copy by the clean set"
     )
-    parser.add_argument("--split", help="VOC image set that gets noise; default trainval")
+    parser.add_argument("--split", help="VOC image set to corrupt; default trainval")
     parser.add_argument(
-        "--classes", default="", help="a,b,c: class list of a VOC-style set; default VOC's 20"
+        "--classes", default="", help="a,b,c: classes of a VOC-style dataset; default VOC's 20"
     )
     parser.add_argument(
         "--dataset-name",
-        help="name in DATASETS.TRAIN; default e.g. voc_2007_trainval, or the json's name",
+        help="name in DATASETS.TRAIN; default e.g. voc_2007_trainval, or the name of the json",
     )
     parser.add_argument(
         "--type",
         default="symmetric",
-        help="which class takes a label's place: symmetric, any other; symmetric_inclusive, any; "
-        "asymmetric, a look-alike; instance, what the detector of --checkpoint sees there; default "
+        help="class that replaces a label: symmetric, any other; symmetric_inclusive, any; "
+        "asymmetric, a confusable one; instance, what the detector of --checkpoint sees; default "
         "symmetric",
     )
     parser.add_argument(
         "--rate", type=float, default=0.0, help="fraction of labels in [0, 1]; default 0"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="another seed hits other annotations; default 0"
+        "--seed", type=int, default=0, help="selects which annotations are corrupted; default 0"
     )
     parser.add_argument(
         "--mode",
         default="bernoulli",
-        help="bernoulli, each annotation by its own draw; exact, round(rate * n) of them; default "
-        "bernoulli",
+        help="bernoulli: each annotation is drawn independently; exact: round(rate * n) are drawn; "
+        "default bernoulli",
     )
-    parser.add_argument("--confusion", default="", help="YAML map for --type asymmetric")
+    parser.add_argument(
+        "--confusion", default="", help="YAML map of confusable classes for --type asymmetric"
+    )
+    parser.add_argument(
+        "--box-jitter", type=float, default=0.0, help="fraction of boxes to move; default 0"
+    )
+    parser.add_argument(
+        "--box-magnitude",
+        type=float,
+        default=0.1,
+        help="largest move, as a fraction of the box; default 0.1",
+    )
+    parser.add_argument(
+        "--missing", type=float, default=0.0, help="fraction of annotations to drop; default 0"
+    )
+    parser.add_argument(
+        "--spurious", type=float, default=0.0, help="boxes to add, as a fraction of annotations"
+    )
     parser.add_argument("--checkpoint", help="weights of a detector, for --type instance")
-    parser.add_argument("--config-file", default="", help="of --checkpoint")
+    parser.add_argument("--config-file", default="", help="config of the detector of --checkpoint")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config options")
-    parser.add_argument("--box-jitter", type=float, default=0.0, help="fraction of boxes")
-    parser.add_argument("--box-magnitude", type=float, default=0.1, help="fraction of box size")
-    parser.add_argument("--missing", type=float, default=0.0, help="fraction left out")
-    parser.add_argument("--spurious", type=float, default=0.0, help="boxes added, as a fraction")
     parser.add_argument(
         "--bad-annotations",
         default="error",
         choices=BAD_ANNOTATIONS,
-        help="flawed boxes and images: stop (error, the default), or copy them as they are (skip)",
+        help="flawed boxes and images: stop (error, the default) or copy them unchanged (skip)",
     )
-    parser.add_argument("--workers", type=int, default=1, help="processes that write XML")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="number of processes that write XML; default 1"
+    )
     args = parser.parse_args(argv)
     if not args.restore and not args.output:
         parser.error("--output is required")
