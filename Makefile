@@ -2,11 +2,12 @@
 VENV ?= .venv
 PYTHON ?= python3.11
 OUTPUT ?= output
+MINUTES ?= 20
 BIN := $(VENV)/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test lint format docs bench clean
+.PHONY: help setup demo check test lint format docs bench gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +41,9 @@ bench: setup  ## measure what the SuperLoss costs and how fast evaluation is
 	OMP_NUM_THREADS=1 $(BIN)/python tools/benchmark_superloss.py
 	OMP_NUM_THREADS=1 $(BIN)/python tools/benchmark_superloss.py --training-step
 	OMP_NUM_THREADS=1 $(BIN)/python tools/benchmark_evaluation.py
+
+gpu: setup  ## test and measure on a GPU, then train a short real job; MINUTES=20
+	OMP_NUM_THREADS=1 $(BIN)/python tools/gpu_report.py --minutes $(MINUTES) --work $(OUTPUT)/gpu $(ARGS)
 
 clean:  ## remove what builds and tests leave behind; .venv and output/ stay
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

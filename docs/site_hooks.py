@@ -14,7 +14,7 @@ REPO = Path(__file__).resolve().parent.parent
 # The packages whose ``__all__`` is public, in the order of the navigation.
 PACKAGES = (
     *("", ".config", ".model_zoo", ".losses", ".modeling", ".data", ".label_noise"),
-    *(".evaluation", ".audit", ".engine", ".engine.hooks", ".sweep"),
+    *(".evaluation", ".audit", ".rivals", ".engine", ".engine.hooks", ".sweep"),
 )
 LINK = re.compile(r"(!?\[([^\]]*)\])\(([^)\s]+)\)")
 
@@ -28,7 +28,8 @@ class PlainDocstrings(griffe.Extension):
 
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
         # ``self.lam = lam``: the argument is described, and the docstring lists what matters.
-        for name in [n for n, attribute in cls.attributes.items() if not attribute.has_docstring]:
+        own = ((n, a) for n, a in cls.attributes.items() if n in cls.members)
+        for name in [n for n, attribute in own if not attribute.has_docstring]:
             cls.del_member(name)
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "check_has_keys",
     "config_keys",
     "is_dense_detector",
+    "needs_masks",
     "num_classes_key",
     "num_classes_of",
     "train_sets",
@@ -52,10 +53,17 @@ def add_superloss_config(cfg: CN) -> None:
     # False: the head trains on LOSS itself, without a confidence.
     cfg.MODEL.SUPERLOSS.CLS.ENABLED = True
     # Loss per RoI of softmax heads: "cross_entropy", "generalized_cross_entropy",
-    # "symmetric_cross_entropy", "hard_bootstrapping", "soft_bootstrapping", "focal_loss" or
-    # "data_params", a learned temperature per annotation. The SuperLoss is computed from it; with
-    # ENABLED False it is the training loss.
+    # "symmetric_cross_entropy", "hard_bootstrapping", "soft_bootstrapping", "focal_loss", "lncis",
+    # "truncated_generalized_cross_entropy", "self_paced", "forward_correction", "curriculum_loss"
+    # or "data_params", a learned temperature per annotation. The SuperLoss is computed from it;
+    # with ENABLED False it is the training loss.
     cfg.MODEL.SUPERLOSS.CLS.LOSS = "cross_entropy"
+    # Fraction of the iterations trained on the cross-entropy before LOSS takes its place: a loss
+    # that leaves out what looks wrong needs a detector that predicts.
+    cfg.MODEL.SUPERLOSS.CLS.LOSS_START = 0.0
+    # Fraction of wrong labels that "forward_correction" and "curriculum_loss" are told; below 0.0:
+    # the first estimates which class is confused with which, the second prunes nothing.
+    cfg.MODEL.SUPERLOSS.CLS.NOISE_RATE = -1.0
     # "logC": log of the number of softmax outcomes; "Avg": mean of all losses so far; "ExpAvg":
     # exponential running average of the losses; or a quoted number in nats, such as "1.5".
     cfg.MODEL.SUPERLOSS.CLS.TAU = "ExpAvg"
@@ -104,9 +112,44 @@ def add_superloss_config(cfg: CN) -> None:
     # Correction within one training run: iterations between two estimates.
     cfg.MODEL.SUPERLOSS.CORRECTION.PERIOD = 500
     # "hard": the most probable class; "soft": the two most probable with their probabilities.
-    cfg.MODEL.SUPERLOSS.CORRECTION.FORM = "hard"
+    cfg.MODEL.SUPERLOSS.CORRECTION.FORM = "soft"
     # Annotations without a class of at least this probability get no classification loss.
     cfg.MODEL.SUPERLOSS.CORRECTION.MIN_PROBABILITY = 0.0
+
+    # Methods of other papers, which change what annotations are trained as; docs/rivals.md. They
+    # need SuperLoss heads, and compare with the plain loss by CLS.FIXED_SIGMA 1.0.
+    cfg.MODEL.METHOD = CN()
+    # "" for none, "CoTeaching", "CABBC", "CLC", "EMATeacher", "SDLocNet", or one that a project
+    # registers.
+    cfg.MODEL.METHOD.NAME = ""
+    # Fraction of the iterations on the given labels before it begins; of Co-teaching until it drops
+    # as many as NOISE_RATE says.
+    cfg.MODEL.METHOD.START = 0.1
+    # Fraction of wrong labels, for Co-teaching; below 0.0: estimated at START and as often again.
+    cfg.MODEL.METHOD.NOISE_RATE = -1.0
+    # The META_ARCHITECTURE "PairedRCNN" or "PairedRetinaNet": two heads on one trunk, in place of
+    # two detectors. CABBC needs it.
+    cfg.MODEL.METHOD.SHARED_TRUNK = False
+    # CA-BBC: soft labels and, with ALPHA above 0.0, corrected boxes.
+    cfg.MODEL.METHOD.CA_BBC = CN()
+    # Of the soft labels; near 0.0 they are the most probable class.
+    cfg.MODEL.METHOD.CA_BBC.TEMPERATURE = 0.4
+    # Step of the boxes; the paper takes 0, 100 and 200 for 0, 20 and 40 % box noise.
+    cfg.MODEL.METHOD.CA_BBC.ALPHA = 0.0
+    # Weight of the background's probability in what the step lowers.
+    cfg.MODEL.METHOD.CA_BBC.BACKGROUND = 0.1
+    # Share of the heads' mean box deltas by which a box moves after the step.
+    cfg.MODEL.METHOD.CA_BBC.REFINEMENT = 0.5
+    # CLC of DN-TOD.
+    cfg.MODEL.METHOD.CLC = CN()
+    # What happens to a sample that looks wrong: "drop", it has no class loss, or "relabel".
+    cfg.MODEL.METHOD.CLC.FORM = "drop"
+    # Soft targets from an exponential average of the weights.
+    cfg.MODEL.METHOD.TEACHER = CN()
+    # Share of the old weights that a step keeps.
+    cfg.MODEL.METHOD.TEACHER.DECAY = 0.999
+    # Share of the teacher's prediction in the target; the rest is the given label.
+    cfg.MODEL.METHOD.TEACHER.SHARE = 0.5
 
     # The box regression loss: one value per foreground RoI or anchor, summed over coordinates.
     cfg.MODEL.SUPERLOSS.BOX_REG = CN()
@@ -147,7 +190,8 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.DATASETS.LABEL_NOISE = CN()
     # Class that replaces a corrupted label. "symmetric": any other class; "symmetric_inclusive":
     # any class, including the true one; "asymmetric": a class from a map of confusable classes; or
-    # a custom noise registered by your project.
+    # a custom noise registered by your project. For the mistakes of a detector, set MANIFEST to one
+    # of sl-inject-noise --type instance.
     cfg.DATASETS.LABEL_NOISE.TYPE = "symmetric"
     # Fraction of annotations, in [0, 1]; 0.0 is off.
     cfg.DATASETS.LABEL_NOISE.RATE = 0.0
@@ -244,6 +288,11 @@ def is_dense_detector(cfg: CN) -> bool:
 def num_classes_of(cfg: CN) -> int:
     """K, the number of foreground classes that a config's detector has."""
     return (cfg.MODEL.RETINANET if is_dense_detector(cfg) else cfg.MODEL.ROI_HEADS).NUM_CLASSES
+
+
+def needs_masks(cfg: CN) -> bool:
+    """Whether the detector has a mask head, which a dense one has not whatever the key says."""
+    return bool(cfg.MODEL.MASK_ON) and not is_dense_detector(cfg)
 
 
 def num_classes_key(cfg: CN) -> str:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.data import MetadataCatalog
 
 from helpers import REPO
@@ -40,6 +41,11 @@ def pytest_collection_modifyitems(config, items):
         skip = pytest.mark.skip(reason="takes minutes: run with --long")
         for item in items:
             if item.get_closest_marker("long"):
+                item.add_marker(skip)
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs CUDA: torch sees no GPU here")
+        for item in items:
+            if item.get_closest_marker("gpu"):
                 item.add_marker(skip)
 
 

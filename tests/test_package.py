@@ -28,6 +28,8 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"data", "files"},
     "audit": {"label_noise", "data", "checkpoint", "losses", "files", "config"},
     "visualization": {"data", "files"},
+    # Methods of other papers: they change what the heads of modeling are trained on.
+    "rivals": {"modeling", "audit", "losses", "config"},
 }
 ALLOWED["engine"] = {*ALLOWED}
 ALLOWED["sweep"] = {*ALLOWED["engine"], "engine"}

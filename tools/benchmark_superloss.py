@@ -4,8 +4,8 @@
 Every round times every contender once, in turn, so that a busy machine slows all of them; the
 tables show medians and their ratios. One thread on a CPU is timed by the CPU time of the process,
 which leaves out the time that other processes take. Without --training-step, the loss on random
-values; with it, the share of the SuperLoss in training steps of R50-FPN detectors of detectron2's
-model zoo.
+values; with it, training steps of R50-FPN detectors, stock and with the SuperLoss, and the time
+that the loss alone takes.
 
 Examples:
   tools/benchmark_superloss.py --sizes 3000000 --rounds 20
@@ -26,7 +26,6 @@ from sl_detectron.cli import run_tool, tool_parser  # first: it quiets detectron
 # isort: split
 import torch
 import torch.nn.functional as F
-from detectron2 import model_zoo
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -34,12 +33,18 @@ from scipy.special import lambertw
 from torch import Tensor
 
 from sl_detectron.losses import SuperLoss, superloss
+from sl_detectron.model_zoo import get_config
 
 LossFunction = Callable[[Tensor], Tensor]
 Calls = dict[str, Callable[[], object]]
 
 TAU, LAM = 1.3, 0.25
 LARGEST_BETA = 20.0  # where the table of knots ends
+DETECTORS = {
+    "Faster R-CNN R50-FPN": "PascalVOC-Detection/faster_rcnn_R_50_FPN",
+    "RetinaNet R50-FPN": "PascalVOC-Detection/retinanet_R_50_FPN",
+}
+HEADS = {"stock": ".yaml", "SuperLoss": "_superloss.yaml"}
 
 
 def with_sigma(losses: Tensor, sigma: Tensor) -> Tensor:
@@ -124,13 +129,15 @@ def seconds(call: Callable[[], object], device: str) -> float:
     return clock() - start
 
 
-def interleaved(calls: Calls, num_rounds: int, device: str) -> dict[str, list[float]]:
-    """Seconds of every call in every round, after one round that is not counted."""
+def interleaved(
+    calls: Calls, num_rounds: int, device: str, num_warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of every call in every round, after some rounds that are not counted."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for i in range(num_rounds + 1):
+    for i in range(num_warm_up + num_rounds):
         for name, call in calls.items():
             elapsed = seconds(call, device)
-            if i > 0:
+            if i >= num_warm_up:
                 times[name].append(elapsed)
     return times
 
@@ -180,70 +187,82 @@ def benchmark_function(num_losses: int, args: argparse.Namespace) -> None:
     print_table([*header, "/ SuperLoss", "/ exp", "largest error"], rows)
 
 
-def detector(config: str, args: argparse.Namespace) -> tuple[Any, list[dict[str, Any]]]:
-    """A model with random weights in training mode, and a batch of noise with boxes."""
-    cfg = model_zoo.get_config(config)
+def detector(name: str, head: str, device: str) -> Any:
+    """A model with random weights in training mode; both heads of a detector have the same."""
+    cfg = get_config(DETECTORS[name] + HEADS[head])
     cfg.MODEL.WEIGHTS = ""
-    cfg.MODEL.DEVICE = args.device
-    height, width = args.image_size
+    cfg.MODEL.DEVICE = device
+    cfg.MODEL.PIXEL_STD = [57.375, 57.12, 58.395]  # without, float16 overflows
+    cfg.MODEL.RPN.NMS_THRESH = 1.0
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    if hasattr(model, "proposal_generator"):
+        # A trained RPN fills every image's quota of RoIs. Proposals of random weights are outside
+        # of the image: here they are the anchors.
+        torch.nn.init.zeros_(model.proposal_generator.rpn_head.anchor_deltas.weight)
+    return model
+
+
+def noise_batch(num_images: int, image_size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Images of noise with two boxes each."""
+    height, width = image_size
     boxes = torch.tensor([[0.1, 0.1, 0.5, 0.6], [0.4, 0.3, 0.9, 0.9]])
     target = Instances((height, width), gt_classes=torch.tensor([0, 5]))
     target.gt_boxes = Boxes(boxes * torch.tensor([width, height, width, height]))
     image = torch.randint(0, 255, (3, height, width), dtype=torch.uint8)
-    return build_model(cfg).train(), [{"image": image, "instances": target}] * args.images
+    return [{"image": image, "instances": target}] * num_images
 
 
-def train_step(model: Any, batch: list[dict[str, Any]]) -> None:
+def train_step(model: Any, batch: list[dict[str, Any]], amp: bool = False) -> None:
     model.zero_grad()
-    with EventStorage():
-        sum(model(batch).values()).backward()
+    with EventStorage(), torch.autocast(model.device.type, enabled=amp):
+        losses = sum(model(batch).values())
+    losses.backward()
 
 
-def count_samples(model: Any, args: argparse.Namespace) -> int:
-    """Number of RoIs or anchors of one step."""
-    if hasattr(model, "roi_heads"):
-        # A trained RPN fills every image's quota; one with random weights does not.
-        return args.images * model.roi_heads.batch_size_per_image
-    features = model.backbone(torch.zeros(1, 3, *args.image_size, device=args.device))
-    anchors = model.anchor_generator([features[f] for f in model.head_in_features])
-    return args.images * sum(len(level) for level in anchors)
+def samples_of(model: Any, step: Callable[[], object]) -> Tensor:
+    """(S,) bool: which samples of a step's classification term are foreground."""
+    seen = []
+    term = next(m for m in model.modules() if getattr(m, "name", "") == "cls")
+    with term.register_forward_pre_hook(lambda _, args: seen.append(args[1].reshape(-1))):
+        step()
+    return seen[0]
 
 
-def benchmark_detector(name: str, config: str, args: argparse.Namespace) -> list[str]:
-    model, batch = detector(config, args)
-    num_samples = count_samples(model, args)
-    losses = torch.rand(num_samples, device=args.device) * 4
-    foreground = torch.rand(num_samples, device=args.device) < 0.25
+def benchmark_detector(name: str, args: argparse.Namespace) -> list[str]:
+    batch = noise_batch(args.images, tuple(args.image_size))
+    models = {head: detector(name, head, args.device) for head in HEADS}
+    steps: Calls = {h: partial(train_step, m, batch) for h, m in models.items()}
+    foreground = samples_of(models["SuperLoss"], steps["SuperLoss"])
+    losses = torch.rand(len(foreground), device=args.device) * 4
     criterion = SuperLoss("ExpAvg", LAM).to(args.device)
     functions: dict[str, LossFunction] = {
         "plain": torch.clone,
         "all": criterion,
         "foreground": partial(criterion, mask=foreground),
     }
-    calls: Calls = {"step": partial(train_step, model, batch)}
+    calls = dict(steps)
     # Several short calls to each long step, for a median as steady as that of the steps.
     for i in range(10):
         calls |= {f"{k} {i}": partial(forward_backward, f, losses) for k, f in functions.items()}
     times = interleaved(calls, args.steps, args.device)
-    step = statistics.median(times["step"])
+    medians = {head: statistics.median(times[head]) for head in HEADS}
     calls_of = {k: [t for i in range(10) for t in times[f"{k} {i}"]] for k in functions}
-    row = [name, f"{num_samples:,}", f"{step:.2f} ± {spread(times['step']):.0%}"]
+    row = [name, f"{len(losses):,}"]
+    row += [f"{medians[head]:.2f} ± {spread(times[head]):.0%}" for head in HEADS]
     for key in ("all", "foreground"):
         added = statistics.median(calls_of[key]) - statistics.median(calls_of["plain"])
-        row += [f"{added * 1e3:.3f}", f"{added / step:.3%}"]
+        row += [f"{added * 1e3:.3f}", f"{added / medians['stock']:.3%}"]
     return row
 
 
 def benchmark_training_step(args: argparse.Namespace) -> None:
-    configs = {
-        "Faster R-CNN R50-FPN": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
-        "RetinaNet R50-FPN": "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
-    }
-    rows = [benchmark_detector(name, config, args) for name, config in configs.items()]
+    rows = [benchmark_detector(name, args) for name in DETECTORS]
     height, width = args.image_size
     print(f"Training steps of {args.images} image(s) of {width} x {height} pixels\n")
-    header = ["", "samples", "step, s", "SuperLoss on all, ms", "of the step"]
-    print_table([*header, "on foreground, ms", "of the step"], rows)
+    header = ["", "samples", "stock step, s", "SuperLoss step, s"]
+    header += ["SuperLoss on all, ms", "of the step", "on foreground, ms", "of the step"]
+    print_table(header, rows)
 
 
 def parse_args() -> argparse.Namespace:

@@ -55,6 +55,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--images is of --coco-json")
     if not args.voc_root and (args.classes or args.split):
         parser.error("--classes and --split are of --voc-root")
+    if args.opts and not args.config_file:
+        parser.error("--opts is of --config-file")
     if args.config_file and (args.bad_annotations or args.broken_images):
         keys = "DATASETS.BAD_ANNOTATIONS and DATALOADER.BROKEN_IMAGES"
         parser.error(f"with --config-file give {keys} after --opts")

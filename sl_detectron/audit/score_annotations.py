@@ -8,7 +8,7 @@ Shape legend: S samples (boxes or anchors), K classes.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from ..data.formats.annotations import Record
 from ..data.images import BrokenImage, read_image, warn_of_turned
 from .features import FeaturePooler
 
-__all__ = ["AnnotationScores", "score_annotations"]
+__all__ = ["AnnotationScores", "score_annotations", "scorer_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,15 +83,7 @@ def score_annotations(
     Raises:
         ValueError: the detector is of another kind
     """
-    if isinstance(model, GeneralizedRCNN):
-        score = _score_boxes
-    elif isinstance(model, RetinaNet):
-        score = _score_anchors
-    else:
-        raise ValueError(
-            f"a {type(model).__name__} cannot be audited: the detector must be a GeneralizedRCNN "
-            "or a RetinaNet"
-        )
+    score = scorer_of(model)
     model.eval()
     warn_of_turned(records, "the audited images")
     augmentations = T.AugmentationList(detection_utils.build_augmentation(cfg, is_train=False))
@@ -123,6 +115,27 @@ def score_annotations(
         features, feature_ids, images = (torch.cat(values) for values in zip(*pooled))
         scores = scores._replace(features=features, feature_ids=feature_ids, feature_images=images)
     return scores
+
+
+# Of a detector in evaluation mode, an input of one image and its targets with annotation ids:
+# (S,) ids, (S,) losses, (S, K) probabilities.
+Scorer = Callable[[Any, Record, Instances], tuple[Tensor, Tensor, Tensor]]
+
+
+def scorer_of(model: nn.Module) -> Scorer:
+    """What scores the annotations of one image by a detector of its kind.
+
+    Raises:
+        ValueError: the detector is neither a GeneralizedRCNN nor a RetinaNet
+    """
+    if isinstance(model, GeneralizedRCNN):
+        return _score_boxes
+    if isinstance(model, RetinaNet):
+        return _score_anchors
+    raise ValueError(
+        f"a {type(model).__name__} cannot be audited: the detector must be a GeneralizedRCNN "
+        "or a RetinaNet"
+    )
 
 
 def _no_detections() -> Instances:
@@ -190,12 +203,15 @@ def _score_anchors(
     logits = [permute_to_N_HWA_K(x, model.num_classes)[0] for x in model.head(features)[0]]
     anchors = Boxes.cat(model.anchor_generator(features))
     matched, labels = model.anchor_matcher(pairwise_iou(targets.gt_boxes, anchors))
+    # Host trip: few of the anchors are matched.
     foreground = (labels == 1).nonzero()[:, 0]
     of = matched[foreground]
     scores = torch.cat(logits)[foreground]
+    # Host trip: one_hot() looks at the classes.
+    target = F.one_hot(targets.gt_classes[of], model.num_classes).to(scores.dtype)
     losses = sigmoid_focal_loss(
         scores,
-        F.one_hot(targets.gt_classes[of], model.num_classes).to(scores.dtype),
+        target,
         alpha=model.focal_loss_alpha,
         gamma=model.focal_loss_gamma,
     ).sum(dim=1)

@@ -78,6 +78,7 @@ class CorrectLabels(HookBase):
             return
         tracked = self.tracker.mean_probabilities()
         seen = ~tracked.isnan().any(dim=1)
+        # Host trip: once a period, the estimate of the true classes has many.
         rows = seen.nonzero()[:, 0]
         estimate = infer_true_classes(tracked[rows], self.targets.labels[rows], TEMPERATURE)
         probabilities = torch.zeros_like(tracked).index_copy(0, rows, estimate.probabilities)
@@ -112,7 +113,7 @@ class LabelCorrection:
 
     start: float = 1.0
     period: int = 500
-    form: str = "hard"
+    form: str = "soft"
     min_probability: float = 0.0
     targets: str = ""
 

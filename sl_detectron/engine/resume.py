@@ -18,8 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint import SafeCheckpointer
 from ..data import TrainLoader
-from ..losses import DataParams
+from ..losses import AfterStart, DataParams, ForwardCorrection
 from ..modeling import SuperLossTerm
+from ..rivals.pair import fill_both
 from .rng import get_rng_state, set_rng_state
 
 __all__ = [
@@ -215,11 +216,13 @@ def resume_or_load(checkpointer: SafeCheckpointer, weights: str, resume: bool) -
     parts = {
         name: (part, copy.deepcopy(part.state_dict()))
         for name, part in checkpointer.model.named_modules()
-        if isinstance(part, SuperLossTerm | DataParams)
+        if isinstance(part, SuperLossTerm | DataParams | AfterStart | ForwardCorrection)
     }
-    checkpointer.resume_or_load(weights, resume=resume)
     if resumes:
+        checkpointer.resume_or_load(weights, resume=True)
         return True
+    with fill_both(checkpointer.model):
+        checkpointer.resume_or_load(weights, resume=False)
     anew = []
     for name, (part, state) in parts.items():
         if any(not torch.equal(value, state[key]) for key, value in part.state_dict().items()):

@@ -27,6 +27,7 @@ from ..evaluation.evaluator_choice import build_evaluator
 from ..label_noise import build_noisy_train_loader
 from ..losses import DataParams
 from ..modeling import SuperLossTerm
+from ..rivals import build_method
 from .finite import trainer_class
 from .hooks import (
     DrawTrainingImages,
@@ -36,9 +37,10 @@ from .hooks import (
     build_annotation_tracker,
 )
 from .label_correction import LabelCorrection
+from .methods import TrainMethod
 from .resume import ResumeState, SaveAndStop, StopOnSignal, resume_or_load
 from .rng import keep_rng_state
-from .setup import check_for_training, keep_config, merge_cfg
+from .setup import check_for_training, keep_config, merge_cfg, warn_of_custom_loader
 
 __all__ = ["SuperLossTrainer", "build_predictor", "distribute"]
 
@@ -85,6 +87,8 @@ class SuperLossTrainer(DefaultTrainer):
         # A custom loader may have an attribute of this name for something else.
         table = getattr(data_loader, "annotations", None)
         self.annotations = table if isinstance(table, AnnotationTable) else None
+        if self.annotations is None:
+            warn_of_custom_loader(cfg)
         cfg = _with_num_annotations(cfg, self.annotations)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -103,6 +107,11 @@ class SuperLossTrainer(DefaultTrainer):
         self.class_targets = self._correction.build_targets(model, self.annotations)
         if self.class_targets is not None:
             self.checkpointer.add_checkpointable("class_targets", self.class_targets)
+        # None where no method of another paper is named.
+        num_annotations = self.annotations.num_annotations if self.annotations else 0
+        self.method = build_method(cfg, self.checkpointer.model, num_annotations)
+        if self.method is not None:
+            self.checkpointer.add_checkpointable("method", self.method)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -134,6 +143,8 @@ class SuperLossTrainer(DefaultTrainer):
         if table is not None and tracker is not None:
             first.append(TrackAnnotations(tracker, table, self.cfg.OUTPUT_DIR, stop))
         first.append(self._correction.build_hook(tracker, self.class_targets, self.max_iter))
+        if self.method is not None:
+            first.append(TrainMethod(self.method, tracker, table))
         if self.cfg.VIS_PERIOD > 0 and comm.is_main_process():
             true_classes = table.true_classes() if table else {}
             first.append(DrawTrainingImages(self.cfg, true_classes))

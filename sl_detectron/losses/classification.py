@@ -5,6 +5,7 @@ vector. All losses take and check `logits` and `labels` as :func:`cross_entropy`
 (R,) losses in nats unless said otherwise; a parameter out of its range is a ValueError.
 """
 
+import math
 from collections.abc import Callable
 from types import MappingProxyType
 
@@ -22,6 +23,9 @@ __all__ = [
     "hard_bootstrapping",
     "soft_bootstrapping",
     "focal_loss",
+    "lncis",
+    "truncated_generalized_cross_entropy",
+    "self_paced",
 ]
 
 
@@ -145,6 +149,73 @@ def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
     return -((-torch.expm1(log_p)) ** gamma) * log_p
 
 
+def lncis(logits: Tensor, labels: Tensor, log_zero: float = math.log(1e-4)) -> Tensor:
+    """Cross-entropy, but -sum p * log t where label and prediction are objects (Yang et al. 2020).
+
+    "Learning with noisy class labels for instance segmentation", section 3.2: background is the
+    last class, and its labels are right, so samples with that label or that prediction have the
+    cross-entropy; among objects the reverse cross-entropy with log 0 = log_zero cannot be pulled
+    far by a wrong label. Both have weight 1.
+
+    Args:
+        logits, labels: as in :func:`cross_entropy`
+        log_zero: what stands for log 0, at most 0; the paper clamps t at 1e-4
+
+    Example:
+        >>> logits = torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 3.0], [3.0, 0.0, 0.0]])
+        >>> lncis(logits, torch.tensor([1, 1, 2]))
+        tensor([8.7933, 3.0949, 3.0949])
+    """
+    check_domain("log_zero", log_zero, not log_zero <= 0, "at most 0")
+    log_p, log_all = _log_probability(logits, labels)
+    background = logits.shape[1] - 1
+    is_background = (labels == background) | (log_all.argmax(dim=1) == background)
+    return torch.where(is_background, -log_p, log_zero * torch.expm1(log_p))
+
+
+def truncated_generalized_cross_entropy(
+    logits: Tensor, labels: Tensor, q: float = 0.7, k: float = 0.5
+) -> Tensor:
+    """(1 - max(p_y, k)^q) / q (Zhang and Sabuncu 2018, eq. 9): no gradient where p_y <= k.
+
+    The paper prunes from its 40th epoch on. A detector too must be trained before, see
+    :class:`~sl_detectron.losses.AfterStart`: at first every object has p_y below k.
+
+    Args:
+        logits, labels: as in :func:`cross_entropy`
+        q: in (0, 1]
+        k: probability below which a label is taken for wrong, in [0, 1)
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 0.0], [3.0, 0.0], [3.0, 0.0]])
+        >>> truncated_generalized_cross_entropy(logits, torch.tensor([0, 0, 1]))
+        tensor([0.5492, 0.0478, 0.5492])
+    """
+    check_domain("k", k, not 0 <= k < 1, "in [0, 1)")
+    return generalized_cross_entropy(logits, labels, q).clamp(max=(1 - k**q) / q)
+
+
+def self_paced(logits: Tensor, labels: Tensor, threshold: float | None = None) -> Tensor:
+    """min(-log p_y, threshold) (Kumar et al. 2010, eq. 4, minimised over v in {0, 1}).
+
+    v * (loss - threshold) is least for v = 1 below the threshold and 0 above. The paper raises
+    the threshold until all samples are in; with wrong labels some should stay out, so it is fixed.
+    As :func:`truncated_generalized_cross_entropy` it needs a detector that was trained before.
+
+    Args:
+        logits, labels: as in :func:`cross_entropy`
+        threshold: in nats, above 0; None for log C, the loss of a guess
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 0.0], [3.0, 0.0], [3.0, 0.0]])
+        >>> self_paced(logits, torch.tensor([0, 0, 1]))
+        tensor([0.6931, 0.0486, 0.6931])
+    """
+    check_domain("threshold", threshold, threshold is not None and not threshold > 0, "above 0")
+    log_p, log_all = _log_probability(logits, labels)
+    return (-log_p).clamp(max=math.log(log_all.shape[1]) if threshold is None else threshold)
+
+
 def _log_probability(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """(R,) log p_y and (R, C) log p."""
     check_logits(logits, labels)
@@ -163,6 +234,9 @@ CLASSIFICATION_LOSSES: MappingProxyType[str, Callable[..., Tensor]] = MappingPro
             hard_bootstrapping,
             soft_bootstrapping,
             focal_loss,
+            lncis,
+            truncated_generalized_cross_entropy,
+            self_paced,
         )
     }
 )

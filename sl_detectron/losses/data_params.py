@@ -48,7 +48,10 @@ def data_params(logits: Tensor, labels: Tensor, sigma: Tensor | float, lam: floa
     check_domain("labels", labels, labels < 0, "at least 0")  # -100 would be left out silently
     check_domain("sigma", sigma, sigma <= 0, "above 0")
     (wide,) = widen(logits)
-    sigma = torch.as_tensor(sigma, dtype=wide.dtype, device=wide.device)
+    if isinstance(sigma, Tensor):
+        sigma = sigma.to(wide.device, wide.dtype)
+    else:
+        sigma = torch.full((), sigma, dtype=wide.dtype, device=wide.device)
     if sigma.shape not in ((), labels.shape):
         raise ValueError(
             f"sigma must be a number or of shape {tuple(labels.shape)}; got {tuple(sigma.shape)}"

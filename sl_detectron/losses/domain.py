@@ -1,13 +1,16 @@
 """Checks of arguments: numbers at once, tensors on their device, without waiting for it."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["as_number", "check_domain", "check_logits", "widen"]
+__all__ = ["as_number", "check_domain", "check_logits", "is_compiling", "widen"]
+
+# torch before 2.3 lacks it, and cannot compile the SuperLoss in any case.
+is_compiling: Callable[[], bool] = getattr(torch.compiler, "is_compiling", lambda: False)
 
 
 def as_number(value: Any) -> float:
@@ -74,4 +77,10 @@ def widen(*values: Tensor | float) -> list[Tensor]:
     dtype, device = torch.float32, tensors[0].device if tensors else None
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
-    return [torch.as_tensor(value, dtype=dtype, device=device) for value in values]
+    # full: a number is filled in on the device, where a copy of it would wait for the host.
+    return [
+        value.to(device, dtype)
+        if isinstance(value, Tensor)
+        else torch.full((), value, dtype=dtype, device=device)
+        for value in values
+    ]

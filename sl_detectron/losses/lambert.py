@@ -13,11 +13,12 @@ Below, a scalar is a number or a 0-d float64 tensor: no value is ever read back 
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .domain import is_compiling
 
 __all__ = ["Scalar", "solve"]
 
@@ -31,9 +32,6 @@ _SMALLEST_SIGMA = 1e-35
 
 # On a CPU large inputs are solved in blocks, whose intermediate values fit into its cache.
 _BLOCK = 65536
-
-# torch before 2.3 lacks it, and cannot compile the SuperLoss in any case.
-_is_compiling: Callable[[], bool] = getattr(torch.compiler, "is_compiling", lambda: False)
 
 _TWO_OVER_E = 2 / math.e
 _TWO_OVER_E_REMAINDER = -2.4857507345576726e-17  # 2/e - float64(2/e)
@@ -172,7 +170,7 @@ def solve(losses: Tensor, tau: Scalar, lam: Scalar) -> tuple[Tensor, Tensor]:
         SL and sigma, both of the losses' shape and dtype
     """
     per_sample = any(isinstance(x, Tensor) and x.dim() > 0 for x in (tau, lam))
-    large = losses.is_cpu and not _is_compiling() and losses.numel() > _BLOCK
+    large = losses.is_cpu and not is_compiling() and losses.numel() > _BLOCK
     if large and not per_sample:
         return _solve_in_blocks(losses, tau, lam)
     return _solve_whole(losses, tau, lam)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .domain import as_number, check_domain
 from .superloss import check_samples, superloss_with_confidence
-from .tau import ExpAverageTau, build_tau
+from .tau import ConstantTau, ExpAverageTau, LogCTau, build_tau
 
 __all__ = ["FixedConfidence", "SuperLoss"]
 
@@ -88,6 +88,8 @@ class SuperLoss(nn.Module):
         # Before tau learns: a call that is refused leaves no trace.
         check_samples(losses, mask)
         tau = self.threshold(losses, mask)
+        if type(self.threshold) in (ConstantTau, LogCTau):
+            tau = self.threshold.value  # the same; the arithmetic of a number needs no kernels
         value, sigma = superloss_with_confidence(losses, tau, self.lam, mask)
         if self.mean_sigma is not None:
             # No sample has a weight where all losses are infinite.

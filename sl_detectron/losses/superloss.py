@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .domain import as_number, check_domain
+from .domain import as_number, check_domain, is_compiling
 from .lambert import Scalar, solve
 
 __all__ = ["check_samples", "confidence", "superloss", "superloss_with_confidence"]
@@ -165,7 +165,12 @@ class _SuperLoss(torch.autograd.Function):
         if mask is not None:
             value = torch.where(mask, value, wide)
             sigma = torch.where(mask, sigma, 1.0)
-        return value.to(losses.dtype), sigma.to(losses.dtype)
+        value, sigma = value.to(losses.dtype), sigma.to(losses.dtype)
+        if is_compiling():
+            # torch 2.11 compiles a gradient of 0 for an output that was changed in place. The
+            # copies are fused with what comes before them.
+            value, sigma = value.clone(), sigma.clone()
+        return value, sigma
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

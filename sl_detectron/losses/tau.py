@@ -3,6 +3,12 @@
 A strategy is called once per step with the losses of the batch. It returns the tau for this batch,
 which the batch itself enters only if it is the first one, and then takes the batch in. Nothing is
 read back from the device, and with several processes every one holds the same tau.
+
+A CUDA graph may hold the call: the buffers are updated where they are, so a replay reads the tau
+that the replay before it left; the first batch is told by a count on the device, not by a flag of
+Python's; all shapes are those of the losses. What a capture does fix is whether the module is in
+training mode, and the number of processes.
+
 :func:`build_tau` says what a custom strategy must do.
 """
 
@@ -12,12 +18,16 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from .domain import as_number, check_domain
+from .domain import as_number, check_domain, is_compiling
+from .ranks import num_processes, sum_over_ranks
 
 __all__ = ["TAU_STRATEGIES", "AverageTau", "ConstantTau", "ExpAverageTau", "build_tau"]
+
+# torch.compile of 2.11 to 2.13 loses an update of a buffer in place, where the losses have a
+# gradient; a new buffer in its place is kept.
+_LOSES_UPDATES = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
 
 
 class ConstantTau(nn.Module):
@@ -112,9 +122,16 @@ class AverageTau(nn.Module):
         batch_mean, num_losses = self._batch_mean(losses.detach(), mask, over_processes=learns)
         tau = torch.where(self.count > 0, self.mean, batch_mean)
         if learns:
-            self.mean.copy_(torch.lerp(tau, batch_mean, self._rate(num_losses)))
-            self.count.add_(num_losses.to(torch.int64))
+            self._take_in(tau, batch_mean, num_losses)
         return tau
+
+    def _take_in(self, tau: Tensor, batch_mean: Tensor, num_losses: Tensor) -> None:
+        rate, num = self._rate(num_losses), num_losses.to(torch.int64)
+        if is_compiling() and _LOSES_UPDATES:
+            self.mean, self.count = torch.lerp(tau, batch_mean, rate), self.count + num
+        else:
+            torch.lerp(tau, batch_mean, rate, out=self.mean)
+            self.count.add_(num)
 
     def _rate(self, num_losses: Tensor) -> Tensor:
         """The share of this batch in the new mean."""
@@ -128,10 +145,10 @@ class AverageTau(nn.Module):
         if mask is not None:
             counts = counts & mask
         total = torch.where(counts, losses, 0.0).sum(dtype=torch.float64)
-        sums = torch.stack([total, counts.sum(dtype=torch.float64)])
-        if over_processes and _num_processes() > 1:
-            dist.all_reduce(sums)
-        return sums[0] / sums[1].clamp(min=1), sums[1]
+        num_losses = counts.sum(dtype=torch.float64)
+        if over_processes and num_processes() > 1:
+            total, num_losses = sum_over_ranks(torch.stack([total, num_losses]))
+        return total / num_losses.clamp(min=1), num_losses
 
 
 class ExpAverageTau(AverageTau):
@@ -241,7 +258,3 @@ def build_tau(
     names = ", ".join(map(repr, TAU_STRATEGIES))
     check_domain("tau", tau, not math.isfinite(value), f"{names} or a finite number")
     return ConstantTau(value)
-
-
-def _num_processes() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -8,7 +8,14 @@ from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
 from ..config import check_has_keys
-from ..losses import DataParams, FixedConfidence, SuperLoss
+from ..losses import (
+    AfterStart,
+    CurriculumLoss,
+    DataParams,
+    FixedConfidence,
+    ForwardCorrection,
+    SuperLoss,
+)
 from ..losses.classification import CLASSIFICATION_LOSSES
 from ..losses.tau import TAU_STRATEGIES, build_tau
 from .superloss_term import GRANULARITIES, SuperLossTerm
@@ -45,6 +52,8 @@ for _loss in CLASSIFICATION_LOSSES.values():
 for _strategy in TAU_STRATEGIES.values():
     TAU_REGISTRY.register(_strategy)
 
+# Losses that are built with more than their name.
+BUILT_LOSSES = ("data_params", "forward_correction", "curriculum_loss")
 NUM_OUTCOMES = ("K+1", "K")
 # Where the argument that an error begins with comes from.
 _KEYS = {
@@ -88,7 +97,7 @@ def losses_from_config(
     return {
         "superloss_cls": _build_term("CLS", node, num_outcomes, cls_granularities),
         "superloss_box_reg": _build_term("BOX_REG", node, None, ("sample", "instance")),
-        "classification_loss": _classification_loss(node, num_softmax_classes is not None),
+        "classification_loss": _delayed(cfg, _classification_loss(node, num_softmax_classes)),
     }
 
 
@@ -135,13 +144,20 @@ def _build_tau(tau: str, num_outcomes: int | None, momentum: float) -> nn.Module
     return build_tau(tau)
 
 
-def _classification_loss(node: CfgNode, softmax: bool) -> ClassificationLoss | None:
+def _classification_loss(node: CfgNode, num_classes: int | None) -> ClassificationLoss | None:
     """The loss of ``CLS.LOSS``; None for the detector's stock loss."""
-    name, names = node.CLS.LOSS, [*(name for name, _ in CLASSIFICATION_LOSS_REGISTRY)]
-    _check(name in (*names, "data_params"), "CLS.LOSS", name, f"one of {[*names, 'data_params']}")
+    name, rate = node.CLS.LOSS, node.CLS.NOISE_RATE
+    names = [*(name for name, _ in CLASSIFICATION_LOSS_REGISTRY), *BUILT_LOSSES]
+    _check(name in names, "CLS.LOSS", name, f"one of {names}")
+    _check(rate < 1, "CLS.NOISE_RATE", rate, "in [0, 1), or below 0 for unknown")
     if name == "cross_entropy":
         return None
+    softmax = num_classes is not None
     _check(softmax, "CLS.LOSS", name, "'cross_entropy' where classification is not a softmax")
+    if name == "forward_correction":
+        return ForwardCorrection(num_classes or 0, None if rate < 0 else rate)
+    if name == "curriculum_loss":
+        return CurriculumLoss(max(rate, 0.0))
     if name != "data_params":
         registered = CLASSIFICATION_LOSS_REGISTRY.get(name)
         loss: ClassificationLoss = registered() if isinstance(registered, type) else registered
@@ -153,6 +169,14 @@ def _classification_loss(node: CfgNode, softmax: bool) -> ClassificationLoss | N
     except ValueError as error:
         raise ValueError(f"MODEL.SUPERLOSS.DATA_PARAMS.LAMBDA: {error}") from error
     return criterion if num else _uncounted
+
+
+def _delayed(cfg: CfgNode, loss: ClassificationLoss | None) -> ClassificationLoss | None:
+    """The loss, from ``CLS.LOSS_START`` on if there is one."""
+    start = cfg.MODEL.SUPERLOSS.CLS.LOSS_START
+    _check(0 <= start <= 1, "CLS.LOSS_START", start, "in [0, 1]")
+    steps = round(start * cfg.SOLVER.MAX_ITER)
+    return loss if loss is None or not steps else AfterStart(loss, steps)
 
 
 def _uncounted(logits: Tensor, labels: Tensor) -> Tensor:

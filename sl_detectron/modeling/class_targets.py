@@ -13,10 +13,53 @@ from torch import Tensor, nn
 
 from .matched_annotations import FIELD
 
-__all__ = ["ClassTargets", "attach_class_targets"]
+__all__ = ["ClassTargets", "SampleTargets", "attach_class_targets", "mean_losses"]
+
+# Makes (S,) or (S, K) losses of (S,) classes.
+LossOf = Callable[[Tensor], Tensor]
 
 
-class ClassTargets(nn.Module):
+class SampleTargets(nn.Module):
+    """What the samples of annotations are trained as, and how much: the seam of every method.
+
+    A head or dense detector relabels the targets of a batch, matches its samples to them, and asks
+    for the losses of the samples.
+    """
+
+    def relabel(self, targets: list[Instances]) -> list[Instances]:
+        """The targets that samples are matched to; the arguments stay as they are.
+
+        Args:
+            targets: per image, with ``gt_classes`` and ``gt_annotation_ids``
+        """
+        return targets
+
+    def expected_losses(
+        self,
+        loss_of: LossOf,
+        ids: Tensor,
+        labels: Tensor,
+        probabilities: Callable[[], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Losses of samples and the weights that they count with.
+
+        Args:
+            loss_of: makes (S,) or (S, K) losses of (S,) classes
+            ids: (S,) int64 annotation ids; a sample of another annotation keeps its class
+            labels: (S,) its class
+            probabilities: makes (S, K) of the classes of an object; None where the head has others
+
+        Returns:
+            losses as ``loss_of`` makes them, and (S,) the weight that each counts with
+        """
+        raise NotImplementedError
+
+    def settle(self, compute: Callable[[], Tensor]) -> Tensor:
+        """The class term of a forward: ``compute()``, now or when more of the step is there."""
+        return compute()
+
+
+class ClassTargets(SampleTargets):
     """A distribution over a few candidate classes for every annotation.
 
     The classification loss of a sample is the expected one, ``sum_m weight_m * loss(class_m)``,
@@ -91,11 +134,7 @@ class ClassTargets(nn.Module):
 
     @torch.no_grad()
     def relabel(self, targets: list[Instances]) -> list[Instances]:
-        """Targets with their most probable classes; the arguments stay as they are.
-
-        Args:
-            targets: per image, with ``gt_classes`` and ``gt_annotation_ids``
-        """
+        """Targets with their most probable classes."""
         relabelled = []
         for target in targets:
             known, rows = self._rows(target.get(FIELD))
@@ -105,29 +144,13 @@ class ClassTargets(nn.Module):
         return relabelled
 
     def expected_losses(
-        self, loss_of: Callable[[Tensor], Tensor], ids: Tensor, labels: Tensor
+        self, loss_of: LossOf, ids: Tensor, labels: Tensor, probabilities: Any = None
     ) -> tuple[Tensor, Tensor]:
-        """Expected losses of samples over the candidates of their annotations.
-
-        Args:
-            loss_of: makes (S,) or (S, K) losses of (S,) classes
-            ids: (S,) int64 annotation ids; a sample of another annotation keeps its class
-            labels: (S,) its class
-
-        Returns:
-            losses as ``loss_of`` makes them, a mean over the candidates, and (S,) the weight that
-            each counts with
-        """
+        """Expected losses over the candidates of the annotations."""
         known, rows = self._rows(ids)
         shares = torch.where(known[:, None], self.weights[rows], self._of_given)
-        total = shares.sum(dim=1)
-        losses: Any = 0.0
-        for candidate, share in enumerate((shares / total.clamp_min(1e-6)[:, None]).unbind(dim=1)):
-            values = loss_of(torch.where(known, self.classes[rows, candidate], labels))
-            share = share.to(values).view(-1, *[1] * (values.dim() - 1))
-            # Not a mere product: of a class without weight the loss may be infinite.
-            losses = losses + torch.where(share > 0, share * values, 0.0)
-        return losses, total
+        classes = torch.where(known[:, None], self.classes[rows], labels[:, None])
+        return mean_losses(loss_of, classes, shares)
 
     def _rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Which ids are those of annotations, and a row for each of all."""
@@ -135,7 +158,27 @@ class ClassTargets(nn.Module):
         return known, torch.where(known, ids, 0)
 
 
-def attach_class_targets(model: nn.Module, targets: ClassTargets | None) -> int:
+def mean_losses(loss_of: LossOf, classes: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean losses of samples over candidate classes.
+
+    Args:
+        loss_of: makes (S,) or (S, K) losses of (S,) classes
+        classes, shares: (S, M) candidates and their weights
+
+    Returns:
+        losses as ``loss_of`` makes them, and (S,) the sum of the weights
+    """
+    total = shares.sum(dim=1)
+    losses: Any = 0.0
+    for candidate, share in enumerate((shares / total.clamp_min(1e-6)[:, None]).unbind(dim=1)):
+        values = loss_of(classes[:, candidate])
+        share = share.to(values).view(-1, *[1] * (values.dim() - 1))
+        # Not a mere product: of a class without weight the loss may be infinite.
+        losses = losses + torch.where(share > 0, share * values, 0.0)
+    return losses, total
+
+
+def attach_class_targets(model: nn.Module, targets: SampleTargets | None) -> int:
     """Let every SuperLoss head or dense detector of a model train on these targets.
 
     They are no part of the model: its checkpoints stay those of the detector.

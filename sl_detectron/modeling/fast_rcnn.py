@@ -17,7 +17,7 @@ from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 
 from .build import ClassificationLoss, losses_from_config
-from .class_targets import ClassTargets
+from .class_targets import SampleTargets
 from .custom_predictors import make_subclass
 from .loss_checks import check_roi_losses
 from .matched_annotations import annotation_ids_of
@@ -37,7 +37,7 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
     are by methods of the same names.
     """
 
-    class_targets: ClassTargets | None = None
+    class_targets: SampleTargets | None = None
 
     @configurable
     def __init__(
@@ -94,27 +94,22 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
         scores, deltas = predictions[0], predictions[1]
         gt_classes = _cat([p.gt_classes for p in proposals], scores.new_empty(0).long())
         foreground = is_foreground(gt_classes, self.num_classes)
-        ids = annotation_ids_of(proposals, foreground)
+        ids = annotation_ids_of(proposals, foreground) if self.needs_annotation_ids else None
         # Divide by R, not by foreground: each foreground RoI keeps equal weight in every batch.
         num_rois = max(gt_classes.numel(), 1)
         probabilities = self._probabilities_of(scores)
         replaced = {}
         if has_cls_loss:
-            losses_cls, weights = self._losses_of_scores(scores, gt_classes, ids)
-            replaced["loss_cls"] = reduce_losses(
-                self.superloss_cls,
-                losses_cls,
-                foreground,
-                num_rois,
-                ids,
-                probabilities,
-                weights,
-            )
-            self._federated_classes = None
+            federated, self._federated_classes = self._federated_classes, None
+            arguments = scores, gt_classes, foreground, num_rois, ids, probabilities, federated
+            compute = partial(self._class_term, *arguments)
+            targets = self.class_targets
+            replaced["loss_cls"] = compute() if targets is None else targets.settle(compute)
         if self.superloss_box_reg is not None:
             boxes, gt_boxes = _boxes(proposals, deltas)
+            # Host trip: the stock box loss of this step has waited for the same RoIs.
             index = foreground.nonzero()[:, 0]
-            replaced["loss_box_reg"] = reduce_losses(
+            replaced["loss_box_reg"] = self.loss_weight.get("loss_box_reg", 1.0) * reduce_losses(
                 self.superloss_box_reg,
                 self.foreground_box_losses(boxes, gt_boxes, deltas, gt_classes),
                 foreground[index],
@@ -128,7 +123,7 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
                 f"losses() of {type(self).__name__} has {sorted(losses)} and no {missing}, which "
                 "the SuperLoss would replace; switch those terms off"
             )
-        return {**losses, **{k: v * self.loss_weight.get(k, 1.0) for k, v in replaced.items()}}
+        return {**losses, **replaced}
 
     def get_fed_loss_classes(self, *args: Any, **kwargs: Any) -> Tensor:
         """As the base class; the classes are noted, since a second draw would be of others."""
@@ -137,10 +132,34 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
             self._federated_classes = classes
         return classes
 
+    def _class_term(
+        self,
+        scores: Tensor,
+        gt_classes: Tensor,
+        foreground: Tensor,
+        num_rois: int,
+        ids: Tensor | None,
+        probabilities: Callable[[], Tensor] | None,
+        federated_classes: Tensor | None,
+    ) -> Tensor:
+        """``loss_cls``; a method may ask for it twice, and after losses()."""
+        self._federated_classes = federated_classes
+        losses, weights = self._losses_of_scores(scores, gt_classes, ids, probabilities)
+        self._federated_classes = None
+        reduced = reduce_losses(
+            self.superloss_cls, losses, foreground, num_rois, ids, probabilities, weights
+        )
+        weight: float = self.loss_weight.get("loss_cls", 1.0)
+        return reduced * weight
+
     def _losses_of_scores(
-        self, scores: Tensor, gt_classes: Tensor, ids: Tensor | None
+        self,
+        scores: Tensor,
+        gt_classes: Tensor,
+        ids: Tensor | None,
+        probabilities: Callable[[], Tensor] | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(R,) losses of the configured kind, and (R,) weights where classes were corrected."""
+        """(R,) losses of the configured kind, and (R,) weights where samples have targets."""
 
         def loss_of(classes: Tensor) -> Tensor:
             custom = self.classification_loss
@@ -152,7 +171,7 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
 
         if self.class_targets is None or ids is None:
             return loss_of(gt_classes), None
-        return self.class_targets.expected_losses(loss_of, ids, gt_classes)
+        return self.class_targets.expected_losses(loss_of, ids, gt_classes, probabilities)
 
     def _probabilities_of(self, scores: Tensor) -> Callable[[], Tensor] | None:
         """Makes (R, K) probabilities of the classes of an object, background left out.

@@ -61,10 +61,12 @@ class PerAnchorLosses:
         Returns:
             (M,)
         """
+        # Host trip: one in the place of stock's two, which choose the same anchors.
+        matched = foreground.nonzero(as_tuple=True)
         return box_regression_losses(
-            anchors.expand_as(gt_boxes)[foreground],
-            gt_boxes[foreground],
-            pred_deltas[foreground],
+            anchors.expand_as(gt_boxes)[matched],
+            gt_boxes[matched],
+            pred_deltas[matched],
             self.box2box_transform,
             self.box_reg_loss_type,
             self.smooth_l1_beta,

@@ -45,7 +45,9 @@ class PerRoILosses:
             softmax_losses: Tensor = cross_entropy(scores, gt_classes, reduction="none")
             return softmax_losses
         gt_classes = gt_classes.to(scores.device, torch.long)
-        target = F.one_hot(gt_classes, scores.shape[1])[:, :-1].to(scores.dtype)
+        # A comparison: on a CPU one_hot looks at the classes.
+        classes = torch.arange(scores.shape[1] - 1, device=scores.device)
+        target = (gt_classes[:, None] == classes).to(scores.dtype)
         losses = F.binary_cross_entropy_with_logits(scores[:, :-1], target, reduction="none")
         if self._federated_classes is not None:
             weight = losses.new_zeros(scores.shape[1])
@@ -65,6 +67,7 @@ class PerRoILosses:
         Returns:
             (M,)
         """
+        # Host trip: as in the stock box loss, the boxes of background are not computed.
         index = is_foreground(gt_classes, self.num_classes).nonzero()[:, 0]
         box_dim = proposal_boxes.shape[1]
         if pred_deltas.shape[1] == box_dim:

@@ -3,6 +3,7 @@
 Shape legend: N images, R anchors of an image over all levels, K classes, M foreground anchors.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +14,14 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 
 from .build import losses_from_config
-from .class_targets import ClassTargets
+from .class_targets import SampleTargets
 from .loss_checks import check_anchor_losses
-from .matched_annotations import UNMATCHED, ids_by_target, with_annotation_ids
+from .matched_annotations import (
+    UNMATCHED,
+    check_target_classes,
+    ids_by_target,
+    with_annotation_ids,
+)
 from .per_anchor_losses import PerAnchorLosses
 from .superloss_term import GRANULARITIES, SuperLossTerm, reduce_losses
 
@@ -45,7 +51,7 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
 
     # Per image (R,) ids of the matched annotations, from label_anchors() to the losses() after it.
     _annotation_ids: list[torch.Tensor] | None = None
-    class_targets: ClassTargets | None = None
+    class_targets: SampleTargets | None = None
 
     @configurable
     def __init__(
@@ -71,6 +77,7 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """As the base class; notes which annotation each anchor is matched to, if that is asked."""
+        check_target_classes(gt_instances, self.num_classes)
         self._annotation_ids = None
         terms = (self.superloss_cls, self.superloss_box_reg)
         needs_ids = any(term is not None and term.needs_annotation_ids for term in terms)
@@ -119,7 +126,7 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
             losses = dict(super().losses(*arguments))
         labels = torch.stack(gt_labels)
         foreground = (labels >= 0) & (labels != self.num_classes)
-        # As stock: the normalizer is a Python float, stepped once per iteration.
+        # Host trip: as stock, whose normalizer is a Python float, stepped once per iteration.
         num_foreground = foreground.sum().item()
         get_event_storage().put_scalar("num_pos_anchors", num_foreground / len(gt_labels))
         if losses and before is None:
@@ -131,23 +138,9 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
         ids = None if annotation_ids is None else torch.stack(annotation_ids)
         replaced = {}
         if has_cls_loss:
-            valid = (labels >= 0).nonzero(as_tuple=True)
-            losses_cls, weights = self._losses_of_logits(logits, labels, ids)
-            valid_losses = losses_cls[valid]
-            valid_foreground = foreground[valid]
-            if self.superloss_cls is None or self.superloss_cls.granularity != "class":
-                valid_losses = valid_losses.sum(dim=-1)
-            else:  # as much foreground as their anchor
-                valid_foreground = valid_foreground[:, None].expand_as(valid_losses)
-            replaced["loss_cls"] = reduce_losses(
-                self.superloss_cls,
-                valid_losses,
-                valid_foreground,
-                normalizer,
-                None if ids is None else ids[valid],
-                lambda: logits[valid].float().sigmoid(),
-                None if weights is None else weights[valid],
-            )
+            compute = partial(self._class_term, logits, labels, foreground, normalizer, ids)
+            targets = self.class_targets
+            replaced["loss_cls"] = compute() if targets is None else targets.settle(compute)
         if self.superloss_box_reg is not None or not losses:
             losses_box = self.foreground_box_losses(
                 Boxes.cat(anchors).tensor,
@@ -160,6 +153,7 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
                 losses_box,
                 torch.ones_like(losses_box, dtype=torch.bool),
                 normalizer,
+                # Host trip: of the anchors that the box loss has just waited for.
                 None if ids is None else ids[foreground],
                 lambda: logits[foreground].float().sigmoid(),
             )
@@ -171,19 +165,48 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
             )
         return {**losses, **replaced}
 
+    def _class_term(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        foreground: torch.Tensor,
+        normalizer: float,
+        ids: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """``loss_cls``; a method may ask for it twice, and after losses()."""
+        # Host trip: as in stock's focal loss, which leaves out the ignored anchors.
+        valid = (labels >= 0).nonzero(as_tuple=True)
+        losses, weights = self._losses_of_logits(logits, labels, ids)
+        valid_losses = losses[valid]
+        valid_foreground = foreground[valid]
+        if self.superloss_cls is None or self.superloss_cls.granularity != "class":
+            valid_losses = valid_losses.sum(dim=-1)
+        else:  # as much foreground as their anchor
+            valid_foreground = valid_foreground[:, None].expand_as(valid_losses)
+        return reduce_losses(
+            self.superloss_cls,
+            valid_losses,
+            valid_foreground,
+            normalizer,
+            None if ids is None else ids[valid],
+            lambda: logits[valid].float().sigmoid(),
+            None if weights is None else weights[valid],
+        )
+
     def _losses_of_logits(
         self, logits: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(N, R, K) losses, and (N, R) weights where classes were corrected."""
+        """(N, R, K) losses, and (N, R) weights where samples have targets."""
         losses = self.classification_losses(logits, labels)
         if self.class_targets is None or ids is None:
             return losses, None
-        # Few anchors are matched: only they have other candidates than their label.
+        # Host trip: few anchors are matched, and only they have other candidates than their label.
         matched = (ids != UNMATCHED).nonzero(as_tuple=True)
         expected, weights = self.class_targets.expected_losses(
             lambda classes: self.classification_losses(logits[matched], classes),
             ids[matched],
             labels[matched],
+            lambda: logits[matched].float().sigmoid(),
         )
         all_weights = torch.ones_like(labels, dtype=weights.dtype)
         return losses.index_put(matched, expected), all_weights.index_put(matched, weights)

@@ -159,7 +159,7 @@ class SuperLossTerm(nn.Module):
                 scalars["superloss"] = reduced
                 weighted = _weighted(losses, weights)
                 scalars |= batch_scalars(weighted, sigma, foreground, mask, divisor)
-                # The one host round trip, once a period: all scalars in a single copy.
+                # Host trip: the one of a logged iteration, all scalars in a single copy.
                 values = torch.stack([v.detach().double() for v in scalars.values()]).tolist()
             for key, value in zip(scalars, values):
                 if not math.isnan(value):
@@ -196,6 +196,8 @@ class SuperLossTerm(nn.Module):
     def _tell(self, ids: Tensor, losses: Tensor, sigma: Tensor, probabilities: Tensor) -> None:
         if losses.dim() > ids.dim():
             losses, sigma = losses.sum(dim=-1), sigma.mean(dim=-1)
+        # Host trip: a dense detector has a million samples, of which a hundred are matched. The
+        # losses of detectron2 have waited for the same samples in this step, so that it is short.
         matched = (ids != UNMATCHED).nonzero()[:, 0]
         for observer in self.observers:
             observer(ids[matched], losses[matched], sigma[matched], probabilities[matched])
@@ -237,5 +239,8 @@ def _pool(losses: Tensor, annotation_ids: Tensor | None) -> Tensor:
             "GRANULARITY 'instance' needs the annotation that each sample is matched to: call the "
             "detector with its targets, not its losses alone"
         )
-    matched = (annotation_ids != UNMATCHED).nonzero()[:, 0]
-    return losses.index_copy(0, matched, group_mean(losses[matched], annotation_ids[matched]))
+    # A group of its own for each of the others, by ids that no loader has: to choose the matched
+    # ones would be a trip to the host.
+    alone = torch.iinfo(torch.int64).min + torch.arange(len(losses), device=losses.device)
+    groups = torch.where(annotation_ids == UNMATCHED, alone, annotation_ids)
+    return group_mean(losses, groups)

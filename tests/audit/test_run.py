@@ -189,17 +189,17 @@ def table_of(num_annotations):
 def test_one_class_is_not_tracked():
     cfg = small_config("standard", superloss=True)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
-    assert build_annotation_tracker(cfg, build(cfg), table_of(9)) is None
+    assert build_annotation_tracker(build(cfg), table_of(9)) is None
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
-    assert build_annotation_tracker(cfg, build(cfg), table_of(9)) is not None
-    assert build_annotation_tracker(cfg, build(cfg), None) is None
+    assert build_annotation_tracker(build(cfg), table_of(9)) is not None
+    assert build_annotation_tracker(build(cfg), None) is None
 
 
 @pytest.mark.parametrize("detector", ["cascade", "c4_masks", "retinanet"])
 def test_every_detector_tells_of_its_foreground(detector):
     cfg = small_config(detector, superloss=True)
     model = build(cfg)
-    tracker = build_annotation_tracker(cfg, model, table_of(4))
+    tracker = build_annotation_tracker(model, table_of(4))
     batch = make_batch((3, 1))
     for image, ids in zip(batch, ([0, 1, 2], [3])):
         image["instances"].gt_annotation_ids = torch.tensor(ids)

@@ -1,6 +1,5 @@
 """A training that is killed or told to stop goes on as if it had never been."""
 
-import json
 import os
 import signal
 import time
@@ -12,6 +11,7 @@ from helpers.trainings import (
     FASTER_RCNN,
     RETINANET,
     assert_equal,
+    curve,
     few_test_images,
     run,
     start,
@@ -19,15 +19,6 @@ from helpers.trainings import (
 )
 
 NUM_ITERS = 8
-
-
-def curve(output):
-    """{iteration: losses}; an iteration that was run again must have had the same losses."""
-    losses = {}
-    for line in (output / "curve.jsonl").read_text().splitlines():
-        iteration, values = json.loads(line)
-        assert losses.setdefault(iteration, values) == values
-    return losses
 
 
 def assert_checkpoints_are_whole(output):

@@ -15,6 +15,8 @@ from sl_detectron.model_zoo import get_config
 IMAGE_SIZE = (96, 128)
 NUM_CLASSES = 5
 NUM_KEYPOINTS = 3
+# Annotations of the images of a batch.
+OBJECTS = (3, 1)
 
 # Detectors by name: the stock one of detectron2 and what makes it a SuperLoss detector.
 DETECTORS = {
@@ -82,7 +84,7 @@ def build(cfg: CfgNode, seed: int = 0) -> torch.nn.Module:
     return build_model(cfg).train()
 
 
-def make_batch(num_objects: tuple[int, ...] = (3, 1), seed: int = 0) -> list[dict]:
+def make_batch(num_objects: tuple[int, ...] = OBJECTS, seed: int = 0) -> list[dict]:
     """One image for each entry of ``num_objects``: that many boxes with class, mask, keypoints."""
     generator = torch.Generator().manual_seed(seed)
     height, width = IMAGE_SIZE

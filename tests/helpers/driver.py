@@ -1,7 +1,7 @@
 """tools/train_net.py on the toy set with 64-pixel images; writes every loss to curve.jsonl.
 
 driver.py [kill_at=ITERATION] [process_group=1] [num_gpus=N] [term_in_evaluation=1]
-    ARGUMENTS OF train_net.py
+    [deterministic=1] ARGUMENTS OF train_net.py
 """
 
 import json
@@ -59,6 +59,7 @@ def signal_in_evaluation() -> None:
 def parse():
     words = sys.argv[1:]
     options = {"kill_at": -1, "process_group": 0, "num_gpus": 1, "term_in_evaluation": 0}
+    options["deterministic"] = 0
     while "=" in words[0]:
         key, _, value = words.pop(0).partition("=")
         options[key] = int(value)
@@ -76,6 +77,9 @@ if __name__ == "__main__":
         os.setpgid(0, 0)
     if options["term_in_evaluation"]:
         signal_in_evaluation()
+    if options["deterministic"]:
+        # A warning for an operator that has no such form: not all of detectron2's have one.
+        torch.use_deterministic_algorithms(True, warn_only=True)
     torch.set_num_threads(1)
     at = words.index("--config-file") + 1
     words[at] = get_config_file(words[at])

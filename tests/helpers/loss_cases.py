@@ -17,7 +17,7 @@ from sl_detectron.losses.classification import CLASSIFICATION_LOSSES
 from sl_detectron.losses.tau import TAU_STRATEGIES, AverageTau, build_tau
 
 NUM_CLASSES, NUM_IDS, NUM_TASKS = 4, 5, 3
-TAU, LAM = 1.0, 0.25
+TAU, LAM, RATE = 1.0, 0.25, 0.3
 
 
 class Case(NamedTuple):
@@ -28,12 +28,14 @@ class Case(NamedTuple):
         names: of its inputs, as in `make_inputs`
         function: what a module equals, of the module and its inputs
         keeps_dtype: whether losses of 16 bits come out in 16 bits
+        per_sample: whether the loss of a sample is a function of that sample alone
     """
 
     build: Callable
     names: tuple[str, ...]
     function: Callable | None = None
     keeps_dtype: bool = False
+    per_sample: bool = True
 
 
 def data_params_of(**sizes: int) -> Callable:
@@ -51,6 +53,19 @@ def with_random_parameters(module: nn.Module) -> nn.Module:
 LABELLED = ("logits", "labels")
 CASES = {
     **{name: Case(lambda f=f: f, LABELLED) for name, f in CLASSIFICATION_LOSSES.items()},
+    "ForwardCorrection": Case(
+        lambda: sl.ForwardCorrection(NUM_CLASSES - 1).eval(),
+        LABELLED,
+        # Until it has counted, no class is confused with another.
+        lambda module, x, y: CLASSIFICATION_LOSSES["cross_entropy"](x, y),
+    ),
+    "forward_correction": Case(lambda: sl.ForwardCorrection(NUM_CLASSES - 1, RATE), LABELLED),
+    "CurriculumLoss": Case(lambda: sl.CurriculumLoss(RATE), LABELLED, per_sample=False),
+    "AfterStart": Case(
+        lambda: sl.AfterStart(sl.focal_loss, 0),
+        LABELLED,
+        lambda module, x, y: sl.focal_loss(x, y),
+    ),
     "introspection": Case(lambda: sl.introspection, ("score", "signs", "sigma")),
     "r2d2_reliability": Case(lambda: sl.r2d2_reliability, ("score", "reliability")),
     "data_params": Case(lambda: lambda *x: sl.data_params(*x, lam=0.2), (*LABELLED, "sigma")),
@@ -97,6 +112,19 @@ def symmetric(p: np.ndarray, t: np.ndarray) -> float:
     return -0.1 * t @ np.log(p) - p @ log_t
 
 
+def lncis(p: np.ndarray, t: np.ndarray) -> float:
+    if t[-1] or p.argmax() == len(p) - 1:
+        return -t @ np.log(p)
+    return -p @ np.log(t.clip(1e-4))
+
+
+def corrected(p: np.ndarray, t: np.ndarray) -> float:
+    objects = len(p) - 1
+    confusion = np.full((objects, objects), RATE / (objects - 1))
+    np.fill_diagonal(confusion, 1 - RATE)
+    return -t @ np.log(np.append(p[:-1] @ confusion, p[-1]))
+
+
 def smallest(loss: float) -> float:
     """The SuperLoss by trying every sigma in (0, e]."""
     log_sigma = np.linspace(-6, 1, 200_001)
@@ -117,6 +145,10 @@ CLASSIFICATION_EQUATIONS: dict[str, Callable] = {
     "hard_bootstrapping": lambda p, t: -(0.8 * t + 0.2 * np.eye(len(p))[p.argmax()]) @ np.log(p),
     "soft_bootstrapping": lambda p, t: -(0.95 * t + 0.05 * p) @ np.log(p),
     "focal_loss": lambda p, t: -((1 - t @ p) ** 2) * t @ np.log(p),
+    "lncis": lncis,
+    "truncated_generalized_cross_entropy": lambda p, t: (1 - max(t @ p, 0.5) ** 0.7) / 0.7,
+    "self_paced": lambda p, t: min(-t @ np.log(p), np.log(len(p))),
+    "forward_correction": corrected,
 }
 EQUATIONS: dict[str, Callable] = {
     **{

@@ -1,5 +1,6 @@
 """Trainings in processes of their own, which can be killed."""
 
+import json
 import subprocess
 import sys
 import time
@@ -63,6 +64,15 @@ def toy_split(env, name, of, num_images):
     names = (splits / f"{of}.txt").read_text().splitlines()[:num_images]
     (splits / f"{name}.txt").write_text("\n".join(names))
     return {"NAME": name, "ROOT": str(root), "SPLIT": name, "CLASSES": list(TOY_CLASS_NAMES)}
+
+
+def curve(output):
+    """{iteration: losses}; an iteration that was run again must have had the same losses."""
+    losses = {}
+    for line in (output / "curve.jsonl").read_text().splitlines():
+        iteration, values = json.loads(line)
+        assert losses.setdefault(iteration, values) == values
+    return losses
 
 
 def assert_equal(a, b):

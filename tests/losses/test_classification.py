@@ -26,7 +26,8 @@ def test_certain_predictions_stay_finite(name, scale):
     losses.sum().backward()
     assert losses.isfinite().all()
     assert logits.grad.isfinite().all()
-    assert (losses.diff() >= 0).all()
+    if name != "lncis":  # two losses of one sample each
+        assert (losses.diff() >= 0).all()
 
 
 def test_limits():
@@ -65,6 +66,10 @@ def test_focal_gradient_where_p_rounds_to_one(gamma):
         (sl.hard_bootstrapping, "beta", [-0.1, 1.1]),
         (sl.soft_bootstrapping, "beta", [-0.1, 1.1, np.nan]),
         (sl.focal_loss, "gamma", [-0.5, np.nan]),
+        (sl.lncis, "log_zero", [0.1]),
+        (sl.truncated_generalized_cross_entropy, "q", [0.0]),
+        (sl.truncated_generalized_cross_entropy, "k", [-0.1, 1.0]),
+        (sl.self_paced, "threshold", [0.0, np.nan]),
     ],
 )
 def test_parameter_out_of_range(loss, parameter, values):

@@ -67,7 +67,8 @@ def test_no_nan(head, box_loss, cls_loss):
 
 LOSSES = (
     *("generalized_cross_entropy", "symmetric_cross_entropy", "hard_bootstrapping"),
-    *("soft_bootstrapping", "focal_loss", "data_params"),
+    *("soft_bootstrapping", "focal_loss", "data_params", "lncis", "self_paced"),
+    *("truncated_generalized_cross_entropy", "forward_correction", "curriculum_loss"),
 )
 
 

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from detectron2.structures import Boxes
+from detectron2.utils.events import EventStorage
 
-from helpers.detectors import NUM_CLASSES, build, make_batch, run_losses, small_config
+from helpers.detectors import NUM_CLASSES, build, make_batch, roi_batch, run_losses, small_config
 from sl_detectron.losses import SuperLoss
 
 DETECTORS = ("standard", "retinanet")
+every_width = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 
 
 def superloss_config(detector, num_classes=NUM_CLASSES, tau="ExpAvg"):
@@ -143,3 +145,57 @@ def test_half_precision_losses(dtype, tau):
     assert losses.grad.isfinite().all()
     exact = SuperLoss(float(tau) if tau == "1.5" else tau)(losses.detach().double())
     torch.testing.assert_close(value.double(), exact, rtol=2e-2, atol=2e-2)
+
+
+@every_width
+def test_retinanet_with_parameters_of_16_bits(dtype):
+    """Not autocast: weights, images and gradients are of 16 bits, tau stays float64."""
+    cfg, exact = superloss_config("retinanet"), build(superloss_config("retinanet"))
+    model, batch = build(cfg).to(dtype), make_batch()
+    for sample in batch:
+        sample["image"] = sample["image"].to(dtype)
+    losses, gradients, _ = run_losses(model, batch)
+    expected, _, _ = run_losses(exact, make_batch())
+    assert_finite(losses, gradients, model)
+    assert {g.dtype for g in gradients.values()} == {dtype}
+    for key, value in losses.items():
+        torch.testing.assert_close(value.float(), expected[key], rtol=0.05, atol=0.05)
+    for ours, theirs in zip(model.modules(), exact.modules()):
+        if isinstance(ours, SuperLoss):
+            torch.testing.assert_close(ours.tau, theirs.tau, rtol=0.02, atol=0)
+
+
+@every_width
+@pytest.mark.parametrize("granularity", ["sample", "instance"])
+@pytest.mark.parametrize("tau", ["logC", "ExpAvg"])
+def test_box_head_with_parameters_of_16_bits(tau, granularity, dtype):
+    """Its losses alone: in 16 bits torchvision's nms and ROIAlign do not run on a CPU."""
+    cfg = superloss_config("standard", tau=tau)
+    cfg.MODEL.SUPERLOSS.CLS.GRANULARITY = granularity
+    (scores, deltas), proposals = roi_batch(64, 20)
+    proposals[0].gt_annotation_ids = torch.arange(64) % 7
+    results = {}
+    for width in (torch.float64, dtype):
+        predictor = build(cfg).roi_heads.box_predictor.to(width)
+        leaves = [x.detach().to(dtype).to(width).requires_grad_() for x in (scores, deltas)]
+        with EventStorage():
+            losses = predictor.losses(leaves, proposals)
+        sum(v.float() for v in losses.values()).backward()
+        assert all(leaf.grad.dtype == width for leaf in leaves)
+        results[width] = {**losses, "scores": leaves[0].grad, "deltas": leaves[1].grad}
+        assert predictor.superloss_cls.superloss.tau.dtype == torch.float64
+    for key, value in results[dtype].items():
+        expected = results[torch.float64][key].float()
+        torch.testing.assert_close(value.float(), expected, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_channels_last(detector):
+    """As in the contiguous format, but for the order in which convolutions add."""
+    expected, expected_gradients, _ = run_losses(build(superloss_config(detector)), make_batch())
+    model = build(superloss_config(detector)).to(memory_format=torch.channels_last)
+    losses, gradients, _ = run_losses(model, make_batch())
+    torch.testing.assert_close(losses, expected, rtol=1e-3, atol=1e-4)
+    for name, gradient in gradients.items():
+        assert gradient.shape == expected_gradients[name].shape
+    assert_finite(losses, gradients, model)

@@ -1,0 +1,70 @@
+"""What a method of another paper needs of the training loop."""
+
+import logging
+
+import torch
+from detectron2.engine import HookBase
+
+from ..audit.tracker import AnnotationTracker
+from ..audit.true_classes import infer_true_classes
+from ..data.annotation_ids import AnnotationTable
+from ..rivals import Method
+from ..rivals.co_teaching import CoTeaching
+
+__all__ = ["TrainMethod"]
+
+logger = logging.getLogger(__name__)
+
+# Of the statistics in an estimate of the noise rate: they are taken as they are. Sharpened, those
+# of an early detector, which predicts little, would make most labels look wrong.
+TEMPERATURE = 1.0
+
+
+class TrainMethod(HookBase):
+    """Tell a method which iteration it is; estimate the noise rate for one that lacks it.
+
+    The rate is estimated from the statistics so far at the method's start, and as often again.
+
+    Register it before the hooks that write checkpoints.
+
+    Args:
+        method: attached to the model
+        tracker: of the run; None where no rate is estimated
+        annotations: of the training loader; likewise
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        tracker: AnnotationTracker | None = None,
+        annotations: AnnotationTable | None = None,
+    ) -> None:
+        self.method = method
+        self.tracker = tracker
+        self.annotations = annotations
+
+    def before_step(self) -> None:
+        self.method.begin_step(self.trainer.iter)
+
+    def after_step(self) -> None:
+        self.method.end_step()
+        if not (isinstance(self.method, CoTeaching) and self.method.needs_rate):
+            return
+        if (self.trainer.iter + 1) % max(self.method.start, 1) == 0:
+            self.method.rate = self._estimate()
+
+    def _estimate(self) -> float:
+        """Every rank calls, and gets the same."""
+        if self.tracker is None or self.annotations is None:
+            raise ValueError(
+                "MODEL.METHOD.NOISE_RATE is below 0, and no annotation is tracked from which it "
+                "could be estimated: set it"
+            )
+        tracked = self.tracker.mean_probabilities()
+        rows = (~tracked.isnan().any(dim=1)).nonzero()[:, 0]
+        if not len(rows):
+            return 0.0
+        labels = torch.tensor(self.annotations.labels(), device=tracked.device)
+        rate = infer_true_classes(tracked[rows], labels[rows], TEMPERATURE).noise_rate
+        logger.info("About %.0f %% of the labels are wrong: Co-teaching drops as many", 100 * rate)
+        return float(rate)

@@ -1,0 +1,121 @@
+"""Two detectors that train on the same images; one of them is evaluated."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from torch import Tensor, nn
+
+from ..modeling import SuperLossRetinaNet
+
+__all__ = ["PairMixin", "PairedRCNN", "PairedRetinaNet", "fill_both"]
+
+
+class PairMixin(nn.Module):
+    """A detector with another one of its kind, ``second``, that is trained beside it.
+
+    The second is built after the first, so that the first starts, and samples, as it does alone.
+    With ``MODEL.METHOD.SHARED_TRUNK`` the second takes features and proposals of the first and has
+    only a head; the trunk then learns from the sum of both heads' losses. Losses of the second are
+    named ``second_...``. Predictions are those of the first, whose checkpoint keys are those of a
+    single detector: a config of one evaluates it.
+
+    Put it before the detector that it extends.
+    """
+
+    detector: type[nn.Module]
+    second: nn.Module
+    # A method that has to see the losses of both before it can say what they are.
+    exchange: Any = None
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__(cfg)  # detectron2 builds a detector of a config
+        second: Any = self.detector(cfg)
+        second.vis_period = 0
+        self.second = second
+        if cfg.MODEL.METHOD.SHARED_TRUNK:
+            first: Any = self
+            second.backbone = _Replay(first.backbone)
+            if getattr(self, "proposal_generator", None) is not None:
+                second.proposal_generator = _ReplayProposals(first.proposal_generator)
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Losses of both in training, predictions of the first otherwise."""
+        if not self.training:
+            return super().forward(batched_inputs)
+        losses = dict(super().forward(batched_inputs))
+        losses |= {f"second_{name}": v for name, v in self.second(batched_inputs).items()}
+        return losses if self.exchange is None else self.exchange.exchanged(losses)
+
+
+@META_ARCH_REGISTRY.register()
+class PairedRCNN(PairMixin, GeneralizedRCNN):
+    """Two :class:`GeneralizedRCNN`."""
+
+    detector = GeneralizedRCNN
+
+
+@META_ARCH_REGISTRY.register()
+class PairedRetinaNet(PairMixin, SuperLossRetinaNet):
+    """Two :class:`SuperLossRetinaNet`."""
+
+    detector = SuperLossRetinaNet
+
+
+class _Replay(nn.Module):
+    """Returns what a part of the first detector has just returned, once."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        # Some of what detectron2 asks of a backbone.
+        for name in ("size_divisibility", "padding_constraints"):
+            if hasattr(part, name):
+                setattr(self, name, getattr(part, name))
+        self._returned: list[Any] = []
+        # A method of this module, so that a copy of both detectors has a hook of its own.
+        part.register_forward_hook(self._keep)
+
+    def _keep(self, part: nn.Module, inputs: Any, output: Any) -> None:
+        self._returned = [output] if part.training else []
+
+    def forward(self, *_: Any) -> Any:
+        return self._returned.pop()
+
+
+class _ReplayProposals(_Replay):
+    """The proposals, whose losses the first detector has."""
+
+    def forward(self, *_: Any) -> tuple[Any, dict[str, Tensor]]:
+        proposals, _losses = super().forward()
+        return proposals, {}
+
+
+@contextmanager
+def fill_both(model: nn.Module) -> Iterator[None]:
+    """Load weights for a new training run inside: both detectors of a pair get them.
+
+    A file of one detector names no second one, and detectron2's matching of names refuses a
+    checkpoint that fits two places. What the weights lack stays random, and different.
+    """
+    if not isinstance(model, PairMixin):
+        yield
+        return
+    second = model._modules.pop("second")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    try:
+        yield
+    finally:
+        model._modules["second"] = second
+    _copy_changes(before, model.state_dict(), second)
+
+
+@torch.no_grad()
+def _copy_changes(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], second: nn.Module | None
+) -> None:
+    for name, value in (second.state_dict() if second is not None else {}).items():
+        if name in after and not torch.equal(before[name], after[name]):
+            value.copy_(after[name])

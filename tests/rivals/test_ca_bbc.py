@@ -1,0 +1,128 @@
+"""CA-BBC: labels by hand arithmetic, boxes by their gradient, and what it refuses."""
+
+import pytest
+import torch
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
+from torch import nn
+from torchvision.ops import roi_align as torchvision_roi_align
+
+from helpers.detectors import build, random_boxes, run_losses, small_config
+from helpers.method_cases import NODE, detector_with, numbered_batch, options
+from sl_detectron.rivals import build_method, check_method
+from sl_detectron.rivals.box_gradients import pool_boxes, roi_align
+from sl_detectron.rivals.ca_bbc import CABBC, _inside, soft_labels
+
+ALPHA = NODE + "CA_BBC.ALPHA"
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def test_soft_labels_by_hand():
+    """Means (1 + .2 + .1) / 3, (.6 + .7) / 3: equal; at T = 0.5 their squares count."""
+    given = torch.tensor([0])
+    first, second = torch.tensor([[0.2, 0.6, 0.2]]), torch.tensor([[0.1, 0.7, 0.2]])
+    torch.testing.assert_close(soft_labels(given, first, second, 0.4, 2)[0], torch.full((2,), 0.5))
+    labels = soft_labels(given, first, first, 0.5, 2)[0]
+    torch.testing.assert_close(labels, torch.tensor([1.4**2, 1.2**2]) / (1.4**2 + 1.2**2))
+    assert soft_labels(given, first, first, 1e-3, 2).tolist() == [[1.0, 0.0]]
+
+
+def test_roi_align_is_torchvisions():
+    features = torch.randn(3, 25, 30, generator=generator())
+    boxes = random_boxes(6, generator())
+    rois = torch.cat([torch.zeros(6, 1), boxes], dim=1)
+    expected = torchvision_roi_align(features[None], rois, (4, 5), 0.25, 2, aligned=True)
+    torch.testing.assert_close(roi_align(features, boxes, (4, 5), 0.25), expected)
+
+
+def test_roi_align_has_a_gradient_of_boxes():
+    features = torch.randn(2, 12, 12, generator=generator(), dtype=torch.float64)
+    boxes = torch.tensor([[3.3, 4.1, 20.7, 18.9]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda b: roi_align(features, b, (2, 2), 0.5), [boxes])
+
+
+def test_boxes_are_pooled_from_their_level():
+    pooler = ROIPooler((3, 3), (0.25, 0.125), 2, "ROIAlignV2", canonical_box_size=32)
+    features = [torch.randn(2, 4, n, n, generator=generator()) for n in (32, 16)]
+    boxes = list(random_boxes(8, generator()).split([5, 3]))
+    boxes[1] *= 1.3
+    expected = pooler(features, [Boxes(b) for b in boxes])
+    torch.testing.assert_close(pool_boxes(pooler, features, boxes), expected)
+    assert pool_boxes(pooler, features, [b[:0] for b in boxes]).shape == (0, 4, 3, 3)
+
+
+def boxes_after(*opts):
+    """The boxes that the heads of a step are trained on, and the method."""
+    model, method = detector_with("CABBC", "standard", *opts)
+    run_losses(model, numbered_batch())
+    return torch.cat([t.gt_boxes.tensor for t in method._targets]), method
+
+
+def test_boxes_move_against_the_gradient_and_stay_without_alpha():
+    given = torch.cat([image["instances"].gt_boxes.tensor for image in numbered_batch()])
+    assert torch.equal(boxes_after(ALPHA, 0.0)[0], given)
+    refinement = NODE + "CA_BBC.REFINEMENT"
+    once = boxes_after(ALPHA, 100.0, refinement, 0.0)[0] - given
+    twice = boxes_after(ALPHA, 200.0, refinement, 0.0)[0] - given
+    assert once.abs().max() > 1e-3
+    torch.testing.assert_close(twice, 2 * once, rtol=1e-3, atol=1e-4)
+    refined, method = boxes_after(ALPHA, 100.0)
+    assert not torch.equal(refined - given, once)
+    assert method.table.shape == (4, 5)
+    torch.testing.assert_close(method.table.sum(dim=1), torch.ones(4))
+
+
+def test_a_step_lowers_what_the_heads_are_unsure_of():
+    """|p1 - p2|^2 + lambda (p1_bg + p2_bg) of the boxes before and after a small step."""
+    from sl_detectron.rivals import ca_bbc
+
+    model, method = detector_with("CABBC", "standard", ALPHA, 20.0, NODE + "CA_BBC.REFINEMENT", 0.0)
+    seen = []
+
+    def keep(_, args):
+        before = [image["instances"].gt_boxes.tensor for image in numbered_batch()]
+        for boxes in (before, [t.gt_boxes.tensor for t in method._targets]):
+            heads = model.roi_heads, model.second.roi_heads
+            p1, p2 = (
+                ca_bbc._predict(h, args[1], boxes, pool_boxes)[0].softmax(dim=1) for h in heads
+            )
+            unsure = (p1 - p2).square().sum() + 0.1 * (p1 + p2)[:, -1].sum()
+            seen.append(unsure.item())
+
+    model.roi_heads.register_forward_pre_hook(keep)
+    run_losses(model, numbered_batch())
+    assert seen[1] < seen[0]
+
+
+def test_boxes_stay_boxes():
+    boxes = torch.tensor(
+        [[50.0, 9.0, 40.0, 12.0], [-3.0, -3.0, 200.0, 0.2], [99.9, 0.0, 120.0, 9.0]]
+    )
+    expected = [[50, 9, 51, 12], [0, 0, 100, 1], [99, 0, 100, 9]]
+    assert _inside(boxes, (80, 100)).tolist() == expected
+
+
+def test_what_it_needs():
+    cfg = small_config("standard", superloss=True)
+    cfg.merge_from_list(options("CABBC", "standard", NODE + "SHARED_TRUNK", False))
+    with pytest.raises(ValueError, match="SHARED_TRUNK must be True for CABBC"):
+        check_method(cfg)
+    cfg.merge_from_list([NODE + "SHARED_TRUNK", True, NODE + "CA_BBC.TEMPERATURE", 0.0])
+    with pytest.raises(ValueError, match=r"CA_BBC\.TEMPERATURE must be > 0; got 0\.0"):
+        check_method(cfg)
+    cfg.merge_from_list([NODE + "CA_BBC.TEMPERATURE", 0.4, ALPHA, -1.0])
+    with pytest.raises(ValueError, match=r"CA_BBC\.ALPHA must be 0\.0 or above; got -1\.0"):
+        check_method(cfg)
+    with pytest.raises(ValueError, match=r"one box head each.*got Linear"):
+        CABBC().attach(nn.Linear(1, 1))
+    cascade = small_config("cascade", superloss=True)
+    cascade.merge_from_list(options("CABBC", "cascade"))
+    with pytest.raises(ValueError, match="SuperLossCascadeROIHeads"):
+        build_method(cascade, build(cascade), 1)
+    retinanet = small_config("retinanet", superloss=True)
+    retinanet.merge_from_list([NODE + "NAME", "CABBC"])
+    with pytest.raises(ValueError, match=r"\('PairedRCNN',\); got the RetinaNet"):
+        check_method(retinanet)
