@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs bench gpu clean
+.PHONY: help setup demo check test lint format docs bench gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,9 +16,12 @@ setup:  ## make .venv with everything that is needed; a second run installs noth
 	@.ci/setup $(VENV)
 
 demo: setup  ## train baseline and SuperLoss on the toy set with 40 % wrong labels and compare
-	$(BIN)/python tools/demo.py --output $(OUTPUT)/demo
+	$(BIN)/python tools/demo.py --report --output $(OUTPUT)/demo
 
-test: lint  ## lint, type check and tests
+check: lint  ## lint, type check and the fast tests: what to run before each commit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test: lint  ## lint, type check and all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: setup  ## ruff and mypy
@@ -30,8 +33,9 @@ format: setup  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: setup  ## write docs/config.md and docs/api.md anew from comments and docstrings
-	$(BIN)/python -W ignore docs/make_reference.py
+docs: setup  ## build the site of the documentation in site/, without network
+	$(BIN)/python docs/make_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: setup  ## measure what the SuperLoss costs and how fast evaluation is
 	OMP_NUM_THREADS=1 $(BIN)/python tools/benchmark_superloss.py
@@ -42,5 +46,5 @@ gpu: setup  ## test and measure on a GPU, then train a short real job; MINUTES=2
 	OMP_NUM_THREADS=1 $(BIN)/python tools/gpu_report.py --minutes $(MINUTES) --work $(OUTPUT)/gpu $(ARGS)
 
 clean:  ## remove what builds and tests leave behind; .venv and output/ stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find sl_detectron tools tests -name __pycache__ -prune -exec rm -rf {} +

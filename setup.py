@@ -20,7 +20,9 @@ VISUALIZE = ["matplotlib", "opencv-python-headless"]
 TEST = [*DEMO, *AUDIT, *SWEEP, *SLURM, "pytest", "pytest-xdist", "hypothesis", "mpmath"]
 # What single tests drive, and skip without: a browser, and PointRend, which imports OpenCV.
 TEST += ["selenium", "opencv-python-headless"]
-DEV = [*TEST, "ruff", "mypy", "types-tabulate", "types-PyYAML", "types-tqdm"]
+# The site of the documentation.
+DOCS = ["mkdocs-material", "mkdocstrings[python]"]
+DEV = [*TEST, *DOCS, "ruff", "mypy", "types-tabulate", "types-PyYAML", "types-tqdm"]
 # {module of tools/, which become the package sl_detectron.tools: its console script}
 SCRIPTS = run_path(str(HERE / "sl_detectron/cli.py"))["CONSOLE_SCRIPTS"]
 
@@ -53,6 +55,7 @@ setup(
     package_data={
         "sl_detectron.configs": ["**/*.yaml", "LazyConfig/*.py"],
         "sl_detectron.audit": ["page/*"],
+        "sl_detectron.visualization": ["page/*"],
         "sl_detectron": ["py.typed"],
     },
     install_requires=[
@@ -74,6 +77,7 @@ setup(
         "slurm": SLURM,
         "visualize": VISUALIZE,
         "test": TEST,
+        "docs": DOCS,
         "dev": DEV,
     },
 )

@@ -106,7 +106,7 @@ def add_import_option(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="MODULE",
         help="a Python module of your project, by name or as FILE.py, that registers losses, "
-        "heads, noises or datasets: run before the config is read. May be given again",
+        "heads, noises or datasets; imported before the config is read. May be repeated",
     )
 
 

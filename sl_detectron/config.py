@@ -12,6 +12,7 @@ __all__ = [
     "check_has_keys",
     "config_keys",
     "is_dense_detector",
+    "needs_masks",
     "num_classes_key",
     "num_classes_of",
     "train_sets",
@@ -35,27 +36,27 @@ def add_superloss_config(cfg: CN) -> None:
         'ExpAvg'
     """
     cfg.MODEL.SUPERLOSS = CN()
-    # Share of the old tau that one forward keeps (TAU "ExpAvg"). A trainer that accumulates the
-    # gradients of N forwards a step keeps 0.9 a step with 0.9 ** (1 / N).
+    # TAU "ExpAvg": share of the old tau that each forward keeps. A trainer that accumulates the
+    # gradients of N forwards per step needs 0.9 ** (1 / N) for 0.9 per step.
     cfg.MODEL.SUPERLOSS.MOMENTUM = 0.9
     # Warm-up: train on the plain loss for this many iterations while tau is estimated.
     cfg.MODEL.SUPERLOSS.WARMUP_ITERS = 0
 
-    # Track every annotation in training and write label_audit.json after it. A step takes under
-    # 0.5 % longer; memory and checkpoints grow by 4 * (K + 9) bytes per annotation. Left out where
-    # that would be more than 1 GiB.
+    # Collect statistics of every annotation during training, and write label_audit.json at the end.
+    # A step takes under 0.5 % longer; memory and checkpoints grow by 4 * (K + 9) bytes per
+    # annotation. Skipped if that exceeds 1 GiB.
     cfg.MODEL.SUPERLOSS.TRACK_ANNOTATIONS = True
 
     # The classification loss: one value per RoI (softmax or summed sigmoid cross-entropy) or per
     # anchor (focal loss summed over classes).
     cfg.MODEL.SUPERLOSS.CLS = CN()
-    # Off: the head trains on LOSS itself, without a confidence.
+    # False: the head trains on LOSS itself, without a confidence.
     cfg.MODEL.SUPERLOSS.CLS.ENABLED = True
-    # What goes through the SuperLoss, or with ENABLED False is trained on alone, for softmax heads:
-    # "cross_entropy", "generalized_cross_entropy", "symmetric_cross_entropy", "hard_bootstrapping",
-    # "soft_bootstrapping", "focal_loss", "lncis", "truncated_generalized_cross_entropy",
-    # "self_paced", "forward_correction", "curriculum_loss" or "data_params", a learned temperature
-    # per annotation.
+    # Loss per RoI of softmax heads: "cross_entropy", "generalized_cross_entropy",
+    # "symmetric_cross_entropy", "hard_bootstrapping", "soft_bootstrapping", "focal_loss", "lncis",
+    # "truncated_generalized_cross_entropy", "self_paced", "forward_correction", "curriculum_loss"
+    # or "data_params", a learned temperature per annotation. The SuperLoss is computed from it;
+    # with ENABLED False it is the training loss.
     cfg.MODEL.SUPERLOSS.CLS.LOSS = "cross_entropy"
     # Fraction of the iterations trained on the cross-entropy before LOSS takes its place: a loss
     # that leaves out what looks wrong needs a detector that predicts.
@@ -64,57 +65,58 @@ def add_superloss_config(cfg: CN) -> None:
     # the first estimates which class is confused with which, the second prunes nothing.
     cfg.MODEL.SUPERLOSS.CLS.NOISE_RATE = -1.0
     # "logC": log of the number of softmax outcomes; "Avg": mean of all losses so far; "ExpAvg":
-    # their exponential running average; or a number in nats, quoted: "1.5".
+    # exponential running average of the losses; or a quoted number in nats, such as "1.5".
     cfg.MODEL.SUPERLOSS.CLS.TAU = "ExpAvg"
     # Regularisation lambda > 0, in units of the loss: only (loss - tau) / lambda matters. The paper
     # uses 1.0 on clean and 0.25 on noisy labels; for focal losses 0.02 was better in our trials.
     cfg.MODEL.SUPERLOSS.CLS.LAMBDA = 0.25
-    # Which samples go through the SuperLoss and count in tau: "foreground" or "all". With "all" the
-    # easy background pulls an averaged tau below the loss of correct but hard foreground.
+    # Samples that the SuperLoss weighs and tau averages: "foreground" or "all". With "all" the easy
+    # background pulls an averaged tau below the loss of correct but hard foreground.
     cfg.MODEL.SUPERLOSS.CLS.SCOPE = "foreground"
     # C of "logC": "K+1" counts background as an outcome, "K" does not.
     cfg.MODEL.SUPERLOSS.CLS.NUM_OUTCOMES = "K+1"
-    # What has one confidence: "sample", a RoI or an anchor; "instance", all RoIs or anchors matched
-    # to one annotation, by their mean loss; "class", one (anchor, class) entry of a RetinaNet's
-    # focal loss.
+    # Unit that gets one confidence: "sample", a RoI or an anchor; "instance", all RoIs or anchors
+    # matched to one annotation, by their mean loss; "class", one (anchor, class) entry of a
+    # RetinaNet's focal loss.
     cfg.MODEL.SUPERLOSS.CLS.GRANULARITY = "sample"
-    # Above 0.0: this confidence for every sample in SCOPE instead of the SuperLoss, the control
-    # that tells a larger loss weight from a choice of samples.
+    # Above 0.0: every sample in SCOPE gets this confidence, without the SuperLoss. This control
+    # separates the effect of a larger loss from that of weighing samples differently.
     cfg.MODEL.SUPERLOSS.CLS.FIXED_SIGMA = 0.0
-    # Divide by the running mean of sigma over SCOPE, so that the term weighs as much as the plain
-    # loss beside the box losses.
+    # Divide by the running mean of sigma over SCOPE. The classification loss then keeps its weight
+    # relative to the box losses.
     cfg.MODEL.SUPERLOSS.CLS.NORMALIZE = False
 
-    # The temperatures of the loss "data_params", one per training annotation.
+    # Temperatures of the loss "data_params", one per training annotation.
     cfg.MODEL.SUPERLOSS.DATA_PARAMS = CN()
-    # Their learning rate; SGD without momentum.
+    # Learning rate of the temperatures; SGD without momentum.
     cfg.MODEL.SUPERLOSS.DATA_PARAMS.LR = 1.0
     # Regularisation: LAMBDA * log(temperature)^2 is added to the loss; 0.0 for none.
     cfg.MODEL.SUPERLOSS.DATA_PARAMS.LAMBDA = 0.0
     # Number of training annotations. SuperLossTrainer counts them; 0 is enough for evaluation.
     cfg.MODEL.SUPERLOSS.DATA_PARAMS.NUM_ANNOTATIONS = 0
 
-    # Label correction: train annotations as the class that they probably have.
+    # Label correction: estimate the true class of each annotation, and train on the estimates.
     cfg.MODEL.SUPERLOSS.CORRECTION = CN()
-    # Training rounds. Each round but the last is trained in OUTPUT_DIR/round_N and then estimates
-    # the true classes, on which the next one is trained from the start. 1: no correction.
+    # Number of training rounds; 1 means no correction. Every round but the last trains in
+    # OUTPUT_DIR/round_N and ends with an estimate of the true classes; the next round trains on it
+    # from scratch.
     cfg.MODEL.SUPERLOSS.CORRECTION.ROUNDS = 1
-    # Rounds after the first: "plain" trains on the plain loss, which learns better from corrected
-    # labels; "superloss" on that of the first.
+    # Loss of the rounds after the first: "plain", which learns better from corrected labels, or
+    # "superloss", the loss of the first round.
     cfg.MODEL.SUPERLOSS.CORRECTION.LATER_LOSS = "plain"
-    # Class targets of an earlier run, class_targets.pth; "" for none. ROUNDS sets it.
+    # Path of the class_targets.pth of an earlier run; "" for none. Set by ROUNDS.
     cfg.MODEL.SUPERLOSS.CORRECTION.TARGETS = ""
-    # Within one training run: fraction of the iterations after which targets are estimated from the
-    # statistics so far; 1.0 for never.
+    # Correction within one training run: fraction of the iterations after which targets are
+    # estimated from the statistics so far; 1.0 for never.
     cfg.MODEL.SUPERLOSS.CORRECTION.START = 1.0
-    # And iterations from one estimate to the next.
+    # Correction within one training run: iterations between two estimates.
     cfg.MODEL.SUPERLOSS.CORRECTION.PERIOD = 500
     # "hard": the most probable class; "soft": the two most probable with their probabilities.
-    cfg.MODEL.SUPERLOSS.CORRECTION.FORM = "hard"
-    # Annotations whose most probable class is less probable than this have no class loss.
+    cfg.MODEL.SUPERLOSS.CORRECTION.FORM = "soft"
+    # Annotations without a class of at least this probability get no classification loss.
     cfg.MODEL.SUPERLOSS.CORRECTION.MIN_PROBABILITY = 0.0
 
-    # Methods of other papers, which change what annotations are trained as; docs/methods.md. They
+    # Methods of other papers, which change what annotations are trained as; docs/rivals.md. They
     # need SuperLoss heads, and compare with the plain loss by CLS.FIXED_SIGMA 1.0.
     cfg.MODEL.METHOD = CN()
     # "" for none, "CoTeaching", "CABBC", "CLC", "EMATeacher", "SDLocNet", or one that a project
@@ -155,9 +157,9 @@ def add_superloss_config(cfg: CN) -> None:
 
     # The box regression loss: one value per foreground RoI or anchor, summed over coordinates.
     cfg.MODEL.SUPERLOSS.BOX_REG = CN()
-    # Off: wrong class labels leave the boxes right, and the term cost AP when labels were noisy.
+    # Off by default: wrong class labels leave the boxes right; the term cost AP on noisy labels.
     cfg.MODEL.SUPERLOSS.BOX_REG.ENABLED = False
-    # "Avg", "ExpAvg" or a number, quoted: "1.5". "logC" has no meaning for boxes.
+    # "Avg", "ExpAvg" or a quoted number such as "1.5"; "logC" is undefined for boxes.
     cfg.MODEL.SUPERLOSS.BOX_REG.TAU = "ExpAvg"
     cfg.MODEL.SUPERLOSS.BOX_REG.LAMBDA = 0.25
     # Boxes are regressed on foreground only, so "all" and "foreground" mean the same here.
@@ -170,17 +172,17 @@ def add_superloss_config(cfg: CN) -> None:
     # The backbone "build_frozen_trunk_fpn_backbone": a pretrained trunk under an FPN.
     # MODEL.BACKBONE.FREEZE_AT 5 freezes the trunk as a whole.
     cfg.MODEL.FROZEN_TRUNK = CN()
-    # "mobilenet_v2", "efficientnet_lite0", or a trunk that a project registers.
+    # "mobilenet_v2", "efficientnet_lite0", or a custom trunk registered by your project.
     cfg.MODEL.FROZEN_TRUNK.NAME = "mobilenet_v2"
     # ImageNet weights: a file, or for torchvision's models a name such as "IMAGENET1K_V1", which is
     # downloaded. Empty: random, or all from MODEL.WEIGHTS.
     cfg.MODEL.FROZEN_TRUNK.WEIGHTS = ""
-    # Folder of the features of a trunk that is frozen as a whole, on a CPU: each image is computed
-    # once for all runs and processes that name it, in training and in evaluation. Empty: none.
+    # Folder that stores the features of a fully frozen trunk, on a CPU. Each image is computed once
+    # for all runs and processes that use the folder, in training and evaluation. Empty: no store.
     cfg.MODEL.FROZEN_TRUNK.STORE = ""
-    # How much the folder may hold, in GiB; a full one is read but not added to.
+    # Maximum size of the folder, in GiB. A full folder is read, and nothing is added.
     cfg.MODEL.FROZEN_TRUNK.STORE_GIB = 10.0
-    # "float32", with which a store changes no loss, or "float16", half as large.
+    # "float32", which leaves all losses unchanged, or "float16", which halves the size.
     cfg.MODEL.FROZEN_TRUNK.STORE_DTYPE = "float32"
     cfg.register_renamed_key("MODEL.MOBILENET_V2", "MODEL.FROZEN_TRUNK", _RENAMED)
     cfg.register_renamed_key("MODEL.MOBILENET_V2.WEIGHTS", "MODEL.FROZEN_TRUNK.WEIGHTS", _RENAMED)
@@ -188,16 +190,19 @@ def add_superloss_config(cfg: CN) -> None:
         "MODEL.MOBILENET_V2.CACHE_IMAGES", "MODEL.FROZEN_TRUNK.STORE, a folder", _RENAMED
     )
 
-    # Label noise put into the training sets; test sets are never touched.
+    # Label noise added to the training sets; test sets never change.
     cfg.DATASETS.LABEL_NOISE = CN()
-    # "symmetric": any other class; "symmetric_inclusive": any class, the true one too;
-    # "asymmetric": by a map of confusable classes; or a noise that a project registers.
+    # Class that replaces a corrupted label. "symmetric": any other class; "symmetric_inclusive":
+    # any class, including the true one; "asymmetric": a class from a map of confusable classes; or
+    # a custom noise registered by your project. For the mistakes of a detector, set MANIFEST to one
+    # of sl-inject-noise --type instance.
     cfg.DATASETS.LABEL_NOISE.TYPE = "symmetric"
     # Fraction of annotations, in [0, 1]; 0.0 is off.
     cfg.DATASETS.LABEL_NOISE.RATE = 0.0
     # Random seed; selects which annotations are corrupted.
     cfg.DATASETS.LABEL_NOISE.SEED = 0
-    # "bernoulli": every annotation by itself; "exact": round(RATE * number) annotations of a set.
+    # "bernoulli": each annotation is drawn independently; "exact": round(RATE * number) annotations
+    # of each dataset are corrupted.
     cfg.DATASETS.LABEL_NOISE.MODE = "bernoulli"
     # YAML file {class: {other class: probability}} for "asymmetric"; `cat: dog` and
     # `cow: [horse, sheep]` are short forms. Empty: VOC's confusable pairs.
@@ -205,7 +210,7 @@ def add_superloss_config(cfg: CN) -> None:
     # A manifest written by sl-inject-noise, used in place of the rates.
     cfg.DATASETS.LABEL_NOISE.MANIFEST = ""
 
-    # Boxes that are moved.
+    # Noise that moves boxes.
     cfg.DATASETS.LABEL_NOISE.BOX_JITTER = CN()
     # Fraction of annotations, in [0, 1]; 0.0 is off.
     cfg.DATASETS.LABEL_NOISE.BOX_JITTER.RATE = 0.0
@@ -214,42 +219,42 @@ def add_superloss_config(cfg: CN) -> None:
     # Random seed; selects which boxes are moved, and how.
     cfg.DATASETS.LABEL_NOISE.BOX_JITTER.SEED = 0
 
-    # Annotations that are left out.
+    # Noise that drops annotations.
     cfg.DATASETS.LABEL_NOISE.MISSING = CN()
     # Fraction of annotations, in [0, 1]; 0.0 is off.
     cfg.DATASETS.LABEL_NOISE.MISSING.RATE = 0.0
-    # Random seed; selects which annotations are left out.
+    # Random seed; selects which annotations are dropped.
     cfg.DATASETS.LABEL_NOISE.MISSING.SEED = 0
 
-    # Boxes without an object, which are added.
+    # Noise that adds boxes without an object.
     cfg.DATASETS.LABEL_NOISE.SPURIOUS = CN()
-    # Their number, as a fraction of that of the annotations; 0.0 is off.
+    # Number of added boxes, as a fraction of the number of annotations; 0.0 is off.
     cfg.DATASETS.LABEL_NOISE.SPURIOUS.RATE = 0.0
     # Random seed; selects which boxes are added.
     cfg.DATASETS.LABEL_NOISE.SPURIOUS.SEED = 0
 
-    # An image that is missing, cut off, of other than 8 bits a channel or of another size than its
-    # annotation says: "error" stops and names it; "skip" warns, and takes another image in its
-    # place in training, leaves it out of tests, audits and pictures.
+    # What to do with an image that is missing or truncated, or has other than 8 bits per channel or
+    # another size than annotated. "error" stops and names it. "skip" warns, replaces it by another
+    # image in training, and leaves it out of tests, audits and pictures.
     cfg.DATALOADER.BROKEN_IMAGES = "error"
-    # Boxes and images of VOC and COCO files that have a flaw: "error" names up to 20 of them before
-    # any work; "skip" leaves them out and warns how many there were.
+    # What to do with flawed boxes and images in VOC and COCO files. "error" stops at the start and
+    # names up to 20 of them; "skip" leaves them out and warns with their number.
     cfg.DATASETS.BAD_ANNOTATIONS = "error"
 
     # Custom VOC-style datasets: [{"NAME": ..., "ROOT": ..., "SPLIT": ..., "CLASSES": [...]}, ...];
-    # ROOT holds Annotations/, ImageSets/Main/SPLIT.txt and JPEGImages/; $DETECTRON2_DATASETS in it
-    # stands for the folder of detectron2's datasets. Optional: CLASSES, without it VOC's 20; YEAR,
-    # 2007 for VOC07's 11-point AP; OTHER_CLASSES, "error" or "ignore" objects of classes that are
-    # not in CLASSES.
+    # ROOT holds Annotations/, ImageSets/Main/SPLIT.txt and JPEGImages/, and may begin with
+    # $DETECTRON2_DATASETS, the folder of detectron2's datasets. Optional: CLASSES, by default VOC's
+    # 20; YEAR, 2007 for VOC07's 11-point AP; OTHER_CLASSES, "error" or "ignore", for objects of
+    # classes that are not in CLASSES.
     cfg.DATASETS.CUSTOM_VOC = []
-    # Custom COCO datasets: [{"NAME": ..., "JSON_FILE": ..., "IMAGE_ROOT": ...}, ...], as the
-    # arguments of detectron2's register_coco_instances.
+    # Custom COCO datasets: [{"NAME": ..., "JSON_FILE": ..., "IMAGE_ROOT": ...}, ...], the arguments
+    # of detectron2's register_coco_instances.
     cfg.DATASETS.CUSTOM_COCO = []
 
-    # How VOC sets are evaluated: "voc" or "coco".
+    # Evaluation of VOC datasets: "voc" or "coco".
     cfg.TEST.EVALUATOR = "voc"
-    # Classes of which a VOC test set has no object: "skip" leaves them out of the mean; "zero"
-    # counts them as 0, as detectron2 does.
+    # Classes without an object in a VOC test set: "skip" leaves them out of the mean; "zero" counts
+    # them as 0, as detectron2 does.
     cfg.TEST.ABSENT_CLASSES = "skip"
 
 
@@ -287,6 +292,11 @@ def is_dense_detector(cfg: CN) -> bool:
 def num_classes_of(cfg: CN) -> int:
     """K, the number of foreground classes that a config's detector has."""
     return (cfg.MODEL.RETINANET if is_dense_detector(cfg) else cfg.MODEL.ROI_HEADS).NUM_CLASSES
+
+
+def needs_masks(cfg: CN) -> bool:
+    """Whether the detector has a mask head, which a dense one has not whatever the key says."""
+    return bool(cfg.MODEL.MASK_ON) and not is_dense_detector(cfg)
 
 
 def num_classes_key(cfg: CN) -> str:

@@ -9,7 +9,22 @@ from detectron2.data import MetadataCatalog
 
 from helpers import REPO
 
+TESTS = Path(__file__).parent
 collect_ignore = ["helpers"]
+
+# Marked `slow`, which `make check` leaves out: files and folders of tests that train detectors,
+# start processes, compile or drive a browser.
+SLOW = (
+    *("commands/test_demo.py", "tools/", "sweep/test_runner.py", "sweep/test_jobs.py"),
+    *("sweep/test_run.py", "sweep/test_plan.py", "sweep/test_cluster.py"),
+    *("engine/test_launch.py", "engine/test_lazy.py", "engine/test_long_run.py"),
+    *("engine/test_resume.py", "engine/test_trainer.py", "engine/test_label_correction.py"),
+    *("audit/test_report.py", "audit/test_run.py", "audit/test_tracker.py"),
+    *("losses/test_battery.py", "losses/test_superloss_transforms.py"),
+    *("modeling/test_matrix.py", "modeling/test_point_rend.py", "modeling/test_export.py"),
+    *("test_docs.py", "test_extending.py", "test_field_cases.py", "test_fuzz_data.py"),
+    *("test_hostile.py", "test_packaging.py", "test_readme.py"),
+)
 
 
 def pytest_addoption(parser):
@@ -17,6 +32,11 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.path.is_relative_to(TESTS):
+            path = item.path.relative_to(TESTS).as_posix()
+            if path.startswith(SLOW):
+                item.add_marker(pytest.mark.slow)
     if not config.getoption("--long"):
         skip = pytest.mark.skip(reason="takes minutes: run with --long")
         for item in items:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.data import build_detection_train_loader
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
 from PIL import Image
@@ -43,6 +44,8 @@ from sl_detectron.data.datasets import (
 )
 from sl_detectron.data.formats.coco_json import CocoFile
 from sl_detectron.data.test_loader import build_test_loader
+from sl_detectron.engine import setup
+from sl_detectron.engine.setup import setup_cfg
 from sl_detectron.evaluation.evaluator_choice import build_evaluator
 from sl_detectron.model_zoo import get_config
 
@@ -383,6 +386,7 @@ GOOD_COCO = {
     "no size": (drop("images", "height", "width"), "without height and width.*: 4"),
     "size null": (set_all("images", height=None), "without height and width.*: 4"),
     "segmentation null": (set_all("annotations", segmentation=None), ""),
+    "ignore null": (set_all("annotations", ignore=None), ""),
     **{
         f"RLE {name}": (set_all("annotations", segmentation=rle), warned and f"no RLE .*: {warned}")
         for name, rle, warned in (
@@ -698,6 +702,16 @@ def test_options_of_noise_that_do_not_fit_are_refused(commands):
         assert code == 2
         assert message in printed.strip().splitlines()[-1]
         assert not Path("noisy").exists()
+    commands.inject()
+    restore = ("--restore", "noisy", "--output", "clean")
+    for args in (("--rate", "0.5"), ("--box-jitter", "0.1"), ("--bad-annotations", "skip")):
+        code, printed = commands.run("inject_noise.py", *restore, *args)
+        assert code == 2
+        assert f"{args[0]} makes a noisy copy" in printed.strip().splitlines()[-1]
+        assert not Path("clean").exists()
+    check = ("--voc-root", "voc", "--opts", "DATASETS.BAD_ANNOTATIONS", "skip")
+    code, printed = commands.run("check_dataset.py", *check)
+    assert (code, "--opts is of --config-file" in printed) == (2, True)
 
 
 @pytest.mark.parametrize("where", ["images", ".", "elsewhere"])
@@ -842,6 +856,73 @@ def test_images_fail_alike_wherever_they_are_read(commands, caplog, change, mess
     assert "3 of 4 images of mine drawn" in printed
 
 
+@pytest.mark.parametrize("coco", [False, True])
+def test_missing_images_stop_before_any_work(commands, caplog, coco):
+    """In both formats, as flaws of the set: with skip they are left out, from tests too."""
+    root = Path("images") if coco else Path("voc/JPEGImages")
+    write_coco(Path()) if coco else write_voc(Path("voc"))
+    (root / "b.jpg").unlink()
+    message = r"image ('b'|2) has .*no .*b\.jpg.*; BAD_ANNOTATIONS skip"
+    for broken in ("error", "skip"):
+        with pytest.raises(FileNotFoundError, match=message):
+            commands.load("DATALOADER.BROKEN_IMAGES", broken, coco=coco)
+    commands.forget()
+    with pytest.raises(FileNotFoundError, match=message):
+        setup_cfg("", [*commands.opts(coco), "DATASETS.TEST", "('mine',)"], eval_only=True)
+    for code, printed in (commands.train(coco=coco), commands.visualize(coco=coco)):
+        assert code == 2, printed
+        assert re.search(message, printed.strip().splitlines()[-1])
+    assert not Path("output").exists()
+    loader = commands.load("DATASETS.BAD_ANNOTATIONS", "skip", coco=coco)
+    assert boxes_of(loader.annotations) == [EXPECTED[i] for i in (0, 2, 3)]
+    assert "1 image left out" in caplog.text
+    if coco:
+        Path("scores").mkdir()
+        commands.forget()
+        register_coco_instances("scored", {}, "set.json", "images")
+        api = build_evaluator("scored", output_dir="scores", bad_annotations="skip")._coco_api
+        assert sorted(api.imgs) == [1, 3, 4]
+        assert len(api.anns) == NUM_OBJECTS - 2
+
+
+def with_masks(content, but=()):
+    def add(annotation):
+        x, y, w, h = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h]]
+
+    for_each(content, "annotations", add)
+    for i in but:
+        content["annotations"][i]["segmentation"] = []
+    return content
+
+
+def test_masks_are_there_where_they_are_trained_on(commands):
+    """Else detectron2 ends in a KeyError, at the first step or at any."""
+    write_voc(Path("voc"))
+    masks = ("MODEL.MASK_ON", "True")
+    message = "MASK_ON is True, but {} of 8 objects of dataset 'mine' have no segmentation .*image"
+    with pytest.raises(ValueError, match=message.format(8)):
+        commands.load(*masks)
+    commands.load(*masks, "MODEL.META_ARCHITECTURE", "SuperLossRetinaNet",
+                  "MODEL.RETINANET.NUM_CLASSES", "3")  # fmt: skip
+    write_coco(Path(), with_masks(coco_content(), but=[3]))
+    for test in ("()", "('mine',)"):
+        with pytest.raises(ValueError, match=message.format(1)):
+            commands.load(*masks, "DATASETS.TEST", test, coco=True)
+    content = with_masks(coco_content(), but=[3])
+    content["annotations"][3]["iscrowd"] = 1
+    write_coco(Path(), content)
+    commands.load(*masks, coco=True)
+    with pytest.raises(ValueError, match=message.format(1)):
+        commands.load(*masks, "DATASETS.TEST", "('mine',)", coco=True)
+    write_coco(Path(), with_masks(coco_content()))
+    commands.load(*masks, "DATASETS.TEST", "('mine',)", coco=True)
+    drop("annotations", "segmentation")(content)
+    write_coco(Path(), content)
+    with pytest.raises(ValueError, match="MASK_ON is True, but 8 of 8 objects"):
+        snippet(*masks)
+
+
 def test_turned_images_are_counted(commands, caplog):
     write_voc(Path("voc"))
     exif = Image.Exif()
@@ -942,6 +1023,26 @@ def test_more_categories_than_classes_are_refused(commands):
     with pytest.raises(ValueError, match=message):
         snippet()
     assert not Path("output").exists()
+
+
+def test_what_a_custom_loader_may_leave_out_is_told(commands, monkeypatch):
+    """It trains, as it may merge classes or put noise in by itself."""
+    content = coco_content()
+    content["categories"].append({"id": 7, "name": "ring"})
+    write_coco(Path(), content)
+    register_coco_instances("mine_train", {}, "set.json", "images")
+    cfg = get_config("Toy/faster_rcnn_superloss.yaml")
+    cfg.merge_from_list([*TINY, "MODEL.ROI_HEADS.NUM_CLASSES", 3, "OUTPUT_DIR", "output"])
+    cfg.DATASETS.LABEL_NOISE.RATE = 0.5
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("mine_train",), ()
+    told = []
+    monkeypatch.setattr(setup.logger, "warning", lambda text, *args: told.append(text % args))
+    stock = staticmethod(build_detection_train_loader)
+    monkeypatch.setattr(SuperLossTrainer, "build_train_loader", stock)
+    SuperLossTrainer(cfg)
+    assert len(told) == 2
+    assert re.search("may train classes as background: .*NUM_CLASSES is 3, but .* has 4", told[0])
+    assert re.search(r"LABEL_NOISE is set, .* there is none", told[1])
 
 
 def test_classes_in_another_order_are_refused(commands):

@@ -1,23 +1,23 @@
 #!/usr/bin/env python3
-"""Rank the annotations of a training set by how wrong their labels look, and correct them.
+"""Rank the annotations of a training set by suspicion, and correct wrong labels.
 
-Writes label_audit.json, label_audit.csv and index.html, a report to decide in; in all of them
-higher suspicion is more suspect.
+Writes label_audit.json, label_audit.csv and index.html, a page to review labels. A higher suspicion
+is more suspect.
 
 Examples:
-  A training run with the SuperLoss has the statistics in its checkpoints:
+  A training run with the SuperLoss, whose checkpoints have the statistics:
     tools/audit_labels.py --from-run output --output audit
   Any detector, also a stock one or one of a LazyConfig, by one pass over its DATASETS.TRAIN:
     tools/audit_labels.py --config-file my.yaml --checkpoint model_final.pth --output audit
-  The 50 most suspect cats and dogs each, and what cleanlab and FiftyOne read:
+  The 50 most suspect cats and dogs, and files for cleanlab and FiftyOne:
     tools/audit_labels.py --from-run output --output audit --classes cat,dog --top 50 --per-class \\
         --formats cleanlab fiftyone
-  A corrected dataset, of what the report's decisions.json says, or of all that is above 0.95:
+  A corrected dataset, from the decisions.json of the report, or for all labels above 0.95:
     tools/audit_labels.py --apply decisions.json --output corrected
     tools/audit_labels.py --from-run output --output audit --correct-above 0.95
-  The same where thresholds by class and the noise rate are estimated from the run:
+  The same, with thresholds per class and the noise rate estimated from the run:
     tools/audit_labels.py --from-run output --output audit --auto
-  Against known noise, beside plain losses and cleanlab's ObjectLab:
+  Compare with known noise, with plain losses and with cleanlab's ObjectLab:
     tools/audit_labels.py --from-run output --output audit --evaluate
 """
 
@@ -40,48 +40,51 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--from-run", metavar="DIR", help="OUTPUT_DIR of a training run")
     source.add_argument("--checkpoint", help="weights of any detector; needs --config-file")
-    source.add_argument("--apply", metavar="FILE", help="decisions.json that the report saved")
-    parser.add_argument("--config-file", default="", help="of --checkpoint")
-    parser.add_argument("--output", required=True, help="folder for what it writes")
+    source.add_argument("--apply", metavar="FILE", help="decisions.json saved by the report")
+    parser.add_argument("--config-file", default="", help="config of --checkpoint")
+    parser.add_argument("--output", required=True, help="folder for all output")
     parser.add_argument(
-        "--top", type=int, help="how many annotations to list and to show; default all"
+        "--top", type=int, help="number of annotations to list and show; default all"
     )
-    parser.add_argument("--per-class", action="store_true", help="--top of every given class")
+    parser.add_argument("--per-class", action="store_true", help="apply --top to each given class")
     parser.add_argument(
         "--classes", type=_names, default=[], help="a,b,c: given classes to list; default all"
     )
     parser.add_argument(
-        "--crops", type=int, default=10_000, help="annotations in the report; default 10000"
+        "--crops",
+        type=int,
+        default=10_000,
+        help="number of annotations in the report; default 10000",
     )
     parser.add_argument(
-        "--crop-size", type=int, default=128, help="pixels of their longer side; default 128"
+        "--crop-size", type=int, default=128, help="longer side of a crop in pixels; default 128"
     )
     parser.add_argument(
-        "--formats", nargs="+", default=[], choices=FORMATS, help="write all annotations also as"
+        "--formats", nargs="+", default=[], choices=FORMATS, help="further formats to write"
     )
     parser.add_argument(
         "--correct-above",
         type=float,
         metavar="SUSPICION",
-        help="write OUTPUT/corrected, where the suggestion replaces all labels of at least that",
+        help="write OUTPUT/corrected, where suggestions replace labels of at least this suspicion",
     )
     parser.add_argument(
         "--auto",
         action="store_true",
-        help="estimate the true classes with one pass over the images, rank by them, print what a "
-        "correction is expected to mend and to break, and write OUTPUT/corrected with every label "
-        "that is probably wrong replaced; needs --from-run",
+        help="estimate the true classes with one pass over the images and rank by them; print how "
+        "many labels a correction is expected to fix and to break; write OUTPUT/corrected with "
+        "every probably wrong label replaced; needs --from-run",
     )
     parser.add_argument(
-        "--evaluate", action="store_true", help="compare with known noise: the run's own, or ..."
+        "--evaluate", action="store_true", help="compare with known noise: that of the run, or ..."
     )
-    parser.add_argument("--manifest", default="", help="... that of a noisy copy on disk")
+    parser.add_argument("--manifest", default="", help="... of a noisy copy on disk")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config options")
     args = parser.parse_args(argv)
     if bool(args.config_file) != bool(args.checkpoint):
         parser.error("--checkpoint and --config-file go together")
     if args.auto and (not args.from_run or args.correct_above is not None):
-        parser.error("--auto needs --from-run, and chooses itself what --correct-above says")
+        parser.error("--auto needs --from-run, and estimates what --correct-above would set")
     if args.per_class and args.top is None:
         parser.error("--per-class needs --top")
     given = {key for key, value in vars(args).items() if value != parser.get_default(key)}

@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""Report what is in a dataset and what is wrong with it, before a training.
+"""Report what is in a dataset and what is wrong with it, before training.
 
-Counts per class, sizes, boxes outside, duplicates, crowds, images without objects, images that are
-turned, cut off or of more than 8 bits a channel; up to 20 flaws with their number. The exit code is
-2 where there are any. A training refuses the same flaws. What DATASETS.BAD_ANNOTATIONS skip and
-DATALOADER.BROKEN_IMAGES skip leave out is listed apart and is no flaw.
+The report has counts per class, sizes, boxes outside of images, duplicates, crowds, images without
+objects, and images that are rotated, truncated or deeper than 8 bits per channel. It lists up to 20
+flaws and their number. The exit code is 2 if there are any: a training run refuses the same flaws.
+What DATASETS.BAD_ANNOTATIONS skip and DATALOADER.BROKEN_IMAGES skip leave out is listed separately
+and is no flaw.
 
 Examples:
-  All sets of a config:
+  All datasets of a config:
     tools/check_dataset.py --config-file my.yaml
-  A VOC folder, with all the classes that it has:
+  A VOC folder, with all classes found in it:
     tools/check_dataset.py --voc-root VOC2007 --split trainval
   A COCO json:
     tools/check_dataset.py --coco-json train.json --images images --output report.json
@@ -39,13 +40,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     source.add_argument("--voc-root", help="folder with Annotations, ImageSets and JPEGImages")
     source.add_argument("--coco-json", help="COCO annotation file; needs --images")
     parser.add_argument("--split", help="VOC image set; default trainval")
-    parser.add_argument("--classes", default="", help="a,b,c: class list; default what is there")
+    parser.add_argument("--classes", default="", help="a,b,c: class list; default: classes found")
     parser.add_argument("--images", metavar="DIR", help="images of --coco-json")
-    text = "what a training does with such: error, the default, or skip"
+    text = "what a training run does with them: error, the default, or skip"
     parser.add_argument("--bad-annotations", choices=BAD_ANNOTATIONS, help=text)
     parser.add_argument("--broken-images", choices=BROKEN_IMAGES, help=text)
-    parser.add_argument("--no-decode", action="store_true", help="read headers of images only")
-    parser.add_argument("--output", metavar="FILE", help="json file to write as well")
+    parser.add_argument("--no-decode", action="store_true", help="read only the headers of images")
+    parser.add_argument("--output", metavar="FILE", help="also write the report as json")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config options")
     args = parser.parse_args(argv)
     if args.coco_json and not args.images:
@@ -54,6 +55,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--images is of --coco-json")
     if not args.voc_root and (args.classes or args.split):
         parser.error("--classes and --split are of --voc-root")
+    if args.opts and not args.config_file:
+        parser.error("--opts is of --config-file")
     if args.config_file and (args.bad_annotations or args.broken_images):
         keys = "DATASETS.BAD_ANNOTATIONS and DATALOADER.BROKEN_IMAGES"
         parser.error(f"with --config-file give {keys} after --opts")

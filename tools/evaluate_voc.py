@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Score detections in files against a Pascal VOC devkit: AP, AP50, AP75 and each class.
+"""Score detections in files against a Pascal VOC devkit: AP, AP50, AP75, in total and per class.
 
 Examples:
   The text files of the devkit, comp4_det_test_<class>.txt:
@@ -8,7 +8,7 @@ Examples:
   A json file in COCO's results format, and a custom class list:
     tools/evaluate_voc.py --voc-root mine --split val --detections coco_instances_results.json \\
         --classes cat,dog --metric area --output out.json
-  Beside out.json: out_precision_recall.png and out_ap_by_iou.png.
+  Both also write out_precision_recall.png and out_ap_by_iou.png.
 """
 
 import argparse
@@ -65,12 +65,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "0-based index into --classes",
     )
     parser.add_argument(
-        "--metric", required=True, choices=METRICS, help="07: VOC 2007's 11 points; area: later"
+        "--metric",
+        required=True,
+        choices=METRICS,
+        help="07: 11 points, as VOC 2007; area: as later years",
     )
-    parser.add_argument("--output", help="json file to write; pictures go beside it")
+    parser.add_argument("--output", help="json file to write; pictures go into its folder")
     parser.add_argument("--no-pictures", action="store_true", help="write json only")
     parser.add_argument(
-        "--classes", help="a,b,c: class list, may be a subset of the dataset's; default VOC's 20"
+        "--classes",
+        help="a,b,c: classes to score, may be a subset of the dataset's; default VOC's 20",
     )
     parser.add_argument(
         "--rounding",
@@ -81,13 +85,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--absent-classes",
         default="skip",
         choices=ABSENT_CLASSES,
-        help="classes without ground truth: leave out of the mean (default), or count as 0",
+        help="classes without ground truth: left out of the mean (skip, default) or counted as 0",
     )
     parser.add_argument(
         "--bad-annotations",
         default="error",
         choices=BAD_ANNOTATIONS,
-        help="flawed boxes and images: stop (error, the default), or leave them out (skip)",
+        help="flawed boxes and images: stop (error, the default) or leave them out (skip)",
     )
     return parser.parse_args(argv)
 

@@ -4,17 +4,20 @@
 Examples:
   A VOC devkit folder with 40 % wrong labels in trainval; images are linked:
     tools/inject_noise.py --voc-root VOC2007 --split trainval --rate 0.4 --output noisy/VOC2007
-  A COCO json, labels wrong by a custom map:
+  A COCO json, with a custom map of confusable classes:
     tools/inject_noise.py --coco-json train.json --type asymmetric --confusion map.yaml \\
         --rate 0.2 --output noisy
-  The clean set again, from the copy and its manifest alone:
+  Wrong labels from a detector's mistakes, with hard objects hit more often:
+    tools/inject_noise.py --voc-root VOC2007 --type instance --rate 0.4 --output noisy/VOC2007 \\
+        --config-file output/config.yaml --checkpoint output/model_final.pth
+  Restore the clean dataset from the copy and its manifest alone:
     tools/inject_noise.py --restore noisy/VOC2007
   Train on the same noise in memory: DATASETS.LABEL_NOISE.MANIFEST noisy/VOC2007/manifest.jsonl
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sl_detectron.cli import run_tool, tool_parser  # first: it quiets detectron2's import
@@ -23,10 +26,15 @@ from sl_detectron.cli import run_tool, tool_parser  # first: it quiets detectron
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
+from sl_detectron.commands import run_config
+from sl_detectron.commands.instance_noise import build_instance_noise
 from sl_detectron.config import add_superloss_config
+from sl_detectron.data import load_voc_dataset
+from sl_detectron.data.formats.annotations import Record
 from sl_detectron.data.formats.coco_json import CocoFile
 from sl_detectron.data.formats.flaws import BAD_ANNOTATIONS
 from sl_detectron.data.formats.restore import restore_clean
+from sl_detectron.label_noise import Noise
 from sl_detectron.label_noise.config import noises_from_config
 from sl_detectron.label_noise.export import export_noisy_coco, export_noisy_voc
 from sl_detectron.label_noise.stats import NoiseStatistics, statistics_table, uniformity_test
@@ -52,12 +60,12 @@ def inject(args: argparse.Namespace) -> None:
         coco = CocoFile(args.coco_json, args.images, bad_annotations=args.bad_annotations)
         classes = coco.class_names
         name = args.dataset_name or coco.path.stem
-        noises = noises_from_config(cfg, classes)
+        noises = build_noises(cfg, args, classes, name, lambda: coco_records(coco, args.images))
         statistics = export_noisy_coco(coco, args.output, noises, name)
     else:
         classes = class_list(args.classes)
         name = args.dataset_name or voc_name(args.voc_root, args.split)
-        noises = noises_from_config(cfg, classes)
+        noises = build_noises(cfg, args, classes, name, lambda: read_voc_records(args, classes))
         statistics = export_noisy_voc(
             args.voc_root,
             args.split,
@@ -78,13 +86,45 @@ def noise_config(args: argparse.Namespace) -> CfgNode:
     cfg = get_cfg()
     add_superloss_config(cfg)
     node = cfg.DATASETS.LABEL_NOISE
-    node.TYPE, node.RATE, node.SEED = args.type, args.rate, args.seed
+    node.SEED = args.seed
+    if args.type != "instance":  # which no config can build
+        node.TYPE, node.RATE = args.type, args.rate
     node.MODE, node.CONFUSION = args.mode, args.confusion
     node.BOX_JITTER.RATE, node.BOX_JITTER.MAGNITUDE = args.box_jitter, args.box_magnitude
     node.MISSING.RATE, node.SPURIOUS.RATE = args.missing, args.spurious
     for part in (node.BOX_JITTER, node.MISSING, node.SPURIOUS):
         part.SEED = args.seed
     return cfg
+
+
+def build_noises(
+    cfg: CfgNode,
+    args: argparse.Namespace,
+    classes: Sequence[str],
+    name: str,
+    read: Callable[[], list[Record]],
+) -> tuple[Noise, ...]:
+    """Return the noises of the arguments, that of a detector's mistakes first."""
+    noises = noises_from_config(cfg, classes)
+    if args.type != "instance":
+        return noises
+    opts = ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]
+    detector = run_config(args, opts, "give a YAML config of the same detector", eval_only=True)
+    found = build_instance_noise(
+        *(detector, args.checkpoint, read(), classes, name), rate=args.rate, seed=args.seed
+    )
+    return (found, *noises)
+
+
+def read_voc_records(args: argparse.Namespace, classes: Sequence[str]) -> list[Record]:
+    return load_voc_dataset(
+        args.voc_root, args.split, classes, bad_annotations=args.bad_annotations
+    )
+
+
+def coco_records(coco: CocoFile, images: str) -> list[Record]:
+    files = {image["id"]: image["file_name"] for image in coco.plain()["images"]}
+    return [{**r, "file_name": str(Path(images, files[r["image_id"]]))} for r in coco.records()]
 
 
 def class_list(names: str) -> list[str]:
@@ -118,52 +158,82 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--images",
         metavar="DIR",
-        help="images of --coco-json, read where it has no height and width; default beside it",
+        help="images of --coco-json, read for sizes that it lacks; default: the json's folder",
     )
     parser.add_argument(
-        "--output", help="new folder; --restore without it puts the clean set in the copy's place"
+        "--output", help="new folder; --restore without --output replaces the copy by the clean set"
     )
-    parser.add_argument("--split", help="VOC image set that gets noise; default trainval")
+    parser.add_argument("--split", help="VOC image set to corrupt; default trainval")
     parser.add_argument(
-        "--classes", default="", help="a,b,c: class list of a VOC-style set; default VOC's 20"
+        "--classes", default="", help="a,b,c: classes of a VOC-style dataset; default VOC's 20"
     )
     parser.add_argument(
         "--dataset-name",
-        help="name in DATASETS.TRAIN; default e.g. voc_2007_trainval, or the json's name",
+        help="name in DATASETS.TRAIN; default e.g. voc_2007_trainval, or the name of the json",
     )
     parser.add_argument(
         "--type",
         default="symmetric",
-        help="which class takes a label's place: symmetric, any other; symmetric_inclusive, any; "
-        "asymmetric, a look-alike; default symmetric",
+        help="class that replaces a label: symmetric, any other; symmetric_inclusive, any; "
+        "asymmetric, a confusable one; instance, what the detector of --checkpoint sees; default "
+        "symmetric",
     )
     parser.add_argument(
         "--rate", type=float, default=0.0, help="fraction of labels in [0, 1]; default 0"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="another seed hits other annotations; default 0"
+        "--seed", type=int, default=0, help="selects which annotations are corrupted; default 0"
     )
     parser.add_argument(
         "--mode",
         default="bernoulli",
-        help="bernoulli, each annotation by its own draw; exact, round(rate * n) of them; default "
-        "bernoulli",
+        help="bernoulli: each annotation is drawn independently; exact: round(rate * n) are drawn; "
+        "default bernoulli",
     )
-    parser.add_argument("--confusion", default="", help="YAML map for --type asymmetric")
-    parser.add_argument("--box-jitter", type=float, default=0.0, help="fraction of boxes")
-    parser.add_argument("--box-magnitude", type=float, default=0.1, help="fraction of box size")
-    parser.add_argument("--missing", type=float, default=0.0, help="fraction left out")
-    parser.add_argument("--spurious", type=float, default=0.0, help="boxes added, as a fraction")
+    parser.add_argument(
+        "--confusion", default="", help="YAML map of confusable classes for --type asymmetric"
+    )
+    parser.add_argument(
+        "--box-jitter", type=float, default=0.0, help="fraction of boxes to move; default 0"
+    )
+    parser.add_argument(
+        "--box-magnitude",
+        type=float,
+        default=0.1,
+        help="largest move, as a fraction of the box; default 0.1",
+    )
+    parser.add_argument(
+        "--missing", type=float, default=0.0, help="fraction of annotations to drop; default 0"
+    )
+    parser.add_argument(
+        "--spurious", type=float, default=0.0, help="boxes to add, as a fraction of annotations"
+    )
+    parser.add_argument("--checkpoint", help="weights of a detector, for --type instance")
+    parser.add_argument("--config-file", default="", help="config of the detector of --checkpoint")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config options")
     parser.add_argument(
         "--bad-annotations",
         default="error",
         choices=BAD_ANNOTATIONS,
-        help="flawed boxes and images: stop (error, the default), or copy them as they are (skip)",
+        help="flawed boxes and images: stop (error, the default) or copy them unchanged (skip)",
     )
-    parser.add_argument("--workers", type=int, default=1, help="processes that write XML")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="number of processes that write XML; default 1"
+    )
     args = parser.parse_args(argv)
     if not args.restore and not args.output:
         parser.error("--output is required")
+    free = {"restore", "output", "workers"}
+    given = [k for k in vars(args) if k not in free and getattr(args, k) != parser.get_default(k)]
+    if args.restore and given:
+        parser.error(f"--{given[0].replace('_', '-')} makes a noisy copy, and --restore takes none")
+    if (args.type == "instance") != bool(args.checkpoint and args.config_file):
+        parser.error("--type instance, --checkpoint and --config-file go together")
+    if args.type == "instance" and args.mode != "bernoulli":
+        parser.error("--type instance has no --mode exact: each annotation has a rate of its own")
+    if args.type == "instance" and args.coco_json and not args.images:
+        parser.error("--type instance needs --images, the folder of the images of --coco-json")
+    args.from_run = None
     if args.images and not args.coco_json:
         parser.error("--images is of --coco-json")
     if args.images and not Path(args.images).is_dir():

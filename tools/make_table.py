@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Make tables and a plot of a sweep: table.md, table.tex, CSV, ap50.png.
+"""Make tables and plots of a sweep: table.html, table.md, table.tex, CSV, ap50.png.
 
-Mean and standard deviation over seeds, published numbers beside them where the grid has any, and
-differences from the baseline and the controls, paired by seed. Runs that are not finished are
-missing visibly. It may run while the sweep does.
+They have mean and standard deviation over seeds, published numbers where the grid names any, and
+the differences from the baseline and the controls, paired by seed. Runs that are not finished are
+shown as missing. The command may run while the sweep does.
 
 Examples:
   tools/make_table.py output/table5
@@ -28,8 +28,8 @@ def main(args: argparse.Namespace) -> None:
 
 def cli() -> int:
     parser = tool_parser(__doc__)
-    parser.add_argument("folder", help="what tools/sweep.py had as --output")
-    parser.add_argument("--output", help="folder for tables and plot; default: the same")
+    parser.add_argument("folder", help="--output of tools/sweep.py")
+    parser.add_argument("--output", help="folder for tables and plots; default: the same")
     parser.add_argument(
         "--classes", default="", help="a,b,c: take means over these; default: over all"
     )

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Draw the losses with a confidence side by side, as the SuperLoss paper does, and the SuperLoss.
 
-First row: introspection, R2D2 reliability, DataParams and SuperLoss over the confidence and the
-score. Second row: the size of their gradient by the score, which is what reaches the network. Third
-row: confidence and value of the SuperLoss over (loss - tau) / lambda for several lambda.
+First row: introspection, R2D2 reliability, DataParams and SuperLoss by confidence and score. Second
+row: the magnitude of their gradient with respect to the score, which is what reaches the network.
+Third row: confidence and value of the SuperLoss by (loss - tau) / lambda, for several lambda.
 
 Examples:
   tools/plot_confidence_losses.py --output figure.png
@@ -191,7 +191,11 @@ def cli() -> int:
     parser = tool_parser(__doc__)
     parser.add_argument("--output", required=True, help="the picture: .png, .pdf or .svg")
     parser.add_argument(
-        "--lambdas", type=float, nargs="+", default=LAMBDAS, help="of the third row"
+        "--lambdas",
+        type=float,
+        nargs="+",
+        default=LAMBDAS,
+        help="values of lambda in the third row",
     )
     return run_tool(main, parser.parse_args())
 

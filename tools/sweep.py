@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Train detectors x methods x label noise x seeds; tools/make_table.py makes the tables.
 
-Every run is what tools/train_net.py does. The sweep may be killed at any moment: the same command
-goes on with what is missing, and never trains a finished run again. Runs that failed are listed
-at the end and left alone until --retry-failed. The exit code is then 1 too. It is 143 if SIGTERM
-stopped runs, or the sweep, which passes it on: they end with a checkpoint.
+Each run is a run of tools/train_net.py. The sweep may be killed at any moment: the same command
+resumes what is missing and never repeats a finished run. Runs that failed are listed at the end and
+skipped until --retry-failed. Exit codes in addition: 1 if runs failed; 143 if SIGTERM stopped the
+sweep or some runs. The sweep passes SIGTERM on, and runs end with a checkpoint.
 
 Examples:
   The paper's Table 5 on 8 GPUs, one run on each:
     tools/sweep.py --config configs/Sweep/table5.yaml --output output/table5 --jobs 8
-  Its 72 commands, one a line:
+  Print its 72 commands:
     tools/sweep.py --config configs/Sweep/table5.yaml --output output/table5 --dry-run
   On Slurm, each run on one GPU, or each on two nodes of 8:
     tools/sweep.py --config configs/Sweep/table5.yaml --output output/table5 \\
@@ -71,19 +71,21 @@ def main(args: argparse.Namespace) -> None:
 
 def cli() -> int:
     parser = tool_parser(__doc__)
-    parser.add_argument("--config", required=True, metavar="GRID.yaml", help="the grid")
-    parser.add_argument("--output", required=True, help="folder for everything it writes")
+    parser.add_argument("--config", required=True, metavar="GRID.yaml", help="file of the grid")
+    parser.add_argument("--output", required=True, help="folder for all output")
     parser.add_argument("--dry-run", action="store_true", help="print the commands of all runs")
     parser.add_argument(
-        "--jobs", type=_count, help="runs at once; default: one here, no limit on Slurm"
+        "--jobs", type=_count, help="parallel runs; default: 1 on this machine, no limit on Slurm"
     )
-    parser.add_argument("--num-gpus", type=_count, default=1, help="of each run (CPU: processes)")
-    parser.add_argument("--threads", type=_count, help="of each process; default on a CPU: 1")
-    parser.add_argument("--keep", choices=KEEP, default="final", help="checkpoints that stay")
+    parser.add_argument(
+        "--num-gpus", type=_count, default=1, help="GPUs per run; on a CPU, processes per run"
+    )
+    parser.add_argument("--threads", type=_count, help="threads per process; default on a CPU: 1")
+    parser.add_argument("--keep", choices=KEEP, default="final", help="which checkpoints to keep")
     parser.add_argument(
         "--executor",
         choices=("slurm", "local"),
-        help="through submitit; local starts all runs at once on this machine, to try it",
+        help="start runs through submitit; local starts all at once on this machine, to try it",
     )
     parser.add_argument(
         "--slurm",
@@ -95,7 +97,7 @@ def cli() -> int:
     )
     parser.add_argument("--retry-failed", action="store_true", help="train failed runs again")
     parser.add_argument(
-        "--rerun-changed", action="store_true", help="train runs whose config changed again"
+        "--rerun-changed", action="store_true", help="train runs again whose config changed"
     )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="config options for all runs: KEY VALUE ..."

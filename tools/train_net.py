@@ -8,8 +8,8 @@ Examples:
     tools/train_net.py --num-gpus 8 \\
         --config-file configs/PascalVOC-Detection/faster_rcnn_R_50_FPN_superloss_noisy.yaml \\
         DATASETS.LABEL_NOISE.RATE 0.6
-  Go on after an interruption: the same command with --resume. SIGTERM, by which schedulers
-  announce one, ends a training run with a checkpoint and exit code 143.
+  Resume after an interruption: the same command with --resume. On SIGTERM, which schedulers send
+  before they stop a job, a training run writes a checkpoint and ends with exit code 143.
   Train a LazyConfig, a Python file; options are KEY=VALUE:
     tools/train_net.py --config-file configs/LazyConfig/toy_faster_rcnn_superloss.py \\
         train.max_iter=100
@@ -49,7 +49,7 @@ def cli() -> int:
         type=float,
         default=1800,
         metavar="SECONDS",
-        help="how long a process waits for another one that may be dead",
+        help="how long a process waits for one that does not answer; default 1800",
     )
     return run_tool(main, parser.parse_args())
 

@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""Draw the labels of a dataset, what is known to be wrong in them, confidences and detections.
+"""Draw the labels of a dataset with confidences and detections, or the training curves of runs.
 
-One picture an image, its panels side by side: the true labels (where DATASETS.LABEL_NOISE is on),
-the labels that training sees, the detections. Labels: red "given (true)" where it is wrong, orange
-where the SuperLoss's mean confidence is below 1, else green. Detections: green for the true class,
-red for a wrong label that the detector has memorised, orange for anything else. Images come as in
-the dataset (--first set), with most wrong labels first (wrong) or least confidence first (doubted).
+Each image becomes one picture with panels side by side: the true labels (where
+DATASETS.LABEL_NOISE is on), the labels used in training, the detections. Labels are red, "given
+(true)", where they are wrong, orange where the SuperLoss's mean confidence is below 1, else green.
+Detections are green for the true class, red for a wrong label that the detector has memorised,
+orange for anything else. Images come in the order of the dataset (--first set), with most wrong
+labels first (wrong) or with least confidence first (doubted).
+
+--curves draws loss, tau, sigma and AP50 over the iterations of one or more runs, finished or not.
 
 Examples:
   The first 10 images of a training set with their noise:
@@ -15,6 +18,8 @@ Examples:
     tools/visualize.py --from-run output --first doubted --num 10 --output pictures
   Detections on a test set, in windows:
     tools/visualize.py --config-file my.yaml --checkpoint model_final.pth --dataset my_test --show
+  Training curves of two runs in one picture, pictures/curves.png:
+    tools/visualize.py --curves output/baseline output/superloss --output pictures
 """
 
 import argparse
@@ -22,11 +27,11 @@ import sys
 from pathlib import Path
 
 from sl_detectron.cli import run_tool, tool_parser
-from sl_detectron.commands.visualize import ORDERS, run_visualize
+from sl_detectron.commands.visualize import ORDERS, run_curves, run_visualize
 
 
 def main(args: argparse.Namespace) -> None:
-    print(run_visualize(args))
+    print(run_curves(args) if args.curves else run_visualize(args))
 
 
 def cli() -> int:
@@ -36,22 +41,31 @@ def cli() -> int:
     source.add_argument(
         "--from-run",
         metavar="DIR",
-        help="OUTPUT_DIR of a run: its config, audit and model",
+        help="OUTPUT_DIR of a run; its config, audit and model are used",
+    )
+    source.add_argument(
+        "--curves", nargs="+", metavar="RUN", help="OUTPUT_DIR of each run whose curves are drawn"
     )
     parser.add_argument("--checkpoint", help="weights whose detections are drawn")
     parser.add_argument("--audit", metavar="FILE", help="label_audit.json with the confidences")
-    parser.add_argument("--dataset", help="registered name; default the first of DATASETS.TRAIN")
-    parser.add_argument("--num", type=int, default=20, help="of pictures; default 20")
+    parser.add_argument("--dataset", help="registered name; default: first of DATASETS.TRAIN")
+    parser.add_argument("--num", type=int, default=20, help="number of pictures; default 20")
     parser.add_argument("--first", default="set", choices=ORDERS, help="which images come first")
     parser.add_argument(
-        "--threshold", type=float, default=0.5, help="least score of a detection; default 0.5"
+        "--threshold",
+        type=float,
+        default=0.5,
+        help="lowest score of a drawn detection; default 0.5",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the pictures")
-    parser.add_argument("--show", action="store_true", help="open a window for each")
+    parser.add_argument("--show", action="store_true", help="open a window for each picture")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config options")
     args = parser.parse_args()
     if not (args.output or args.show):
-        parser.error("say where to: --output DIR, --show, or both")
+        parser.error("give --output DIR, --show, or both")
+    given = {key for key, value in vars(args).items() if value != parser.get_default(key)}
+    if args.curves and not given <= {"curves", "output", "show", "debug", "imports"}:
+        parser.error("--curves takes --output, --show and nothing else")
     return run_tool(main, args)
 
 

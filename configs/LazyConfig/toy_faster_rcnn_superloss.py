@@ -79,7 +79,7 @@ dataloader = {
 }
 
 # Corrects nothing as it stands; label_correction.start=0.5 corrects from half of the training on.
-label_correction = L(LabelCorrection)(start=1.0, period=50, form="soft")
+label_correction = L(LabelCorrection)(start=1.0, period=50)
 
 optimizer = L(torch.optim.SGD)(
     params=L(get_default_optimizer_params)(weight_decay_norm=0.0),

@@ -6,6 +6,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,23 +24,28 @@ from ..model_zoo import get_config_file
 from ..sweep.grid import METRICS
 from ..sweep.results import paired_difference
 from ..visualization.comparison import draw_comparison
+from .demo_report import write_demo_report
 
-__all__ = ["METHODS", "run_demo"]
+__all__ = ["METHODS", "REPORT", "run_demo"]
 
 METHODS = {"baseline": "Toy/faster_rcnn.yaml", "SuperLoss": "Toy/faster_rcnn_superloss.yaml"}
 SCORE_THRESHOLD = 0.5
+REPORT = "report.html"
 
 Key = tuple[str, int]  # (method, seed)
 
 
-def run_demo(output: str | os.PathLike, seeds: list[int], opts: list[str]) -> str:
-    """Train both methods once a seed, compare them and draw what they detect.
+def run_demo(
+    output: str | os.PathLike, seeds: list[int], opts: list[str], report: bool = False
+) -> str:
+    """Train both methods once per seed, compare them and draw what they detect.
 
     Args:
         output: folder for checkpoints, logs, ``demo.png`` and ``demo.json``, a list of
             {"method", "seed", "metrics": {"AP", "AP50", "AP75", ...} in percent}
         seeds: of the weights, the data order and the label noise, one pair of runs each
         opts: config options for all runs, ``[KEY, VALUE, ...]``
+        report: whether to write :data:`REPORT` as well, a page of all that the first pair shows
 
     Returns:
         a table of AP, AP50 and AP75 in percent: mean and standard deviation over seeds; with two or
@@ -58,7 +64,14 @@ def run_demo(output: str | os.PathLike, seeds: list[int], opts: list[str]) -> st
             results |= _train_pair({(m, seed): runs[m, seed] for m in METHODS}, bar)
     rows = [{"method": m, "seed": seed, "metrics": r} for (m, seed), r in results.items()]
     write_json(output / "demo.json", rows, indent=1)
-    _draw({method: runs[method, seeds[0]] for method in METHODS}, output / "demo.png")
+    first = {method: runs[method, seeds[0]] for method in METHODS}
+    # The runs of one seed share the training set and its noise.
+    cfg = first["baseline"]
+    name = cfg.DATASETS.TRAIN[0]
+    records, classes = noisy_dataset_dicts(cfg)[name], MetadataCatalog.get(name).thing_classes
+    _draw(first, records, classes, output / "demo.png")
+    if report:
+        write_demo_report(output / REPORT, first, results, records, classes)
     return _table(results, seeds)
 
 
@@ -97,16 +110,14 @@ def _train(cfg: CfgNode) -> dict[str, float]:
     return trainer.train()["bbox"]
 
 
-def _draw(runs: dict[str, CfgNode], path: Path) -> None:
-    """The runs of one seed share the training set and its noise."""
-    cfg = next(iter(runs.values()))
-    name = cfg.DATASETS.TRAIN[0]
+def _draw(
+    runs: dict[str, CfgNode], records: list[dict[str, Any]], classes: list[str], path: Path
+) -> None:
     predictors = {
         method: build_predictor(cfg, Path(cfg.OUTPUT_DIR, "model_final.pth"), SCORE_THRESHOLD)
         for method, cfg in runs.items()
     }
-    classes = MetadataCatalog.get(name).thing_classes
-    draw_comparison(noisy_dataset_dicts(cfg)[name], classes, predictors, path)
+    draw_comparison(records, classes, predictors, path)
 
 
 def _table(results: dict[Key, dict[str, float]], seeds: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""The work of ``tools/visualize.py``: labels, detections and confidences as pictures."""
+"""The work of ``tools/visualize.py``: labels, detections, confidences and curves as pictures."""
 
 import argparse
 import logging
@@ -19,13 +19,14 @@ from ..data.images import BrokenImage, warn_of_turned
 from ..engine.trainer import build_predictor
 from ..label_noise import noisy_dataset_dicts
 from ..visualization.boxes import is_wrong
-from ..visualization.comparison import DPI, panels_of, side_by_side
+from ..visualization.comparison import DPI, check_screen, panels_of, side_by_side
+from ..visualization.curves import draw_curves, read_curves
 from . import run_config
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["ORDERS", "run_visualize"]
+__all__ = ["ORDERS", "run_curves", "run_visualize"]
 
 logger = logging.getLogger(__name__)
 Record = dict[str, Any]
@@ -81,6 +82,34 @@ def run_visualize(args: argparse.Namespace) -> str:
             _show(figure)
     where = f": {args.output}" if args.output else ""
     return f"{drawn} of {len(given)} images of {name} drawn{where}"
+
+
+def run_curves(args: argparse.Namespace) -> str:
+    """Draw the training curves of ``--curves``, save or show them, and return a text to print.
+
+    Raises:
+        ValueError: a run is named twice, has no metrics, or there is no screen to show them on
+        FileNotFoundError: a folder is not a run's
+    """
+    if args.show:
+        check_screen()
+    # Runs of one name, as those of a sweep are, are told apart by their paths.
+    names = [Path(folder).resolve().name for folder in args.curves]
+    if len(set(names)) < len(names):
+        names = [str(Path(folder)) for folder in args.curves]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--curves names a run twice: {', '.join(names)}")
+    runs = {name: read_curves(folder) for name, folder in zip(names, args.curves)}
+    figure = draw_curves(runs, args.show)
+    where = ""
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
+        path = args.output / "curves.png"
+        figure.savefig(path, dpi=DPI)
+        where = f": {path}"
+    if args.show:
+        _show(figure)
+    return f"curves of {', '.join(names)} drawn{where}"
 
 
 def _records(cfg: CfgNode, name: str) -> tuple[list[Record], dict[Any, Record]]:

@@ -28,11 +28,13 @@ from detectron2.utils.logger import log_first_n
 from . import voc
 from .formats.coco_json import CocoFile
 from .formats.flaws import Flaws
+from .images import image_name
 from .record_sets import checked_records
 
 __all__ = [
     "check_classes",
     "check_dataset",
+    "check_masks",
     "check_test_classes",
     "custom_entries",
     "is_coco_set",
@@ -153,7 +155,7 @@ def load_dataset(
         kind = type(records).__name__
         raise ValueError(f"dataset {name!r} is a {kind}, not a list of dicts")
     # A loader of its own kind, say of a stream, is not looked into.
-    if not isinstance(records, list):
+    if not isinstance(records, list | tuple):
         return records
     for i, record in enumerate(records):
         if not isinstance(record, Mapping):
@@ -232,6 +234,28 @@ def check_classes(
                 )
 
 
+def check_masks(name: str, records: Iterable[Record], crowds: bool = False) -> None:
+    """Refuse a set for ``MODEL.MASK_ON`` that lacks masks: detectron2 ends in a KeyError there.
+
+    Args:
+        name: of the set
+        records: its dataset dicts
+        crowds: whether crowds need a mask, as in COCO's metrics but not in training
+
+    Raises:
+        ValueError: an object has no mask
+    """
+    found = [(r, a) for r in records for a in r.get("annotations") or ()]
+    found = [(r, a) for r, a in found if crowds or not a.get("iscrowd")]
+    lacking = [r for r, a in found if not a.get("segmentation")]
+    if lacking:
+        raise ValueError(
+            f"MODEL.MASK_ON is True, but {len(lacking)} of {len(found)} objects of dataset "
+            f"{name!r} have no segmentation (the first: in image {image_name(lacking[0])!r:.80}); "
+            "set it to False, or leave them out of the file"
+        )
+
+
 def check_test_classes(train: Sequence[str], test: Sequence[str]) -> None:
     """Refuse test sets that number classes of the training sets otherwise; warn of other names.
 
@@ -259,16 +283,20 @@ def _class_names(name: str) -> list[str]:
 
 
 def read_coco(name: str, bad_annotations: str = "error", *, flaws: Flaws | None = None) -> CocoFile:
-    """The json of a registered COCO set."""
+    """The json of a registered COCO set, without images that are not there."""
     metadata = MetadataCatalog.get(name)
     path = PathManager.get_local_path(os.fspath(metadata.json_file))
-    return CocoFile(path, metadata.image_root, bad_annotations=bad_annotations, flaws=flaws)
+    found = flaws or Flaws(f"dataset {name!r}", bad_annotations)
+    file = CocoFile(path, metadata.image_root, flaws=found)
+    file.check_image_files()
+    if flaws is None:
+        found.settle()
+    return file
 
 
 def _load_coco(name: str, flaws: Flaws) -> list[Record]:
     metadata = MetadataCatalog.get(name)
     file = read_coco(name, flaws=flaws)
-    file.check_image_files()
     classes = metadata.get("thing_classes")
     if classes is not None and list(classes) != file.class_names:
         raise ValueError(

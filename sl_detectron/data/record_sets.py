@@ -52,11 +52,13 @@ def checked_records(name: str, records: Sequence[Record], flaws: Flaws) -> list[
 
 
 def _with_plain_fields(record: Record, where: str) -> Record:
-    """The record with height and width as ints; ValueError for an id or a size of another type."""
+    """The record with id and size as ints of Python; ValueError for those of another type."""
     image_id = record.get("image_id", 0)
     if isinstance(image_id, bool) or not isinstance(image_id, Integral | str):
         raise ValueError(f"{where}: image_id must be a number or a name; got {image_id!r:.80}")
-    changed = {}
+    changed: dict[str, Any] = {}
+    if isinstance(image_id, np.generic):  # COCO's metrics write it as json
+        changed["image_id"] = image_id.item()
     for key in ("height", "width"):
         value = record.get(key)
         plain = whole_number(value.item() if isinstance(value, np.generic) else value)

@@ -113,7 +113,7 @@ class LabelCorrection:
 
     start: float = 1.0
     period: int = 500
-    form: str = "hard"
+    form: str = "soft"
     min_probability: float = 0.0
     targets: str = ""
 

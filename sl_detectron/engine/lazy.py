@@ -91,6 +91,7 @@ def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     train_loader = shield_workers(instantiate(cfg.dataloader.train))
+    _check_num_classes(model, train_loader)
     model = distribute(model, **cfg.train.get("ddp", {}))
     trainer = trainer_class(cfg.train.amp.enabled)(model, train_loader, optimizer)
     checkpointer = SafeCheckpointer(model, cfg.train.output_dir, trainer=trainer)
@@ -106,6 +107,28 @@ def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     resumes = resume_or_load(checkpointer, cfg.train.init_checkpoint, args.resume)
     trainer.train(trainer.iter + 1 if resumes else 0, cfg.train.max_iter)
     return results
+
+
+def _check_num_classes(model: nn.Module, train_loader: Any) -> None:
+    """Refuse sets of more classes than the detector has: it would train the rest as background."""
+    table = getattr(train_loader, "annotations", None)
+    key = "model.roi_heads.num_classes" if hasattr(model, "roi_heads") else "model.num_classes"
+    num_classes = getattr(getattr(model, "roi_heads", model), "num_classes", None)
+    if not isinstance(table, AnnotationTable) or not isinstance(num_classes, int):
+        return
+    if len(table.classes) > num_classes:
+        raise ValueError(
+            f"{key} is {num_classes}, but the training sets have {len(table.classes)} classes; set "
+            f"it to {len(table.classes)}"
+        )
+    for record in table.records():
+        for annotation in record["annotations"]:
+            if not 0 <= annotation["category_id"] < num_classes:
+                raise ValueError(
+                    f"dataset {record['dataset']!r}, image {record['image_id']!r:.80}: category_id "
+                    f"{annotation['category_id']} is outside 0..{num_classes - 1}; {key} is "
+                    f"{num_classes}"
+                )
 
 
 def _annotation_hooks(

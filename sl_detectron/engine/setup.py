@@ -17,6 +17,7 @@ from ..cli import did_you_mean
 from ..config import (
     add_superloss_config,
     config_keys,
+    needs_masks,
     num_classes_key,
     num_classes_of,
     train_sets,
@@ -24,20 +25,29 @@ from ..config import (
 from ..data.datasets import (
     check_classes,
     check_dataset,
+    check_masks,
     check_test_classes,
     custom_entries,
+    is_coco_set,
     is_without_annotations,
     register_custom_datasets,
 )
 from ..evaluation.evaluator_choice import check_evaluator
 from ..files import load_yaml, write_text
-from ..label_noise.config import check_label_noise
+from ..label_noise.config import check_label_noise, has_label_noise
 from ..label_noise.loader import check_train_loader
 from ..model_zoo import get_config_file
 from ..rivals import check_method
 from .label_correction import check_correction
 
-__all__ = ["check_cfg", "check_for_training", "keep_config", "merge_cfg", "setup_cfg"]
+__all__ = [
+    "check_cfg",
+    "check_for_training",
+    "keep_config",
+    "merge_cfg",
+    "setup_cfg",
+    "warn_of_custom_loader",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +131,24 @@ def check_for_training(cfg: CfgNode, custom_evaluator: bool) -> None:
     check_test_sets(cfg, custom_evaluator=custom_evaluator)
 
 
+def warn_of_custom_loader(cfg: CfgNode) -> None:
+    """Warn of what the loader of this package refuses or does, and a custom one may not.
+
+    It may merge classes, or put noise in by itself; the class names of COCO sets are there once it
+    is built.
+    """
+    for name in dict.fromkeys(train_sets(cfg)):
+        try:
+            check_classes(name, (), num_classes_of(cfg), num_classes_key(cfg), exact=False)
+        except ValueError as error:
+            logger.warning("The custom training loader may train classes as background: %s", error)
+    if has_label_noise(cfg):
+        logger.warning(
+            "DATASETS.LABEL_NOISE is set, but the custom training loader is not that of "
+            "build_noisy_train_loader(cfg): unless it puts noise in by itself, there is none"
+        )
+
+
 def keep_config(cfg: CfgNode) -> None:
     """Write ``config.yaml`` into ``OUTPUT_DIR``, by which audits and pictures of a run start.
 
@@ -142,6 +170,10 @@ def _check_dataset(
 ) -> list[dict[str, Any]] | None:
     records = check_dataset(name, cfg.DATASETS.BAD_ANNOTATIONS, any_format)
     check_classes(name, records or (), num_classes_of(cfg), num_classes_key(cfg))
+    if needs_masks(cfg):
+        is_scored = name in cfg.DATASETS.TEST and is_coco_set(name)
+        if is_scored or name in train_sets(cfg):
+            check_masks(name, records or (), crowds=is_scored)
     return records
 
 

@@ -40,7 +40,7 @@ from .label_correction import LabelCorrection
 from .methods import TrainMethod
 from .resume import ResumeState, SaveAndStop, StopOnSignal, resume_or_load
 from .rng import keep_rng_state
-from .setup import check_for_training, keep_config, merge_cfg
+from .setup import check_for_training, keep_config, merge_cfg, warn_of_custom_loader
 
 __all__ = ["SuperLossTrainer", "build_predictor", "distribute"]
 
@@ -87,6 +87,8 @@ class SuperLossTrainer(DefaultTrainer):
         # A custom loader may have an attribute of this name for something else.
         table = getattr(data_loader, "annotations", None)
         self.annotations = table if isinstance(table, AnnotationTable) else None
+        if self.annotations is None:
+            warn_of_custom_loader(cfg)
         cfg = _with_num_annotations(cfg, self.annotations)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from collections import Counter
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -83,7 +84,8 @@ def _check_records(dataset_name: str, bad_annotations: str) -> None:
             "metrics, register it with register_voc_dataset or register_coco_instances, override "
             "build_evaluator() of the trainer, or leave it out of DATASETS.TEST"
         )
-    for i, record in enumerate(load_dataset(dataset_name, bad_annotations)):
+    records = load_dataset(dataset_name, bad_annotations)
+    for i, record in enumerate(records):
         needed = ("image_id", "height", "width", "annotations")
         missing = [key for key in needed if key not in record]
         if missing:
@@ -91,6 +93,12 @@ def _check_records(dataset_name: str, bad_annotations: str) -> None:
                 f"test set {dataset_name!r}, record {i} ({record.get('file_name')}): COCO's "
                 f"metrics need {missing}"
             )
+    (image_id, number), *_ = Counter(r["image_id"] for r in records).most_common(1) or [("", 0)]
+    if number > 1:
+        raise ValueError(
+            f"test set {dataset_name!r}: {number} records have the image_id {image_id!r:.80}; "
+            "COCO's metrics would take them for one image"
+        )
 
 
 def _is_voc(dataset_name: str) -> bool:

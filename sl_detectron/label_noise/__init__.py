@@ -7,6 +7,7 @@ annotation; ``loader`` and ``mapper`` bring it into training; ``export`` writes 
 from .asymmetric import AsymmetricNoise
 from .boxes import BoxJitter, MissingAnnotations, SpuriousBoxes
 from .injection import inject
+from .instance import InstanceNoise
 from .loader import build_noisy_train_loader, noisy_dataset_dicts, noisy_sets
 from .mapper import NoisyLabelMapper
 from .noises import NOISE_REGISTRY, Noise, SymmetricNoise
@@ -15,6 +16,7 @@ __all__ = [
     "NOISE_REGISTRY",
     "AsymmetricNoise",
     "BoxJitter",
+    "InstanceNoise",
     "MissingAnnotations",
     "Noise",
     "NoisyLabelMapper",

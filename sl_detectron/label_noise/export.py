@@ -12,6 +12,7 @@ from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 
+from ..data.annotation_ids import number_annotations
 from ..data.formats.annotations import Record
 from ..data.formats.changes import Change
 from ..data.formats.coco_json import CocoFile
@@ -72,7 +73,7 @@ def export_noisy_voc(
                 "(sl-inject-noise --restore), or rename the file if it is yours"
             )
     annotations = read_voc_annotations(root, split, class_names, bad_annotations=bad_annotations)
-    records = voc_records(root, annotations, class_names)
+    records = _numbered(voc_records(root, annotations, class_names))
     _, changes = inject(records, noises, len(class_names), dataset_name)
     _refuse_no_noise(records, noises, changes, dataset_name)
     by_image = groupby(changes, key=lambda change: change.image_id)  # they are sorted by image
@@ -100,7 +101,7 @@ def export_noisy_coco(
     refuse_to_overwrite(out, coco.path)
     if file in COPY_FILES:
         raise ValueError(f"{coco.path}: the copy needs the name {file}; rename the file")
-    records = coco.records()
+    records = _numbered(coco.records())
     _, changes = inject(records, noises, len(classes), dataset_name)
     _refuse_no_noise(records, noises, changes, dataset_name)
     statistics = noise_statistics(records, changes, len(classes))
@@ -110,6 +111,11 @@ def export_noisy_coco(
         write_manifest(partial / MANIFEST, changes, classes, dataset_name)
         _describe(partial, dataset_name, noises, classes, statistics, file)
     return statistics
+
+
+def _numbered(records: list[Record]) -> list[Record]:
+    """With annotation ids, by which noise that depends on the object finds it."""
+    return number_annotations({"": records})[""]
 
 
 def _refuse_no_noise(

@@ -72,7 +72,7 @@ def inject(
         for record, annotations in zip(records, slots):
             added: _Slots = []
             for index, old, draws in _candidates(noise, record, annotations, dataset_name):
-                if draws[0] >= limit:
+                if draws[0] >= limit * noise.weight_of(old):
                     continue
                 size = (record.get("height", 0), record.get("width", 0))
                 new = noise.corrupt(old, draws[1:], size, num_classes)

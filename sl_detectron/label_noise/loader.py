@@ -24,13 +24,13 @@ from detectron2.data.build import (
 from omegaconf import OmegaConf
 from torch.utils.data import Sampler
 
-from ..config import check_has_keys, num_classes_key, num_classes_of, train_sets
+from ..config import check_has_keys, needs_masks, num_classes_key, num_classes_of, train_sets
 from ..data.annotation_ids import (
     AnnotationIdMapper,
     AnnotationTable,
     number_annotations,
 )
-from ..data.datasets import check_classes, load_dataset
+from ..data.datasets import check_classes, check_masks, load_dataset
 from ..data.formats.annotations import Record
 from ..data.formats.flaws import check_bad_annotations
 from ..data.formats.manifest import changes_from_manifest
@@ -58,6 +58,9 @@ def _loader_from_config(
     cfg: CfgNode, mapper: Callable[[Record], Any] | None = None
 ) -> dict[str, Any]:
     sets = noisy_dataset_dicts(cfg)
+    if mapper is None and needs_masks(cfg):  # a custom mapper may make them
+        for name, of_set in sets.items():
+            check_masks(name, of_set)
     records = [record for name in train_sets(cfg) for record in sets[name]]
     return {
         "sets": sets,

@@ -119,6 +119,10 @@ class Noise:
         """Whether the annotation can be hit, and counts in n of the exact mode."""
         return True
 
+    def weight_of(self, annotation: Annotation) -> float:
+        """How often the annotation is hit in Bernoulli mode, in units of ``rate``."""
+        return 1  # an integer, by which a bound of 64 bits stays exact
+
     def corrupt(self, annotation: Annotation, draws: Draws, size: Size, num_classes: int) -> Noisy:
         """Return the noisy form of one annotation that was hit.
 

@@ -11,6 +11,7 @@ __all__ = [
     "FIELD",
     "UNMATCHED",
     "annotation_ids_of",
+    "check_target_classes",
     "ids_by_target",
     "with_annotation_ids",
 ]
@@ -54,6 +55,26 @@ def with_annotation_ids(targets: list[Instances], needs_known: bool = False) -> 
         numbered.append(target)
         start -= len(target)
     return numbered
+
+
+def check_target_classes(targets: list[Instances], num_classes: int) -> None:
+    """Refuse classes that the detector does not have, which stock trains as background.
+
+    Without a trip to the host: on a GPU the error comes with a later kernel.
+
+    Args:
+        targets: per image, with ``gt_classes``
+        num_classes: K
+
+    Raises:
+        RuntimeError: a class is K or above
+    """
+    classes = torch.cat([target.gt_classes for target in targets])
+    torch._assert_async(
+        (classes < num_classes).all(),
+        f"the training set has a class above {num_classes - 1}, which the detector would learn as "
+        "background: set NUM_CLASSES of MODEL.ROI_HEADS or MODEL.RETINANET to their number",
+    )
 
 
 def ids_by_target(labels: Tensor, boxes: Tensor, num_classes: int, target: Instances) -> Tensor:

@@ -16,7 +16,12 @@ from detectron2.utils.events import get_event_storage
 from .build import losses_from_config
 from .class_targets import SampleTargets
 from .loss_checks import check_anchor_losses
-from .matched_annotations import UNMATCHED, ids_by_target, with_annotation_ids
+from .matched_annotations import (
+    UNMATCHED,
+    check_target_classes,
+    ids_by_target,
+    with_annotation_ids,
+)
 from .per_anchor_losses import PerAnchorLosses
 from .superloss_term import GRANULARITIES, SuperLossTerm, reduce_losses
 
@@ -72,6 +77,7 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """As the base class; notes which annotation each anchor is matched to, if that is asked."""
+        check_target_classes(gt_instances, self.num_classes)
         self._annotation_ids = None
         terms = (self.superloss_cls, self.superloss_box_reg)
         needs_ids = any(term is not None and term.needs_annotation_ids for term in terms)

@@ -24,7 +24,12 @@ from .build import ClassificationLoss, losses_from_config
 from .class_targets import SampleTargets
 from .custom_predictors import make_subclass
 from .fast_rcnn import SuperLossFastRCNNOutputLayers, to_superloss_output_layers
-from .matched_annotations import FIELD, ids_by_target, with_annotation_ids
+from .matched_annotations import (
+    FIELD,
+    check_target_classes,
+    ids_by_target,
+    with_annotation_ids,
+)
 from .superloss_term import SuperLossTerm
 
 __all__ = [
@@ -122,6 +127,7 @@ class SuperLossROIHeadsMixin(ROIHeads):
         self, proposals: list[Instances], targets: list[Instances], *args: Any, **kwargs: Any
     ) -> list[Instances]:
         """As the base class; the sampled proposals also get ``gt_annotation_ids``."""
+        check_target_classes(targets, self.num_classes)
         targets = self._numbered(targets)
         sampled = super().label_and_sample_proposals(proposals, targets, *args, **kwargs)
         # The sampling of rotated heads, say, copies boxes and classes only.

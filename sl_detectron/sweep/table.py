@@ -1,4 +1,4 @@
-"""Results of a sweep as Markdown, LaTeX, CSV and a picture."""
+"""Results of a sweep as Markdown, LaTeX, CSV, a picture and a page."""
 
 import math
 import os
@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from ..files import write_text
-from .grid import METRICS, Method
+from ..visualization.report_page import Cell, figure_part, html_page, section, table_part
+from .grid import METRICS
+from .plots import ap50_figure, forest_figure
 from .results import Results, read_results
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from pandas import DataFrame
 
-__all__ = ["as_csv", "latex", "make_tables", "markdown"]
+__all__ = ["as_csv", "latex", "make_tables", "markdown", "web_page"]
 
 MISSING = "–"
 # What tabulate, which escapes LaTeX's own characters, leaves as it is.
@@ -24,11 +25,7 @@ LATEX = str.maketrans(
     {"±": r"$\pm$", "−": "$-$", "–": "--", "τ": r"$\tau$", "λ": r"$\lambda$", "σ": r"$\sigma$"}
 )
 PLOTS = ("ap50.png", "ap50.pdf")
-# Okabe and Ito's colours, which people with any kind of colour vision can tell apart; without the
-# yellow, which is faint on white. Markers and dashes tell methods apart in print.
-COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
-MARKERS = "osD^vP*X"
-DASHES = ("-", "--", "-.", ":")
+PAGE = "table.html"
 
 # A title, and a table whose first row is its head.
 Table = tuple[str, list[list[str]]]
@@ -56,12 +53,17 @@ def make_tables(
         "table.csv": as_csv(results.means),
         "runs.csv": as_csv(results.runs),
         "differences.csv": as_csv(results.differences),
+        PAGE: web_page(results),
     }
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         write_text(output / name, text)
-    _plot(results, [output / name for name in PLOTS])
+    figure = ap50_figure(results)
+    for name in PLOTS:
+        # Without a date, equal results give equal files.
+        undated = {"CreationDate": None} if name.endswith(".pdf") else {}
+        figure.savefig(output / name, dpi=80, metadata=undated)
     return [output / name for name in (*texts, *PLOTS)]
 
 
@@ -82,6 +84,80 @@ def latex(results: Results) -> str:
         body = tabulate(rows, "firstrow", "latex_booktabs", disable_numparse=True)
         parts.append(f"\\begin{{table}}\n\\centering\n{caption}\n{body}\n\\end{{table}}")
     return ("\n\n".join(parts) + "\n").translate(LATEX)
+
+
+def web_page(results: Results) -> str:
+    """All tables, AP50 against noise and the differences of AP50, as one self-contained page."""
+    notes = _notes(results)
+    parts = [
+        section(
+            "AP50 by wrong labels",
+            "Bands: one standard deviation over seeds. Dotted: published numbers.",
+            figure_part(ap50_figure(results), "AP50 of each method against the share of noise"),
+        )
+    ]
+    forest = forest_figure(results)
+    if forest is not None:
+        parts.append(
+            section(
+                "Differences in AP50, paired by seed",
+                "Points: means over seeds. Bars: 95 % confidence intervals, where there are two or "
+                "more seeds; one that crosses 0 leaves the sign open.",
+                figure_part(forest, "Paired differences in AP50 with confidence intervals"),
+            )
+        )
+    parts.append(section("Means over seeds, %", "", _means_part(results)))
+    if results.grid.pairs:
+        parts.append(section("Paired differences, %", "", _differences_part(results)))
+    return html_page("Results of a sweep", " ".join(notes), parts)
+
+
+def _means_part(results: Results) -> str:
+    num_seeds = len(results.grid.seeds)
+    head = ["detector", "method", "metric", "wrong labels, %", "mean ± std", "seeds", "published"]
+    rows = [
+        [
+            *(row.detector, row.method, row.metric, Cell(f"{100 * row.noise:g}", row.noise)),
+            _cell(row, _mean(row)),
+            Cell(f"{row.num_seeds} of {num_seeds}", row.num_seeds),
+            Cell(MISSING)
+            if math.isnan(row.paper_mean)
+            else Cell(_spread(row.paper_mean, row.paper_std), row.paper_mean),
+        ]
+        for row in results.means.astype({"paper_mean": float, "paper_std": float}).itertuples()
+    ]
+    return table_part(head, rows, "A click on the head of a column sorts by it.")
+
+
+def _differences_part(results: Results) -> str:
+    head = ["detector", "difference", "metric", "wrong labels, %", "mean", "standard error"]
+    head += ["95 % from", "to", "seeds"]
+    rows = [
+        [
+            *(row.detector, f"{row.method} − {row.reference}", row.metric),
+            Cell(f"{100 * row.noise:g}", row.noise),
+            *(
+                _number(value, signed)
+                for value, signed in (
+                    *((row.mean, True), (row.standard_error, False)),
+                    *((row.ci95_low, True), (row.ci95_high, True)),
+                )
+            ),
+            Cell(str(row.num_seeds), row.num_seeds),
+        ]
+        for row in results.differences.itertuples()
+    ]
+    return table_part(head, rows, "A click on the head of a column sorts by it.")
+
+
+def _number(value: float | None, signed: bool) -> Cell:
+    if value is None or math.isnan(value):
+        return Cell(MISSING)
+    return Cell(_signed(value) if signed else f"{value:.1f}", value)
+
+
+def _cell(row: Any, text: str) -> Cell:
+    return Cell(text, row.mean) if row.num_seeds else Cell(MISSING)
 
 
 def as_csv(frame: "DataFrame") -> str:
@@ -173,50 +249,3 @@ def _difference(row: Any) -> str:
 
 def _signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−")
-
-
-def _plot(results: Results, paths: list[Path]) -> None:
-    """AP50 against label noise, one panel for each detector, in files of several formats."""
-    # Figure, unlike pyplot, leaves the user's backend alone.
-    from matplotlib.figure import Figure
-
-    methods = results.grid.methods
-    detectors = list(dict.fromkeys(method.detector for method in methods))
-    names = list(dict.fromkeys(method.name for method in methods))
-    figure = Figure(figsize=(5.5 * len(detectors), 5), layout="constrained")
-    panels = figure.subplots(1, len(detectors), sharey=True, squeeze=False)[0]
-    for axes, detector in zip(panels, detectors):
-        for method in methods:
-            if method.detector == detector:
-                _draw(axes, results, names.index(method.name), method)
-        axes.set_title(_plain(detector))
-        axes.set_xlabel("wrong labels, %")
-        axes.set_xticks([100 * noise for noise in results.grid.noise])
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-    panels[0].set_ylabel("AP50, %")
-    for path in paths:
-        # Without a date, equal results give equal files.
-        undated = {"CreationDate": None} if path.suffix == ".pdf" else {}
-        figure.savefig(path, dpi=80, metadata=undated)
-
-
-def _draw(axes: "Axes", results: Results, index: int, method: Method) -> None:
-    """The mean with a band of one standard deviation; published numbers are dotted."""
-    means = results.means.query("metric == 'AP50' and detector == @method.detector")
-    # The order of levels in the file need not be an ascending one.
-    means = means[means["method"] == method.name].sort_values("noise")
-    x, mean, std = 100 * means["noise"], means["mean"], means["std"]
-    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-    dashes = DASHES[index // len(COLOURS) % len(DASHES)]
-    name = _plain(method.name)
-    axes.plot(x, mean, label=name, color=colour, marker=marker, linestyle=dashes)
-    axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
-    if "AP50" in method.paper:
-        label = f"{name} (published)"
-        axes.plot(x, means["paper_mean"], label=label, color=colour, linestyle=":")
-
-
-def _plain(name: str) -> str:
-    """A name that matplotlib does not read as a formula."""
-    return name.replace("$", r"\$")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["DPI", "draw_comparison", "panels_of", "side_by_side"]
+__all__ = ["DPI", "check_screen", "draw_comparison", "panels_of", "side_by_side"]
 
 Record = dict[str, Any]
 # detectron2's DefaultPredictor: a BGR image to {"instances": ...}.
@@ -72,8 +72,7 @@ def side_by_side(panels: Mapping[str, np.ndarray], show: bool = False) -> "Figur
     if show:
         import matplotlib.pyplot as plt
 
-        if plt.get_backend().lower() == "agg":
-            raise ValueError("--show needs a screen, and there is none here; use --output DIR")
+        check_screen()
         figure = plt.figure(figsize=size)
     else:
         from matplotlib.figure import Figure
@@ -86,6 +85,18 @@ def side_by_side(panels: Mapping[str, np.ndarray], show: bool = False) -> "Figur
         axis.axis("off")
     figure.subplots_adjust(0, 0, 1, 1 - 0.3 / size[1], wspace=0.01)
     return figure
+
+
+def check_screen() -> None:
+    """Refuse to show pictures where there is no screen.
+
+    Raises:
+        ValueError: pyplot can only write files here
+    """
+    import matplotlib.pyplot as plt
+
+    if plt.get_backend().lower() == "agg":
+        raise ValueError("--show needs a screen, and there is none here; use --output DIR")
 
 
 def draw_comparison(

@@ -159,6 +159,30 @@ def test_fields_of_other_types_are_read_by_value(register, caplog):
         assert f"iscrowd of {given} is read as 0: 1" in caplog.text
 
 
+def test_ids_of_numpy_are_numbers_of_python(register):
+    """COCO's metrics write them as json."""
+    for i, record in enumerate(register()):
+        record["image_id"] = np.int64(i)
+    ids = [record["image_id"] for record in load_dataset(NAME)]
+    assert ids == [0, 1, 2, 3]
+    assert {type(i) for i in ids} == {int}
+
+
+def test_a_test_set_has_each_image_id_once(register):
+    for record in register():
+        record["image_id"] = 7
+    with pytest.raises(ValueError, match=f"'{NAME}': 4 records have the image_id 7; COCO's"):
+        check_test_sets(config())
+    next(iter(build_noisy_train_loader(config())))
+
+
+def test_a_tuple_of_records_is_a_set(register):
+    records = register()
+    DatasetCatalog.remove(NAME)
+    DatasetCatalog.register(NAME, lambda: tuple(records))
+    assert load_dataset(NAME) == records
+
+
 def test_a_record_without_a_file_is_named(register):
     del register()[2]["file_name"]
     with pytest.raises(ValueError, match="image 'c', None: it has no file_name"):

@@ -54,6 +54,18 @@ def test_lazy_config_errors_are_one_line(toy_env, opts, message):
     assert re.search(rf"train_net\.py: error: .*toy_faster_rcnn_superloss\.py.*({message})", line)
 
 
+def test_more_classes_than_a_lazy_detector_has_are_refused(toy_env):
+    """The last class would be trained as background."""
+    heads = "model.roi_heads"
+    opts = [f"{heads}.num_classes=9", f"{heads}.superloss_cls.superloss.num_outcomes=10"]
+    opts += ["train.device=cpu", "train.max_iter=1"]
+    done = train_net(toy_env, "--config-file", LAZY, *opts)
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.strip().splitlines()[-1]
+    message = r"error: model\.roi_heads\.num_classes is 9, but the training sets have 10 classes"
+    assert re.search(message, line)
+
+
 def test_a_misspelt_lazy_key_names_the_nearest():
     with pytest.raises(ValueError, match=r"no train\.max_itr; did you mean train\.max_iter\?"):
         setup_lazy_cfg(LAZY, ["train.max_itr=3"])

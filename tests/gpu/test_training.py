@@ -19,7 +19,7 @@ from helpers.devkit import random_devkit, write_devkit
 from helpers.trainings import FASTER_RCNN, RETINANET, assert_equal, curve, run
 from sl_detectron.data.toy import TOY_CLASS_NAMES
 from sl_detectron.engine.finite import FiniteAMPTrainer
-from sl_detectron.losses import SuperLoss, tau
+from sl_detectron.losses import SuperLoss, ranks, tau
 
 pytestmark = pytest.mark.gpu
 NUM_ITERS = 8
@@ -41,7 +41,8 @@ def test_nccl_with_one_rank(tmp_path, monkeypatch):
     store = f"file://{tmp_path}/store"
     dist.init_process_group("nccl", init_method=store, rank=0, world_size=1)
     try:
-        monkeypatch.setattr(tau, "_num_processes", lambda: 2)
+        for module in (ranks, tau):
+            monkeypatch.setattr(module, "num_processes", lambda: 2)
         distributed = DistributedDataParallel(rank, device_ids=[0], broadcast_buffers=False)
         for _ in range(2):
             losses, _, _ = run_losses(distributed, make_batch())

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from detectron2.utils.events import EventStorage
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers, fast_rcnn
+from detectron2.utils.events import EventStorage, get_event_storage
 
 from helpers.detectors import NUM_CLASSES, build, make_batch, roi_batch, run_losses, small_config
 from sl_detectron.losses import SuperLoss
@@ -39,6 +39,71 @@ def weighted_losses(self, predictions, proposals):
 STOCK_LOSSES = FastRCNNOutputLayers.losses
 STOCK_BOX_LOSS = FastRCNNOutputLayers.box_reg_loss
 STOCK_SIGMOID_LOSS = FastRCNNOutputLayers.sigmoid_cross_entropy_loss
+
+
+def changed(change):
+    """detectron2's losses with another classification loss, by per-RoI losses and their classes."""
+
+    def losses(self, predictions, proposals):
+        gt_classes = torch.cat([p.gt_classes for p in proposals])
+        per_roi = F.cross_entropy(predictions[0], gt_classes, reduction="none")
+        found = STOCK_LOSSES(self, predictions, proposals)
+        return {**found, "loss_cls": change(self, per_roi, gt_classes)}
+
+    return losses
+
+
+def balanced(self, losses, gt_classes):
+    counts = gt_classes.bincount(minlength=self.num_classes + 1).clamp(min=1)
+    weights = (1 / counts)[gt_classes]
+    return (losses * weights).sum() / weights.sum()
+
+
+CHANGES = {
+    "hard examples": lambda self, losses, _: losses.topk(min(512, len(losses))).values.mean(),
+    "late": lambda self, losses, _: losses.mean() * (1 + (get_event_storage().iter > 1000)),
+    "one class": lambda self, losses, gt: (losses * torch.where(gt == 1, 1.1, 1.0)).mean(),
+    "by the counts of a batch": balanced,
+    "a little focal": lambda self, losses, _: (losses * (1 - (-losses).exp()) ** 0.1).mean(),
+    "attribute of an edited class": lambda self, losses, _: (losses * self.my_weight).mean(),
+}
+
+
+@pytest.mark.parametrize("num_classes", [2, 80, 1203])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_changes_that_few_samples_or_steps_show_are_found(change, num_classes, monkeypatch):
+    monkeypatch.setattr(FastRCNNOutputLayers, "losses", changed(change))
+    transform = Box2BoxTransform((1.0,) * 4)
+    predictor = FastRCNNOutputLayers(8, box2box_transform=transform, num_classes=num_classes)
+    message = r"FastRCNNOutputLayers(\.losses\(\)| does not make .*loss_cls).*edited or patched"
+    with pytest.raises(TypeError, match=message):
+        to_superloss_output_layers(predictor, term("cls"), None)
+    to_superloss_output_layers(predictor, None, None)
+
+
+def test_smoothed_labels_of_a_patched_module_are_found(monkeypatch):
+    """A change that is 0 in the mean over labels that no logit fits."""
+    smoothed = partial(F.cross_entropy, label_smoothing=0.02)
+    monkeypatch.setattr(fast_rcnn, "cross_entropy", smoothed)
+    kwargs = {"box2box_transform": Box2BoxTransform((1.0,) * 4), "num_classes": NUM_CLASSES}
+    with pytest.raises(TypeError, match="does not make detectron2's loss_cls"):
+        to_superloss_output_layers(FastRCNNOutputLayers(8, **kwargs), term("cls"), None)
+
+
+@pytest.mark.parametrize(
+    ("maker", "key"), [("losses", "loss_cls"), ("box_reg_loss", "loss_box_reg")]
+)
+def test_losses_that_are_set_on_an_object_are_refused(maker, key):
+    """They would hide the SuperLoss, or be replaced by it."""
+    kwargs = {"box2box_transform": Box2BoxTransform((1.0,) * 4), "num_classes": NUM_CLASSES}
+    predictor = FastRCNNOutputLayers(8, **kwargs)
+    setattr(predictor, maker, lambda *args: {"loss_cls": torch.tensor(7.0)})
+    terms = [term("cls"), None] if key == "loss_cls" else [None, term("box_reg")]
+    message = rf"{maker}\(\) was set on an object of Fast.*may change {key}.*super{key} off"
+    with pytest.raises(TypeError, match=message):
+        to_superloss_output_layers(predictor, *terms)
+
+
 PATCHES = {
     "losses": weighted_losses,
     "box_reg_loss": lambda self, *args: 1.01 * STOCK_BOX_LOSS(self, *args),

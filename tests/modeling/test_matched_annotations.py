@@ -293,3 +293,15 @@ def test_of_a_dense_loss_an_observer_gets_anchors():
 
 def test_without_a_warm_up_no_key_joins_the_checkpoint():
     assert not list(SuperLossTerm("cls", SuperLoss(0.5, 0.25)).state_dict())
+
+
+@pytest.mark.parametrize("superloss", [True, False])
+@pytest.mark.parametrize("detector", ["standard", "cascade", "c4_masks", "retinanet"])
+def test_a_class_beyond_the_detectors_is_refused(detector, superloss):
+    """Stock would train it as background. Also with any loader, and with the terms off."""
+    cfg = small_config(detector, superloss=True)
+    cfg.MODEL.SUPERLOSS.CLS.ENABLED = superloss
+    model, batch = build(cfg), make_batch()
+    batch[0]["instances"].gt_classes[-1] = NUM_CLASSES
+    with pytest.raises(RuntimeError, match=f"class above {NUM_CLASSES - 1}, which .* background"):
+        run_losses(model, batch)

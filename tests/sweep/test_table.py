@@ -12,7 +12,8 @@ from PIL import Image
 
 from helpers.grid_cases import AP50, RESULTS_GRID, F, R, run_here, write_results
 from sl_detectron.sweep import make_tables, read_results
-from sl_detectron.sweep.table import _draw, as_csv, latex, markdown
+from sl_detectron.sweep.plots import _draw
+from sl_detectron.sweep.table import as_csv, latex, markdown
 
 
 def rows(text, title):
@@ -98,7 +99,7 @@ def test_a_bar_in_a_name_is_no_column(tmp_path):
 
 def test_files(folder, tmp_path):
     paths = make_tables(folder, tmp_path / "tables")
-    names = ["table.md", "table.tex", "table.csv", "runs.csv", "differences.csv"]
+    names = ["table.md", "table.tex", "table.csv", "runs.csv", "differences.csv", "table.html"]
     assert [path.name for path in paths] == [*names, "ap50.png", "ap50.pdf"]
     with open(tmp_path / "tables" / "runs.csv") as file:
         runs = list(csv.DictReader(file))

@@ -12,7 +12,7 @@ from .coco_fields import Id, is_text, plain_id
 from .flaws import Flaws, whole_number
 from .voc_xml import class_ids_of, look_alikes
 
-__all__ = ["check_image_files", "json_object", "parse_coco", "read_categories", "read_images"]
+__all__ = ["json_object", "missing_images", "parse_coco", "read_categories", "read_images"]
 
 _PARTS = ("categories", "images", "annotations")
 _WITHOUT_ANNOTATIONS = {"images", "categories", "info", "licenses", "type"}
@@ -166,25 +166,34 @@ def _size(
     return {"height": header.height, "width": header.width}
 
 
-def check_image_files(
-    path: Path, image_root: str | os.PathLike | None, file_names: Sequence[str], flaws: Flaws
-) -> None:
-    """Keep as a flaw that none of the images is in the folder, and note how many are not."""
-    folders: dict[str, set[str]] = {}
-    missing = []
+def missing_images(
+    path: Path, image_root: str | os.PathLike | None, file_names: Mapping[Id, str], flaws: Flaws
+) -> list[Id]:
+    """Keep as flaws the images that are not in the folder; returns the ids of those to leave out.
+
+    Args:
+        path: of the json
+        image_root: folder of its images; nothing is looked for in a remote store, or without one
+        file_names: {plain id: file name}
+        flaws: takes what is found; that none is there is one flaw
+    """
     if image_root is None or "://" in os.fspath(image_root):
-        return  # a store whose files are not listed here
-    for file_name in file_names:
+        return []
+    folders: dict[str, set[str]] = {}
+    missing: dict[Id, str] = {}
+    for image_id, file_name in file_names.items():
         file = os.path.join(image_root, file_name)
         folder, name = os.path.split(file)
         if folder not in folders:
             folders[folder] = {*os.listdir(folder)} if os.path.isdir(folder) else set()
         if name not in folders[folder]:
-            missing.append(file)
+            missing[image_id] = file
     if missing and len(missing) == len(file_names):
-        have = ", ".join(sorted(folders[os.path.dirname(missing[0])])[:5]) or "nothing"
+        first = next(iter(missing.values()))
+        have = ", ".join(sorted(folders[os.path.dirname(first)])[:5]) or "nothing"
         error = f"{path}: none of its {len(missing)} images is there; the first would be "
-        error += f"{missing[0]}, and that folder has {have}"
-        flaws.add("class", FileNotFoundError(error))
-    elif missing:
-        flaws.note("image files that are missing", missing[0], len(missing))
+        flaws.add("class", FileNotFoundError(error + f"{first}, and that folder has {have}"))
+        return []
+    for image_id, file in missing.items():
+        flaws.add("image", FileNotFoundError(f"{path}: image {image_id!r:.80} has no file {file}"))
+    return [*missing]

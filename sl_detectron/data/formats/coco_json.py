@@ -13,7 +13,7 @@ from detectron2.structures import BoxMode
 
 from .annotations import Record, make_spurious
 from .changes import Change
-from .coco_content import check_image_files, parse_coco, read_categories, read_images
+from .coco_content import missing_images, parse_coco, read_categories, read_images
 from .coco_fields import Id, box_of, is_crowd, is_number, plain_id, segmentation_of
 from .flaws import Flaws
 
@@ -72,9 +72,12 @@ class CocoFile:
             self._flaws.settle()
 
     def check_image_files(self) -> None:
-        """Keep as a flaw that none of the images is in the folder, and note how many are not."""
-        names = [image["file_name"] for image in self._images.values()]
-        check_image_files(self.path, self._image_root, names, self._flaws)
+        """Keep as flaws the images that are not in the folder, and leave them out."""
+        names = {i: image["file_name"] for i, image in self._images.items()}
+        for image_id in missing_images(self.path, self._image_root, names, self._flaws):
+            del self._images[image_id]
+            for position in self._positions.pop(image_id):
+                del self._annotations[position]
 
     def plain(self) -> dict[str, Any]:
         """The file in plain form, for detectron2's loader and pycocotools.
@@ -207,6 +210,8 @@ class CocoFile:
         if "segmentation" in annotation:
             plain["segmentation"] = shape
         area = annotation.get("area")
+        if "ignore" in annotation:
+            plain["ignore"] = 0  # of null, detectron2's loader refuses the file
         if not is_number(area):
             plain["area"] = box[2] * box[3]
         elif not shape and not math.isclose(area, box[2] * box[3], rel_tol=0.01, abs_tol=1):  # type: ignore[arg-type]
