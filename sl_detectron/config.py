@@ -130,6 +130,10 @@ def add_superloss_config(cfg: CN) -> None:
     # The META_ARCHITECTURE "PairedRCNN" or "PairedRetinaNet": two heads on one trunk, in place of
     # two detectors. CABBC needs it.
     cfg.MODEL.METHOD.SHARED_TRUNK = False
+    cfg.MODEL.METHOD.CO_TEACHING = CN()
+    # Keep the smallest losses of each given class, not of all together, which can leave out classes
+    # that are learned late.
+    cfg.MODEL.METHOD.CO_TEACHING.BY_CLASS = False
     # CA-BBC: soft labels and, with ALPHA above 0.0, corrected boxes.
     cfg.MODEL.METHOD.CA_BBC = CN()
     # Of the soft labels; near 0.0 they are the most probable class.

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from ..config import num_classes_of
 from ..losses.ranks import gather_rows
 from ..modeling.class_targets import LossOf, attach_class_targets
 from .method import METHOD_REGISTRY, Method, check_is_pair, per_sample, start_of
@@ -20,6 +22,8 @@ __all__ = ["CoTeaching"]
 
 # Annotations of a process whose losses the others see in a step, and losses of the queue.
 QUEUE = 256
+# Losses of the queue for each class, where annotations are compared within their class.
+QUEUE_OF_CLASS = 64
 
 
 class _Side(Method):
@@ -27,12 +31,21 @@ class _Side(Method):
 
     queue: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, num_groups: int) -> None:
         super().__init__()
-        self.register_buffer("queue", torch.full((QUEUE,), math.nan))
+        self.num_groups = num_groups
+        length = QUEUE if num_groups == 1 else QUEUE_OF_CLASS * num_groups
+        # A loss and its group.
+        self.register_buffer("queue", torch.full((length, 2), math.nan))
         self.settled: list[tuple[Tensor, Callable[[], Tensor]]] = []
         self._seen: list[tuple[Tensor, Tensor]] | None = None
         self._kept: Tensor | None = None
+
+    def relabel(self, targets: list[Instances]) -> list[Instances]:
+        """The targets as they are; their annotations and given classes are noted."""
+        classes = torch.cat([target.gt_classes for target in targets])
+        self._groups = classes if self.num_groups > 1 else torch.zeros_like(classes)
+        return super().relabel(targets)
 
     def settle(self, compute: Callable[[], Tensor]) -> Tensor:
         """A placeholder: the class term waits for the choice of the other detector."""
@@ -68,16 +81,22 @@ class _Side(Method):
         sums, counts = (sum(values) for values in zip(*self._seen))
         self._seen = None
         losses: Tensor = sums / counts
-        batch = torch.cat([self.queue, gather_rows(losses, QUEUE) if learns else losses])
+        rows = torch.stack([losses, self._groups.to(losses)], dim=1)
+        rows = torch.cat([self.queue, gather_rows(rows, QUEUE) if learns else rows])
         # Those that are nan come first, the others stay in order.
-        batch = batch[(~batch.isnan()).to(torch.uint8).argsort(stable=True)]
+        rows = rows[(~rows[:, 0].isnan()).to(torch.uint8).argsort(stable=True)]
         if learns:
-            self.queue.copy_(batch[-QUEUE:])
-        ordered = batch.sort().values
-        num = (~batch.isnan()).sum()
+            self.queue.copy_(rows[-len(self.queue) :])
+        return ~(losses > self._largest(share, rows)[self._groups])
+
+    def _largest(self, share: float, rows: Tensor) -> Tensor:
+        """(number of groups,) the largest loss of each that is kept."""
+        groups = torch.arange(self.num_groups, device=rows.device)
+        ordered = torch.where(rows[:, 1] == groups[:, None], rows[:, 0], math.nan).sort().values
+        num = (~ordered.isnan()).sum(dim=1, keepdim=True)
         # 0.6 * 10 is to be 6, not 7.
-        last = (share * num.double() - 1e-9).ceil().long().clamp(1, len(batch)).view(1) - 1
-        return ~(losses > torch.where(last + 1 < num, ordered.gather(0, last), math.inf))
+        last = (share * num.double() - 1e-9).ceil().long().clamp(1, len(rows)) - 1
+        return torch.where(last + 1 < num, ordered.gather(1, last), math.inf)[:, 0]
 
     def finish(self, kept: Tensor) -> dict[int, Tensor]:
         """{id of a placeholder: its class term} with the annotations that the other one kept."""
@@ -104,21 +123,28 @@ class CoTeaching(Method):
     RoIs that they sample; a RetinaNet samples none. The first one is evaluated; the paper reports
     both.
 
+    While classes differ more by how far they are learned than right labels from wrong ones, the
+    smallest losses leave out whole classes, which are then never learned. ``BY_CLASS``, which the
+    paper has not, keeps R(t) of each given class.
+
     Args:
         rate: share of wrong labels; below 0 where it is to be estimated, then 0 until that is done
         ramp: T_k in iterations, 0 for none
+        num_classes: K, to compare annotations within their given class; 1 to compare all
     """
 
-    def __init__(self, rate: float, ramp: int) -> None:
+    def __init__(self, rate: float, ramp: int, num_classes: int = 1) -> None:
         super().__init__(ramp)
         self.needs_rate = rate < 0
         # No buffer: a step would wait for a GPU to read it.
         self.rate = max(rate, 0.0)
-        self.first, self.second = _Side(), _Side()
+        self.first, self.second = _Side(num_classes), _Side(num_classes)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, num_annotations: int) -> "CoTeaching":
-        return cls(cfg.MODEL.METHOD.NOISE_RATE, start_of(cfg))
+        node = cfg.MODEL.METHOD
+        num_groups = num_classes_of(cfg) if node.CO_TEACHING.BY_CLASS else 1
+        return cls(node.NOISE_RATE, start_of(cfg), num_groups)
 
     @classmethod
     def check(cls, cfg: CfgNode) -> None:

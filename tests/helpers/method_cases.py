@@ -14,6 +14,7 @@ NODE = "MODEL.METHOD."
 METHODS = {
     "CoTeaching": (NODE + "NOISE_RATE", 0.4),
     "CoTeaching, one trunk": (NODE + "NOISE_RATE", 0.4, NODE + "SHARED_TRUNK", True),
+    "CoTeaching, by class": (NODE + "NOISE_RATE", 0.4, NODE + "CO_TEACHING.BY_CLASS", True),
     "CABBC": (NODE + "SHARED_TRUNK", True, NODE + "CA_BBC.ALPHA", 100.0),
     "CLC": (),
     "CLC, relabelled": (NODE + "CLC.FORM", "relabel"),
@@ -24,6 +25,7 @@ METHODS = {
 NEUTRAL = {
     "CoTeaching": (NODE + "NOISE_RATE", 0.0),
     "CoTeaching, one trunk": (NODE + "NOISE_RATE", 0.0),
+    "CoTeaching, by class": (NODE + "NOISE_RATE", 0.0),
     # The labels outweigh what untrained heads predict.
     "CABBC": (NODE + "CA_BBC.ALPHA", 0.0, NODE + "CA_BBC.TEMPERATURE", 1e-3),
     # They have no switch but their start.

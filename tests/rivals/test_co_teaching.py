@@ -22,7 +22,7 @@ SECOND = torch.tensor([1.0, 8.0, 1.0, 0.5, 5.0])
 
 def told(method, losses=(FIRST, SECOND)):
     """The class terms of both sides, each the sum of losses times weights."""
-    target = Instances((9, 9), gt_classes=torch.zeros(3).long())
+    target = Instances((9, 9), gt_classes=torch.tensor([0, 1, 1]))
     target.gt_annotation_ids = torch.tensor([7, 8, 9])
     placeholders = {}
     for name, side, values in zip("ab", (method.first, method.second), losses):
@@ -42,11 +42,22 @@ def test_each_trains_on_what_the_other_finds_easy():
     method = CoTeaching(rate=1 / 3, ramp=0)
     # The second drops 8, the first drops 9; background always counts.
     assert told(method) == {"a": 1 + 2 + 9 + 5, "b": 1 + 8 + 1 + 5, "box": 3.0}
-    assert method.first.queue[-3:].tolist() == [1.5, 2.0, 9.0]
-    assert method.second.queue.isnan().sum() == 253
+    assert method.first.queue[-3:, 0].tolist() == [1.5, 2.0, 9.0]
+    assert method.second.queue[:, 0].isnan().sum() == 253
     # Beside [1.5, 2, 9] these are large: four of six are at most 5.
     later = told(method, (FIRST + 4, SECOND))
     assert later["b"] == 15.0  # the first keeps 7 and 8 (5.5 and 6 are among the four smallest)
+
+
+def test_each_class_keeps_its_share():
+    """Classes 0, 1, 1. At R = 1/2 each keeps one; the first 7 and 8, the second 7 and 9."""
+    method = CoTeaching(rate=0.5, ramp=0, num_classes=2)
+    assert told(method) == {"a": 1 + 2 + 9 + 5, "b": 1 + 8 + 1 + 5, "box": 3.0}
+    assert method.first.queue[-3:].tolist() == [[1.5, 0.0], [2.0, 1.0], [9.0, 1.0]]
+    assert method.first.queue.shape == (128, 2)
+    # Among all three the loss of 1.5 alone would be kept at R = 1/3, and no 8.
+    assert told(CoTeaching(rate=2 / 3, ramp=0))["b"] == 1 + 1 + 5
+    assert told(CoTeaching(rate=2 / 3, ramp=0, num_classes=2))["b"] == 1 + 8 + 1 + 5
 
 
 def test_all_are_kept_at_rate_0_and_by_one_that_has_not_seen_it():
@@ -54,7 +65,7 @@ def test_all_are_kept_at_rate_0_and_by_one_that_has_not_seen_it():
     method = CoTeaching(rate=0.9, ramp=0)
     unseen = IDS.clone()
     side = method.second
-    side._ids = torch.tensor([7, 8, 9])
+    side._ids, side._groups = torch.tensor([7, 8, 9]), torch.zeros(3).long()
     side.settle(lambda: side.expected_losses(lambda _: SECOND[:1], unseen[:1], unseen[:1])[0].sum())
     assert side.choose(0.1).tolist() == [True, True, True]
 
@@ -150,7 +161,8 @@ def test_bad_values(key, value):
 
 def test_a_term_that_a_detector_changes_is_an_error():
     method = CoTeaching(0.1, 0)
-    method.first._ids = method.second._ids = torch.tensor([7])
+    for side in (method.first, method.second):
+        side._ids, side._groups = torch.tensor([7]), torch.tensor([0])
     for side in (method.first, method.second):
         side.settle(
             lambda side=side: side.expected_losses(lambda _: FIRST[:1], IDS[:1], IDS[:1])[0].sum()
