@@ -17,6 +17,9 @@ Examples:
     tools/audit_labels.py --from-run output --output audit --correct-above 0.95
   The same where thresholds by class and the noise rate are estimated from the run:
     tools/audit_labels.py --from-run output --output audit --auto
+  The pass over the images on 4 GPUs:
+    tools/audit_labels.py --num-gpus 4 --config-file my.yaml --checkpoint model_final.pth \\
+        --output audit
   Against known noise, beside plain losses and cleanlab's ObjectLab:
     tools/audit_labels.py --from-run output --output audit --evaluate
 """
@@ -32,7 +35,7 @@ FORMATS = ("cleanlab", "fiftyone")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool(lambda args: print(run_audit(args)), parse_args(argv))
+    return run_tool(run_audit, parse_args(argv))
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -76,6 +79,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--evaluate", action="store_true", help="compare with known noise: the run's own, or ..."
     )
     parser.add_argument("--manifest", default="", help="... that of a noisy copy on disk")
+    parser.add_argument(
+        "--num-gpus",
+        type=int,
+        default=1,
+        help="processes that share a pass over the images, each on a GPU if there are any; "
+        "default 1",
+    )
+    # What else detectron2's launch asks for.
+    parser.set_defaults(num_machines=1, machine_rank=0, dist_url="auto", dist_timeout=1800)
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config options")
     args = parser.parse_args(argv)
     if bool(args.config_file) != bool(args.checkpoint):

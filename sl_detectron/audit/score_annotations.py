@@ -10,24 +10,28 @@ Shape legend: S samples (boxes or anchors), K classes.
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.data import detection_utils
+from detectron2.data import build_detection_test_loader, detection_utils
 from detectron2.data import transforms as T
+from detectron2.data.samplers import InferenceSampler
 from detectron2.modeling import GeneralizedRCNN, RetinaNet
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils import comm
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.formats.annotations import Record
 from ..data.images import BrokenImage, read_image, warn_of_turned
+from ..data.train_loader import shield_workers
 from .features import FeaturePooler
 
 __all__ = ["AnnotationScores", "score_annotations", "scorer_of"]
@@ -58,6 +62,10 @@ class AnnotationScores(NamedTuple):
     feature_images: Tensor = torch.empty(0, dtype=torch.int64)
 
 
+_NOTHING = AnnotationScores(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0), [])
+_NO_ANNOTATION = "the training sets have no annotation"
+
+
 @torch.no_grad()
 def score_annotations(
     model: nn.Module,
@@ -66,55 +74,124 @@ def score_annotations(
     detect: bool = False,
     progress: bool = False,
     pool: bool = False,
-) -> AnnotationScores:
+) -> AnnotationScores | None:
     """Score every annotation with a model in evaluation mode, at the size of test images.
+
+    Where detectron2's ``launch`` started several processes, all of them call this, and each looks
+    at a share of the images. An image is looked at alone, so that the result depends neither on
+    their number nor on that of ``DATALOADER.NUM_WORKERS``.
 
     Args:
         model: a :class:`GeneralizedRCNN` or a :class:`RetinaNet`, or derived from one
-        records: from :meth:`~sl_detectron.data.annotation_ids.AnnotationTable.records`
-        cfg: of the model; ``INPUT`` counts
+        records: from :meth:`~sl_detectron.data.annotation_ids.AnnotationTable.records`, the same
+            in all processes
+        cfg: of the model; ``INPUT`` and ``DATALOADER`` count
         detect: whether to run its detection too
         progress: whether to show a progress bar
         pool: whether to pool features of the annotations
 
     Returns:
-        on the CPU
+        on the CPU, of all images; None in other processes than the main one
 
     Raises:
-        ValueError: the detector is of another kind
+        ValueError: the detector is of another kind, or there is no annotation
     """
     score = scorer_of(model)
+    if not records:
+        raise ValueError(_NO_ANNOTATION)
     model.eval()
     warn_of_turned(records, "the audited images")
-    augmentations = T.AugmentationList(detection_utils.build_augmentation(cfg, is_train=False))
-    parts, detections, pooled = [], [], []
+    share = InferenceSampler(len(records))
+    skips = cfg.DATALOADER.get("BROKEN_IMAGES", "error") == "skip"
+    parts: list[AnnotationScores] = []
     with FeaturePooler(model.backbone) if pool else nullcontext() as pooler:
-        for i, record in enumerate(tqdm(records, unit="image", disable=not progress)):
-            try:
-                inputs, targets = _load(record, augmentations, cfg.INPUT.FORMAT)
-            except BrokenImage as error:
-                if cfg.DATALOADER.get("BROKEN_IMAGES", "error") != "skip":
-                    raise
-                logger.warning("Not audited: %s", str(error).partition("; repair it")[0])
-                detections.append(_no_detections())
-                continue
-            targets = targets.to(model.device)
-            if len(targets):
-                parts.append([values.cpu() for values in score(model, inputs, targets)])
-            if len(targets) and pooler is not None:
-                ids = targets.gt_annotation_ids.cpu()
-                features = pooler.pool(targets.gt_boxes.tensor)
-                pooled.append((features, ids, torch.full_like(ids, i)))
-            if detect:
-                detections.append(model([inputs])[0]["instances"].to("cpu"))
-    if not parts:
-        raise ValueError("the training sets have no annotation")
-    ids, losses, probabilities = (torch.cat(values) for values in zip(*parts))
-    scores = AnnotationScores(ids, losses.float(), probabilities.float(), detections)
-    if pooled:
-        features, feature_ids, images = (torch.cat(values) for values in zip(*pooled))
-        scores = scores._replace(features=features, feature_ids=feature_ids, feature_images=images)
+        images = zip(share, _loader(records, cfg, share))
+        hidden = not (progress and comm.is_main_process())
+        for i, (image,) in tqdm(images, unit="image", total=len(share), disable=hidden):
+            if isinstance(image, BrokenImage):
+                if not skips:
+                    raise image
+                logger.warning("Not audited: %s", str(image).partition("; repair it")[0])
+                parts.append(_NOTHING._replace(detections=[_no_detections()]))
+            else:
+                inputs, targets = image
+                parts.append(_look(model, score, inputs, targets, i, detect, pooler))
+    shares = comm.gather(_joined(parts))
+    if not comm.is_main_process():
+        return None
+    scores = _joined(shares)
+    if scores.probabilities.ndim == 1:
+        raise ValueError(_NO_ANNOTATION)
     return scores
+
+
+def _look(
+    model: nn.Module,
+    score: Callable[..., tuple[Tensor, Tensor, Tensor]],
+    inputs: Record,
+    targets: Instances,
+    position: int,
+    detect: bool,
+    pooler: FeaturePooler | None,
+) -> AnnotationScores:
+    """What a detector says about one image."""
+    scores = _NOTHING
+    targets = targets.to(model.device)
+    if len(targets):
+        ids, losses, probabilities = (values.cpu() for values in score(model, inputs, targets))
+        scores = AnnotationScores(ids, losses.float(), probabilities.float(), [])
+    if len(targets) and pooler is not None:
+        ids = targets.gt_annotation_ids.cpu()
+        features = pooler.pool(targets.gt_boxes.tensor)
+        places = torch.full_like(ids, position)
+        scores = scores._replace(features=features, feature_ids=ids, feature_images=places)
+    if detect:
+        found = model([inputs])[0]["instances"]
+        # Masks as large as the image would not fit into memory for all images.
+        kept = {name: found.get(name) for name in ("pred_boxes", "scores", "pred_classes")}
+        scores = scores._replace(detections=[Instances(found.image_size, **kept).to("cpu")])
+    return scores
+
+
+def _joined(parts: Sequence[AnnotationScores]) -> AnnotationScores:
+    def join(values: Sequence[Any]) -> Any:
+        if isinstance(values[0], list):
+            return [*chain.from_iterable(values)]
+        # What is empty may have fewer dimensions.
+        return torch.cat([v for v in values if len(v)] or [max(values, key=torch.Tensor.dim)])
+
+    return AnnotationScores(*map(join, zip(*parts))) if parts else _NOTHING
+
+
+class _Inputs:
+    """A mapper from a record to an input and its targets, or to the error of its image.
+
+    An error that is raised in a worker of a loader has no line.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        self.augmentations = T.AugmentationList(
+            detection_utils.build_augmentation(cfg, is_train=False)
+        )
+        self.image_format = cfg.INPUT.FORMAT
+
+    def __call__(self, record: Record) -> Any:
+        try:
+            return _load(record, self.augmentations, self.image_format)
+        except BrokenImage as error:
+            return error
+
+
+def _loader(records: Sequence[Record], cfg: CfgNode, share: InferenceSampler) -> Any:
+    """Lists of one input each; what its workers hold does not grow with the dataset."""
+    return shield_workers(
+        build_detection_test_loader(
+            [*records],
+            mapper=_Inputs(cfg),
+            sampler=share,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+    )
 
 
 # Of a detector in evaluation mode, an input of one image and its targets with annotation ids:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
 
 from ..audit.correct import apply_decisions, folder_names
 from ..audit.decisions import Decisions, decisions_above, read_decisions
@@ -16,12 +17,14 @@ from ..audit.files import write_audit
 from ..audit.records import LabelAudit, top_suspects
 from ..audit.report import check_crops, write_report
 from ..audit.run import audit_checkpoint, audit_run, estimate_run, evaluate_run
-from ..audit.scoring import evaluation_table, plot_evaluation, write_evaluation
+from ..audit.scoring import AuditEvaluation, evaluation_table, plot_evaluation, write_evaluation
 from ..audit.true_classes import correction_table
 from ..checkpoint import check_checkpoint, last_checkpoint
 from ..config import num_classes_of
 from ..data.annotation_ids import AnnotationTable, dataset_source
+from ..data.datasets import register_custom_datasets
 from ..data.formats.manifest import read_manifest
+from ..engine.launch import launch_job
 from ..files import refuse_to_overwrite
 from ..label_noise import noisy_dataset_dicts
 from ..label_noise.config import has_label_noise
@@ -38,11 +41,12 @@ _NO_LAZY = (
 )
 
 
-def run_audit(args: argparse.Namespace) -> str:
-    """Audit a run or a checkpoint, or carry decisions out; write what was asked for, return a text.
+def run_audit(args: argparse.Namespace) -> None:
+    """Audit a run or a checkpoint, or carry decisions out; write what was asked for, print a text.
 
     The list and the report hold what ``top``, ``per_class`` and ``classes`` leave; what is made for
-    other tools, and corrections, are of all annotations.
+    other tools, and corrections, are of all annotations. A pass over the images is shared by
+    ``num_gpus`` processes.
 
     Raises:
         ValueError, OSError, ImportError: something does not fit; as far as it can be known before
@@ -50,32 +54,49 @@ def run_audit(args: argparse.Namespace) -> str:
     """
     out = Path(args.output)
     if args.apply:
-        return "\n".join(_correct(read_decisions(args.apply), out))
+        print("\n".join(_correct(read_decisions(args.apply), out)))
+        return
     _check_arguments(args, out)
     # Test sets need not be there, nor what draws; of a run not even its training sets.
     opts = ["DATASETS.TEST", "()", "VIS_PERIOD", "0"]
     cfg = run_config(args, opts, _NO_LAZY, eval_only=bool(args.from_run))
-    checkpoint = args.checkpoint or last_checkpoint(args.from_run)
-    check_checkpoint(checkpoint)
-    table = AnnotationTable.read(args.from_run) if args.from_run else None
-    _check_run(args, cfg, table)
+    check_checkpoint(_checkpoint(args))
+    _check_run(args, cfg, AnnotationTable.read(args.from_run) if args.from_run else None)
+    launch_job(_audit, cfg, args)
+
+
+def _checkpoint(args: argparse.Namespace) -> str:
+    return str(args.checkpoint or last_checkpoint(args.from_run))
+
+
+def _audit(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """The work of each process: its share of the images; the main one ranks, writes and prints."""
+    # detectron2's launch starts fresh processes, without the datasets of this config.
+    register_custom_datasets(cfg.DATASETS)
     estimate = None
-    if args.auto and table is not None:
-        estimate = estimate_run(cfg, args.from_run, table)
-    if table is not None:
-        audit = audit_run(args.from_run, table, estimate)
+    if args.from_run:
+        table = AnnotationTable.read(args.from_run)
+        estimate = estimate_run(cfg, args.from_run, table) if args.auto else None
+        audit = audit_run(args.from_run, table, estimate) if comm.is_main_process() else None
     else:
         table = AnnotationTable.of(noisy_dataset_dicts(cfg))
-        audit = audit_checkpoint(cfg, checkpoint, table)
-    lines = _write(args, audit, out)
-    if estimate is not None:
+        audit = audit_checkpoint(cfg, args.checkpoint, table)
+    lines = []
+    if audit is not None:
+        lines += _write(args, audit, Path(args.output))
+    if audit is not None and estimate is not None:
         lines.append(correction_table(estimate, torch.tensor(table.labels()), audit.classes))
     if args.evaluate or args.manifest:
-        evaluation = evaluate_run(cfg, audit, table, checkpoint, args.manifest)
-        write_evaluation(evaluation, out / "evaluation.json")
-        plot_evaluation(evaluation, out / "evaluation.png")
-        lines.append(evaluation_table(evaluation))
-    return "\n".join(lines)
+        evaluation = evaluate_run(cfg, audit, table, _checkpoint(args), args.manifest)
+        lines += _write_evaluation(evaluation, Path(args.output)) if evaluation else []
+    if comm.is_main_process():
+        print("\n".join(lines))
+
+
+def _write_evaluation(evaluation: AuditEvaluation, out: Path) -> list[str]:
+    write_evaluation(evaluation, out / "evaluation.json")
+    plot_evaluation(evaluation, out / "evaluation.png")
+    return [evaluation_table(evaluation)]
 
 
 def _write(args: argparse.Namespace, audit: LabelAudit, out: Path) -> list[str]:
@@ -98,6 +119,8 @@ def _write(args: argparse.Namespace, audit: LabelAudit, out: Path) -> list[str]:
 
 def _check_arguments(args: argparse.Namespace, out: Path) -> None:
     """What can be said without a config."""
+    if args.num_gpus < 1:
+        raise ValueError(f"--num-gpus must be at least 1; got {args.num_gpus}")
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"--output {out} is a file; give a folder")
     check_crops(args.crops, args.crop_size)

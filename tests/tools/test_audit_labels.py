@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+import torch.distributed as dist
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from helpers import REPO
@@ -256,3 +257,16 @@ def test_options_that_do_not_go_together(main, tmp_path, capsys, args, message):
     with pytest.raises(SystemExit):
         main(*args, "--output", tmp_path)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+def test_two_processes_write_what_one_writes(main, small_run, tmp_path, capfd):
+    checkpoint = small_run / "model_final.pth"
+    args = ("--config-file", small_run / "config.yaml", "--checkpoint", checkpoint, "--crops", 0)
+    for num in (1, 2):
+        assert main("--output", tmp_path / str(num), "--num-gpus", num, *args) == 0
+        assert capfd.readouterr().out.count("annotations ranked") == 1
+    one, two = ((tmp_path / str(num) / "label_audit.json").read_bytes() for num in (1, 2))
+    assert one == two
+    assert main("--output", tmp_path, "--num-gpus", 0, *args) == 2
+    assert "--num-gpus must be at least 1; got 0" in capfd.readouterr().err
