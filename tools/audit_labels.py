@@ -2,7 +2,7 @@
 """Rank the annotations of a training set by how wrong their labels look, and correct them.
 
 Writes label_audit.json, label_audit.csv and index.html, a report to decide in; in all of them
-higher suspicion is more suspect.
+higher suspicion is more suspect. With --kinds it looks for flaws of other kinds too.
 
 Examples:
   A training run with the SuperLoss has the statistics in its checkpoints:
@@ -17,6 +17,9 @@ Examples:
     tools/audit_labels.py --from-run output --output audit --correct-above 0.95
   The same where thresholds by class and the noise rate are estimated from the run:
     tools/audit_labels.py --from-run output --output audit --auto
+  Objects without an annotation, boxes that are off, annotations without an object, duplicates:
+    tools/audit_labels.py --config-file my.yaml --checkpoint model_final.pth --output audit \\
+        --kinds wrong_class misplaced_box missing_object no_object duplicate
   The pass over the images on 4 GPUs:
     tools/audit_labels.py --num-gpus 4 --config-file my.yaml --checkpoint model_final.pth \\
         --output audit
@@ -28,6 +31,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from sl_detectron.audit.kinds import KINDS
 from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.commands.audit import run_audit
 
@@ -79,6 +83,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--evaluate", action="store_true", help="compare with known noise: the run's own, or ..."
     )
     parser.add_argument("--manifest", default="", help="... that of a noisy copy on disk")
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=KINDS,
+        default=["wrong_class"],
+        metavar="KIND",
+        help="what to look for: wrong_class, misplaced_box, missing_object, no_object, duplicate. "
+        "Other kinds than the default, wrong_class, need a pass over the images with detection, "
+        "which takes about twice as long as one without it; the chosen ones are one ranked list "
+        "in suspects.json and suspects.csv",
+    )
     parser.add_argument(
         "--num-gpus",
         type=int,

@@ -2,6 +2,7 @@
 
 import os
 from collections import defaultdict
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -21,10 +22,18 @@ from .ranking import audit_annotations
 from .records import LabelAudit
 from .score_annotations import AnnotationScores, score_annotations
 from .scoring import AuditEvaluation, evaluate_audit, truth_from_manifest
+from .suspects import SuspectList, find_suspects
 from .tracker import AnnotationStatistics, AnnotationTracker
 from .true_classes import TrueClasses, cross_fit, estimate_true_classes
 
-__all__ = ["audit_checkpoint", "audit_run", "estimate_run", "evaluate_run", "score_checkpoint"]
+__all__ = [
+    "audit_checkpoint",
+    "audit_kinds",
+    "audit_run",
+    "estimate_run",
+    "evaluate_run",
+    "score_checkpoint",
+]
 
 
 def audit_run(
@@ -126,10 +135,48 @@ def audit_checkpoint(
     scores = score_checkpoint(cfg, checkpoint, table)
     if scores is None:
         return None
+    return _audit_of(cfg, table, scores)
+
+
+def _audit_of(cfg: CfgNode, table: AnnotationTable, scores: AnnotationScores) -> LabelAudit:
     sigma = confidence(scores.losses, scores.losses.mean(), cfg.MODEL.SUPERLOSS.CLS.LAMBDA)
     tracker = AnnotationTracker(table.num_annotations, num_classes_of(cfg))
     tracker(scores.ids, scores.losses, sigma, scores.probabilities)
     return audit_annotations(table, tracker.statistics())
+
+
+def audit_kinds(
+    cfg: CfgNode,
+    checkpoint: str | os.PathLike,
+    kinds: Collection[str],
+    table: AnnotationTable,
+    audit: LabelAudit | None = None,
+) -> tuple[LabelAudit, SuspectList, AnnotationScores] | None:
+    """Rank what looks wrong of any kind, by one pass of any detector with its detection.
+
+    All processes of detectron2's ``launch`` call it, and share the images; it is None in other
+    processes than the main one.
+
+    Args:
+        cfg: of the detector
+        checkpoint: weights of the detector, with or without the SuperLoss
+        kinds: some of :data:`~sl_detectron.audit.kinds.KINDS`
+        table: what is audited
+        audit: of a training run, whose ranking of wrong classes is then taken; None for that of
+            :func:`audit_checkpoint`, bit for bit
+
+    Returns:
+        the ranking of wrong classes, the list of all kinds, and what both are from
+
+    Raises:
+        FileNotFoundError: there is no checkpoint
+        ValueError: an unknown kind, or a detector that cannot be audited
+    """
+    scores = score_checkpoint(cfg, checkpoint, table, detect=True)
+    if scores is None:
+        return None
+    audit = audit or _audit_of(cfg, table, scores)
+    return audit, find_suspects(table, scores, audit, kinds), scores
 
 
 def evaluate_run(

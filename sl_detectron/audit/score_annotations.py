@@ -22,7 +22,7 @@ from detectron2.data import transforms as T
 from detectron2.data.samplers import InferenceSampler
 from detectron2.modeling import GeneralizedRCNN, RetinaNet
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads import CascadeROIHeads, FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils import comm
 from fvcore.nn import sigmoid_focal_loss
@@ -34,7 +34,7 @@ from ..data.images import BrokenImage, read_image, warn_of_turned
 from ..data.train_loader import shield_workers
 from .features import FeaturePooler
 
-__all__ = ["AnnotationScores", "score_annotations", "scorer_of"]
+__all__ = ["AnnotationScores", "Answers", "score_annotations", "scorer_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,9 @@ class AnnotationScores(NamedTuple):
         features: (G, D) of annotations, see :class:`FeaturePooler`; of none if not asked for
         feature_ids: (G,) int64 their annotation ids
         feature_images: (G,) int64 position of their record
+        background: (S,) probability that there is no object of any class
+        boxes: (S, 4) the box that the detector draws for the given class where the annotation's box
+            is its proposal, or from an anchor of it; XYXY in pixels of the image on disk
     """
 
     ids: Tensor
@@ -60,6 +63,18 @@ class AnnotationScores(NamedTuple):
     features: Tensor = torch.empty(0, 0)
     feature_ids: Tensor = torch.empty(0, dtype=torch.int64)
     feature_images: Tensor = torch.empty(0, dtype=torch.int64)
+    background: Tensor = torch.empty(0)
+    boxes: Tensor = torch.empty(0, 4)
+
+
+class Answers(NamedTuple):
+    """As the fields of :class:`AnnotationScores`, of one image; boxes in pixels of the input."""
+
+    ids: Tensor
+    losses: Tensor
+    probabilities: Tensor
+    background: Tensor
+    boxes: Tensor
 
 
 _NOTHING = AnnotationScores(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0), [])
@@ -127,7 +142,7 @@ def score_annotations(
 
 def _look(
     model: nn.Module,
-    score: Callable[..., tuple[Tensor, Tensor, Tensor]],
+    score: "Scorer",
     inputs: Record,
     targets: Instances,
     position: int,
@@ -138,8 +153,12 @@ def _look(
     scores = _NOTHING
     targets = targets.to(model.device)
     if len(targets):
-        ids, losses, probabilities = (values.cpu() for values in score(model, inputs, targets))
-        scores = AnnotationScores(ids, losses.float(), probabilities.float(), [])
+        ids, *values = (x.cpu() for x in score(model, inputs, targets))
+        losses, probabilities, background, boxes = (x.float() for x in values)
+        height, width = targets.image_size
+        sizes = torch.tensor([inputs["width"] / width, inputs["height"] / height]).repeat(2)
+        scores = AnnotationScores(ids, losses, probabilities, [])
+        scores = scores._replace(background=background, boxes=boxes * sizes)
     if len(targets) and pooler is not None:
         ids = targets.gt_annotation_ids.cpu()
         features = pooler.pool(targets.gt_boxes.tensor)
@@ -194,9 +213,8 @@ def _loader(records: Sequence[Record], cfg: CfgNode, share: InferenceSampler) ->
     )
 
 
-# Of a detector in evaluation mode, an input of one image and its targets with annotation ids:
-# (S,) ids, (S,) losses, (S, K) probabilities.
-Scorer = Callable[[Any, Record, Instances], tuple[Tensor, Tensor, Tensor]]
+# Of a detector in evaluation mode, an input of one image and its targets with annotation ids.
+Scorer = Callable[[Any, Record, Instances], Answers]
 
 
 def scorer_of(model: nn.Module) -> Scorer:
@@ -239,16 +257,23 @@ def _load(record: Record, augmentations: T.Augmentation, image_format: str) -> A
     return {"image": pixels, "height": height, "width": width}, targets
 
 
-def _score_boxes(
-    model: GeneralizedRCNN, inputs: Record, targets: Instances
-) -> tuple[Tensor, Tensor, Tensor]:
+def _score_boxes(model: GeneralizedRCNN, inputs: Record, targets: Instances) -> Answers:
     images = model.preprocess_image([inputs])
     proposals = Instances(targets.image_size, proposal_boxes=targets.gt_boxes)
     proposals.objectness_logits = torch.zeros(len(targets), device=targets.gt_classes.device)
-    answers: list[tuple[Tensor, Tensor]] = []
+    answers: list[tuple[Tensor, ...]] = []
+    boxes: list[Boxes] = []
 
     def ask(predictor: nn.Module, _: Any, output: tuple[Tensor, Tensor]) -> None:
         answers.append(_losses_and_probabilities(predictor, output[0], targets.gt_classes))
+        # A stage of a cascade goes on from the boxes of the one before.
+        staged = boxes and isinstance(model.roi_heads, CascadeROIHeads)
+        start = boxes[-1] if staged else targets.gt_boxes
+        drawn = Instances(targets.image_size, proposal_boxes=start, gt_classes=targets.gt_classes)
+        # mypy: a method of a Module is a Tensor or a Module.
+        draw: Any = predictor.predict_boxes_for_gt_classes
+        boxes.append(Boxes(draw(output, [drawn])[0]))
+        boxes[-1].clip(targets.image_size)
 
     predictors = [m for m in model.modules() if isinstance(m, FastRCNNOutputLayers)]
     with ExitStack() as hooks:
@@ -256,28 +281,34 @@ def _score_boxes(
             hooks.callback(predictor.register_forward_hook(ask).remove)
         model.roi_heads(images, model.backbone(images.tensor), [proposals], None)
     # Several for a cascade, which averages its stages at inference too.
-    losses, probabilities = (sum(values) / len(answers) for values in zip(*answers))
-    return targets.gt_annotation_ids, losses, probabilities
+    losses, probabilities, background = (sum(v) / len(answers) for v in zip(*answers))
+    last = boxes[-1:] if isinstance(model.roi_heads, CascadeROIHeads) else boxes
+    drawn = torch.stack([found.tensor for found in last]).mean(dim=0)
+    return Answers(targets.gt_annotation_ids, losses, probabilities, background, drawn)
 
 
 def _losses_and_probabilities(
     predictor: FastRCNNOutputLayers, scores: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses, class probabilities and that of background."""
     classes = scores[:, : predictor.num_classes]
     if not getattr(predictor, "use_sigmoid_ce", False):
-        return F.cross_entropy(scores, labels, reduction="none"), classes.softmax(dim=1)
+        background = scores.softmax(dim=1)[:, predictor.num_classes]
+        losses = F.cross_entropy(scores, labels, reduction="none")
+        return losses, classes.softmax(dim=1), background
     target = F.one_hot(labels, predictor.num_classes).to(classes.dtype)
     losses = F.binary_cross_entropy_with_logits(classes, target, reduction="none")
-    return losses.sum(dim=1), classes.sigmoid()
+    probabilities = classes.sigmoid()
+    return losses.sum(dim=1), probabilities, 1 - probabilities.amax(dim=1)
 
 
-def _score_anchors(
-    model: RetinaNet, inputs: Record, targets: Instances
-) -> tuple[Tensor, Tensor, Tensor]:
+def _score_anchors(model: RetinaNet, inputs: Record, targets: Instances) -> Answers:
     images = model.preprocess_image([inputs])
     pyramid = model.backbone(images.tensor)
     features = [pyramid[name] for name in model.head_in_features]
-    logits = [permute_to_N_HWA_K(x, model.num_classes)[0] for x in model.head(features)[0]]
+    all_logits, all_deltas = model.head(features)
+    logits = [permute_to_N_HWA_K(x, model.num_classes)[0] for x in all_logits]
+    deltas = [permute_to_N_HWA_K(x, 4)[0] for x in all_deltas]
     anchors = Boxes.cat(model.anchor_generator(features))
     matched, labels = model.anchor_matcher(pairwise_iou(targets.gt_boxes, anchors))
     # Host trip: few of the anchors are matched.
@@ -292,4 +323,10 @@ def _score_anchors(
         alpha=model.focal_loss_alpha,
         gamma=model.focal_loss_gamma,
     ).sum(dim=1)
-    return targets.gt_annotation_ids[of], losses, scores.sigmoid()
+    start = anchors.tensor[foreground]
+    boxes = Boxes(model.box2box_transform.apply_deltas(torch.cat(deltas)[foreground], start))
+    boxes.clip(targets.image_size)
+    probabilities = scores.sigmoid()
+    background = 1 - probabilities.amax(dim=1)
+    ids = targets.gt_annotation_ids[of]
+    return Answers(ids, losses, probabilities, background, boxes.tensor)

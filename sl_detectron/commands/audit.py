@@ -2,6 +2,8 @@
 
 import argparse
 import os
+from collections import Counter
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,8 +18,9 @@ from ..audit.exchange import write_cleanlab, write_fiftyone
 from ..audit.files import write_audit
 from ..audit.records import LabelAudit, top_suspects
 from ..audit.report import check_crops, write_report
-from ..audit.run import audit_checkpoint, audit_run, estimate_run, evaluate_run
+from ..audit.run import audit_checkpoint, audit_kinds, audit_run, estimate_run, evaluate_run
 from ..audit.scoring import AuditEvaluation, evaluation_table, plot_evaluation, write_evaluation
+from ..audit.suspects import SuspectList, write_suspects
 from ..audit.true_classes import correction_table
 from ..checkpoint import check_checkpoint, last_checkpoint
 from ..config import num_classes_of
@@ -33,6 +36,8 @@ from . import run_config
 __all__ = ["run_audit"]
 
 CORRECTED = "corrected"
+# Of the counts that are printed.
+SHOWN = 0.5
 # Suspicion above which another class is more probable than the given one.
 MORE_PROBABLE = 0.5 + 1e-6
 _NO_LAZY = (
@@ -73,15 +78,20 @@ def _audit(cfg: CfgNode, args: argparse.Namespace) -> None:
     """The work of each process: its share of the images; the main one ranks, writes and prints."""
     # detectron2's launch starts fresh processes, without the datasets of this config.
     register_custom_datasets(cfg.DATASETS)
-    estimate = None
+    estimate, kinds, lines = None, [*dict.fromkeys(args.kinds)], []
     if args.from_run:
         table = AnnotationTable.read(args.from_run)
         estimate = estimate_run(cfg, args.from_run, table) if args.auto else None
         audit = audit_run(args.from_run, table, estimate) if comm.is_main_process() else None
     else:
         table = AnnotationTable.of(noisy_dataset_dicts(cfg))
-        audit = audit_checkpoint(cfg, args.checkpoint, table)
-    lines = []
+        audit = None if kinds != ["wrong_class"] else audit_checkpoint(cfg, args.checkpoint, table)
+    if kinds != ["wrong_class"]:
+        found = audit_kinds(cfg, _checkpoint(args), kinds, table, audit)
+        if found is not None:
+            audit, suspects, _ = found
+            write_suspects(suspects, args.output)
+            lines.append(_count(suspects, kinds))
     if audit is not None:
         lines += _write(args, audit, Path(args.output))
     if audit is not None and estimate is not None:
@@ -91,6 +101,11 @@ def _audit(cfg: CfgNode, args: argparse.Namespace) -> None:
         lines += _write_evaluation(evaluation, Path(args.output)) if evaluation else []
     if comm.is_main_process():
         print("\n".join(lines))
+
+
+def _count(suspects: SuspectList, kinds: Sequence[str]) -> str:
+    counts = Counter(s.kind for s in suspects.suspects if s.score > SHOWN)
+    return f"suspects above {SHOWN}: " + ", ".join(f"{counts[kind]} {kind}" for kind in kinds)
 
 
 def _write_evaluation(evaluation: AuditEvaluation, out: Path) -> list[str]:

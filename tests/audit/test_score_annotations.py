@@ -79,7 +79,19 @@ def test_roi_heads(detector, records):
             x = heads.box_pooler([features[f] for f in heads.box_in_features], [boxes])
             scores = [heads.box_predictor(heads.box_head(x))[0]]
         else:
-            scores = cascade_scores(heads, features, boxes)
+            scores, boxes_of_stages = cascade_scores(heads, features, boxes)
+    background = torch.stack([s.softmax(dim=1)[:, -1] for s in scores]).mean(0)
+    torch.testing.assert_close(answers.background[:2], background)
+    if detector != "cascade":  # the box of the given class
+        proposals = [Instances((HEIGHT, WIDTH), proposal_boxes=boxes)]
+        with torch.no_grad():
+            outputs = heads.box_predictor(x if detector == "c4" else heads.box_head(x))
+        all_boxes = heads.box_predictor.predict_boxes(outputs, proposals)[0]
+        drawn = Boxes(all_boxes.view(2, -1, 4)[torch.arange(2), labels])
+    else:
+        drawn = boxes_of_stages[-1]
+    drawn.clip((HEIGHT, WIDTH))
+    torch.testing.assert_close(answers.boxes[:2], drawn.tensor)
     losses = torch.stack([F.cross_entropy(s, labels, reduction="none") for s in scores]).mean(0)
     softmax = torch.stack([s[:, :-1].softmax(dim=1) for s in scores]).mean(0)
     torch.testing.assert_close(answers.losses[:2], losses)
@@ -87,15 +99,16 @@ def test_roi_heads(detector, records):
 
 
 def cascade_scores(heads, features, boxes):
-    scores = []
+    scores, drawn = [], []
     proposals = [Instances((HEIGHT, WIDTH), proposal_boxes=boxes)]
     for stage in range(heads.num_cascade_stages):
         inputs = [features[f] for f in heads.box_in_features]
         predictions = heads._run_stage(inputs, proposals, stage)
         scores.append(predictions[0])
         boxes = heads.box_predictor[stage].predict_boxes(predictions, proposals)
+        drawn.append(Boxes(boxes[0].clone()))
         proposals = heads._create_proposals_from_boxes(boxes, [(HEIGHT, WIDTH)])
-    return scores
+    return scores, drawn
 
 
 def test_sigmoid_classifier(records):
@@ -125,6 +138,9 @@ def test_retinanet_answers_by_its_anchors(records):
     foreground = (matched >= 0) & (matched < NUM_CLASSES)
     assert int((answers.ids < 2).sum()) == int(foreground.sum())
     assert labels[answers.ids[answers.ids < 2]].tolist() == matched[foreground].tolist()
+    torch.testing.assert_close(answers.background, 1 - answers.probabilities.amax(dim=1))
+    assert answers.boxes.shape == (len(answers.ids), 4)
+    assert (answers.boxes >= 0).all()
     logits = torch.logit(answers.probabilities.double())
     one_hot = F.one_hot(labels[answers.ids], NUM_CLASSES).double()
     focal = sigmoid_focal_loss(
@@ -206,3 +222,12 @@ def test_an_image_that_cannot_be_read(records, num_workers, tmp_path):
     assert scores.ids.tolist() == [2]
     assert scores.feature_images.tolist() == [1]
     assert [len(found) > 0 for found in scores.detections] == [False, True]
+
+
+def test_boxes_are_in_pixels_of_the_image_on_disk(records):
+    """The network sees it twice as large; untrained, it draws a box near its proposal."""
+    model, cfg = model_of("standard")
+    cfg.INPUT.MIN_SIZE_TEST = 2 * HEIGHT
+    answers = score_annotations(model, records, cfg)
+    annotated = [a["bbox"] for r in records for a in r["annotations"] if "iscrowd" not in a]
+    assert (answers.boxes - torch.tensor(annotated)).abs().max() < 5

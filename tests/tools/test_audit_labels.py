@@ -11,7 +11,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from helpers import REPO
 from sl_detectron.audit import read_audit
 from sl_detectron.audit.decisions import Decision, Decisions, write_decisions
+from sl_detectron.audit.kinds import KINDS
 from sl_detectron.audit.run import estimate_run
+from sl_detectron.audit.suspects import read_suspects
 from sl_detectron.data import make_toy_dataset
 from sl_detectron.data.annotation_ids import AnnotationTable
 from sl_detectron.data.toy import TOY_CLASS_NAMES
@@ -270,3 +272,22 @@ def test_two_processes_write_what_one_writes(main, small_run, tmp_path, capfd):
     assert one == two
     assert main("--output", tmp_path, "--num-gpus", 0, *args) == 2
     assert "--num-gpus must be at least 1; got 0" in capfd.readouterr().err
+
+
+def test_kinds_are_one_list(main, small_run, tmp_path, capsys):
+    """By a checkpoint or of a run; the ranking of wrong classes is what it is without them."""
+    checkpoint = ("--checkpoint", small_run / "model_final.pth")
+    checkpoint = (*checkpoint, "--config-file", small_run / "config.yaml")
+    for place, source in (("run", ("--from-run", small_run)), ("checkpoint", checkpoint)):
+        args = (*source, "--crops", 0, "--output")
+        assert main(*args, tmp_path / place / "plain") == 0
+        assert not (tmp_path / place / "plain" / "suspects.json").exists()
+        assert main(*args, tmp_path / place / "kinds", "--kinds", *KINDS) == 0
+        assert "suspects above 0.5: " in capsys.readouterr().out
+        plain, kinds = (tmp_path / place / name / "label_audit.json" for name in ("plain", "kinds"))
+        assert plain.read_bytes() == kinds.read_bytes()
+        suspects = read_suspects(tmp_path / place / "kinds" / "suspects.json").suspects
+        wrong = [(s.annotation_id, s.score) for s in suspects if s.kind == "wrong_class"]
+        assert wrong == [(a.annotation_id, a.suspicion) for a in read_audit(plain).annotations]
+        assert {s.kind for s in suspects} >= {"misplaced_box", "no_object", "duplicate"}
+        assert all(0 <= s.score <= 1 for s in suspects)
