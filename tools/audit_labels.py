@@ -20,6 +20,9 @@ Examples:
   Objects without an annotation, boxes that are off, annotations without an object, duplicates:
     tools/audit_labels.py --config-file my.yaml --checkpoint model_final.pth --output audit \\
         --kinds wrong_class misplaced_box missing_object no_object duplicate
+  Two sets of annotations of the same images, without any detector: what is missing, added, off or
+  of another class in the first, written to differences.json and differences.csv:
+    tools/audit_labels.py --compare published --truth annotated_again.json --output differences
   The pass over the images on 4 GPUs:
     tools/audit_labels.py --num-gpus 4 --config-file my.yaml --checkpoint model_final.pth \\
         --output audit
@@ -47,7 +50,18 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--from-run", metavar="DIR", help="OUTPUT_DIR of a training run")
     source.add_argument("--checkpoint", help="weights of any detector; needs --config-file")
+    source.add_argument(
+        "--compare",
+        metavar="ROOT|JSON",
+        help="annotations, of a VOC root or a COCO json, to compare with those of --truth",
+    )
     source.add_argument("--apply", metavar="FILE", help="decisions.json that the report saved")
+    parser.add_argument(
+        "--truth",
+        default="",
+        metavar="ROOT|JSON",
+        help="a second set of annotations of the same images, taken for true",
+    )
     parser.add_argument("--config-file", default="", help="of --checkpoint")
     parser.add_argument("--output", required=True, help="folder for what it writes")
     parser.add_argument(
@@ -112,6 +126,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.per_class and args.top is None:
         parser.error("--per-class needs --top")
     given = {key for key, value in vars(args).items() if value != parser.get_default(key)}
+    if bool(args.compare) != bool(args.truth):
+        parser.error("--compare and --truth go together")
+    if args.compare and not given <= {"compare", "truth", "output", "debug"}:
+        parser.error("--compare takes --truth, --output and nothing else")
     if args.apply and not given <= {"apply", "output", "debug"}:
         parser.error("--apply takes --output and nothing else")
     return args

@@ -12,6 +12,12 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
+from ..audit.compare import (
+    compare_sets,
+    comparison_table,
+    read_annotation_set,
+    write_comparison,
+)
 from ..audit.correct import apply_decisions, folder_names
 from ..audit.decisions import Decisions, decisions_above, read_decisions
 from ..audit.exchange import write_cleanlab, write_fiftyone
@@ -60,6 +66,13 @@ def run_audit(args: argparse.Namespace) -> None:
     out = Path(args.output)
     if args.apply:
         print("\n".join(_correct(read_decisions(args.apply), out)))
+        return
+    if args.compare:
+        comparison = compare_sets(
+            read_annotation_set(args.compare), read_annotation_set(args.truth)
+        )
+        write_comparison(comparison, out)
+        print(comparison_table(comparison))
         return
     _check_arguments(args, out)
     # Test sets need not be there, nor what draws; of a run not even its training sets.

@@ -291,3 +291,19 @@ def test_kinds_are_one_list(main, small_run, tmp_path, capsys):
         assert wrong == [(a.annotation_id, a.suspicion) for a in read_audit(plain).annotations]
         assert {s.kind for s in suspects} >= {"misplaced_box", "no_object", "duplicate"}
         assert all(0 <= s.score <= 1 for s in suspects)
+
+
+def test_two_sets_are_compared_without_a_detector(main, noisy_set, tmp_path, capsys):
+    out = tmp_path / "differences"
+    clean = noisy_set.parent / "clean"
+    assert main("--compare", noisy_set, "--truth", clean, "--output", out) == 0
+    differences = json.loads((out / "differences.json").read_text())["differences"]
+    manifest = (noisy_set / "manifest.jsonl").read_text().splitlines()
+    assert {d["kind"] for d in differences} == {"wrong_class"}
+    assert len(differences) == sum('"what": "label"' in line for line in manifest) > 100
+    assert f"wrong_class     {len(differences)}" in capsys.readouterr().out
+    assert main("--compare", noisy_set, "--truth", tmp_path / "gone", "--output", out) == 2
+    assert "no COCO json at" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main("--compare", noisy_set, "--output", out)
+    assert "--compare and --truth go together" in capsys.readouterr().err
