@@ -23,6 +23,9 @@ Examples:
   Two sets of annotations of the same images, without any detector: what is missing, added, off or
   of another class in the first, written to differences.json and differences.csv:
     tools/audit_labels.py --compare published --truth annotated_again.json --output differences
+  Each kind against annotations that are known to be right:
+    tools/audit_labels.py --config-file my.yaml --checkpoint model_final.pth --output audit \\
+        --kinds misplaced_box missing_object --truth annotated_again.json
   The pass over the images on 4 GPUs:
     tools/audit_labels.py --num-gpus 4 --config-file my.yaml --checkpoint model_final.pth \\
         --output audit
@@ -60,7 +63,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--truth",
         default="",
         metavar="ROOT|JSON",
-        help="a second set of annotations of the same images, taken for true",
+        help="a second set of annotations of the same images, taken for true: each of the --kinds "
+        "is evaluated against it, beside cleanlab's ObjectLab",
     )
     parser.add_argument("--config-file", default="", help="of --checkpoint")
     parser.add_argument("--output", required=True, help="folder for what it writes")
@@ -126,8 +130,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.per_class and args.top is None:
         parser.error("--per-class needs --top")
     given = {key for key, value in vars(args).items() if value != parser.get_default(key)}
-    if bool(args.compare) != bool(args.truth):
-        parser.error("--compare and --truth go together")
+    if args.compare and not args.truth:
+        parser.error("--compare needs --truth")
+    if args.truth and args.manifest:
+        parser.error("--truth and --manifest are two truths; give one")
     if args.compare and not given <= {"compare", "truth", "output", "debug"}:
         parser.error("--compare takes --truth, --output and nothing else")
     if args.apply and not given <= {"apply", "output", "debug"}:

@@ -13,8 +13,10 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 from ..audit.compare import (
+    SetComparison,
     compare_sets,
     comparison_table,
+    objects_of,
     read_annotation_set,
     write_comparison,
 )
@@ -22,6 +24,12 @@ from ..audit.correct import apply_decisions, folder_names
 from ..audit.decisions import Decisions, decisions_above, read_decisions
 from ..audit.exchange import write_cleanlab, write_fiftyone
 from ..audit.files import write_audit
+from ..audit.kind_scoring import (
+    evaluate_kinds,
+    kinds_table,
+    objectlab_ranked,
+    write_kinds_evaluation,
+)
 from ..audit.records import LabelAudit, top_suspects
 from ..audit.report import check_crops, write_report
 from ..audit.run import audit_checkpoint, audit_kinds, audit_run, estimate_run, evaluate_run
@@ -92,28 +100,42 @@ def _audit(cfg: CfgNode, args: argparse.Namespace) -> None:
     # detectron2's launch starts fresh processes, without the datasets of this config.
     register_custom_datasets(cfg.DATASETS)
     estimate, kinds, lines = None, [*dict.fromkeys(args.kinds)], []
+    is_plain = kinds == ["wrong_class"] and not args.truth
     if args.from_run:
         table = AnnotationTable.read(args.from_run)
         estimate = estimate_run(cfg, args.from_run, table) if args.auto else None
         audit = audit_run(args.from_run, table, estimate) if comm.is_main_process() else None
     else:
         table = AnnotationTable.of(noisy_dataset_dicts(cfg))
-        audit = None if kinds != ["wrong_class"] else audit_checkpoint(cfg, args.checkpoint, table)
-    if kinds != ["wrong_class"]:
+        audit = audit_checkpoint(cfg, args.checkpoint, table) if is_plain else None
+    if not is_plain:
+        # Before the pass: the sets may have no image in common.
+        comparison = _compare(cfg, table, args.truth) if args.truth else None
         found = audit_kinds(cfg, _checkpoint(args), kinds, table, audit)
         if found is not None:
-            audit, suspects, _ = found
+            audit, suspects, scores = found
             write_suspects(suspects, args.output)
             lines.append(_count(suspects, kinds))
+            if comparison is not None:
+                lab = objectlab_ranked(table, scores, num_classes_of(cfg))
+                by_kind = evaluate_kinds(suspects, comparison, kinds, lab)
+                write_comparison(comparison, args.output)
+                write_kinds_evaluation(by_kind, Path(args.output, "evaluation_kinds.json"))
+                lines += [comparison_table(comparison), kinds_table(by_kind)]
     if audit is not None:
         lines += _write(args, audit, Path(args.output))
     if audit is not None and estimate is not None:
         lines.append(correction_table(estimate, torch.tensor(table.labels()), audit.classes))
-    if args.evaluate or args.manifest:
+    if (args.evaluate or args.manifest) and not args.truth:
         evaluation = evaluate_run(cfg, audit, table, _checkpoint(args), args.manifest)
         lines += _write_evaluation(evaluation, Path(args.output)) if evaluation else []
     if comm.is_main_process():
         print("\n".join(lines))
+
+
+def _compare(cfg: CfgNode, table: AnnotationTable, truth: str) -> SetComparison:
+    classes = table.classes or [*map(str, range(num_classes_of(cfg)))]
+    return compare_sets(objects_of(table, classes), read_annotation_set(truth))
 
 
 def _count(suspects: SuspectList, kinds: Sequence[str]) -> str:
@@ -159,7 +181,10 @@ def _check_arguments(args: argparse.Namespace, out: Path) -> None:
         raise FileExistsError(f"{out / CORRECTED} exists; remove it or give another --output")
     if args.manifest:
         read_manifest(args.manifest)
-    needed = ("cleanlab", "sklearn", "matplotlib") if args.evaluate or args.manifest else ()
+    evaluates = args.evaluate or args.manifest or args.truth
+    needed = ("cleanlab", "sklearn", "matplotlib") if evaluates else ()
+    if args.truth:
+        read_annotation_set(args.truth)
     if not all(map(find_spec, needed)):
         raise ImportError(
             "an evaluation needs cleanlab, scikit-learn and matplotlib: "
@@ -179,10 +204,10 @@ def _check_run(args: argparse.Namespace, cfg: CfgNode, table: AnnotationTable | 
     names = table.classes if table else MetadataCatalog.get(first).get("thing_classes")
     top_suspects(LabelAudit(names or args.classes, {}, ()), args.top, classes=args.classes)
     has_noise = has_label_noise(cfg)
-    if args.evaluate and not args.manifest and not has_noise:
+    if args.evaluate and not args.manifest and not args.truth and not has_noise:
         raise ValueError(
             "--evaluate compares with known noise, and DATASETS.LABEL_NOISE of this run is off; "
-            "give the --manifest of noise that is in the files"
+            "give the --manifest of noise that is in the files, or true annotations by --truth"
         )
     if args.correct_above is None and not args.auto:
         return

@@ -306,4 +306,32 @@ def test_two_sets_are_compared_without_a_detector(main, noisy_set, tmp_path, cap
     assert "no COCO json at" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main("--compare", noisy_set, "--output", out)
-    assert "--compare and --truth go together" in capsys.readouterr().err
+    assert "--compare needs --truth" in capsys.readouterr().err
+
+
+def test_kinds_are_evaluated_against_true_annotations(main, small_run, noisy_set, tmp_path, capsys):
+    pytest.importorskip("cleanlab")
+    clean, out = noisy_set.parent / "clean", tmp_path / "audit"
+    kinds = ("wrong_class", "missing_object")
+    args = ("--from-run", small_run, "--crops", 0, "--output", out, "--truth")
+    assert main(*args, clean, "--kinds", *kinds) == 0
+    evaluation = json.loads((out / "evaluation_kinds.json").read_text())
+    differences = json.loads((out / "differences.json").read_text())
+    assert [*evaluation] == [*kinds]
+    assert len(differences["images"]) == 30
+    # The only noise of this set.
+    assert {d["kind"] for d in differences["differences"]} == {"wrong_class"}
+    audit = read_audit(out / "label_audit.json")
+    assert evaluation["wrong_class"]["num_ranked"] == len(audit.annotations)
+    assert {"sl_detectron", "ObjectLab, swap"} == evaluation["wrong_class"]["scores"].keys()
+    assert evaluation["missing_object"] == {
+        **evaluation["missing_object"],
+        "num_wrong": 0,
+        "scores": {},
+    }
+    assert "missing_object: 0 flaws" in capsys.readouterr().out
+    assert main(*args, tmp_path / "gone.json") == 2
+    assert "no COCO json at" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(*args, clean, "--manifest", noisy_set / "manifest.jsonl")
+    assert "--truth and --manifest are two truths" in capsys.readouterr().err
