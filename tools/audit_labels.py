@@ -2,7 +2,7 @@
 """Rank the annotations of a training set by suspicion, and correct wrong labels.
 
 Writes label_audit.json, label_audit.csv and index.html, a page to review labels. A higher suspicion
-is more suspect.
+is more suspect. With --kinds it looks for flaws of other kinds, too.
 
 Examples:
   A training run with the SuperLoss, whose checkpoints have the statistics:
@@ -17,6 +17,18 @@ Examples:
     tools/audit_labels.py --from-run output --output audit --correct-above 0.95
   The same, with thresholds per class and the noise rate estimated from the run:
     tools/audit_labels.py --from-run output --output audit --auto
+  Objects without an annotation, boxes that are off, annotations without an object, duplicates:
+    tools/audit_labels.py --config-file my.yaml --checkpoint model_final.pth --output audit \\
+        --kinds wrong_class misplaced_box missing_object no_object duplicate
+  Two sets of annotations of the same images, without any detector: what is missing, added, off or
+  of another class in the first, written to differences.json and differences.csv:
+    tools/audit_labels.py --compare published --truth annotated_again.json --output differences
+  Evaluate each kind against annotations that are known to be right:
+    tools/audit_labels.py --config-file my.yaml --checkpoint model_final.pth --output audit \\
+        --kinds misplaced_box missing_object --truth annotated_again.json
+  The pass over the images on 4 GPUs:
+    tools/audit_labels.py --num-gpus 4 --config-file my.yaml --checkpoint model_final.pth \\
+        --output audit
   Compare with known noise, with plain losses and with cleanlab's ObjectLab:
     tools/audit_labels.py --from-run output --output audit --evaluate
 """
@@ -25,6 +37,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from sl_detectron.audit.kinds import KINDS
 from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.commands.audit import run_audit
 
@@ -32,7 +45,7 @@ FORMATS = ("cleanlab", "fiftyone")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool(lambda args: print(run_audit(args)), parse_args(argv))
+    return run_tool(run_audit, parse_args(argv))
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -40,7 +53,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--from-run", metavar="DIR", help="OUTPUT_DIR of a training run")
     source.add_argument("--checkpoint", help="weights of any detector; needs --config-file")
+    source.add_argument(
+        "--compare",
+        metavar="ROOT|JSON",
+        help="annotations, of a VOC root or a COCO json, to compare with those of --truth",
+    )
     source.add_argument("--apply", metavar="FILE", help="decisions.json saved by the report")
+    parser.add_argument(
+        "--truth",
+        default="",
+        metavar="ROOT|JSON",
+        help="a second set of annotations of the same images, taken for true: each of the --kinds "
+        "is evaluated against it, beside cleanlab's ObjectLab",
+    )
     parser.add_argument("--config-file", default="", help="config of --checkpoint")
     parser.add_argument("--output", required=True, help="folder for all output")
     parser.add_argument(
@@ -79,6 +104,26 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--evaluate", action="store_true", help="compare with known noise: that of the run, or ..."
     )
     parser.add_argument("--manifest", default="", help="... of a noisy copy on disk")
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=KINDS,
+        default=["wrong_class"],
+        metavar="KIND",
+        help="what to look for: wrong_class, misplaced_box, missing_object, no_object, duplicate. "
+        "Other kinds than the default, wrong_class, need a pass over the images with detection, "
+        "which takes about twice as long as one without it; the chosen ones are one ranked list "
+        "in suspects.json and suspects.csv",
+    )
+    parser.add_argument(
+        "--num-gpus",
+        type=int,
+        default=1,
+        help="processes that share a pass over the images, each on a GPU if there are any; "
+        "default 1",
+    )
+    # What else detectron2's launch asks for.
+    parser.set_defaults(num_machines=1, machine_rank=0, dist_url="auto", dist_timeout=1800)
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config options")
     args = parser.parse_args(argv)
     if bool(args.config_file) != bool(args.checkpoint):
@@ -88,6 +133,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.per_class and args.top is None:
         parser.error("--per-class needs --top")
     given = {key for key, value in vars(args).items() if value != parser.get_default(key)}
+    if args.compare and not args.truth:
+        parser.error("--compare needs --truth")
+    if args.truth and args.manifest:
+        parser.error("--truth and --manifest are two truths; give one")
+    if args.compare and not given <= {"compare", "truth", "output", "debug"}:
+        parser.error("--compare takes --truth, --output and nothing else")
     if args.apply and not given <= {"apply", "output", "debug"}:
         parser.error("--apply takes --output and nothing else")
     return args

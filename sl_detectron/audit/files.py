@@ -9,7 +9,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,10 +17,9 @@ from typing import Any, TypeVar
 from ..files import finite, replacing, strict_json
 from .records import AuditedAnnotation, LabelAudit
 
-__all__ = ["AUDIT_JSON", "read_audit", "read_json", "write_audit"]
+__all__ = ["AUDIT_JSON", "read_audit", "read_json", "write_audit", "write_list"]
 
 AUDIT_JSON = "label_audit.json"
-AUDIT_CSV = "label_audit.csv"
 # Of the json files of an audit and of decisions.
 VERSION = 1
 
@@ -35,32 +34,55 @@ def write_audit(audit: LabelAudit, folder: str | os.PathLike) -> None:
         audit: the ranked list
         folder: it is made where it is missing
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = [finite(asdict(annotation)) for annotation in audit.annotations]
     head: dict[str, Any] = {
-        "version": VERSION,
         "score": "suspicion, in [0, 1]; higher is more suspect",
         "classes": audit.classes,
         "sources": audit.sources,
         "num_unseen": audit.num_unseen,
         "fingerprint": audit.fingerprint,
     }
-    with replacing(folder / AUDIT_JSON) as path, open(path, "w", encoding="utf-8") as file:
-        # One annotation a line: such a file can be read, compared and cut by line.
+    rows = [asdict(annotation) for annotation in audit.annotations]
+    columns = [n for n in _NAMES if n not in ("bbox", "top_labels")]
+    write_list(Path(folder, AUDIT_JSON), head, "annotations", rows, columns, {"bbox": ""})
+
+
+def write_list(
+    path: Path,
+    head: dict[str, Any],
+    name: str,
+    rows: list[dict[str, Any]],
+    columns: Sequence[str],
+    boxes: dict[str, str],
+) -> None:
+    """Write a ranked list as ``path`` and, beside it, as csv, into a folder that may be missing.
+
+    Args:
+        path: of the json
+        head: what stands before the rows in the json
+        name: of the rows in the json
+        rows: most suspect first
+        columns: keys of the rows that the csv has, after their rank
+        boxes: {key of a box or None in the rows: beginning of the names of its columns, last}
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [finite(row) for row in rows]
+    with replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        # One row a line: such a file can be read, compared and cut by line.
         lines = ",\n".join(map(strict_json, rows))
-        body = strict_json(head, indent=1)[:-2]
-        file.write(f'{body},\n "annotations": [\n{lines}\n]}}\n')
+        body = strict_json({"version": VERSION, **head}, indent=1)[:-2]
+        file.write(f'{body},\n "{name}": [\n{lines}\n]}}\n')
     with (
-        replacing(folder / AUDIT_CSV) as path,
-        open(path, "w", encoding="utf-8", newline="") as file,
+        replacing(path.with_suffix(".csv")) as partial,
+        open(partial, "w", encoding="utf-8", newline="") as file,
     ):
-        columns = ["rank", *(n for n in _NAMES if n not in ("bbox", "top_labels"))]
-        writer = csv.DictWriter(file, [*columns, "x0", "y0", "x1", "y1"], extrasaction="ignore")
+        corners = [(f"{start}{x}", key, i) for key, start in boxes.items()
+                   for i, x in enumerate(("x0", "y0", "x1", "y1"))]  # fmt: skip
+        names = ["rank", *columns, *(corner for corner, *_ in corners)]
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()
         for rank, row in enumerate(rows, start=1):
-            corners = dict(zip(("x0", "y0", "x1", "y1"), row["bbox"]))
-            writer.writerow({"rank": rank, **row, **corners})
+            values = {corner: row[key][i] for corner, key, i in corners if row[key]}
+            writer.writerow({"rank": rank, **row, **values})
 
 
 def read_audit(path: str | os.PathLike) -> LabelAudit:

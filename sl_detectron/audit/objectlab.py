@@ -8,7 +8,7 @@ from detectron2.structures import Instances
 
 from ..data.formats.annotations import Record
 
-__all__ = ["objectlab_scores"]
+__all__ = ["objectlab_box_scores", "objectlab_scores"]
 
 
 def _cleanlab_labels(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -80,6 +80,48 @@ def objectlab_scores(
             ids = (a["annotation_id"] for a in annotations)
             kind.update((i, float(value)) for i, value in zip(ids, values))
     return scores
+
+
+def objectlab_box_scores(
+    records: Sequence[Record], detections: Sequence[Instances], num_classes: int
+) -> tuple[dict[int, float], list[list[tuple[list[float], float]]]]:
+    """ObjectLab's scores of boxes that are off and of overlooked objects; **lower is worse**.
+
+    Args:
+        records, detections, num_classes: as :func:`objectlab_scores` has them
+
+    Returns:
+        {annotation id: score of its box for a bad location}, and per record the box of each
+        detection with its score for an overlooked object; 1 for one that is no candidate, as
+        cleanlab has none where a detection is below 0.95 or overlaps an annotation. An image
+        without annotations has no list of them.
+
+    Raises:
+        ImportError: cleanlab is not installed
+    """
+    try:
+        from cleanlab.object_detection.rank import (
+            compute_badloc_box_scores,
+            compute_overlooked_box_scores,
+        )
+    except ImportError as error:
+        raise ImportError(
+            "the reference scores are cleanlab's: pip install 'sl_detectron[audit]'"
+        ) from error
+    kept = [i for i, record in enumerate(records) if _counted(record)]
+    labels = _cleanlab_labels([records[i] for i in kept])
+    predictions = _cleanlab_predictions([detections[i] for i in kept], num_classes)
+    badly_located: dict[int, float] = {}
+    overlooked: list[list[tuple[list[float], float]]] = [[] for _ in records]
+    bad = compute_badloc_box_scores(labels=labels, predictions=predictions)
+    over = compute_overlooked_box_scores(labels=labels, predictions=predictions)
+    for i, prediction, qualities, found in zip(kept, predictions, bad, over):
+        ids = (a["annotation_id"] for a in _counted(records[i]))
+        badly_located.update((j, float(quality)) for j, quality in zip(ids, qualities))
+        # cleanlab's order: class by class.
+        boxes = np.concatenate([*prediction])[:, :4].tolist()
+        overlooked[i] = [*zip(boxes, np.nan_to_num(found, nan=1.0).tolist())]
+    return badly_located, overlooked
 
 
 def _counted(record: Record) -> list[Record]:

@@ -2,12 +2,14 @@
 
 import os
 from collections import defaultdict
+from collections.abc import Collection
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from detectron2.utils import comm
 
 from ..checkpoint import SafeCheckpointer, check_checkpoint, last_checkpoint, read_checkpoint
 from ..config import num_classes_of
@@ -20,10 +22,18 @@ from .ranking import audit_annotations
 from .records import LabelAudit
 from .score_annotations import AnnotationScores, score_annotations
 from .scoring import AuditEvaluation, evaluate_audit, truth_from_manifest
+from .suspects import SuspectList, find_suspects
 from .tracker import AnnotationStatistics, AnnotationTracker
 from .true_classes import TrueClasses, cross_fit, estimate_true_classes
 
-__all__ = ["audit_checkpoint", "audit_run", "estimate_run", "evaluate_run", "score_checkpoint"]
+__all__ = [
+    "audit_checkpoint",
+    "audit_kinds",
+    "audit_run",
+    "estimate_run",
+    "evaluate_run",
+    "score_checkpoint",
+]
 
 
 def audit_run(
@@ -69,8 +79,10 @@ def _tracked(
 
 def estimate_run(
     cfg: CfgNode, folder: str | os.PathLike, table: AnnotationTable | None = None
-) -> TrueClasses:
+) -> TrueClasses | None:
     """Estimate the true classes of a run's annotations, from its statistics and one pass.
+
+    All processes of detectron2's ``launch`` call it, and share the images.
 
     Args:
         cfg: of the run
@@ -78,15 +90,20 @@ def estimate_run(
         table: the run's; None reads it
 
     Returns:
-        for all annotations; one that has no features, as a crowd, keeps its label
+        for all annotations; one that has no features, as a crowd, keeps its label. None in other
+        processes than the main one
 
     Raises:
         FileNotFoundError: there is no checkpoint, or no table of annotations
         ValueError: the run did not track annotations, or has too few images
     """
-    table, statistics = _tracked(folder, table)
-    tracked = statistics.probabilities
+    table = table or AnnotationTable.read(folder)
+    # Only the main process keeps the statistics; it reads them first, for they may be missing.
+    statistics = _tracked(folder, table)[1] if comm.is_main_process() else None
     scores = score_checkpoint(cfg, last_checkpoint(folder), table, pool=True)
+    if statistics is None or scores is None:
+        return None
+    tracked = statistics.probabilities
     labels = torch.tensor(table.labels())
     rows, num_classes = scores.feature_ids, tracked.shape[1]
     held_out = cross_fit(scores.features, labels[rows], scores.feature_images, num_classes)
@@ -97,8 +114,11 @@ def estimate_run(
 
 def audit_checkpoint(
     cfg: CfgNode, checkpoint: str | os.PathLike, table: AnnotationTable | None = None
-) -> LabelAudit:
+) -> LabelAudit | None:
     """Rank annotations by the losses of one pass over their images, for any detector.
+
+    All processes of detectron2's ``launch`` call it, and share the images; it is None in other
+    processes than the main one.
 
     The confidence is that of the SuperLoss with tau the mean loss and ``CLS.LAMBDA``.
 
@@ -113,24 +133,67 @@ def audit_checkpoint(
     """
     table = table or AnnotationTable.of(noisy_dataset_dicts(cfg))
     scores = score_checkpoint(cfg, checkpoint, table)
+    if scores is None:
+        return None
+    return _audit_of(cfg, table, scores)
+
+
+def _audit_of(cfg: CfgNode, table: AnnotationTable, scores: AnnotationScores) -> LabelAudit:
     sigma = confidence(scores.losses, scores.losses.mean(), cfg.MODEL.SUPERLOSS.CLS.LAMBDA)
     tracker = AnnotationTracker(table.num_annotations, num_classes_of(cfg))
     tracker(scores.ids, scores.losses, sigma, scores.probabilities)
     return audit_annotations(table, tracker.statistics())
 
 
+def audit_kinds(
+    cfg: CfgNode,
+    checkpoint: str | os.PathLike,
+    kinds: Collection[str],
+    table: AnnotationTable,
+    audit: LabelAudit | None = None,
+) -> tuple[LabelAudit, SuspectList, AnnotationScores] | None:
+    """Rank what looks wrong of any kind, by one pass of any detector with its detection.
+
+    All processes of detectron2's ``launch`` call it, and share the images; it is None in other
+    processes than the main one.
+
+    Args:
+        cfg: of the detector
+        checkpoint: weights of the detector, with or without the SuperLoss
+        kinds: some of :data:`~sl_detectron.audit.kinds.KINDS`
+        table: what is audited
+        audit: of a training run, whose ranking of wrong classes is then taken; None for that of
+            :func:`audit_checkpoint`, bit for bit
+
+    Returns:
+        the ranking of wrong classes, the list of all kinds, and what both are from
+
+    Raises:
+        FileNotFoundError: there is no checkpoint
+        ValueError: an unknown kind, or a detector that cannot be audited
+    """
+    scores = score_checkpoint(cfg, checkpoint, table, detect=True)
+    if scores is None:
+        return None
+    audit = audit or _audit_of(cfg, table, scores)
+    return audit, find_suspects(table, scores, audit, kinds), scores
+
+
 def evaluate_run(
     cfg: CfgNode,
-    audit: LabelAudit,
+    audit: LabelAudit | None,
     table: AnnotationTable,
     checkpoint: str | os.PathLike,
     manifest: str = "",
-) -> AuditEvaluation:
+) -> AuditEvaluation | None:
     """Score an audit against known noise, beside the model's losses and cleanlab's ObjectLab.
+
+    All processes of detectron2's ``launch`` call it, and share the images; it is None in other
+    processes than the main one.
 
     Args:
         cfg: of the run
-        audit: of the same run
+        audit: of the same run; only the main process needs it
         table: what was audited; it tells the truth about noise in memory
         checkpoint: whose losses and detections make the reference scores
         manifest: of noise that is in the files
@@ -139,9 +202,11 @@ def evaluate_run(
         ValueError: no label is known to be wrong
     """
     truth = table.true_classes()
-    if manifest:
+    if manifest and audit is not None:
         truth = truth_from_manifest(table, read_manifest(manifest), audit.classes)
     scores = score_checkpoint(cfg, checkpoint, table, detect=True)
+    if scores is None or audit is None:
+        return None
     references = {"loss of the final model": _mean_losses(scores)}
     lab = objectlab_scores([*table.records()], scores.detections, num_classes_of(cfg))
     for name, qualities in lab.items():
@@ -155,8 +220,11 @@ def score_checkpoint(
     table: AnnotationTable,
     detect: bool = False,
     pool: bool = False,
-) -> AnnotationScores:
-    """Build a config's detector, load weights and score the annotations of a table."""
+) -> AnnotationScores | None:
+    """Build a config's detector, load weights and score the annotations of a table.
+
+    All processes of detectron2's ``launch`` call it; it is None in others than the main one.
+    """
     check_checkpoint(checkpoint)
     model = build_model(cfg)
     _StrictCheckpointer(model).load(str(checkpoint))

@@ -10,27 +10,31 @@ Shape legend: S samples (boxes or anchors), K classes.
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.data import detection_utils
+from detectron2.data import build_detection_test_loader, detection_utils
 from detectron2.data import transforms as T
+from detectron2.data.samplers import InferenceSampler
 from detectron2.modeling import GeneralizedRCNN, RetinaNet
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads import CascadeROIHeads, FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils import comm
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.formats.annotations import Record
 from ..data.images import BrokenImage, read_image, warn_of_turned
+from ..data.train_loader import shield_workers
 from .features import FeaturePooler
 
-__all__ = ["AnnotationScores", "score_annotations", "scorer_of"]
+__all__ = ["AnnotationScores", "Answers", "score_annotations", "scorer_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +51,9 @@ class AnnotationScores(NamedTuple):
         features: (G, D) of annotations, see :class:`FeaturePooler`; of none if not asked for
         feature_ids: (G,) int64 their annotation ids
         feature_images: (G,) int64 position of their record
+        background: (S,) probability that there is no object of any class
+        boxes: (S, 4) the box that the detector draws for the given class where the annotation's box
+            is its proposal, or from an anchor of it; XYXY in pixels of the image on disk
     """
 
     ids: Tensor
@@ -56,6 +63,22 @@ class AnnotationScores(NamedTuple):
     features: Tensor = torch.empty(0, 0)
     feature_ids: Tensor = torch.empty(0, dtype=torch.int64)
     feature_images: Tensor = torch.empty(0, dtype=torch.int64)
+    background: Tensor = torch.empty(0)
+    boxes: Tensor = torch.empty(0, 4)
+
+
+class Answers(NamedTuple):
+    """As the fields of :class:`AnnotationScores`, of one image; boxes in pixels of the input."""
+
+    ids: Tensor
+    losses: Tensor
+    probabilities: Tensor
+    background: Tensor
+    boxes: Tensor
+
+
+_NOTHING = AnnotationScores(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0), [])
+_NO_ANNOTATION = "the training sets have no annotation"
 
 
 @torch.no_grad()
@@ -66,60 +89,132 @@ def score_annotations(
     detect: bool = False,
     progress: bool = False,
     pool: bool = False,
-) -> AnnotationScores:
+) -> AnnotationScores | None:
     """Score every annotation with a model in evaluation mode, at the size of test images.
+
+    Where detectron2's ``launch`` started several processes, all of them call this, and each looks
+    at a share of the images. An image is looked at alone, so that the result depends neither on
+    their number nor on that of ``DATALOADER.NUM_WORKERS``.
 
     Args:
         model: a :class:`GeneralizedRCNN` or a :class:`RetinaNet`, or derived from one
-        records: from :meth:`~sl_detectron.data.annotation_ids.AnnotationTable.records`
-        cfg: of the model; ``INPUT`` counts
+        records: from :meth:`~sl_detectron.data.annotation_ids.AnnotationTable.records`, the same
+            in all processes
+        cfg: of the model; ``INPUT`` and ``DATALOADER`` count
         detect: whether to run its detection too
         progress: whether to show a progress bar
         pool: whether to pool features of the annotations
 
     Returns:
-        on the CPU
+        on the CPU, of all images; None in other processes than the main one
 
     Raises:
-        ValueError: the detector is of another kind
+        ValueError: the detector is of another kind, or there is no annotation
     """
     score = scorer_of(model)
+    if not records:
+        raise ValueError(_NO_ANNOTATION)
     model.eval()
     warn_of_turned(records, "the audited images")
-    augmentations = T.AugmentationList(detection_utils.build_augmentation(cfg, is_train=False))
-    parts, detections, pooled = [], [], []
+    share = InferenceSampler(len(records))
+    skips = cfg.DATALOADER.get("BROKEN_IMAGES", "error") == "skip"
+    parts: list[AnnotationScores] = []
     with FeaturePooler(model.backbone) if pool else nullcontext() as pooler:
-        for i, record in enumerate(tqdm(records, unit="image", disable=not progress)):
-            try:
-                inputs, targets = _load(record, augmentations, cfg.INPUT.FORMAT)
-            except BrokenImage as error:
-                if cfg.DATALOADER.get("BROKEN_IMAGES", "error") != "skip":
-                    raise
-                logger.warning("Not audited: %s", str(error).partition("; repair it")[0])
-                detections.append(_no_detections())
-                continue
-            targets = targets.to(model.device)
-            if len(targets):
-                parts.append([values.cpu() for values in score(model, inputs, targets)])
-            if len(targets) and pooler is not None:
-                ids = targets.gt_annotation_ids.cpu()
-                features = pooler.pool(targets.gt_boxes.tensor)
-                pooled.append((features, ids, torch.full_like(ids, i)))
-            if detect:
-                detections.append(model([inputs])[0]["instances"].to("cpu"))
-    if not parts:
-        raise ValueError("the training sets have no annotation")
-    ids, losses, probabilities = (torch.cat(values) for values in zip(*parts))
-    scores = AnnotationScores(ids, losses.float(), probabilities.float(), detections)
-    if pooled:
-        features, feature_ids, images = (torch.cat(values) for values in zip(*pooled))
-        scores = scores._replace(features=features, feature_ids=feature_ids, feature_images=images)
+        images = zip(share, _loader(records, cfg, share))
+        hidden = not (progress and comm.is_main_process())
+        for i, (image,) in tqdm(images, unit="image", total=len(share), disable=hidden):
+            if isinstance(image, BrokenImage):
+                if not skips:
+                    raise image
+                logger.warning("Not audited: %s", str(image).partition("; repair it")[0])
+                parts.append(_NOTHING._replace(detections=[_no_detections()]))
+            else:
+                inputs, targets = image
+                parts.append(_look(model, score, inputs, targets, i, detect, pooler))
+    shares = comm.gather(_joined(parts))
+    if not comm.is_main_process():
+        return None
+    scores = _joined(shares)
+    if scores.probabilities.ndim == 1:
+        raise ValueError(_NO_ANNOTATION)
     return scores
 
 
-# Of a detector in evaluation mode, an input of one image and its targets with annotation ids:
-# (S,) ids, (S,) losses, (S, K) probabilities.
-Scorer = Callable[[Any, Record, Instances], tuple[Tensor, Tensor, Tensor]]
+def _look(
+    model: nn.Module,
+    score: "Scorer",
+    inputs: Record,
+    targets: Instances,
+    position: int,
+    detect: bool,
+    pooler: FeaturePooler | None,
+) -> AnnotationScores:
+    """What a detector says about one image."""
+    scores = _NOTHING
+    targets = targets.to(model.device)
+    if len(targets):
+        ids, *values = (x.cpu() for x in score(model, inputs, targets))
+        losses, probabilities, background, boxes = (x.float() for x in values)
+        height, width = targets.image_size
+        sizes = torch.tensor([inputs["width"] / width, inputs["height"] / height]).repeat(2)
+        scores = AnnotationScores(ids, losses, probabilities, [])
+        scores = scores._replace(background=background, boxes=boxes * sizes)
+    if len(targets) and pooler is not None:
+        ids = targets.gt_annotation_ids.cpu()
+        features = pooler.pool(targets.gt_boxes.tensor)
+        places = torch.full_like(ids, position)
+        scores = scores._replace(features=features, feature_ids=ids, feature_images=places)
+    if detect:
+        found = model([inputs])[0]["instances"]
+        # Masks as large as the image would not fit into memory for all images.
+        kept = {name: found.get(name) for name in ("pred_boxes", "scores", "pred_classes")}
+        scores = scores._replace(detections=[Instances(found.image_size, **kept).to("cpu")])
+    return scores
+
+
+def _joined(parts: Sequence[AnnotationScores]) -> AnnotationScores:
+    def join(values: Sequence[Any]) -> Any:
+        if isinstance(values[0], list):
+            return [*chain.from_iterable(values)]
+        # What is empty may have fewer dimensions.
+        return torch.cat([v for v in values if len(v)] or [max(values, key=torch.Tensor.dim)])
+
+    return AnnotationScores(*map(join, zip(*parts))) if parts else _NOTHING
+
+
+class _Inputs:
+    """A mapper from a record to an input and its targets, or to the error of its image.
+
+    An error that is raised in a worker of a loader has no line.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        self.augmentations = T.AugmentationList(
+            detection_utils.build_augmentation(cfg, is_train=False)
+        )
+        self.image_format = cfg.INPUT.FORMAT
+
+    def __call__(self, record: Record) -> Any:
+        try:
+            return _load(record, self.augmentations, self.image_format)
+        except BrokenImage as error:
+            return error
+
+
+def _loader(records: Sequence[Record], cfg: CfgNode, share: InferenceSampler) -> Any:
+    """Lists of one input each; what its workers hold does not grow with the dataset."""
+    return shield_workers(
+        build_detection_test_loader(
+            [*records],
+            mapper=_Inputs(cfg),
+            sampler=share,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+    )
+
+
+# Of a detector in evaluation mode, an input of one image and its targets with annotation ids.
+Scorer = Callable[[Any, Record, Instances], Answers]
 
 
 def scorer_of(model: nn.Module) -> Scorer:
@@ -162,16 +257,23 @@ def _load(record: Record, augmentations: T.Augmentation, image_format: str) -> A
     return {"image": pixels, "height": height, "width": width}, targets
 
 
-def _score_boxes(
-    model: GeneralizedRCNN, inputs: Record, targets: Instances
-) -> tuple[Tensor, Tensor, Tensor]:
+def _score_boxes(model: GeneralizedRCNN, inputs: Record, targets: Instances) -> Answers:
     images = model.preprocess_image([inputs])
     proposals = Instances(targets.image_size, proposal_boxes=targets.gt_boxes)
     proposals.objectness_logits = torch.zeros(len(targets), device=targets.gt_classes.device)
-    answers: list[tuple[Tensor, Tensor]] = []
+    answers: list[tuple[Tensor, ...]] = []
+    boxes: list[Boxes] = []
 
     def ask(predictor: nn.Module, _: Any, output: tuple[Tensor, Tensor]) -> None:
         answers.append(_losses_and_probabilities(predictor, output[0], targets.gt_classes))
+        # A stage of a cascade goes on from the boxes of the one before.
+        staged = boxes and isinstance(model.roi_heads, CascadeROIHeads)
+        start = boxes[-1] if staged else targets.gt_boxes
+        drawn = Instances(targets.image_size, proposal_boxes=start, gt_classes=targets.gt_classes)
+        # mypy: a method of a Module is a Tensor or a Module.
+        draw: Any = predictor.predict_boxes_for_gt_classes
+        boxes.append(Boxes(draw(output, [drawn])[0]))
+        boxes[-1].clip(targets.image_size)
 
     predictors = [m for m in model.modules() if isinstance(m, FastRCNNOutputLayers)]
     with ExitStack() as hooks:
@@ -179,28 +281,34 @@ def _score_boxes(
             hooks.callback(predictor.register_forward_hook(ask).remove)
         model.roi_heads(images, model.backbone(images.tensor), [proposals], None)
     # Several for a cascade, which averages its stages at inference too.
-    losses, probabilities = (sum(values) / len(answers) for values in zip(*answers))
-    return targets.gt_annotation_ids, losses, probabilities
+    losses, probabilities, background = (sum(v) / len(answers) for v in zip(*answers))
+    last = boxes[-1:] if isinstance(model.roi_heads, CascadeROIHeads) else boxes
+    drawn = torch.stack([found.tensor for found in last]).mean(dim=0)
+    return Answers(targets.gt_annotation_ids, losses, probabilities, background, drawn)
 
 
 def _losses_and_probabilities(
     predictor: FastRCNNOutputLayers, scores: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses, class probabilities and that of background."""
     classes = scores[:, : predictor.num_classes]
     if not getattr(predictor, "use_sigmoid_ce", False):
-        return F.cross_entropy(scores, labels, reduction="none"), classes.softmax(dim=1)
+        background = scores.softmax(dim=1)[:, predictor.num_classes]
+        losses = F.cross_entropy(scores, labels, reduction="none")
+        return losses, classes.softmax(dim=1), background
     target = F.one_hot(labels, predictor.num_classes).to(classes.dtype)
     losses = F.binary_cross_entropy_with_logits(classes, target, reduction="none")
-    return losses.sum(dim=1), classes.sigmoid()
+    probabilities = classes.sigmoid()
+    return losses.sum(dim=1), probabilities, 1 - probabilities.amax(dim=1)
 
 
-def _score_anchors(
-    model: RetinaNet, inputs: Record, targets: Instances
-) -> tuple[Tensor, Tensor, Tensor]:
+def _score_anchors(model: RetinaNet, inputs: Record, targets: Instances) -> Answers:
     images = model.preprocess_image([inputs])
     pyramid = model.backbone(images.tensor)
     features = [pyramid[name] for name in model.head_in_features]
-    logits = [permute_to_N_HWA_K(x, model.num_classes)[0] for x in model.head(features)[0]]
+    all_logits, all_deltas = model.head(features)
+    logits = [permute_to_N_HWA_K(x, model.num_classes)[0] for x in all_logits]
+    deltas = [permute_to_N_HWA_K(x, 4)[0] for x in all_deltas]
     anchors = Boxes.cat(model.anchor_generator(features))
     matched, labels = model.anchor_matcher(pairwise_iou(targets.gt_boxes, anchors))
     # Host trip: few of the anchors are matched.
@@ -215,4 +323,10 @@ def _score_anchors(
         alpha=model.focal_loss_alpha,
         gamma=model.focal_loss_gamma,
     ).sum(dim=1)
-    return targets.gt_annotation_ids[of], losses, scores.sigmoid()
+    start = anchors.tensor[foreground]
+    boxes = Boxes(model.box2box_transform.apply_deltas(torch.cat(deltas)[foreground], start))
+    boxes.clip(targets.image_size)
+    probabilities = scores.sigmoid()
+    background = 1 - probabilities.amax(dim=1)
+    ids = targets.gt_annotation_ids[of]
+    return Answers(ids, losses, probabilities, background, boxes.tensor)

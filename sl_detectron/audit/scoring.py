@@ -25,6 +25,7 @@ __all__ = [
     "evaluate_audit",
     "evaluation_table",
     "plot_evaluation",
+    "score_quality",
     "truth_from_manifest",
     "write_evaluation",
 ]
@@ -150,7 +151,7 @@ def evaluate_audit(
         num_annotations=len(ids),
         num_wrong=num_wrong,
         right_suggestions=float(found / max(flipped.sum(), 1)),
-        scores={name: _quality(wrong, np.array(values)) for name, values in scores.items()},
+        scores={name: score_quality(wrong, np.array(values)) for name, values in scores.items()},
     )
 
 
@@ -211,7 +212,8 @@ def _noisy_annotation(
     )
 
 
-def _quality(wrong: np.ndarray, scores: np.ndarray) -> ScoreQuality:
+def score_quality(wrong: np.ndarray, scores: np.ndarray) -> ScoreQuality:
+    """How well scores, of which higher is more suspect, rank what is wrong, some but not all."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     ranked = wrong[np.argsort(-scores, kind="stable")]

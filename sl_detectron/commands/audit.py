@@ -2,26 +2,46 @@
 
 import argparse
 import os
+from collections import Counter
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
 
+from ..audit.compare import (
+    SetComparison,
+    compare_sets,
+    comparison_table,
+    objects_of,
+    read_annotation_set,
+    write_comparison,
+)
 from ..audit.correct import apply_decisions, folder_names
 from ..audit.decisions import Decisions, decisions_above, read_decisions
 from ..audit.exchange import write_cleanlab, write_fiftyone
 from ..audit.files import write_audit
+from ..audit.kind_scoring import (
+    evaluate_kinds,
+    kinds_table,
+    objectlab_ranked,
+    write_kinds_evaluation,
+)
 from ..audit.records import LabelAudit, top_suspects
 from ..audit.report import check_crops, write_report
-from ..audit.run import audit_checkpoint, audit_run, estimate_run, evaluate_run
-from ..audit.scoring import evaluation_table, plot_evaluation, write_evaluation
+from ..audit.run import audit_checkpoint, audit_kinds, audit_run, estimate_run, evaluate_run
+from ..audit.scoring import AuditEvaluation, evaluation_table, plot_evaluation, write_evaluation
+from ..audit.suspects import SuspectList, write_suspects
 from ..audit.true_classes import correction_table
 from ..checkpoint import check_checkpoint, last_checkpoint
 from ..config import num_classes_of
 from ..data.annotation_ids import AnnotationTable, dataset_source
+from ..data.datasets import register_custom_datasets
 from ..data.formats.manifest import read_manifest
+from ..engine.launch import launch_job
 from ..files import refuse_to_overwrite
 from ..label_noise import noisy_dataset_dicts
 from ..label_noise.config import has_label_noise
@@ -30,6 +50,8 @@ from . import run_config
 __all__ = ["run_audit"]
 
 CORRECTED = "corrected"
+# Of the counts that are printed.
+SHOWN = 0.5
 # Suspicion above which another class is more probable than the given one.
 MORE_PROBABLE = 0.5 + 1e-6
 _NO_LAZY = (
@@ -38,11 +60,12 @@ _NO_LAZY = (
 )
 
 
-def run_audit(args: argparse.Namespace) -> str:
-    """Audit a run or a checkpoint, or carry decisions out; write what was asked for, return a text.
+def run_audit(args: argparse.Namespace) -> None:
+    """Audit a run or a checkpoint, or carry decisions out; write what was asked for, print a text.
 
     The list and the report hold what ``top``, ``per_class`` and ``classes`` leave; what is made for
-    other tools, and corrections, are of all annotations.
+    other tools, and corrections, are of all annotations. A pass over the images is shared by
+    ``num_gpus`` processes.
 
     Raises:
         ValueError, OSError, ImportError: something does not fit; as far as it can be known before
@@ -50,32 +73,80 @@ def run_audit(args: argparse.Namespace) -> str:
     """
     out = Path(args.output)
     if args.apply:
-        return "\n".join(_correct(read_decisions(args.apply), out))
+        print("\n".join(_correct(read_decisions(args.apply), out)))
+        return
+    if args.compare:
+        comparison = compare_sets(
+            read_annotation_set(args.compare), read_annotation_set(args.truth)
+        )
+        write_comparison(comparison, out)
+        print(comparison_table(comparison))
+        return
     _check_arguments(args, out)
     # Test sets need not be there, nor what draws; of a run not even its training sets.
     opts = ["DATASETS.TEST", "()", "VIS_PERIOD", "0"]
     cfg = run_config(args, opts, _NO_LAZY, eval_only=bool(args.from_run))
-    checkpoint = args.checkpoint or last_checkpoint(args.from_run)
-    check_checkpoint(checkpoint)
-    table = AnnotationTable.read(args.from_run) if args.from_run else None
-    _check_run(args, cfg, table)
-    estimate = None
-    if args.auto and table is not None:
-        estimate = estimate_run(cfg, args.from_run, table)
-    if table is not None:
-        audit = audit_run(args.from_run, table, estimate)
+    check_checkpoint(_checkpoint(args))
+    _check_run(args, cfg, AnnotationTable.read(args.from_run) if args.from_run else None)
+    launch_job(_audit, cfg, args)
+
+
+def _checkpoint(args: argparse.Namespace) -> str:
+    return str(args.checkpoint or last_checkpoint(args.from_run))
+
+
+def _audit(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """The work of each process: its share of the images; the main one ranks, writes and prints."""
+    # detectron2's launch starts fresh processes, without the datasets of this config.
+    register_custom_datasets(cfg.DATASETS)
+    estimate, kinds, lines = None, [*dict.fromkeys(args.kinds)], []
+    is_plain = kinds == ["wrong_class"] and not args.truth
+    if args.from_run:
+        table = AnnotationTable.read(args.from_run)
+        estimate = estimate_run(cfg, args.from_run, table) if args.auto else None
+        audit = audit_run(args.from_run, table, estimate) if comm.is_main_process() else None
     else:
         table = AnnotationTable.of(noisy_dataset_dicts(cfg))
-        audit = audit_checkpoint(cfg, checkpoint, table)
-    lines = _write(args, audit, out)
-    if estimate is not None:
+        audit = audit_checkpoint(cfg, args.checkpoint, table) if is_plain else None
+    if not is_plain:
+        # Before the pass: the sets may have no image in common.
+        comparison = _compare(cfg, table, args.truth) if args.truth else None
+        found = audit_kinds(cfg, _checkpoint(args), kinds, table, audit)
+        if found is not None:
+            audit, suspects, scores = found
+            write_suspects(suspects, args.output)
+            lines.append(_count(suspects, kinds))
+            if comparison is not None:
+                lab = objectlab_ranked(table, scores, num_classes_of(cfg))
+                by_kind = evaluate_kinds(suspects, comparison, kinds, lab)
+                write_comparison(comparison, args.output)
+                write_kinds_evaluation(by_kind, Path(args.output, "evaluation_kinds.json"))
+                lines += [comparison_table(comparison), kinds_table(by_kind)]
+    if audit is not None:
+        lines += _write(args, audit, Path(args.output))
+    if audit is not None and estimate is not None:
         lines.append(correction_table(estimate, torch.tensor(table.labels()), audit.classes))
-    if args.evaluate or args.manifest:
-        evaluation = evaluate_run(cfg, audit, table, checkpoint, args.manifest)
-        write_evaluation(evaluation, out / "evaluation.json")
-        plot_evaluation(evaluation, out / "evaluation.png")
-        lines.append(evaluation_table(evaluation))
-    return "\n".join(lines)
+    if (args.evaluate or args.manifest) and not args.truth:
+        evaluation = evaluate_run(cfg, audit, table, _checkpoint(args), args.manifest)
+        lines += _write_evaluation(evaluation, Path(args.output)) if evaluation else []
+    if comm.is_main_process():
+        print("\n".join(lines))
+
+
+def _compare(cfg: CfgNode, table: AnnotationTable, truth: str) -> SetComparison:
+    classes = table.classes or [*map(str, range(num_classes_of(cfg)))]
+    return compare_sets(objects_of(table, classes), read_annotation_set(truth))
+
+
+def _count(suspects: SuspectList, kinds: Sequence[str]) -> str:
+    counts = Counter(s.kind for s in suspects.suspects if s.score > SHOWN)
+    return f"suspects above {SHOWN}: " + ", ".join(f"{counts[kind]} {kind}" for kind in kinds)
+
+
+def _write_evaluation(evaluation: AuditEvaluation, out: Path) -> list[str]:
+    write_evaluation(evaluation, out / "evaluation.json")
+    plot_evaluation(evaluation, out / "evaluation.png")
+    return [evaluation_table(evaluation)]
 
 
 def _write(args: argparse.Namespace, audit: LabelAudit, out: Path) -> list[str]:
@@ -98,6 +169,8 @@ def _write(args: argparse.Namespace, audit: LabelAudit, out: Path) -> list[str]:
 
 def _check_arguments(args: argparse.Namespace, out: Path) -> None:
     """What can be said without a config."""
+    if args.num_gpus < 1:
+        raise ValueError(f"--num-gpus must be at least 1; got {args.num_gpus}")
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"--output {out} is a file; give a folder")
     check_crops(args.crops, args.crop_size)
@@ -108,7 +181,10 @@ def _check_arguments(args: argparse.Namespace, out: Path) -> None:
         raise FileExistsError(f"{out / CORRECTED} exists; remove it or give another --output")
     if args.manifest:
         read_manifest(args.manifest)
-    needed = ("cleanlab", "sklearn", "matplotlib") if args.evaluate or args.manifest else ()
+    evaluates = args.evaluate or args.manifest or args.truth
+    needed = ("cleanlab", "sklearn", "matplotlib") if evaluates else ()
+    if args.truth:
+        read_annotation_set(args.truth)
     if not all(map(find_spec, needed)):
         raise ImportError(
             "an evaluation needs cleanlab, scikit-learn and matplotlib: "
@@ -128,10 +204,10 @@ def _check_run(args: argparse.Namespace, cfg: CfgNode, table: AnnotationTable | 
     names = table.classes if table else MetadataCatalog.get(first).get("thing_classes")
     top_suspects(LabelAudit(names or args.classes, {}, ()), args.top, classes=args.classes)
     has_noise = has_label_noise(cfg)
-    if args.evaluate and not args.manifest and not has_noise:
+    if args.evaluate and not args.manifest and not args.truth and not has_noise:
         raise ValueError(
             "--evaluate compares with known noise, and DATASETS.LABEL_NOISE of this run is off; "
-            "give the --manifest of the noise in the files"
+            "give the --manifest of the noise in the files, or true annotations by --truth"
         )
     if args.correct_above is None and not args.auto:
         return

@@ -45,6 +45,8 @@ def build_instance_noise(
         )
     table = AnnotationTable.of(number_annotations({dataset_name: records}))
     scores = score_checkpoint(cfg, checkpoint, table)
+    if scores is None:
+        raise ValueError("noise is drawn in one process; this is not the main one of several")
     sums = torch.zeros(table.num_annotations, len(class_names))
     sums.index_add_(0, scores.ids, scores.probabilities)
     labels = torch.tensor(table.labels())

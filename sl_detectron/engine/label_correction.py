@@ -247,11 +247,15 @@ def is_estimated(cfg: CfgNode) -> bool:
 
 
 def write_class_targets(cfg: CfgNode) -> None:
-    """After a round: estimate the true classes of its annotations, for the next one."""
+    """After a round: estimate the true classes of its annotations, for the next one.
+
+    All processes share the images of the pass; the main one writes.
+    """
     path = Path(cfg.OUTPUT_DIR, TARGETS)
-    if comm.is_main_process():
-        table = AnnotationTable.read(cfg.OUTPUT_DIR)
-        estimate = estimate_run(cfg, cfg.OUTPUT_DIR, table)
+    comm.synchronize()  # the main process has written what the others read now
+    table = AnnotationTable.read(cfg.OUTPUT_DIR)
+    estimate = estimate_run(cfg, cfg.OUTPUT_DIR, table)
+    if estimate is not None:
         state = {"probabilities": estimate.probabilities, "fingerprint": table.fingerprint}
         state |= {"noise_rate": estimate.noise_rate}
         with replacing(path) as partial:

@@ -109,7 +109,8 @@ class EMATeacher(SoftTargets):
         given = one_hot(targets.gt_classes, self.num_classes)
         if not len(targets) or not self.share:
             return given
-        ids, _, p = self._score(self.teacher, item, targets)
+        answers = self._score(self.teacher, item, targets)
+        ids, p = answers.ids, answers.probabilities
         same = (targets.get(FIELD)[:, None] == ids).float()
         p = same @ p.float()
         total = p.sum(dim=1, keepdim=True)

@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 from fvcore.nn import sigmoid_focal_loss
 from PIL import Image
 
-from helpers.detectors import NUM_CLASSES, build, small_config
+from helpers.detectors import NUM_CLASSES, build, run_ranks, small_config
 from sl_detectron.audit.score_annotations import score_annotations
+from sl_detectron.data.images import BrokenImage
 
 HEIGHT, WIDTH = 120, 160
 
@@ -76,7 +79,19 @@ def test_roi_heads(detector, records):
             x = heads.box_pooler([features[f] for f in heads.box_in_features], [boxes])
             scores = [heads.box_predictor(heads.box_head(x))[0]]
         else:
-            scores = cascade_scores(heads, features, boxes)
+            scores, boxes_of_stages = cascade_scores(heads, features, boxes)
+    background = torch.stack([s.softmax(dim=1)[:, -1] for s in scores]).mean(0)
+    torch.testing.assert_close(answers.background[:2], background)
+    if detector != "cascade":  # the box of the given class
+        proposals = [Instances((HEIGHT, WIDTH), proposal_boxes=boxes)]
+        with torch.no_grad():
+            outputs = heads.box_predictor(x if detector == "c4" else heads.box_head(x))
+        all_boxes = heads.box_predictor.predict_boxes(outputs, proposals)[0]
+        drawn = Boxes(all_boxes.view(2, -1, 4)[torch.arange(2), labels])
+    else:
+        drawn = boxes_of_stages[-1]
+    drawn.clip((HEIGHT, WIDTH))
+    torch.testing.assert_close(answers.boxes[:2], drawn.tensor)
     losses = torch.stack([F.cross_entropy(s, labels, reduction="none") for s in scores]).mean(0)
     softmax = torch.stack([s[:, :-1].softmax(dim=1) for s in scores]).mean(0)
     torch.testing.assert_close(answers.losses[:2], losses)
@@ -84,15 +99,16 @@ def test_roi_heads(detector, records):
 
 
 def cascade_scores(heads, features, boxes):
-    scores = []
+    scores, drawn = [], []
     proposals = [Instances((HEIGHT, WIDTH), proposal_boxes=boxes)]
     for stage in range(heads.num_cascade_stages):
         inputs = [features[f] for f in heads.box_in_features]
         predictions = heads._run_stage(inputs, proposals, stage)
         scores.append(predictions[0])
         boxes = heads.box_predictor[stage].predict_boxes(predictions, proposals)
+        drawn.append(Boxes(boxes[0].clone()))
         proposals = heads._create_proposals_from_boxes(boxes, [(HEIGHT, WIDTH)])
-    return scores
+    return scores, drawn
 
 
 def test_sigmoid_classifier(records):
@@ -122,6 +138,9 @@ def test_retinanet_answers_by_its_anchors(records):
     foreground = (matched >= 0) & (matched < NUM_CLASSES)
     assert int((answers.ids < 2).sum()) == int(foreground.sum())
     assert labels[answers.ids[answers.ids < 2]].tolist() == matched[foreground].tolist()
+    torch.testing.assert_close(answers.background, 1 - answers.probabilities.amax(dim=1))
+    assert answers.boxes.shape == (len(answers.ids), 4)
+    assert (answers.boxes >= 0).all()
     logits = torch.logit(answers.probabilities.double())
     one_hot = F.one_hot(labels[answers.ids], NUM_CLASSES).double()
     focal = sigmoid_focal_loss(
@@ -133,3 +152,82 @@ def test_retinanet_answers_by_its_anchors(records):
 def test_other_detectors_are_refused(records):
     with pytest.raises(ValueError, match="a Linear cannot be audited"):
         score_annotations(torch.nn.Linear(1, 1), records, small_config("standard", False))
+
+
+def score_all(records, detector, num_workers, path):
+    """Also as the job of a process: the main one leaves its result in a file."""
+    model, cfg = model_of(detector)
+    cfg.DATALOADER.NUM_WORKERS = num_workers
+    scores = score_annotations(model, records, cfg, detect=True, pool=True)
+    assert (scores is None) == (comm.get_rank() > 0)
+    if scores is not None:
+        torch.save(scores, path)
+
+
+def assert_same(paths):
+    one, other = (torch.load(path, weights_only=False) for path in paths)
+    for name, values in one._asdict().items():
+        if name != "detections":
+            assert len(values) > 0
+            assert torch.equal(values, getattr(other, name)), name
+    assert len(one.detections) == len(other.detections) > 1
+    for mine, its in zip(one.detections, other.detections):
+        assert mine.image_size == its.image_size
+        assert torch.equal(mine.pred_boxes.tensor, its.pred_boxes.tensor)
+        assert torch.equal(mine.scores, its.scores)
+        assert torch.equal(mine.pred_classes, its.pred_classes)
+
+
+@pytest.mark.parametrize("detector", ["standard", "retinanet"])
+def test_workers_change_nothing(records, detector, tmp_path):
+    paths = [tmp_path / f"{n}.pth" for n in (0, 2)]
+    for num_workers, path in zip((0, 2), paths):
+        score_all(records, detector, num_workers, path)
+    assert_same(paths)
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+@pytest.mark.parametrize("num_images", [1, 3])  # the other process has none; two and one
+def test_processes_share_the_images(records, num_images, tmp_path):
+    images = records[:num_images] * 2 if num_images > 1 else records[:1]
+    paths = tmp_path / "one.pth", tmp_path / "two.pth"
+    score_all(images, "standard", 0, paths[0])
+    run_ranks(score_all, 2, images, "standard", 1, paths[1])
+    if num_images > 1:
+        assert_same(paths)
+    one, two = (torch.load(path, weights_only=False) for path in paths)
+    assert torch.equal(one.probabilities, two.probabilities)
+    assert torch.equal(one.feature_images, two.feature_images)
+
+
+def test_nothing_to_score_is_an_error(records):
+    model, cfg = model_of("standard")
+    cfg.DATALOADER.NUM_WORKERS = 0
+    for images in ([], [records[1]]):
+        with pytest.raises(ValueError, match="the training sets have no annotation"):
+            score_annotations(model, images, cfg)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_image_that_cannot_be_read(records, num_workers, tmp_path):
+    """Its error is one line from a worker too; skipped, it leaves the places of the others."""
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    broken = {**records[0], "file_name": str(tmp_path / "broken.png"), "image_id": "bad"}
+    model, cfg = model_of("standard")
+    cfg.DATALOADER.NUM_WORKERS = num_workers
+    with pytest.raises(BrokenImage, match="image 'bad'"):
+        score_annotations(model, [broken, records[2]], cfg)
+    cfg.DATALOADER.BROKEN_IMAGES = "skip"
+    scores = score_annotations(model, [broken, records[2]], cfg, detect=True, pool=True)
+    assert scores.ids.tolist() == [2]
+    assert scores.feature_images.tolist() == [1]
+    assert [len(found) > 0 for found in scores.detections] == [False, True]
+
+
+def test_boxes_are_in_pixels_of_the_image_on_disk(records):
+    """The network sees it twice as large; untrained, it draws a box near its proposal."""
+    model, cfg = model_of("standard")
+    cfg.INPUT.MIN_SIZE_TEST = 2 * HEIGHT
+    answers = score_annotations(model, records, cfg)
+    annotated = [a["bbox"] for r in records for a in r["annotations"] if "iscrowd" not in a]
+    assert (answers.boxes - torch.tensor(annotated)).abs().max() < 5

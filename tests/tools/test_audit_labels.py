@@ -5,12 +5,15 @@ import json
 
 import pytest
 import torch
+import torch.distributed as dist
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from helpers import REPO
 from sl_detectron.audit import read_audit
 from sl_detectron.audit.decisions import Decision, Decisions, write_decisions
+from sl_detectron.audit.kinds import KINDS
 from sl_detectron.audit.run import estimate_run
+from sl_detectron.audit.suspects import read_suspects
 from sl_detectron.data import make_toy_dataset
 from sl_detectron.data.annotation_ids import AnnotationTable
 from sl_detectron.data.toy import TOY_CLASS_NAMES
@@ -259,3 +262,79 @@ def test_options_that_do_not_go_together(main, tmp_path, capsys, args, message):
     with pytest.raises(SystemExit):
         main(*args, "--output", tmp_path)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+def test_two_processes_write_what_one_writes(main, small_run, tmp_path, capfd):
+    checkpoint = small_run / "model_final.pth"
+    args = ("--config-file", small_run / "config.yaml", "--checkpoint", checkpoint, "--crops", 0)
+    for num in (1, 2):
+        assert main("--output", tmp_path / str(num), "--num-gpus", num, *args) == 0
+        assert capfd.readouterr().out.count("annotations ranked") == 1
+    one, two = ((tmp_path / str(num) / "label_audit.json").read_bytes() for num in (1, 2))
+    assert one == two
+    assert main("--output", tmp_path, "--num-gpus", 0, *args) == 2
+    assert "--num-gpus must be at least 1; got 0" in capfd.readouterr().err
+
+
+def test_kinds_are_one_list(main, small_run, tmp_path, capsys):
+    """By a checkpoint or of a run; the ranking of wrong classes is what it is without them."""
+    checkpoint = ("--checkpoint", small_run / "model_final.pth")
+    checkpoint = (*checkpoint, "--config-file", small_run / "config.yaml")
+    for place, source in (("run", ("--from-run", small_run)), ("checkpoint", checkpoint)):
+        args = (*source, "--crops", 0, "--output")
+        assert main(*args, tmp_path / place / "plain") == 0
+        assert not (tmp_path / place / "plain" / "suspects.json").exists()
+        assert main(*args, tmp_path / place / "kinds", "--kinds", *KINDS) == 0
+        assert "suspects above 0.5: " in capsys.readouterr().out
+        plain, kinds = (tmp_path / place / name / "label_audit.json" for name in ("plain", "kinds"))
+        assert plain.read_bytes() == kinds.read_bytes()
+        suspects = read_suspects(tmp_path / place / "kinds" / "suspects.json").suspects
+        wrong = [(s.annotation_id, s.score) for s in suspects if s.kind == "wrong_class"]
+        assert wrong == [(a.annotation_id, a.suspicion) for a in read_audit(plain).annotations]
+        assert {s.kind for s in suspects} >= {"misplaced_box", "no_object", "duplicate"}
+        assert all(0 <= s.score <= 1 for s in suspects)
+
+
+def test_two_sets_are_compared_without_a_detector(main, noisy_set, tmp_path, capsys):
+    out = tmp_path / "differences"
+    clean = noisy_set.parent / "clean"
+    assert main("--compare", noisy_set, "--truth", clean, "--output", out) == 0
+    differences = json.loads((out / "differences.json").read_text())["differences"]
+    manifest = (noisy_set / "manifest.jsonl").read_text().splitlines()
+    assert {d["kind"] for d in differences} == {"wrong_class"}
+    assert len(differences) == sum('"what": "label"' in line for line in manifest) > 100
+    assert f"wrong_class     {len(differences)}" in capsys.readouterr().out
+    assert main("--compare", noisy_set, "--truth", tmp_path / "gone", "--output", out) == 2
+    assert "no COCO json at" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main("--compare", noisy_set, "--output", out)
+    assert "--compare needs --truth" in capsys.readouterr().err
+
+
+def test_kinds_are_evaluated_against_true_annotations(main, small_run, noisy_set, tmp_path, capsys):
+    pytest.importorskip("cleanlab")
+    clean, out = noisy_set.parent / "clean", tmp_path / "audit"
+    kinds = ("wrong_class", "missing_object")
+    args = ("--from-run", small_run, "--crops", 0, "--output", out, "--truth")
+    assert main(*args, clean, "--kinds", *kinds) == 0
+    evaluation = json.loads((out / "evaluation_kinds.json").read_text())
+    differences = json.loads((out / "differences.json").read_text())
+    assert [*evaluation] == [*kinds]
+    assert len(differences["images"]) == 30
+    # The only noise of this set.
+    assert {d["kind"] for d in differences["differences"]} == {"wrong_class"}
+    audit = read_audit(out / "label_audit.json")
+    assert evaluation["wrong_class"]["num_ranked"] == len(audit.annotations)
+    assert {"sl_detectron", "ObjectLab, swap"} == evaluation["wrong_class"]["scores"].keys()
+    assert evaluation["missing_object"] == {
+        **evaluation["missing_object"],
+        "num_wrong": 0,
+        "scores": {},
+    }
+    assert "missing_object: 0 flaws" in capsys.readouterr().out
+    assert main(*args, tmp_path / "gone.json") == 2
+    assert "no COCO json at" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(*args, clean, "--manifest", noisy_set / "manifest.jsonl")
+    assert "--truth and --manifest are two truths" in capsys.readouterr().err

@@ -1,0 +1,298 @@
+"""Two sets of annotations of the same images: what one lacks, adds, draws or names otherwise.
+
+Shape legend: G given annotations of an image, T true ones; boxes are XYXY in pixels, 0-based edges.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.structures import Boxes, pairwise_ioa, pairwise_iou
+from scipy.optimize import linear_sum_assignment
+from tabulate import tabulate
+from torch import Tensor
+
+from ..data.annotation_ids import AnnotationTable
+from ..data.formats.annotations import corners
+from ..data.formats.coco_json import CocoFile
+from ..data.formats.flaws import Flaws
+from ..data.formats.voc_xml import parse_voc_xml, zero_based
+from .files import write_list
+from .kinds import KINDS, SAME
+
+__all__ = [
+    "AnnotationSet",
+    "Difference",
+    "MarkedObject",
+    "SetComparison",
+    "compare_sets",
+    "comparison_table",
+    "objects_of",
+    "read_annotation_set",
+    "write_comparison",
+]
+
+# Below this IoU a box is off.
+PLACED = 0.75
+
+
+class MarkedObject(NamedTuple):
+    """One annotation: its box, the name of its class, whether it is of a crowd, and its position
+    among those of its image."""
+
+    box: tuple[float, float, float, float]
+    label: str
+    crowd: bool
+    place: int
+
+
+# {image: its annotations}; an image is called by its file's name without folders and suffix.
+AnnotationSet = Mapping[str, Sequence[MarkedObject]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that the true set has otherwise.
+
+    Args:
+        kind: one of :data:`~sl_detectron.audit.kinds.KINDS`, of the given annotation
+        image: name of the image's file without folders and suffix
+        iou: of both boxes; 0 where there are not two
+        given, true: positions among the annotations of the image; -1 for none
+        given_label, true_label: classes; "" for none
+        given_bbox, true_bbox: boxes; None for none
+    """
+
+    kind: str
+    image: str
+    iou: float
+    given: int = -1
+    true: int = -1
+    given_label: str = ""
+    true_label: str = ""
+    given_bbox: tuple[float, float, float, float] | None = None
+    true_bbox: tuple[float, float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class SetComparison:
+    """
+    Args:
+        images: that both sets have, sorted
+        only_given, only_true: images that one set has, which are not compared
+        num_given, num_true: annotations of the images that both have, without crowds
+        num_matched: pairs of annotations of one object
+        differences: image by image; a pair may differ by its box and by its class
+    """
+
+    images: tuple[str, ...]
+    only_given: tuple[str, ...]
+    only_true: tuple[str, ...]
+    num_given: int
+    num_true: int
+    num_matched: int
+    differences: tuple[Difference, ...]
+
+
+def read_annotation_set(path: str | os.PathLike) -> AnnotationSet:
+    """Read all annotations of a VOC root or of a COCO json.
+
+    Args:
+        path: a folder with ``Annotations/*.xml``, or a json file
+
+    Raises:
+        FileNotFoundError: there is no such folder or file
+        ValueError: an annotation is flawed, or two images have files of one name
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return _read_coco(path)
+    files = sorted(path.glob("Annotations/**/*.xml"))
+    if not files:
+        raise FileNotFoundError(f"{path} has no Annotations/*.xml: it is no VOC root")
+    flaws = Flaws(f"the annotations of {path}")
+    rows = []
+    for file in files:
+        objects = parse_voc_xml(file, flaws).objects
+        boxes = [(zero_based(o.box), o.name, False) for o in objects]
+        rows.append((file.stem, boxes))
+    flaws.settle()
+    return _by_image(rows, path)
+
+
+def _read_coco(path: Path) -> AnnotationSet:
+    file = CocoFile(path)
+    files = {image["id"]: image["file_name"] for image in file.plain()["images"]}
+    rows = []
+    for record in file.records():
+        boxes = [
+            (corners(a), file.class_names[a["category_id"]], bool(a.get("iscrowd", 0)))
+            for a in record["annotations"]
+        ]
+        rows.append((Path(files[record["image_id"]]).stem, boxes))
+    return _by_image(rows, path)
+
+
+def objects_of(table: AnnotationTable, classes: Sequence[str]) -> AnnotationSet:
+    """The annotations of training sets.
+
+    Args:
+        table: the annotations
+        classes: K names
+
+    Raises:
+        ValueError: two images have files of one name
+    """
+    rows = []
+    for record in table.records():
+        boxes = [
+            (a["bbox"], classes[a["category_id"]], "iscrowd" in a) for a in record["annotations"]
+        ]
+        rows.append((Path(record["file_name"]).stem, boxes))
+    return _by_image(rows, ", ".join(table.sources))
+
+
+def _by_image(
+    rows: Sequence[tuple[str, Sequence[tuple[Sequence[float], str, bool]]]], where: Any
+) -> AnnotationSet:
+    name, count = Counter(name for name, _ in rows).most_common(1)[0] if rows else ("", 0)
+    if count > 1:
+        raise ValueError(
+            f"{where}: {count} images have a file {name!r}, by which images are told apart"
+        )
+    return {
+        name: [
+            MarkedObject((box[0], box[1], box[2], box[3]), label, crowd, i)
+            for i, (box, label, crowd) in enumerate(boxes)
+        ]
+        for name, boxes in rows
+    }
+
+
+def compare_sets(given: AnnotationSet, true: AnnotationSet) -> SetComparison:
+    """Compare a set of annotations with one that is taken for true.
+
+    In each image, pairs with an IoU of at least 0.5 are formed so that the sum of their IoU is
+    largest; of equal ones a pair of one class is taken. What is left over in the true set is a
+    ``missing_object``; in the given set it is a ``duplicate`` where it overlaps a true box by at
+    least 0.5, else ``no_object``. A pair of two classes is a ``wrong_class``, one whose IoU is
+    below 0.75 a ``misplaced_box``. What lies by half and more in a crowd region of the other set
+    is neither.
+
+    Raises:
+        ValueError: no image is in both
+    """
+    images = sorted(given.keys() & true.keys())
+    if not images:
+        raise ValueError(
+            f"the sets have no image in common; the first images are {sorted(given)[:1]} and "
+            f"{sorted(true)[:1]}"
+        )
+    differences: list[Difference] = []
+    counts = Counter[str]()
+    for image in images:
+        mine, its = ([o for o in objects[image] if not o.crowd] for objects in (given, true))
+        pairs, overlaps = _pairs(mine, its)
+        counts.update(given=len(mine), true=len(its), matched=len(pairs))
+        differences += _differences(image, mine, its, pairs, overlaps, given[image], true[image])
+    return SetComparison(
+        tuple(images),
+        tuple(sorted(given.keys() - true.keys())),
+        tuple(sorted(true.keys() - given.keys())),
+        num_given=counts["given"],
+        num_true=counts["true"],
+        num_matched=counts["matched"],
+        differences=tuple(differences),
+    )
+
+
+def _boxes(objects: Iterable[MarkedObject]) -> Boxes:
+    return Boxes(torch.tensor([o.box for o in objects], dtype=torch.float64).reshape(-1, 4))
+
+
+def _pairs(
+    mine: Sequence[MarkedObject], its: Sequence[MarkedObject]
+) -> tuple[list[tuple[int, int]], Tensor]:
+    overlaps = pairwise_iou(_boxes(mine), _boxes(its)).double()
+    same = torch.tensor([[a.label == b.label for b in its] for a in mine]).reshape(overlaps.shape)
+    worth = torch.where(overlaps >= SAME, overlaps + 1e-6 * same, 0.0)
+    rows, columns = linear_sum_assignment(worth.numpy(), maximize=True)
+    return [(int(i), int(j)) for i, j in zip(rows, columns) if worth[i, j] > 0], overlaps
+
+
+def _differences(
+    image: str,
+    mine: Sequence[MarkedObject],
+    its: Sequence[MarkedObject],
+    pairs: Sequence[tuple[int, int]],
+    overlaps: Tensor,
+    all_mine: Sequence[MarkedObject],
+    all_its: Sequence[MarkedObject],
+) -> list[Difference]:
+    found = []
+    for i, j in pairs:
+        both = {**_side("given", mine[i]), **_side("true", its[j])}
+        iou = round(float(overlaps[i, j]), 4)
+        if mine[i].label != its[j].label:
+            found.append(Difference("wrong_class", image, iou, **both))
+        if overlaps[i, j] < PLACED:
+            found.append(Difference("misplaced_box", image, iou, **both))
+    left = sorted({*range(len(mine))} - {i for i, _ in pairs})
+    for i, crowded in zip(left, _crowded([mine[i] for i in left], all_its)):
+        repeats = len(its) > 0 and bool(overlaps[i].max() >= SAME)
+        if repeats or not crowded:
+            kind = "duplicate" if repeats else "no_object"
+            found.append(Difference(kind, image, 0.0, **_side("given", mine[i])))
+    left = sorted({*range(len(its))} - {j for _, j in pairs})
+    for j, crowded in zip(left, _crowded([its[j] for j in left], all_mine)):
+        if not crowded:
+            found.append(Difference("missing_object", image, 0.0, **_side("true", its[j])))
+    return found
+
+
+def _crowded(objects: Sequence[MarkedObject], others: Sequence[MarkedObject]) -> list[bool]:
+    """Whether each object lies by half and more in a crowd region of the other set."""
+    crowds = [o for o in others if o.crowd]
+    if not crowds or not objects:
+        return [False] * len(objects)
+    covered = pairwise_ioa(_boxes(crowds), _boxes(objects)).amax(dim=0) >= SAME
+    return [bool(x) for x in covered]
+
+
+def _side(side: str, one: MarkedObject) -> dict[str, Any]:
+    return {side: one.place, f"{side}_label": one.label, f"{side}_bbox": one.box}
+
+
+def comparison_table(comparison: SetComparison) -> str:
+    """A text table of what differs."""
+    c, counts = comparison, Counter(d.kind for d in comparison.differences)
+    of = {"missing_object": (c.num_true, "true annotations"),
+          "misplaced_box": (c.num_matched, "matched pairs"),
+          "wrong_class": (c.num_matched, "matched pairs")}  # fmt: skip
+    rows = []
+    for kind in KINDS:
+        total, what = of.get(kind, (c.num_given, "given annotations"))
+        share = f"{100 * counts[kind] / max(total, 1):.1f} %"
+        rows.append([kind, counts[kind], share, f"of {total} {what}"])
+    lines = [
+        f"{len(c.images)} images in both sets; {c.num_given} given and {c.num_true} true "
+        f"annotations, {c.num_matched} matched by IoU {SAME}; a box is off below {PLACED}",
+        tabulate(rows, ["kind", "number", "share", ""], disable_numparse=True),
+    ]
+    for images, which in ((c.only_given, "given"), (c.only_true, "true")):
+        if images:
+            lines.append(f"{len(images)} images are in the {which} set only, as {images[0]!r}")
+    return "\n".join(lines)
+
+
+def write_comparison(comparison: SetComparison, folder: str | os.PathLike) -> None:
+    """Write ``differences.json`` and ``differences.csv`` into a folder."""
+    head = {key: value for key, value in asdict(comparison).items() if key != "differences"}
+    rows = [asdict(d) for d in comparison.differences]
+    columns = [f.name for f in fields(Difference) if "bbox" not in f.name]
+    boxes = {"given_bbox": "given_", "true_bbox": "true_"}
+    write_list(Path(folder, "differences.json"), head, "differences", rows, columns, boxes)
