@@ -1,4 +1,4 @@
-"""What the command line tools share: help made of their docstring, one-line errors, quiet."""
+"""Shared by the command line tools: help from the docstring, one-line errors, known warnings."""
 
 import argparse
 import difflib
@@ -27,8 +27,8 @@ __all__ = [
 # User errors; FloatingPointError: a training run that diverged.
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
-# Beginnings of what detectron2 and torch say about the code of detectron2: a user of a tool cannot
-# act on it. Everything else is shown.
+# Beginnings of warnings of detectron2 and torch about detectron2's code, on which a user of a tool
+# cannot act. All other warnings are shown.
 KNOWN_WARNINGS = (
     "`torch.jit.script` is deprecated",
     "torch.meshgrid: in an upcoming release",

@@ -12,8 +12,8 @@ from helpers import REPO
 TESTS = Path(__file__).parent
 collect_ignore = ["helpers"]
 
-# Marked `slow`, which `make check` leaves out: files and folders of tests that train detectors,
-# start processes, compile or drive a browser.
+# Marked `slow`, which `make check` leaves out: tests that train or build many detectors, start
+# processes, compile or drive a browser. Beginnings of folder/file::test below tests/.
 SLOW = (
     *("commands/test_demo.py", "tools/", "sweep/test_runner.py", "sweep/test_jobs.py"),
     *("sweep/test_run.py", "sweep/test_plan.py", "sweep/test_cluster.py"),
@@ -22,6 +22,12 @@ SLOW = (
     *("audit/test_report.py", "audit/test_run.py", "audit/test_tracker.py"),
     *("losses/test_battery.py", "losses/test_superloss_transforms.py"),
     *("modeling/test_matrix.py", "modeling/test_point_rend.py", "modeling/test_export.py"),
+    *("modeling/test_class_targets.py", "modeling/test_custom_predictors.py", "data/test_toy.py"),
+    *("modeling/test_host_trips.py", "modeling/test_changed_losses.py", "rivals/"),
+    *("modeling/test_frozen_trunk.py", "modeling/test_efficientnet_lite.py"),
+    "evaluation/test_evaluator.py::test_predictions_of_two_processes",
+    "evaluation/test_evaluator.py::test_equals_detectron2_on_random_sets",
+    "label_noise/test_injection.py::test_python_hash_seed",
     *("test_docs.py", "test_extending.py", "test_field_cases.py", "test_fuzz_data.py"),
     *("test_hostile.py", "test_packaging.py", "test_readme.py"),
 )
@@ -35,7 +41,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.path.is_relative_to(TESTS):
             path = item.path.relative_to(TESTS).as_posix()
-            if path.startswith(SLOW):
+            if f"{path}::{item.name}".startswith(SLOW):
                 item.add_marker(pytest.mark.slow)
     if not config.getoption("--long"):
         skip = pytest.mark.skip(reason="takes minutes: run with --long")

@@ -74,7 +74,7 @@ def test_wheel_has_all_that_runs_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {"sl_detectron/py.typed"}
     wanted |= {p.relative_to(REPO).as_posix() for p in REPO.glob("sl_detectron/**/*.py")}
-    wanted |= {p.relative_to(REPO).as_posix() for p in REPO.glob("sl_detectron/audit/page/*")}
+    wanted |= {p.relative_to(REPO).as_posix() for p in REPO.glob("sl_detectron/*/page/*")}
     for pattern in ("configs/**/*.yaml", "configs/**/*.py", "tools/*.py"):
         wanted |= {f"sl_detectron/{p.relative_to(REPO).as_posix()}" for p in REPO.glob(pattern)}
     assert {n for n in names if ".dist-info/" not in n} == wanted

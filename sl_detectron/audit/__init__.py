@@ -1,8 +1,8 @@
-"""Which annotations look wrong: tracked in training, ranked, shown, decided on, corrected.
+"""Find wrong labels: collect statistics in training, rank, review and correct annotations.
 
-``tracker`` adds up what training says about each annotation, ``run`` and ``ranking`` make a list of
-it, ``files`` and ``report`` show it, ``decisions`` and ``correct`` turn what a person confirms into
-a dataset.
+``tracker`` sums up statistics of each annotation during training. ``run`` and ``ranking`` turn them
+into a ranked list, ``files`` and ``report`` write it, and ``decisions`` and ``correct`` apply what
+a person confirms to the dataset.
 """
 
 from .correct import apply_decisions

@@ -1,8 +1,8 @@
-"""What a trained detector, stock or not, says about every annotation, in one pass over the images.
+"""Score every annotation with a trained detector, stock or not, in one pass over the images.
 
-ROI heads get the annotated boxes as their proposals; what their predictors return is read by a
-hook, so that heads and predictors of any kind answer. A RetinaNet answers by the anchors that its
-own matcher gives to an annotation.
+ROI heads get the annotated boxes as proposals. A hook reads the output of their predictors, so that
+any heads and predictors work. A RetinaNet scores an annotation by the anchors that its matcher
+assigns to it.
 
 Shape legend: S samples (boxes or anchors), K classes.
 """

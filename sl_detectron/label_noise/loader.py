@@ -1,11 +1,11 @@
 """The training loader on noisy labels: noise comes first, then filters, histograms and samplers.
 
-A training image can leave the set in three ways, all seen in the noisy annotations, as if the
-noisy set lay on disk: ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` drops images whose annotations all
-went missing, ``MIN_KEYPOINTS_PER_IMAGE`` those with too few keypoints, and
-``RandomSubsetTrainingSampler`` a share of the rest. A set that ``DATASETS.TRAIN`` names twice is
-seen twice: noise and ids are those of the annotation, which an audit ranks once. Every ``cfg``
-has the keys of :func:`~sl_detectron.add_superloss_config`.
+Three filters drop training images. All of them use the noisy annotations, as if the noisy dataset
+were on disk: ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` drops images without annotations,
+``MIN_KEYPOINTS_PER_IMAGE`` those with too few keypoints, and ``RandomSubsetTrainingSampler`` a
+share of the rest. A dataset that ``DATASETS.TRAIN`` names twice is seen twice; both copies share
+noise and annotation ids, and an audit ranks each annotation once. Every ``cfg`` has the keys of
+:func:`~sl_detectron.add_superloss_config`.
 """
 
 import logging

@@ -1,8 +1,8 @@
-"""What a noise is, the registry of them, and the symmetric one.
+"""The base class of noises, their registry, and symmetric noise.
 
-A noise is a frozen description: which share of the annotations, which seed, what happens to them.
-It has no generator. Every annotation has its own row of 64-bit draws, hashed from what it is, so
-neither its neighbours nor the order of the dataset can change its noise.
+A noise is a frozen description: the share of annotations, the seed, and what happens to them. It
+has no random generator. Each annotation gets a row of 64-bit draws, hashed from its identity, so
+that neither other annotations nor the order of the dataset can change its noise.
 
 Shapes: K classes; one row of draws is (D,) integers in [0, 2^64).
 """

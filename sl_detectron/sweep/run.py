@@ -1,10 +1,11 @@
 """One run of a sweep as a process: ``python -m sl_detectron.sweep.run ARGS``.
 
-Its command line is that of ``tools/train_net.py`` with ``--keep``; so is its job. Beyond that it
+It takes the command line of ``tools/train_net.py`` and ``--keep``, and does the same job. In
+addition it
 
-* ends when its parent does, however that ended: it watches its standard input,
-* holds a lock on its folder, so that no two processes ever train in it,
-* writes ``result.json`` when all is done, and only then removes checkpoints. A result with the same
+* ends when its parent ends, for any reason: it watches its standard input,
+* holds a lock on its folder, so that no two processes train in it,
+* writes ``result.json`` at the end, and only then removes checkpoints. A result with the same
   config is kept.
 """
 
