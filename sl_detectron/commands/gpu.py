@@ -1,6 +1,7 @@
 """The work of ``tools/gpu_report.py``: what tests measure on a GPU, a short real job, a report."""
 
 import json
+import math
 import platform
 import signal
 import subprocess
@@ -66,14 +67,16 @@ def run_gpu_report(
         whether all tests passed and the job ended, or was not asked for
 
     Raises:
-        ValueError: torch sees no GPU
+        ValueError: torch sees no GPU; minutes are not above 0
         FileNotFoundError: the tests or the data are absent
     """
     check_cuda()
+    if not 0 < minutes < math.inf:
+        raise ValueError(f"--minutes must be a number above 0; got {minutes}")
     budget = Budget(time.monotonic() + 60 * minutes - REPORT)
     if not tests.is_dir():
         raise FileNotFoundError(f"no {tests}: this tool runs in a clone of the repository")
-    sets = voc_entries(voc_root) if voc_root else []
+    sets = _sets(voc_root) if voc_root else []
     work.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"machine": _machine()}
     report["tests"], report["figures"] = _run_tests(tests, work, budget)
@@ -124,6 +127,15 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         ]
         lines += ["", tabulate(rows, ["method", "iterations", *METRICS], "github", ".1f")]
     return "\n".join(lines) + "\n"
+
+
+def _sets(root: Path) -> list[dict[str, Any]]:
+    try:
+        return voc_entries(root)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}; give the job a folder by --voc-root FOLDER, or leave it out by --no-job"
+        ) from error
 
 
 def _machine() -> dict[str, Any]:

@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from ..data.formats.voc_set import read_image_set
 from ..data.formats.voc_xml import parse_voc_xml
 from ..engine.launch import iterations_done
+from ..engine.resume import STOPPED
 from ..files import write_text
 from ..sweep.grid import slug
 from ..sweep.state import read_result
@@ -54,9 +55,10 @@ class Budget:
         Returns:
             the exit code; None where the deadline ended it
         """
-        with subprocess.Popen(
-            command, env={**os.environ, **env}, start_new_session=True
-        ) as process:
+        with (
+            _sigterm_ends_it(),
+            subprocess.Popen(command, env={**os.environ, **env}, start_new_session=True) as process,
+        ):
             try:
                 return process.wait(max(self.left - GRACE, 0))
             except subprocess.TimeoutExpired:
@@ -67,6 +69,20 @@ class Budget:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
         return None
+
+
+@contextmanager
+def _sigterm_ends_it() -> Iterator[None]:
+    """SIGTERM, which would end this process alone, as an error that unwinds it."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(STOPPED)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def fitting_iterations(left: float, step: float, wanted: int) -> int:

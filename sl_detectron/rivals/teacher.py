@@ -105,6 +105,7 @@ class EMATeacher(SoftTargets):
 
     def _table_of(self, item: dict[str, Any]) -> Tensor:
         """(G, K) of an image."""
+        # Host trip: the targets of the batch come to the device, as in the detector's forward.
         targets = item["instances"].to(self._student.device)
         given = one_hot(targets.gt_classes, self.num_classes)
         if not len(targets) or not self.share:

@@ -1,6 +1,7 @@
 """The report on a GPU, as far as it can be tried without one."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -88,6 +89,36 @@ def test_a_process_ends_with_its_work_or_at_the_deadline(tmp_path, monkeypatch):
         budget = gpu_job.Budget(started + 1.5)
         assert budget.run([sys.executable, "-c", code], {}, signal.SIGTERM) is None
         assert time.monotonic() - started < 10
+
+
+def test_sigterm_leaves_no_process_behind(tmp_path):
+    pid = tmp_path / "pid"
+    child = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    code = "import sys, time; from sl_detectron.commands.gpu_job import Budget; "
+    code += f"Budget(time.monotonic() + 60).run([sys.executable, '-c', {child!r}], {{}}, 2)"
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", code]) as process:
+        deadline = time.monotonic() + 60
+        while not (pid.exists() and pid.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(20) == 143
+    assert not Path("/proc", pid.read_text()).exists()
+
+
+@pytest.mark.parametrize(
+    ("minutes", "root", "message"),
+    [
+        (0, None, "--minutes must be a number above 0; got 0"),
+        (math.nan, None, "--minutes must be a number above 0; got nan"),
+        (20, "absent", "there is no VOC folder .*absent.*--voc-root FOLDER.*--no-job"),
+    ],
+)
+def test_what_is_refused_before_anything_runs(minutes, root, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "check_cuda", lambda: None)
+    folders = REPO / "tests" / "gpu", tmp_path / "reports", tmp_path / "work"
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        gpu.run_gpu_report(*folders, minutes, root and tmp_path / root)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(

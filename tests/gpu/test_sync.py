@@ -1,11 +1,14 @@
 """No trip to the host in what this project adds to a step, but those that a comment explains."""
 
 import contextlib
+import subprocess
+import sys
 
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
+from helpers import REPO
 from helpers.detectors import DETECTORS, build, small_config
 from helpers.host_trips import HostTrips
 from helpers.loss_cases import LAM
@@ -74,3 +77,25 @@ def test_one_trip_where_scalars_are_logged():
         term(losses, foreground, 100)
     assert len(found.trips) == 1
     assert not found.unexplained
+
+
+BAD_CLASS = """
+import torch
+from detectron2.structures import Instances
+from sl_detectron.modeling.matched_annotations import check_target_classes
+target = Instances((9, 9), gt_classes=torch.tensor([4, 5], device="cuda"))
+check_target_classes([target], int(input()))
+torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.parametrize(("num_classes", "fails"), [(6, False), (5, True)])
+def test_a_class_that_the_detector_does_not_have(num_classes, fails):
+    """Found without a trip; in a process of its own, as no later call of CUDA would succeed."""
+    command = [sys.executable, "-c", BAD_CLASS]
+    done = subprocess.run(
+        command, input=str(num_classes), capture_output=True, text=True, cwd=REPO, timeout=120
+    )
+    said = done.stdout + done.stderr
+    assert (done.returncode != 0) == fails, said
+    assert ("device-side assert" in said or "a class above 4" in said) == fails, said

@@ -27,7 +27,7 @@ READS = {
 # On a CPU these do not come to a dispatcher. The last ones copy from pageable memory of the host.
 CALLS = {
     *(Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.__array__),
-    *(torch.tensor, torch.as_tensor, torch.from_numpy),
+    *(torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, Tensor.new_tensor),
 }
 
 
@@ -115,7 +115,8 @@ class _Called(TorchFunctionMode):
         self.owner = owner
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        from_tensor = func is torch.as_tensor and isinstance(args[0], Tensor)
+        views = func in (torch.as_tensor, torch.asarray)
+        from_tensor = views and isinstance(args[0], Tensor)
         if func in CALLS and not from_tensor:
             self.owner.note(f"torch.{func.__name__}")
         return func(*args, **(kwargs or {}))

@@ -1,6 +1,7 @@
 """The parts of the loss path, each as a call that may make no trip to the host, on any device."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 
 import torch
@@ -13,6 +14,13 @@ from sl_detectron.audit.tracker import AnnotationTracker
 from sl_detectron.modeling import SuperLossTerm
 from sl_detectron.modeling.class_targets import ClassTargets
 from sl_detectron.modeling.superloss_term import GRANULARITIES, SCOPES
+from sl_detectron.rivals import Method
+from sl_detectron.rivals.box_gradients import roi_align
+from sl_detectron.rivals.ca_bbc import soft_labels
+from sl_detectron.rivals.clc import CLC
+from sl_detectron.rivals.co_teaching import CoTeaching
+from sl_detectron.rivals.sd_locnet import SDLocNet
+from sl_detectron.rivals.soft_targets import SoftTargets
 
 Call = Callable[[], None]
 NUM = 100
@@ -92,6 +100,65 @@ def class_targets(device: str) -> Call:
     return call
 
 
+def _samples(device: str) -> tuple[list[Instances], torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Targets of two images with 5 classes; ids, labels and logits of samples."""
+    targets = []
+    for i, num in enumerate((4, 3)):
+        target = Instances((10, 10), gt_boxes=Boxes(torch.rand(num, 4, device=device)))
+        target.gt_classes = torch.randint(5, (num,), device=device)
+        target.gt_annotation_ids = torch.arange(4 * i, 4 * i + num, device=device)
+        targets.append(target)
+    ids, labels = (torch.randint(*ends, (NUM,), device=device) for ends in ((-1, 7), (0, 6)))
+    return targets, ids, labels, torch.rand(NUM, 6, device=device, requires_grad=True)
+
+
+def _class_term(method: Method, samples: tuple) -> torch.Tensor:
+    _, ids, labels, logits = samples
+    losses, weights = method.expected_losses(
+        partial(nn.functional.cross_entropy, logits, reduction="none"),
+        *(ids, labels, lambda: logits[:, :5].softmax(dim=1)),
+    )
+    return (losses * weights).sum()
+
+
+def method(build: Callable[[], Method], device: str) -> Call:
+    """A step in which it is active, and has seen one before."""
+    module, samples = build().to(device), _samples(device)
+    given = torch.rand(2, 7, 6, device=device).softmax(dim=2)
+
+    def call() -> None:
+        for step in range(2):
+            module.begin_step(step)
+            if isinstance(module, SoftTargets):
+                classes = torch.cat([target.gt_classes for target in samples[0]])
+                module.table = soft_labels(classes, *given, temperature=0.4, num_classes=5)
+            module.relabel(samples[0])
+            _class_term(module, samples).backward()
+
+    return call
+
+
+def co_teaching(num_groups: int, device: str) -> Call:
+    module = CoTeaching(0.4, 0, num_groups).to(device)
+    all_samples = {side: _samples(device) for side in (module.first, module.second)}
+
+    def call() -> None:
+        for _ in range(2):
+            losses = {}
+            for i, (side, samples) in enumerate(all_samples.items()):
+                side.relabel(samples[0])
+                losses[str(i)] = side.settle(partial(_class_term, side, samples))
+            sum(module.exchanged(losses).values()).backward()
+
+    return call
+
+
+def boxes_with_gradient(device: str) -> Call:
+    features = torch.rand(8, 16, 16, device=device)
+    boxes = torch.rand(5, 4, device=device, requires_grad=True)
+    return lambda: roi_align(features, boxes, (7, 7), 0.25).sum().backward()
+
+
 # Each makes its call for a device: what it needs is there before.
 PARTS: dict[str, Callable[[str], Call]] = {
     **{f"loss {name}": lambda device, name=name: loss(name, device) for name in CASES},
@@ -104,4 +171,11 @@ PARTS: dict[str, Callable[[str], Call]] = {
     },
     "tracker": tracker,
     "class targets": class_targets,
+    "method CLC": partial(method, partial(CLC, 5)),
+    "method CLC, relabelled": partial(method, partial(CLC, 5, "relabel")),
+    "method SDLocNet": partial(method, partial(SDLocNet, 7, 5)),
+    "method with soft targets": partial(method, SoftTargets),
+    "method CoTeaching": partial(co_teaching, 1),
+    "method CoTeaching, by class": partial(co_teaching, 5),
+    "boxes with a gradient": boxes_with_gradient,
 }

@@ -44,6 +44,20 @@ def test_parts(name):
         PARTS[name]("cpu")()
 
 
+def test_other_devices_do_not_mix():
+    """What the next test builds on."""
+    x = torch.rand(4, device="meta")
+    for mixed in (lambda: x + torch.rand(4), lambda: torch.where(x > 0, torch.rand(4), x)):
+        with pytest.raises((RuntimeError, NotImplementedError), match=r"device|meta"):
+            mixed()
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_stay_on_their_device(name):
+    """Forward and backward beside the CPU, as on a GPU: a tensor of the CPU is refused."""
+    PARTS[name]("meta")()
+
+
 @pytest.mark.parametrize("granularity", ["sample", "instance"])
 @pytest.mark.parametrize("loss", sorted(CLASSIFICATION_LOSSES))
 def test_box_head(loss, granularity, monkeypatch):

@@ -31,6 +31,8 @@ READS = {
     "repeat": lambda x: x.repeat_interleave(torch.arange(4)),
     "from the host": lambda x: x + torch.tensor([1.0, 2.0, 3.0, 4.0]),
     "number from the host": lambda x: x + torch.as_tensor(2.0),
+    "list from the host": lambda x: x + torch.asarray([2.0]),
+    "of its kind, from the host": lambda x: x[:1] + x.new_tensor([2.0]),
 }
 
 
