@@ -21,6 +21,7 @@ from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from detectron2.modeling import StandardROIHeads
 
 from helpers import REPO
+from helpers.detectors import build, small_config
 from sl_detectron.audit import decisions_above, read_audit
 from sl_detectron.audit.decisions import write_decisions
 from sl_detectron.cli import CONSOLE_SCRIPTS
@@ -187,6 +188,12 @@ def test_label_noise_and_evaluation_commands(project, monkeypatch):
     (project / "results").mkdir()
     for name in CLASS_NAMES:
         (project / "results" / f"comp4_det_test_{name}.txt").touch()
+    # What a training run on these classes leaves.
+    cfg = small_config("retinanet", superloss=False)
+    cfg.MODEL.RETINANET.NUM_CLASSES = len(CLASS_NAMES)
+    Path("output").mkdir(exist_ok=True)
+    Path("output/config.yaml").write_text(cfg.dump())
+    torch.save({"model": build(cfg).state_dict()}, "output/model_final.pth")
     for command in commands("docs/label_noise.md") + commands("docs/evaluation.md"):
         run(command, monkeypatch)
     assert (project / "out.json").is_file()

@@ -273,6 +273,7 @@ def _score_boxes(model: GeneralizedRCNN, inputs: Record, targets: Instances) -> 
         # mypy: a method of a Module is a Tensor or a Module.
         draw: Any = predictor.predict_boxes_for_gt_classes
         boxes.append(Boxes(draw(output, [drawn])[0]))
+        # Host trip: detectron2 looks whether they are finite.
         boxes[-1].clip(targets.image_size)
 
     predictors = [m for m in model.modules() if isinstance(m, FastRCNNOutputLayers)]
@@ -325,6 +326,7 @@ def _score_anchors(model: RetinaNet, inputs: Record, targets: Instances) -> Answ
     ).sum(dim=1)
     start = anchors.tensor[foreground]
     boxes = Boxes(model.box2box_transform.apply_deltas(torch.cat(deltas)[foreground], start))
+    # Host trip: detectron2 looks whether they are finite.
     boxes.clip(targets.image_size)
     probabilities = scores.sigmoid()
     background = 1 - probabilities.amax(dim=1)
