@@ -220,6 +220,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=int, default=1, help="number of processes that write XML; default 1"
     )
+    parser.set_defaults(from_run=None)  # what run_config() asks for
     args = parser.parse_args(argv)
     if not args.restore and not args.output:
         parser.error("--output is required")
@@ -233,7 +234,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--type instance has no --mode exact: each annotation has a rate of its own")
     if args.type == "instance" and args.coco_json and not args.images:
         parser.error("--type instance needs --images, the folder of the images of --coco-json")
-    args.from_run = None
     if args.images and not args.coco_json:
         parser.error("--images is of --coco-json")
     if args.images and not Path(args.images).is_dir():

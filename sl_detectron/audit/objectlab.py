@@ -54,23 +54,14 @@ def objectlab_scores(
     Raises:
         ImportError: cleanlab is not installed
     """
-    try:
-        from cleanlab.object_detection.rank import compute_swap_box_scores, get_label_quality_scores
-    except ImportError as error:
-        raise ImportError(
-            "the reference scores are cleanlab's: pip install 'sl_detectron[audit]'"
-        ) from error
-    # cleanlab wants at least one box in an image.
-    kept = [i for i, record in enumerate(records) if _counted(record)]
-    labels = _cleanlab_labels([records[i] for i in kept])
-    predictions = _cleanlab_predictions([detections[i] for i in kept], num_classes)
+    rank, kept, labels, predictions = _for_cleanlab(records, detections, num_classes)
     swap, swap_half = (
-        compute_swap_box_scores(
+        rank.compute_swap_box_scores(
             labels=labels, predictions=predictions, high_probability_threshold=threshold
         )
         for threshold in (None, 0.5)
     )
-    image = get_label_quality_scores(labels, predictions, verbose=False)
+    image = rank.get_label_quality_scores(labels, predictions, verbose=False)
     scores: dict[str, dict[int, float]] = {"swap": {}, "swap at 0.5": {}, "image": {}}
     for place, i in enumerate(kept):
         annotations = _counted(records[i])
@@ -99,22 +90,11 @@ def objectlab_box_scores(
     Raises:
         ImportError: cleanlab is not installed
     """
-    try:
-        from cleanlab.object_detection.rank import (
-            compute_badloc_box_scores,
-            compute_overlooked_box_scores,
-        )
-    except ImportError as error:
-        raise ImportError(
-            "the reference scores are cleanlab's: pip install 'sl_detectron[audit]'"
-        ) from error
-    kept = [i for i, record in enumerate(records) if _counted(record)]
-    labels = _cleanlab_labels([records[i] for i in kept])
-    predictions = _cleanlab_predictions([detections[i] for i in kept], num_classes)
+    rank, kept, labels, predictions = _for_cleanlab(records, detections, num_classes)
     badly_located: dict[int, float] = {}
     overlooked: list[list[tuple[list[float], float]]] = [[] for _ in records]
-    bad = compute_badloc_box_scores(labels=labels, predictions=predictions)
-    over = compute_overlooked_box_scores(labels=labels, predictions=predictions)
+    bad = rank.compute_badloc_box_scores(labels=labels, predictions=predictions)
+    over = rank.compute_overlooked_box_scores(labels=labels, predictions=predictions)
     for i, prediction, qualities, found in zip(kept, predictions, bad, over):
         ids = (a["annotation_id"] for a in _counted(records[i]))
         badly_located.update((j, float(quality)) for j, quality in zip(ids, qualities))
@@ -122,6 +102,26 @@ def objectlab_box_scores(
         boxes = np.concatenate([*prediction])[:, :4].tolist()
         overlooked[i] = [*zip(boxes, np.nan_to_num(found, nan=1.0).tolist())]
     return badly_located, overlooked
+
+
+def _for_cleanlab(
+    records: Sequence[Record], detections: Sequence[Instances], num_classes: int
+) -> tuple[Any, list[int], Any, Any]:
+    """cleanlab's module, the positions of the records that it takes, their labels and predictions.
+
+    Raises:
+        ImportError: cleanlab is not installed
+    """
+    try:
+        from cleanlab.object_detection import rank
+    except ImportError as error:
+        raise ImportError(
+            "the reference scores are cleanlab's: pip install 'sl_detectron[audit]'"
+        ) from error
+    # cleanlab wants at least one box in an image.
+    kept = [i for i, record in enumerate(records) if _counted(record)]
+    labels = _cleanlab_labels([records[i] for i in kept])
+    return rank, kept, labels, _cleanlab_predictions([detections[i] for i in kept], num_classes)
 
 
 def _counted(record: Record) -> list[Record]:

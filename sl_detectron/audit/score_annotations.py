@@ -74,7 +74,7 @@ class Answers(NamedTuple):
     losses: Tensor
     probabilities: Tensor
     background: Tensor
-    boxes: Tensor
+    boxes: Tensor = torch.empty(0, 4)
 
 
 _NOTHING = AnnotationScores(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0), [])
@@ -213,8 +213,9 @@ def _loader(records: Sequence[Record], cfg: CfgNode, share: InferenceSampler) ->
     )
 
 
-# Of a detector in evaluation mode, an input of one image and its targets with annotation ids.
-Scorer = Callable[[Any, Record, Instances], Answers]
+# Of a detector in evaluation mode, an input of one image, its targets with annotation ids, and
+# ``draw``: whether boxes are asked for, which costs trips to the host.
+Scorer = Callable[..., Answers]
 
 
 def scorer_of(model: nn.Module) -> Scorer:
@@ -257,7 +258,9 @@ def _load(record: Record, augmentations: T.Augmentation, image_format: str) -> A
     return {"image": pixels, "height": height, "width": width}, targets
 
 
-def _score_boxes(model: GeneralizedRCNN, inputs: Record, targets: Instances) -> Answers:
+def _score_boxes(
+    model: GeneralizedRCNN, inputs: Record, targets: Instances, draw: bool = True
+) -> Answers:
     images = model.preprocess_image([inputs])
     proposals = Instances(targets.image_size, proposal_boxes=targets.gt_boxes)
     proposals.objectness_logits = torch.zeros(len(targets), device=targets.gt_classes.device)
@@ -266,14 +269,15 @@ def _score_boxes(model: GeneralizedRCNN, inputs: Record, targets: Instances) -> 
 
     def ask(predictor: nn.Module, _: Any, output: tuple[Tensor, Tensor]) -> None:
         answers.append(_losses_and_probabilities(predictor, output[0], targets.gt_classes))
+        if not draw:
+            return
         # A stage of a cascade goes on from the boxes of the one before.
         staged = boxes and isinstance(model.roi_heads, CascadeROIHeads)
         start = boxes[-1] if staged else targets.gt_boxes
         drawn = Instances(targets.image_size, proposal_boxes=start, gt_classes=targets.gt_classes)
         # mypy: a method of a Module is a Tensor or a Module.
-        draw: Any = predictor.predict_boxes_for_gt_classes
-        boxes.append(Boxes(draw(output, [drawn])[0]))
-        # Host trip: detectron2 looks whether they are finite.
+        predict: Any = predictor.predict_boxes_for_gt_classes
+        boxes.append(Boxes(predict(output, [drawn])[0]))
         boxes[-1].clip(targets.image_size)
 
     predictors = [m for m in model.modules() if isinstance(m, FastRCNNOutputLayers)]
@@ -283,6 +287,8 @@ def _score_boxes(model: GeneralizedRCNN, inputs: Record, targets: Instances) -> 
         model.roi_heads(images, model.backbone(images.tensor), [proposals], None)
     # Several for a cascade, which averages its stages at inference too.
     losses, probabilities, background = (sum(v) / len(answers) for v in zip(*answers))
+    if not draw:
+        return Answers(targets.gt_annotation_ids, losses, probabilities, background)
     last = boxes[-1:] if isinstance(model.roi_heads, CascadeROIHeads) else boxes
     drawn = torch.stack([found.tensor for found in last]).mean(dim=0)
     return Answers(targets.gt_annotation_ids, losses, probabilities, background, drawn)
@@ -303,7 +309,9 @@ def _losses_and_probabilities(
     return losses.sum(dim=1), probabilities, 1 - probabilities.amax(dim=1)
 
 
-def _score_anchors(model: RetinaNet, inputs: Record, targets: Instances) -> Answers:
+def _score_anchors(
+    model: RetinaNet, inputs: Record, targets: Instances, draw: bool = True
+) -> Answers:
     images = model.preprocess_image([inputs])
     pyramid = model.backbone(images.tensor)
     features = [pyramid[name] for name in model.head_in_features]
@@ -324,11 +332,12 @@ def _score_anchors(model: RetinaNet, inputs: Record, targets: Instances) -> Answ
         alpha=model.focal_loss_alpha,
         gamma=model.focal_loss_gamma,
     ).sum(dim=1)
-    start = anchors.tensor[foreground]
-    boxes = Boxes(model.box2box_transform.apply_deltas(torch.cat(deltas)[foreground], start))
-    # Host trip: detectron2 looks whether they are finite.
-    boxes.clip(targets.image_size)
     probabilities = scores.sigmoid()
     background = 1 - probabilities.amax(dim=1)
     ids = targets.gt_annotation_ids[of]
+    if not draw:
+        return Answers(ids, losses, probabilities, background)
+    start = anchors.tensor[foreground]
+    boxes = Boxes(model.box2box_transform.apply_deltas(torch.cat(deltas)[foreground], start))
+    boxes.clip(targets.image_size)
     return Answers(ids, losses, probabilities, background, boxes.tensor)

@@ -21,7 +21,6 @@ from detectron2.data.build import (
     load_proposals_into_dataset,
     print_instances_class_histogram,
 )
-from omegaconf import OmegaConf
 from torch.utils.data import Sampler
 
 from ..config import check_has_keys, needs_masks, num_classes_key, num_classes_of, train_sets
@@ -45,7 +44,7 @@ from .config import (
     train_classes,
 )
 from .injection import apply_changes, inject
-from .noises import Noise
+from .noises import Noise, instantiated
 from .samplers import SAMPLERS, sampler_factory
 from .stats import noise_statistics, statistics_table
 
@@ -155,8 +154,7 @@ def noisy_sets(
             total_batch_size=8,
         )
     """
-    # A LazyConfig makes configs of dataclasses that stand in a list.
-    given: list[Any] = [OmegaConf.to_object(n) if OmegaConf.is_config(n) else n for n in noises]
+    given = instantiated(noises)
     unique = dict.fromkeys([names] if isinstance(names, str) else names)
     sets = {name: _load(name, bad_annotations) for name in unique}
     if given:

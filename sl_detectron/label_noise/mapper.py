@@ -5,12 +5,11 @@ from typing import Any
 
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
-from omegaconf import OmegaConf
 
 from ..config import train_sets
 from .config import noises_from_config, train_classes
 from .injection import NOISE_KEY, inject
-from .noises import Noise
+from .noises import Noise, instantiated
 
 __all__ = ["NoisyLabelMapper"]
 
@@ -47,8 +46,7 @@ class NoisyLabelMapper:
         num_classes: int,
         dataset_name: str | None = "",
     ):
-        # A LazyConfig makes configs of dataclasses that stand in a list.
-        given: list[Any] = [OmegaConf.to_object(n) if OmegaConf.is_config(n) else n for n in noises]
+        given = instantiated(noises)
         exact = [noise for noise in given if noise.rate > 0 and noise.mode == "exact"]
         if exact:
             raise ValueError(
@@ -56,7 +54,7 @@ class NoisyLabelMapper:
                 "use build_noisy_train_loader, inject() on the dataset, or mode 'bernoulli'"
             )
         self.mapper = mapper
-        self.noises: tuple[Noise, ...] = tuple(given)
+        self.noises = given
         self.num_classes = num_classes
         self.dataset_name = dataset_name
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from detectron2.config import CfgNode
 from fvcore.common.registry import Registry
+from omegaconf import OmegaConf
 
 from ..data.formats.annotations import Annotation
 
@@ -26,6 +27,7 @@ __all__ = [
     "SymmetricNoise",
     "below",
     "fraction",
+    "instantiated",
 ]
 
 MODES = ("bernoulli", "exact")
@@ -168,6 +170,12 @@ class SymmetricNoise(Noise):
             return {**annotation, "category_id": below(num_classes, draws[0])}
         wrong = below(num_classes - 1, draws[0])
         return {**annotation, "category_id": wrong + (wrong >= true)}
+
+
+def instantiated(noises: Sequence[Any]) -> tuple[Noise, ...]:
+    """The noises of a list, of which a LazyConfig makes configs, as they are dataclasses."""
+    made: list[Any] = [OmegaConf.to_object(n) if OmegaConf.is_config(n) else n for n in noises]
+    return tuple(made)
 
 
 def below(bound: int, draw: int) -> int:

@@ -79,9 +79,7 @@ class CLC(Method):
         probabilities: Callable[[], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Losses of the labels as corrected, with weight 0 for what is dropped."""
-        if probabilities is None:
-            raise ValueError("CLC needs a head with a score for each of its classes")
-        p = probabilities().detach().float()
+        p = self._of_objects(probabilities)
         is_object = (labels >= 0) & (labels < len(self.sums))
         given = torch.where(is_object, labels, 0)
         better = self._better(p, given) & is_object[:, None]

@@ -4,6 +4,7 @@ Shape legend: S samples (RoIs or anchors), G annotations of a batch, A of the tr
 classes.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -79,6 +80,17 @@ class Method(SampleTargets):
         """The targets as they are; their annotations are noted."""
         self._ids = torch.cat([target.get(FIELD) for target in targets])
         return targets
+
+    def _of_objects(self, probabilities: Callable[[], Tensor] | None) -> Tensor:
+        """(S, K) float32 probabilities of the classes of an object, without gradient.
+
+        Raises:
+            ValueError: the head has other scores
+        """
+        if probabilities is None:
+            name = type(self).__name__
+            raise ValueError(f"{name} needs a head with a score for each of its classes")
+        return probabilities().detach().float()
 
     def _columns(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Which samples are of an annotation of the batch, (S,) bool, and its place, (S,)."""

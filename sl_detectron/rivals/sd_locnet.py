@@ -74,9 +74,8 @@ class SDLocNet(Method):
         probabilities: Callable[[], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The plain losses with the weights of their annotations."""
-        if probabilities is None:
-            raise ValueError("SDLocNet needs a head with a score for each of its classes")
-        losses, p = loss_of(labels), probabilities().detach().float()
+        p = self._of_objects(probabilities)
+        losses = loss_of(labels)
         p = p / p.sum(dim=1, keepdim=True).clamp_min(1e-12)
         known, columns = self._columns(ids)
         means = self._means(p, known, columns)

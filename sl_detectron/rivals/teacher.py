@@ -110,7 +110,7 @@ class EMATeacher(SoftTargets):
         given = one_hot(targets.gt_classes, self.num_classes)
         if not len(targets) or not self.share:
             return given
-        answers = self._score(self.teacher, item, targets)
+        answers = self._score(self.teacher, item, targets, draw=False)
         ids, p = answers.ids, answers.probabilities
         same = (targets.get(FIELD)[:, None] == ids).float()
         p = same @ p.float()
