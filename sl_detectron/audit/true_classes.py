@@ -111,19 +111,19 @@ def estimate_true_classes(
     return min(estimates, key=lambda e: abs(e.noise_rate - best.noise_rate))
 
 
-def correction_table(estimate: TrueClasses, labels: Tensor, classes: Sequence[str]) -> str:
+def correction_table(probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> str:
     """How many labels a correction to the most probable classes is expected to fix and to break.
 
     Args:
-        estimate: of A annotations
+        probabilities: (A, K) of the true class, see :class:`TrueClasses`
         labels: (A,) int64 given classes
         classes: K names
 
     Returns:
         a table by given class and a line for all: expected counts, by the probabilities
     """
-    probable, best = estimate.probabilities.max(dim=1)
-    of_given = estimate.probabilities.gather(1, labels[:, None])[:, 0]
+    probable, best = probabilities.max(dim=1)
+    of_given = probabilities.gather(1, labels[:, None])[:, 0]
     changes = (best != labels).double()
     columns = [torch.ones_like(changes), 1 - of_given, changes]
     columns += [changes * probable, changes * of_given]

@@ -125,7 +125,10 @@ def _audit(cfg: CfgNode, args: argparse.Namespace) -> None:
     if audit is not None:
         lines += _write(args, audit, Path(args.output))
     if audit is not None and estimate is not None:
-        lines.append(correction_table(estimate, torch.tensor(table.labels()), audit.classes))
+        # An annotation that the training never sampled is not in the audit, nor corrected.
+        ids = torch.tensor([a.annotation_id for a in audit.annotations], dtype=torch.int64)
+        labels = torch.tensor(table.labels())[ids]
+        lines.append(correction_table(estimate.probabilities[ids], labels, audit.classes))
     if (args.evaluate or args.manifest) and not args.truth:
         evaluation = evaluate_run(cfg, audit, table, _checkpoint(args), args.manifest)
         lines += _write_evaluation(evaluation, Path(args.output)) if evaluation else []
