@@ -1,6 +1,7 @@
 """A training job of one round or, where labels are corrected, of several."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -15,12 +16,18 @@ from .trainer import SuperLossTrainer
 __all__ = ["train_net"]
 
 
-def train_net(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
+def train_net(
+    cfg: CfgNode,
+    args: argparse.Namespace,
+    after_round: Callable[[int, CfgNode, dict[str, Any]], None] = lambda number, cfg, metrics: None,
+) -> dict[str, Any]:
     """Train and evaluate, or evaluate only, on every rank that detectron2's ``launch`` starts.
 
     Args:
         cfg: from :func:`setup_cfg`
         args: from detectron2's ``default_argument_parser``; ``eval_only`` and ``resume`` count
+        after_round: called on every rank with the number, config and metrics of each round but the
+            last, before its labels are corrected
 
     Returns:
         the metrics of the last evaluation, of the last training round; empty on other ranks than
@@ -33,7 +40,7 @@ def train_net(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
         round_cfg = round_config(cfg, number)
         if args.resume and is_estimated(round_cfg):
             continue
-        _train_round(round_cfg, args)
+        after_round(number, round_cfg, _train_round(round_cfg, args))
         write_class_targets(round_cfg)
         end_logs()
     return _train_round(round_config(cfg, num_rounds), args)

@@ -9,13 +9,14 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
+from ..engine.label_correction import round_config
 from ..engine.setup import merge_cfg
 from ..model_zoo import find_config
 from .grid import Grid, Run
 from .jobs import RunJob
-from .state import FAILED, differences, has_checkpoint, read_result, same_config
+from .state import FAILED, differences, fingerprint, has_checkpoint, read_result, same_config
 
-__all__ = ["PlannedRun", "explain_change", "plan"]
+__all__ = ["PlannedRun", "explain_change", "plan", "shared_first_rounds"]
 
 SHOWN_KEYS = 5
 
@@ -46,13 +47,22 @@ class PlannedRun:
         return self.cfg.MODEL.DEVICE.startswith("cuda")
 
     def job(
-        self, keep: str, num_gpus: int, threads: int | None, imports: Sequence[str] = ()
+        self,
+        keep: str,
+        num_gpus: int,
+        threads: int | None,
+        imports: Sequence[str] = (),
+        first_round: "PlannedRun | None" = None,
     ) -> RunJob:
-        """The process that trains it; see :func:`~sl_detectron.sweep.run_grid`."""
+        """The process that trains it; see :func:`~sl_detectron.sweep.run_grid`.
+
+        ``first_round`` is the run that its first round of label correction gives the result of.
+        """
         if threads is None and not self.on_gpu:
             threads = 1
         modules = [word for name in imports for word in ("--import", name)]
-        args = ("--keep", keep, *modules, *self.args)
+        shared = ("--first-round", str(first_round.folder)) if first_round else ()
+        args = ("--keep", keep, *shared, *modules, *self.args)
         return RunJob(self.folder, args, num_gpus, threads)
 
 
@@ -83,6 +93,27 @@ def plan(grid: Grid, output: str | os.PathLike) -> list[PlannedRun]:
         except (ValueError, OSError) as error:
             raise ValueError(f"{run.method}: {error}") from error
     return planned
+
+
+def shared_first_rounds(runs: Sequence[PlannedRun]) -> dict[Path, PlannedRun]:
+    """Runs that another one trains in passing, as its first round of label correction.
+
+    Only pairs that have not begun: what is half done goes on where it is.
+
+    Returns:
+        {folder of a run of several rounds: the run of one round that its first round is}
+    """
+    alone = {
+        fingerprint(run.cfg): run
+        for run in runs
+        if _num_rounds(run) == 1 and not has_checkpoint(run.folder)
+    }
+    shared: dict[Path, PlannedRun] = {}
+    for run in runs:
+        if _num_rounds(run) > 1 and not has_checkpoint(run.folder):
+            first = alone.pop(fingerprint(round_config(run.cfg, 1)), None)
+            shared |= {run.folder: first} if first else {}
+    return shared
 
 
 def explain_change(planned: PlannedRun) -> str:
@@ -120,3 +151,7 @@ def _config_file(name: str) -> str:
     path = find_config(name)
     relative = os.path.relpath(path)
     return path if relative.startswith("..") else relative
+
+
+def _num_rounds(run: PlannedRun) -> int:
+    return run.cfg.MODEL.SUPERLOSS.CORRECTION.ROUNDS

@@ -6,7 +6,9 @@ addition it
 * ends when its parent ends, for any reason: it watches its standard input,
 * holds a lock on its folder, so that no two processes train in it,
 * writes ``result.json`` at the end, and only then removes checkpoints. A result with the same
-  config is kept.
+  config is kept,
+* copies its first round of label correction to ``--first-round FOLDER``, that of another run of the
+  sweep, which is the same training.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
@@ -52,6 +55,7 @@ def main(argv: list[str]) -> None:
     # A traceback is for the log; the sweep shows its last line.
     parser.set_defaults(debug=True, dist_timeout=1800.0)
     parser.add_argument("--keep", choices=state.KEEP, default="all")
+    parser.add_argument("--first-round", type=Path, metavar="FOLDER")
     add_import_option(parser)
     args = parser.parse_args(argv)
     # Slurm announces a time limit to all processes of a job; who started this one sends SIGTERM.
@@ -87,18 +91,44 @@ def train_run(cfg: CfgNode, args: argparse.Namespace) -> None:
             write_json(folder / state.BEGUN, {"fingerprint": fingerprint(cfg)})
         comm.synchronize()
         started = time.monotonic()
-        metrics = train_net(cfg, args)
+
+        def after_round(number: int, round_cfg: CfgNode, metrics: dict[str, Any]) -> None:
+            if number == 1 and args.first_round:
+                _share_round(round_cfg, metrics, started, args)
+
+        metrics = train_net(cfg, args, after_round)
         if comm.is_main_process():
-            result = {
-                "metrics": metrics["bbox"],
-                "seconds": round(time.monotonic() - started, 1),
-                "resumed": args.resume,  # so seconds are those of the last part
-                "fingerprint": fingerprint(cfg),
-                "versions": _versions(),
-            }
-            write_json(folder / state.RESULT, result)
-            # After it: a result that cannot be written, as on a full disk, loses no training.
-            _discard_checkpoints(folder, args.keep)
+            _finish(folder, cfg, metrics, started, args)
+
+
+def _share_round(
+    cfg: CfgNode, metrics: dict[str, Any], started: float, args: argparse.Namespace
+) -> None:
+    """Copy a finished round to the run of the sweep that is the same training."""
+    with _locked(args.first_round):
+        if comm.is_main_process() and read_result(args.first_round) is None:
+            _clear(args.first_round)
+            shutil.copytree(cfg.OUTPUT_DIR, args.first_round, dirs_exist_ok=True)
+            _finish(args.first_round, cfg, metrics, started, args)
+
+
+def _finish(
+    folder: Path,
+    cfg: CfgNode,
+    metrics: dict[str, Any],
+    started: float,
+    args: argparse.Namespace,
+) -> None:
+    result = {
+        "metrics": metrics["bbox"],
+        "seconds": round(time.monotonic() - started, 1),
+        "resumed": args.resume,  # so seconds are those of the last part
+        "fingerprint": fingerprint(cfg),
+        "versions": _versions(),
+    }
+    write_json(folder / state.RESULT, result)
+    # After it: a result that cannot be written, as on a full disk, loses no training.
+    _discard_checkpoints(folder, args.keep)
 
 
 def _found(cfg: CfgNode, folder: Path) -> tuple[bool, bool, bool]:

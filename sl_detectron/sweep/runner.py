@@ -19,7 +19,7 @@ from ..files import write_text
 from .cluster import SubmititPool
 from .grid import Grid
 from .jobs import ProcessPool
-from .plan import PlannedRun, explain_change, plan
+from .plan import PlannedRun, explain_change, plan, shared_first_rounds
 from .progress import Progress, Unfinished
 from .state import FAILED, GRID_FILE, OPTIONS_FILE, RESULT, RUN_LOG, write_json
 
@@ -92,10 +92,20 @@ def run_grid(
     write_text(output / GRID_FILE, grid.text)
     write_text(output / OPTIONS_FILE, json.dumps(grid.opts) + "\n")
     if pool is not None:
+        pairs = _with_first_rounds(waiting)
         with pool, Progress(waiting, [run for run in runs if run.state == "finished"]) as progress:
-            handles = pool.submit([run.job(keep, num_gpus, threads, imports) for run in waiting])
-            unfinished += _train(dict(zip(handles, waiting)), pool, progress)
+            handles = pool.submit(
+                [run.job(keep, num_gpus, threads, imports, first) for run, first in pairs]
+            )
+            unfinished += _train(dict(zip(handles, pairs)), pool, progress)
     return unfinished
+
+
+def _with_first_rounds(waiting: list[PlannedRun]) -> list[tuple[PlannedRun, PlannedRun | None]]:
+    """The runs to start, each with the run that it trains in passing."""
+    shared = shared_first_rounds(waiting)
+    passed = {run.folder for run in shared.values()}
+    return [(run, shared.get(run.folder)) for run in waiting if run.folder not in passed]
 
 
 def _choose(
@@ -140,9 +150,11 @@ def _check_methods(runs: list[PlannedRun]) -> None:
 
 
 def _train(
-    running: dict[Any, PlannedRun], pool: ProcessPool | SubmititPool, progress: Progress
+    running: dict[Any, tuple[PlannedRun, PlannedRun | None]],
+    pool: ProcessPool | SubmititPool,
+    progress: Progress,
 ) -> list[Unfinished]:
-    """Wait for the runs by their handles in the pool."""
+    """Wait for the runs by their handles in the pool; see :func:`_with_first_rounds`."""
     unfinished = []
     with _noting_signals() as signals:
         while running:
@@ -153,10 +165,13 @@ def _train(
                 print(f"Stopped by {name}; the same command goes on.", file=sys.stderr)
                 raise SystemExit(128 + signals[0])  # as a shell would say it
             for handle in [handle for handle in running if handle.done()]:
-                run = running.pop(handle)
-                end = _settle(run, pool, handle)
-                progress.settled(run, end)
-                unfinished += [end] if end else []
+                run, first = running.pop(handle)
+                ends = [(run, _settle(run, pool, handle))]
+                if first:
+                    ends.append((first, _settle_first(first, *ends[0])))
+                for ended, end in ends:
+                    progress.settled(ended, end)
+                    unfinished += [end] if end else []
             progress.update()
     return unfinished
 
@@ -194,6 +209,13 @@ def _settle(run: PlannedRun, pool: ProcessPool | SubmititPool, handle: Any) -> U
         return Unfinished(run, "stopped", "by SIGTERM; the same command goes on")
     write_json(run.folder / FAILED, {"exit_code": code})
     return Unfinished(run, "failed", _explain_failure(run.folder))
+
+
+def _settle_first(first: PlannedRun, run: PlannedRun, end: Unfinished | None) -> Unfinished | None:
+    """The same of the run that ``run``, which ended so, should have trained in passing."""
+    if (first.folder / RESULT).is_file():
+        return None
+    return Unfinished(first, end.state if end else "stopped", f"as the first round of {run.run}")
 
 
 def _explain_failure(folder: Path) -> str:

@@ -15,9 +15,9 @@ from sl_detectron.sweep import run as run_module
 @pytest.mark.parametrize("full_disk", [True, False])
 def test_checkpoints_go_only_when_the_result_is_there(full_disk, tmp_path, monkeypatch):
     cfg = CfgNode({"OUTPUT_DIR": str(tmp_path)})
-    args = argparse.Namespace(keep="none", resume=False)
+    args = argparse.Namespace(keep="none", resume=False, first_round=None)
 
-    def train_net(cfg, args):
+    def train_net(cfg, args, after_round):
         for name in ("model_0000001.pth", "model_final.pth", "last_checkpoint"):
             (tmp_path / name).touch()
         return {"bbox": {}}
@@ -60,11 +60,11 @@ def test_waits_for_who_trains_in_the_folder_and_takes_over_when_it_is_killed(
 def test_rounds_of_label_correction(tmp_path, monkeypatch, keep):
     """A run that is killed in its first round goes on there; then its checkpoints go too."""
     cfg = CfgNode({"OUTPUT_DIR": str(tmp_path)})
-    args = argparse.Namespace(keep=keep, resume=False)
+    args = argparse.Namespace(keep=keep, resume=False, first_round=None)
     resumed = []
     names = {"model_0000001.pth", "model_final.pth", "last_checkpoint"}
 
-    def train_net(cfg, args):
+    def train_net(cfg, args, after_round):
         resumed.append(args.resume)
         for folder in (tmp_path / "round_1", tmp_path):
             folder.mkdir(exist_ok=True)

@@ -20,9 +20,9 @@ from helpers import REPO
 from helpers.grid_cases import run_here, write_tiny_grid
 from sl_detectron.engine.resume import STOPPED
 from sl_detectron.sweep import make_tables, read_grid
-from sl_detectron.sweep.plan import PlannedRun, plan
-from sl_detectron.sweep.progress import Progress
-from sl_detectron.sweep.runner import _explain_failure, _settle
+from sl_detectron.sweep.plan import PlannedRun, plan, shared_first_rounds
+from sl_detectron.sweep.progress import Progress, Unfinished
+from sl_detectron.sweep.runner import _explain_failure, _settle, _settle_first
 
 BASELINE = {"config": "Toy/retinanet.yaml"}
 
@@ -253,6 +253,62 @@ def test_a_stock_detector_goes_on_to_the_same_weights(finished, grid_file, tmp_p
     assert code == 0, said
     assert "Starting training from iteration 2" in said
     assert_equal_weights(other, run.folder)
+
+
+@pytest.fixture
+def rounds_grid(tiny_root, tmp_path):
+    superloss = {"config": "Toy/retinanet_superloss.yaml"}
+    two_rounds = {**superloss, "opts": ["MODEL.SUPERLOSS.CORRECTION.ROUNDS", 2]}
+    methods = {"SuperLoss": superloss, "two rounds": two_rounds}
+    return write_tiny_grid(
+        tmp_path / "grid.yaml",
+        tiny_root,
+        baseline="SuperLoss",
+        detectors={"RetinaNet": methods},
+    )
+
+
+def test_a_first_round_is_the_result_of_the_run_that_it_is_equal_to(
+    rounds_grid, finished, tmp_path
+):
+    said = sweep(rounds_grid, tmp_path / "out")
+    assert said.returncode == 0, said.stderr
+    assert "[1/2] RetinaNet, two rounds" in said.stderr
+    assert "[2/2] RetinaNet, SuperLoss" in said.stderr
+    superloss, rounds = (run.folder for run in plan(read_grid(rounds_grid), tmp_path / "out"))
+    assert (rounds / "run.log").exists()
+    assert not (superloss / "run.log").exists()  # no process of its own
+    # As if trained alone: the fixture's sweep did.
+    alone = finished[0] / superloss.relative_to(tmp_path / "out")
+    (trained,), (expected,) = (
+        weights(superloss).values(),
+        (torch.load(alone / "model_final.pth", weights_only=False)["model"],),
+    )
+    torch.testing.assert_close(trained, expected, rtol=0, atol=0, equal_nan=True)
+    metrics = [json.loads((f / "result.json").read_text())["metrics"] for f in (superloss, alone)]
+    assert metrics[0] == metrics[1]
+    assert [run.state for run in plan(read_grid(rounds_grid), tmp_path / "out")] == ["finished"] * 2
+
+
+def test_a_half_done_run_is_not_taken_over_by_a_first_round(rounds_grid, tmp_path):
+    runs = plan(read_grid(rounds_grid), tmp_path / "out")
+    assert shared_first_rounds(runs) == {runs[1].folder: runs[0]}
+    for run in runs:
+        begun = run.folder / "last_checkpoint"
+        begun.parent.mkdir(parents=True)
+        begun.touch()
+        assert shared_first_rounds(runs) == {}
+        begun.unlink()
+
+
+def test_a_run_without_the_first_round_that_it_should_have_been(rounds_grid, tmp_path):
+    first, run = plan(read_grid(rounds_grid), tmp_path / "out")
+    failed = Unfinished(run, "failed", "out of memory")
+    assert _settle_first(first, run, failed).state == "failed"
+    assert "as the first round of RetinaNet, two rounds" in _settle_first(first, run, failed).why
+    first.folder.mkdir(parents=True)
+    (first.folder / "result.json").touch()
+    assert _settle_first(first, run, failed) is None
 
 
 def test_failed_runs_are_reported_and_retried_on_demand(finished, tiny_root, tmp_path):
