@@ -147,10 +147,10 @@ def end_as(folder: Path, end: str) -> None:
 def test_ranks_end_before_the_interpreter_is_torn_down(tmp_path, capfd, end):
     """In which gloo's threads may abort a process that has done all its work."""
     if end == "done":
-        run_ranks(end_as, 2, tmp_path, end)
+        run_ranks(end_as, 2, tmp_path, end, fresh=True)
     else:
         with pytest.raises(SystemExit) as ended:
-            run_ranks(end_as, 2, tmp_path, end, debug=False)
+            run_ranks(end_as, 2, tmp_path, end, debug=False, fresh=True)
         assert ended.value.code == {"stopped": 143, "diverged": 2}[end]
     printed = capfd.readouterr().out
     for rank in (0, 1) if end == "done" else (1,):

@@ -1,6 +1,7 @@
 """Small detectors and batches, and jobs on several ranks."""
 
 from argparse import Namespace
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 
+from helpers.forked import forked_ranks
 from sl_detectron.engine.launch import launch_job
 from sl_detectron.model_zoo import get_config
 
@@ -61,11 +63,21 @@ def small_config(detector: str, superloss: bool) -> CfgNode:
     return cfg
 
 
-def run_ranks(job, num: int, *args, timeout: float = 120, debug: bool = True) -> None:
-    """Call ``job(*args)`` in as many processes, as the trainings are started."""
+def run_ranks(
+    job, num: int, *args, timeout: float = 120, debug: bool = True, fresh: bool = False
+) -> None:
+    """Call ``job(*args)`` in as many processes, as the trainings are started.
+
+    Args:
+        job, num, args: what to call, by how many ranks, and its arguments
+        timeout: in seconds, of a rank that waits for another
+        debug: as the tools' ``--debug``
+        fresh: in new interpreters as in use, not forked with the imports done
+    """
     how = {"num_gpus": num, "dist_timeout": timeout, "debug": debug}
     where = {"num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
-    launch_job(_call, (job, args), Namespace(**how, **where))
+    with nullcontext() if fresh else forked_ranks():
+        launch_job(_call, (job, args), Namespace(**how, **where))
 
 
 def _call(job_and_args, _):
