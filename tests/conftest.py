@@ -8,6 +8,7 @@ import torch
 from detectron2.data import MetadataCatalog
 
 from helpers import REPO
+from sl_detectron.data import make_toy_dataset
 
 TESTS = Path(__file__).parent
 collect_ignore = ["helpers"]
@@ -65,10 +66,15 @@ def datasets_root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def toy_env(tmp_path_factory) -> dict[str, str]:
-    """The environment of a training that makes the toy set for itself, on one thread."""
-    root = tmp_path_factory.mktemp("datasets")
-    return {**os.environ, "DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1"}
+def toy_root(tmp_path_factory) -> Path:
+    """The toy set, for all tests to read; image sets of other names may be added."""
+    return make_toy_dataset(tmp_path_factory.mktemp("datasets") / "toy_digits")
+
+
+@pytest.fixture(scope="session")
+def toy_env(toy_root) -> dict[str, str]:
+    """The environment of a training on the toy set, on one thread."""
+    return {**os.environ, "DETECTRON2_DATASETS": str(toy_root.parent), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 
 from helpers import REPO
 from sl_detectron.commands import gpu, gpu_job
-from sl_detectron.data.toy import TOY_CLASS_NAMES, make_toy_dataset
+from sl_detectron.data.toy import TOY_CLASS_NAMES
 from sl_detectron.engine.setup import merge_cfg
 from sl_detectron.model_zoo import find_config
 from sl_detectron.sweep import read_grid
@@ -159,15 +159,12 @@ def test_results_and_figures_of_tests_that_ran(tmp_path):
 
 
 @pytest.mark.parametrize("weights", ["", "R-50.pkl"])
-def test_grid_of_the_job(toy_env, tmp_path, weights):
+def test_grid_of_the_job(toy_root, tmp_path, weights):
     """Each of its configs is one that a training accepts."""
     import yaml
 
-    root = Path(toy_env["DETECTRON2_DATASETS"], "toy_digits")
-    if not root.exists():
-        make_toy_dataset(root)
-    (root / "ImageSets/Main/val.txt").write_text("")
-    sets = gpu_job.voc_entries(root)
+    (toy_root / "ImageSets/Main/val.txt").write_text("")
+    sets = gpu_job.voc_entries(toy_root)
     assert [entry["SPLIT"] for entry in sets] == ["train", "test"]
     assert set(sets[0]["CLASSES"]) == set(TOY_CLASS_NAMES)
     assert sets[0]["CLASSES"] == sets[1]["CLASSES"]

@@ -12,10 +12,7 @@ from PIL import Image
 from sl_detectron.data import load_voc_dataset, make_toy_dataset, toy
 from sl_detectron.data.toy import TOY_CLASS_NAMES, register_toy_datasets
 
-
-@pytest.fixture(scope="module")
-def toy_root(tmp_path_factory):
-    return make_toy_dataset(tmp_path_factory.mktemp("toy") / "digits")
+FEW = {"train": 10, "test": 10}
 
 
 def test_loads_as_a_voc_devkit(toy_root):
@@ -53,13 +50,16 @@ def test_splits_share_no_digit(monkeypatch, tmp_path):
         return compose(rng, digits, labels, pool)
 
     monkeypatch.setattr(toy, "_compose", spy)
+    monkeypatch.setattr(toy, "TOY_SPLITS", FEW)
     make_toy_dataset(tmp_path / "digits")
     train, test = drawn.values()
     assert not train & test
     assert len(train | test) == 1797
 
 
-def test_same_seed_same_files(toy_root, tmp_path):
+def test_same_seed_same_files(toy_root, tmp_path, monkeypatch):
+    """The first images of each split, whatever its length."""
+    monkeypatch.setattr(toy, "TOY_SPLITS", FEW)
     again = make_toy_dataset(tmp_path / "again")
     other = make_toy_dataset(tmp_path / "other", seed=1)
     names = [f"JPEGImages/train_{i:04d}.jpg" for i in range(10)]

@@ -34,8 +34,13 @@ DETECTORS = {
 
 
 def small_config(detector: str, superloss: bool) -> CfgNode:
-    """A detector of ResNet-18 size over ``NUM_CLASSES`` classes."""
+    """A detector over ``NUM_CLASSES`` classes on a ResNet-50 of a quarter of its width.
+
+    A step takes half of the time of one of the toy configs' ResNet-18.
+    """
     cfg = get_config("Toy/retinanet.yaml" if detector == "retinanet" else "Toy/faster_rcnn.yaml")
+    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 50, 16
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 16
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = NUM_CLASSES
     cfg.MODEL.MASK_ON = detector.endswith("masks")
     if detector.endswith("keypoints"):
@@ -48,8 +53,6 @@ def small_config(detector: str, superloss: bool) -> CfgNode:
     if detector.startswith("c4"):
         cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
         cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res4"]
-        cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 50, 16
-        cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 16
         cfg.MODEL.RPN.IN_FEATURES = ["res4"]
         cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16, 32]]
         cfg.MODEL.ROI_HEADS.NAME = "Res5ROIHeads"

@@ -9,7 +9,6 @@ import torch
 
 from helpers import REPO
 from helpers.forked import Program
-from sl_detectron.data import make_toy_dataset
 from sl_detectron.data.toy import TOY_CLASS_NAMES
 
 DRIVER = Path(__file__).with_name("driver.py")
@@ -53,8 +52,6 @@ def few_test_images(env):
 def toy_split(env, name, of, num_images):
     """An entry of CUSTOM_VOC: the first images of a split of the toy set."""
     root = Path(env["DETECTRON2_DATASETS"], "toy_digits")
-    if not root.exists():
-        make_toy_dataset(root)
     splits = root / "ImageSets" / "Main"
     names = (splits / f"{of}.txt").read_text().splitlines()[:num_images]
     (splits / f"{name}.txt").write_text("\n".join(names))

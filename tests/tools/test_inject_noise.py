@@ -417,7 +417,8 @@ def real_records(real_devkit):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
 def test_wrong_labels_of_real_annotations_are_uniform(real_records, rate, seed):
-    records = real_records
+    """All 30,638 annotations with the first seed, a fifth of the images with each other."""
+    records = real_records[seed::5] if seed else real_records
     total = sum(len(record["annotations"]) for record in records)
     _, changes = inject(records, [SymmetricNoise(rate=rate, seed=seed)], 20, "voc_2007_all")
     assert abs(len(changes) - rate * total) < 5 * math.sqrt(total * rate * (1 - rate))
