@@ -2,13 +2,14 @@
 
 import os
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
 
 from helpers import REPO
-from sl_detectron.data import make_toy_dataset
+from sl_detectron.data import toy
 
 TESTS = Path(__file__).parent
 collect_ignore = ["helpers"]
@@ -67,8 +68,9 @@ def datasets_root() -> Path:
 
 @pytest.fixture(scope="session")
 def toy_root(tmp_path_factory) -> Path:
-    """The toy set, for all tests to read; image sets of other names may be added."""
-    return make_toy_dataset(tmp_path_factory.mktemp("datasets") / "toy_digits")
+    """A small toy set, for all tests to read; image sets of other names may be added."""
+    with patch.object(toy, "TOY_SPLITS", {"train": 200, "test": 12}):
+        return toy.make_toy_dataset(tmp_path_factory.mktemp("datasets") / "toy_digits")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers import trainings
-from helpers.trainings import FASTER_RCNN, RETINANET, few_test_images
+from helpers.trainings import FASTER_RCNN, RETINANET
 from sl_detectron.audit import read_audit
 from sl_detectron.data.toy import TOY_CLASS_NAMES
 
@@ -64,10 +64,9 @@ def test_resume_continues_with_the_saved_tau(trained, train_net):
     assert resumed == pytest.approx(saved, rel=1e-4)
 
 
-def test_evaluates_a_checkpoint(trained, train_net, toy_env, tmp_path):
+def test_evaluates_a_checkpoint(trained, train_net, tmp_path):
     output, _ = trained
     opts = ["MODEL.WEIGHTS", output / "model_final.pth", "OUTPUT_DIR", tmp_path]
-    opts += few_test_images(toy_env)
     done = train_net("--config-file", RETINANET, "--eval-only", *opts)
     assert done.returncode == 0, done.stderr
     assert re.search(r"copypaste: AP,AP50,AP75\n.*copypaste: [\d.]+,[\d.]+,[\d.]+", done.stdout)
