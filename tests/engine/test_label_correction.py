@@ -151,7 +151,7 @@ def test_targets_of_a_file(tmp_path):
     stricter = LabelCorrection(targets=str(path), min_probability=0.9)
     uncertain = stricter.build_targets(model, table_of(LABELS))
     assert not uncertain.weights.any()
-    with pytest.raises(ValueError, match="of other annotations than those of the training sets"):
+    with pytest.raises(ValueError, match="does not match the annotations of the training sets"):
         correction.build_targets(model, table_of(LABELS, fingerprint=8))
     with pytest.raises(ValueError, match="needs SuperLoss heads"):
         correction.build_targets(nn.Linear(1, 1), table_of(LABELS))
