@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from helpers import REPO
+from helpers.forked import Program
 from sl_detectron.commands import gpu, gpu_job
 from sl_detectron.data.toy import TOY_CLASS_NAMES
 from sl_detectron.engine.setup import merge_cfg
@@ -46,13 +48,13 @@ REPORT = {
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_cuda_one_line_says_what_is_missing(tmp_path):
-    command = [sys.executable, str(REPO / "tools" / "gpu_report.py"), "--work", str(tmp_path / "w")]
-    command += ["--output", str(tmp_path / "reports")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    args = ["--work", str(tmp_path / "w"), "--output", str(tmp_path / "reports")]
+    program = Program(REPO / "tools" / "gpu_report.py", args, {**os.environ})
+    out, err = program.communicate()
+    assert program.returncode == 2
+    (line,) = err.splitlines()
     assert line.startswith("gpu_report.py: error: no CUDA: torch ")
-    assert not done.stdout
+    assert not out
     assert not [*tmp_path.iterdir()]
 
 

@@ -57,7 +57,7 @@ class Program:
 
     def __init__(
         self,
-        path: Path,
+        path: str | Path,
         args: list[str],
         env: dict[str, str],
         joins: bool = False,
