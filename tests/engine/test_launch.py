@@ -17,14 +17,13 @@ import torch.distributed as dist
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from helpers.detectors import build, make_batch, run_ranks, small_config
+from helpers.detectors import build, make_batch, on_resnet_18, run_ranks, small_config
 from helpers.trainings import RETINANET, start, wait_for_iteration
 from sl_detectron.data import TrainLoader
 from sl_detectron.engine.finite import FiniteTrainer
 from sl_detectron.engine.launch import setup_job
 from sl_detectron.engine.resume import any_rank
 from sl_detectron.engine.trainer import distribute
-from sl_detectron.model_zoo import get_config
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
 
@@ -35,8 +34,7 @@ NUM_OBJECTS = (3, 0, 1, 4)
 
 def config():
     """A detector whose losses are sums over images: no batch statistics, RoIs up to the limit."""
-    cfg = small_config("standard", superloss=True)
-    cfg.MODEL.RESNETS = get_config("Toy/faster_rcnn.yaml").MODEL.RESNETS  # wide enough for GN
+    cfg = on_resnet_18(small_config("standard", superloss=True))
     cfg.MODEL.RESNETS.NORM = "GN"
     cfg.MODEL.SUPERLOSS.CLS.TAU = "ExpAvg"
     cfg.MODEL.SUPERLOSS.BOX_REG.ENABLED = True

@@ -66,6 +66,15 @@ def small_config(detector: str, superloss: bool) -> CfgNode:
     return cfg
 
 
+def on_resnet_18(cfg: CfgNode) -> CfgNode:
+    """The config on the toy configs' ResNet-18.
+
+    It is wide enough for group norm, and untrained its scores and deltas are near 0.
+    """
+    cfg.MODEL.RESNETS = get_config("Toy/faster_rcnn.yaml").MODEL.RESNETS
+    return cfg
+
+
 def run_ranks(
     job, num: int, *args, timeout: float = 120, debug: bool = True, fresh: bool = False
 ) -> None:
