@@ -19,10 +19,10 @@ demo: setup  ## train baseline and SuperLoss on the toy set with 40 % wrong labe
 	$(BIN)/python tools/demo.py --report --output $(OUTPUT)/demo
 
 check: lint  ## lint, type check and the fast tests: what to run before each commit
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test: lint  ## lint, type check and all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ __all__ = ["SafeCheckpointer", "check_checkpoint", "last_checkpoint", "read_chec
 
 logger = logging.getLogger(__name__)
 
-# Where numpy 1 and numpy 2 say that the makers of arrays and scalars are.
+# The modules of array and scalar constructors in pickles of numpy 1 and numpy 2.
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 # What the .pkl files of the model zoo are made of: dicts of arrays. Converters leave tensors too.
 _ARRAYS = {
@@ -40,13 +40,13 @@ _PERIODIC = re.compile(r"model_\d{7}\.pth")
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a checkpoint of any kind that detectron2 knows, without running code from it.
+    """Read a checkpoint of any kind that detectron2 supports, without running code from it.
 
     Args:
         path: a .pth file, or .pkl (model zoo, Caffe2) or .pyth (pycls)
 
     Returns:
-        what the file holds, tensors on the CPU
+        the content of the file, tensors on the CPU
 
     Raises:
         FileNotFoundError: there is no such file
@@ -70,7 +70,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def check_checkpoint(path: str | os.PathLike | None, key: str = "") -> None:
-    """Refuse a checkpoint that is not there; an address is left to what downloads it.
+    """Refuse a checkpoint that does not exist; addresses are checked when they are downloaded.
 
     Args:
         path: a file, with or without a query as in "model.pkl?matching_heuristics=True", an address
@@ -117,7 +117,7 @@ def _checkpoints(folder: str | os.PathLike) -> list[Path]:
 def _warn_of_old_torch() -> None:
     if torch.__version__ < _SAFE_TORCH:
         logger.warning(
-            "torch %s is older than 2.6, in which weights_only loading was repaired "
+            "torch %s is older than 2.6, in which weights_only loading was fixed "
             "(CVE-2025-32434): load only checkpoints that you trust",
             torch.__version__,
         )
@@ -125,7 +125,7 @@ def _warn_of_old_torch() -> None:
 
 def _numpy_allowed() -> AbstractContextManager:
     """Arrays and scalars of numpy load too: a custom hook may have them in its state."""
-    if torch.__version__ < _SAFE_TORCH:  # it takes no names but its numpy's
+    if torch.__version__ < _SAFE_TORCH:  # it accepts only the names of its numpy
         return nullcontext()
     array, number = np.zeros(1), np.float64(0)
     reconstruct, scalar = array.__reduce__()[0], number.__reduce__()[0]
@@ -139,13 +139,13 @@ def _numpy_allowed() -> AbstractContextManager:
 
 
 def _why_unreadable(message: str) -> str:
-    """One line of what torch says in a page."""
+    """One line for the long message of torch."""
     code = re.search(r"GLOBAL (\S+)|[Uu]nsupported class (\S+)", message)
     if code:
         name = code[1] or code[2]
         return f"is refused as a checkpoint: it is a pickle with {name}, which is not data"
     if "weights_only" in message:
-        return "cannot be read as a checkpoint: it is no file of tensors that torch has saved"
+        return "cannot be read as a checkpoint: torch did not save it, or it does not hold tensors"
     return f"cannot be read as a checkpoint: {message.strip().splitlines()[0]}"
 
 
@@ -186,11 +186,11 @@ class SafeCheckpointer(DetectionCheckpointer):
             file.write(last_filename_basename.encode())
 
     def has_checkpoint(self) -> bool:
-        """Whether a training run has left a checkpoint to go on from."""
+        """Whether a training run has left a checkpoint to resume from."""
         return bool(self.get_checkpoint_file())
 
     def get_checkpoint_file(self) -> str:
-        """The checkpoint to go on from; empty where there is none."""
+        """The checkpoint to resume from; empty if there is none."""
         return str(next(iter(_checkpoints(self.save_dir)), ""))
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
@@ -211,16 +211,16 @@ class SafeCheckpointer(DetectionCheckpointer):
         except (ValueError, KeyError, RuntimeError) as error:
             # The file is whole: an earlier one would fit no better.
             raise ValueError(
-                f"cannot resume from {chosen}, which does not fit this model and config: {error}"
+                f"cannot resume from {chosen}, which does not match this model and config: {error}"
             ) from error
         finally:
             self._content = {}
 
     def complete(self) -> None:
-        """Make the checkpoint that a complete training was resumed from its final one.
+        """Copy the checkpoint that a complete training run was resumed from to the final one.
 
-        For one that a kill ended between the last periodic checkpoint and the final one. One of a
-        shorter training is replaced; nothing is done after :meth:`save`.
+        This is for a run that was killed between its last periodic checkpoint and the final one. A
+        final checkpoint of a shorter run is replaced; after :meth:`save` nothing is done.
         """
         final, source = Path(self.save_dir, _FINAL), self._resumed_from
         if source is None or source.parent != final.parent or not self.save_to_disk:
@@ -232,7 +232,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(_FINAL)
 
     def _remove_stale(self) -> None:
-        """What a killed run left half-written; an evaluation must not touch it."""
+        """Remove files that a killed run left half-written; an evaluation must not touch them."""
         if self.save_dir and self.save_to_disk and "trainer" in self.checkpointables:
             for pattern in (".model_*.pth.tmp", f".{_POINTER}.tmp"):
                 for stale in Path(self.save_dir).glob(pattern):
@@ -256,7 +256,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             if not reason:
                 return candidate, ""
             reasons.append(reason)
-            logger.warning("%s; going back to the checkpoint before it", reason)
+            logger.warning("%s; falling back to the checkpoint before it", reason)
         return None, f"no checkpoint can be read. {'; '.join(reasons)}" if reasons else ""
 
     def _why_unreadable(self, path: Path) -> str:
@@ -276,7 +276,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         try:
             return super().load(path, *args, **kwargs)
         except AssertionError as error:
-            if not str(error).startswith("Checkpoint "):  # fvcore's word for a missing file
+            if not str(error).startswith("Checkpoint "):  # fvcore's message for a missing file
                 raise
             raise FileNotFoundError(f"MODEL.WEIGHTS: there is no checkpoint {path}") from error
         finally:
@@ -326,7 +326,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         cause = error if isinstance(error, OSError) else error.__context__
         reason = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
         raise OSError(f"cannot write {path}: {reason}") from error
-    # The new name too must survive a crash of the machine; some file systems know no such thing.
+    # The new name must survive a crash of the machine too; some file systems cannot sync a folder.
     with suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY)
         try:

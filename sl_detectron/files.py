@@ -100,7 +100,7 @@ def refuse_to_overwrite(out: Path, source: Path) -> None:
     """
     # An empty folder would be replaced by a rename without a word.
     if os.path.lexists(out):
-        raise FileExistsError(f"{out} exists; give the name of a new folder, or remove it")
+        raise FileExistsError(f"{out} exists; name a new folder, or remove it")
     real, root = Path(os.path.realpath(out)), os.path.realpath(source)
     # What links lead to is not walked: it may be the root of a disk.
     paths = (os.path.join(parent, name) for parent, names, _ in os.walk(root) for name in names)
@@ -141,7 +141,7 @@ def finite(value: Any) -> Any:
 def load_yaml(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
     """``yaml.safe_load`` of a file by others; an alias must not hold aliases.
 
-    One level is what detectron2's own dumps have. With more, 1 kB stands for billions of values.
+    detectron2's dumps have one level. With more, 1 kB can expand to billions of values.
 
     Raises:
         yaml.YAMLError: it is no YAML, has tags beyond plain values, an alias inside an anchored

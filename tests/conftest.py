@@ -2,12 +2,14 @@
 
 import os
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
 
 from helpers import REPO
+from sl_detectron.data import toy
 
 TESTS = Path(__file__).parent
 collect_ignore = ["helpers"]
@@ -20,7 +22,8 @@ SLOW = (
     *("engine/test_launch.py", "engine/test_lazy.py", "engine/test_long_run.py"),
     *("engine/test_resume.py", "engine/test_trainer.py", "engine/test_label_correction.py"),
     *("audit/test_report.py", "audit/test_run.py", "audit/test_tracker.py"),
-    *("losses/test_battery.py", "losses/test_superloss_transforms.py"),
+    *("losses/test_battery.py", "losses/test_compile.py", "losses/test_superloss_transforms.py"),
+    "engine/test_hooks.py::test_training_images_show_noise_and_confidence",
     *("modeling/test_matrix.py", "modeling/test_point_rend.py", "modeling/test_export.py"),
     *("modeling/test_class_targets.py", "modeling/test_custom_predictors.py", "data/test_toy.py"),
     *("modeling/test_host_trips.py", "modeling/test_changed_losses.py", "rivals/"),
@@ -65,10 +68,16 @@ def datasets_root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def toy_env(tmp_path_factory) -> dict[str, str]:
-    """The environment of a training that makes the toy set for itself, on one thread."""
-    root = tmp_path_factory.mktemp("datasets")
-    return {**os.environ, "DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1"}
+def toy_root(tmp_path_factory) -> Path:
+    """A small toy set, for all tests to read; image sets of other names may be added."""
+    with patch.object(toy, "TOY_SPLITS", {"train": 200, "test": 12}):
+        return toy.make_toy_dataset(tmp_path_factory.mktemp("datasets") / "toy_digits")
+
+
+@pytest.fixture(scope="session")
+def toy_env(toy_root) -> dict[str, str]:
+    """The environment of a training on the toy set, on one thread."""
+    return {**os.environ, "DETECTRON2_DATASETS": str(toy_root.parent), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ A result may differ without a warning only where the damage made another file th
 letter of the form: a strict reader says so, and which result is right.
 """
 
+import functools
 import logging
 import os
 import random
@@ -60,9 +61,15 @@ def world(tmp_path, monkeypatch):
         MetadataCatalog.pop(name, None)
 
 
-def config(name):
+@functools.cache
+def tiny_config():
     cfg = get_config("Toy/faster_rcnn_superloss.yaml")
     cfg.merge_from_list([*TINY, "MODEL.ROI_HEADS.NUM_CLASSES", len(CLASSES)])
+    return cfg
+
+
+def config(name):
+    cfg = tiny_config().clone()
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (name,), (name,)
     return cfg
 

@@ -1,10 +1,10 @@
 """Every bad input: exit code 2, one line that names the culprit, nothing run, nothing left."""
 
 import logging
+import os
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
 from helpers import REPO
+from helpers.forked import Program
 from helpers.hostile import BY_JSON, CASES, INJECT, Case, make_world, obj, xml
 
 # A few of them as a user runs them; the others in this process, which saves 5 s each.
@@ -97,11 +98,10 @@ def test_is_refused(case, files, capsys, monkeypatch):
 def test_is_refused_in_a_process_of_its_own(case, files):
     case.change(files)
     before = snapshot(files)
-    command = [sys.executable, "-W", "ignore", str(REPO / "tools" / case.tool)]
-    done = subprocess.run(
-        [*command, *arguments(case, files)], capture_output=True, text=True, cwd=files
-    )
-    assert_refused(case, files, before, done.returncode, done.stdout, done.stderr)
+    path = REPO / "tools" / case.tool
+    program = Program(path, arguments(case, files), {**os.environ}, folder=files)
+    printed = program.communicate()
+    assert_refused(case, files, before, program.returncode, *printed)
 
 
 def test_there_are_at_least_200_of_them():

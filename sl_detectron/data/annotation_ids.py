@@ -129,7 +129,7 @@ class AnnotationTable:
         return given
 
     def true_classes(self) -> dict[int, int]:
-        """{annotation id: true class} as far as label noise in memory says; K for no object."""
+        """{annotation id: true class}, by the label noise in memory; K for no object."""
         return {
             a["annotation_id"]: a.get("true_category_id", a["category_id"])
             for record in self.records()

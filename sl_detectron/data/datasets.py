@@ -47,7 +47,7 @@ __all__ = [
 
 Record = dict[str, Any]
 _COCO_KEYS = ("NAME", "JSON_FILE", "IMAGE_ROOT")
-# Sets that detectron2 registers by itself: a config need not say where they are.
+# Sets that detectron2 registers by itself: a config does not need to locate them.
 _BUILTIN = {name for group in builtin._PREDEFINED_SPLITS_COCO.values() for name in group}
 _BUILTIN |= {f"voc_{y}_{s}" for y in (2007, 2012) for s in ("trainval", "train", "val", "test")}
 
@@ -154,7 +154,7 @@ def load_dataset(
     if records is None or isinstance(records, Mapping):
         kind = type(records).__name__
         raise ValueError(f"dataset {name!r} is a {kind}, not a list of dicts")
-    # A loader of its own kind, say of a stream, is not looked into.
+    # A loader of another kind, such as a stream, is not read.
     if not isinstance(records, list | tuple):
         return records
     for i, record in enumerate(records):
@@ -208,7 +208,7 @@ def check_classes(
         name: of the set
         records: its dataset dicts
         num_classes: K of the detector
-        key: of the config that says K
+        key: the config key of K
         exact: whether fewer classes than K are refused too
 
     Raises:
@@ -352,7 +352,7 @@ def _check_name(name: str) -> None:
 
 
 def _unused(classes: Sequence[str], records: Iterable[Record]) -> str:
-    """What a message says about classes of which there is no annotation."""
+    """The part of a message about classes without an annotation."""
     used = {a.get("category_id") for record in records for a in record.get("annotations", ())}
     names = [name for i, name in enumerate(classes) if i not in used]
     return f", {_listed(names)} without any annotation" if used and names else ""

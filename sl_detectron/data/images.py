@@ -41,7 +41,7 @@ _TURNED = (5, 6, 7, 8)  # values that exchange width and height
 
 
 class BrokenImage(ValueError):
-    """An image that is missing, cut off or not what its annotation says; names id and file."""
+    """An image that is missing, cut off or does not match its annotation; names id and file."""
 
 
 # What reading such an image raises; SyntaxError is Pillow's word for a broken PNG.
@@ -52,7 +52,7 @@ READ_ERRORS = (
 
 
 class ImageHeader(NamedTuple):
-    """What an image file says of itself: size in pixels as detectron2 reads it, and as stored."""
+    """The header of an image file: size in pixels as detectron2 reads it, and as stored."""
 
     width: int
     height: int
@@ -75,7 +75,7 @@ def image_header(path: str | os.PathLike) -> ImageHeader:
     with PathManager.open(os.fspath(path), "rb") as file:
         image = Image.open(file)
         given = image.getexif().get(_ORIENTATION)
-        # It may be any type; what detectron2 does not know turns nothing.
+        # It may be any type; values that detectron2 does not support do not rotate the image.
         orientation = next((known for known in range(2, 9) if known == given), 1)
         width, height = image.size
         mode = image.mode

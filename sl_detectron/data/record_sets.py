@@ -22,7 +22,7 @@ def checked_records(name: str, records: Sequence[Record], flaws: Flaws) -> list[
     Args:
         name: of the set
         records: detectron2 dataset dicts, never changed; boxes in modes other than XYXY_ABS and
-            XYWH_ABS are not looked at
+            XYWH_ABS are not read
         flaws: takes what is found
 
     Returns:

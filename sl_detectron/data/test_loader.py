@@ -1,4 +1,4 @@
-"""A test loader on the readers of this package, which says which image cannot be read."""
+"""A test loader on the readers of this package, which name an image that cannot be read."""
 
 import logging
 from collections.abc import Callable, Iterator

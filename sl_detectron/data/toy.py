@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 TOY_CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # Images of each split. With 200 training images a detector has memorised the wrong labels after 20
-# epochs, before it knows the digits; then no loss can tell them any more.
+# epochs, before it recognises the digits; then no loss can separate them any more.
 TOY_SPLITS = {"train": 800, "test": 240}
 IMAGE_SIZE = 128
 MAX_DIGITS = 5
@@ -53,7 +53,7 @@ def make_toy_dataset(root: str | os.PathLike, seed: int = 0) -> Path:
     """
     root = Path(root)
     if root.exists():
-        raise FileExistsError(f"{root} exists; remove it to make the toy set anew")
+        raise FileExistsError(f"{root} exists; remove it to make the toy set again")
     logger.info("Making the toy set in %s", root)
     digits, labels = _load_digits()
     order = np.random.default_rng(seed).permutation(len(digits))

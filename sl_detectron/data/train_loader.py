@@ -53,7 +53,7 @@ class TrainLoader:
         seed: None draws one, the same on all ranks
         broken_images: "error" stops at an image that cannot be read; "skip" warns and takes another
 
-    ``start_batch`` is the number of batches to leave out, to be set before the first is asked for;
+    ``start_batch`` is the number of batches to skip, to be set before the first one is drawn;
     ``image_ids`` are those of the batch that was given last; ``annotations`` is the table of all
     annotations where :func:`build_noisy_train_loader` has set it.
 
@@ -117,7 +117,7 @@ class TrainLoader:
         changed = [key for key in ours if key != "seed" and ours[key] != state[key]]
         if changed:
             logger.warning(
-                "The data are not those of before the interruption, or come in another order: %s",
+                "The data differ from those before the interruption, or come in another order: %s",
                 ", ".join(f"{key} was {state[key]} and is {ours[key]}" for key in changed),
             )
         self.seed = int(state["seed"])
@@ -241,8 +241,8 @@ def _wide_images(records: Sequence[dict[str, Any]]) -> np.ndarray:
     for record in records:
         if not record.get("width") or not record.get("height"):
             raise ValueError(
-                f"image {image_name(record)!r} has no width and height, by which images are "
-                "grouped; set them, or DATALOADER.ASPECT_RATIO_GROUPING False"
+                f"image {image_name(record)!r} has no width and height, which group the "
+                "images; set them, or DATALOADER.ASPECT_RATIO_GROUPING False"
             )
     return np.array([record["width"] > record["height"] for record in records])
 

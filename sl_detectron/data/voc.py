@@ -74,7 +74,7 @@ def load_voc_dataset(
 def voc_records(
     root: str | os.PathLike, annotations: Mapping[str, VOCAnnotation], class_names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Dataset dicts of annotations that were read; without a size where none is known."""
+    """Dataset dicts of annotations that were read; without a size where it is unknown."""
     class_ids = class_ids_of(class_names)
     records: list[dict[str, Any]] = []
     for image_id, annotation in annotations.items():

@@ -1,4 +1,4 @@
-"""Trainers that stop at a loss that is not finite, on all ranks, and say where it comes from."""
+"""Trainers that stop all ranks at a loss that is not finite, and report where it comes from."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -34,15 +34,15 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Above, tracking is left out: so many annotations would fill a GPU without being asked.
+# Above this size tracking is off by default: it would fill a GPU.
 MAX_BYTES = 2**30
 
 
 class LogTau(HookBase):
     """After training, log every tau of every rank.
 
-    They are equal: each step sums the losses over ranks before it moves tau. A line that shows
-    otherwise is the first thing to know about a training run that went wrong.
+    They are equal: each step sums the losses over ranks before it updates tau. If this line shows
+    different values, look here first for the cause of a failed training run.
     """
 
     def after_train(self) -> None:
@@ -60,9 +60,9 @@ class LogTau(HookBase):
 
 
 class WarnOfUnusedTerms(HookBase):
-    """After the first step, warn of terms of the SuperLoss that it did not come to.
+    """After the first step, warn of SuperLoss terms that were not called.
 
-    A custom detector may override the method that asks for losses, and train without them.
+    A custom detector may override the method that computes the losses, and train without them.
     """
 
     _unused: dict[str, Any]
@@ -81,8 +81,8 @@ class WarnOfUnusedTerms(HookBase):
         for name, handle in self._unused.items():
             handle.remove()
             logger.warning(
-                "%s was not called in the first step: this detector does not train on it, as one "
-                "does that overrides what calls losses()",
+                "%s was not called in the first step: this detector does not train on it. It may "
+                "override the method that calls losses()",
                 name,
             )
         self._unused = {}
@@ -135,10 +135,10 @@ class TrackAnnotations(HookBase):
     annotations, which an audit of the run needs beside a checkpoint.
 
     Args:
-        tracker: what the loss terms tell about every annotation
+        tracker: the statistics of every annotation, from the loss terms
         annotations: of the training loader
         folder: ``OUTPUT_DIR`` of the run
-        stop: says when a checkpoint is due
+        stop: decides when a checkpoint is due
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Training on corrected labels: within one run, or in rounds that each start from the last one's.
+"""Training on corrected labels: within one run, or in rounds of runs.
 
-What the correction does and when it helps is in docs/label_correction.md.
+docs/label_correction.md explains the correction and when it helps.
 """
 
 import logging
@@ -36,8 +36,8 @@ NODE = "MODEL.SUPERLOSS.CORRECTION"
 TARGETS = "class_targets.pth"
 LATER_LOSSES = ("plain", "superloss")
 FORMS = ("hard", "soft")
-# Statistics of a running training run are not held out, so that no likelihood tells how far they
-# can be trusted. This temperature was best on the training half of VOC 2007's subset.
+# The statistics of a training run are not held out, so their likelihood cannot calibrate them.
+# This temperature was best on the training half of VOC 2007's subset.
 TEMPERATURE = 0.4
 
 
@@ -153,8 +153,8 @@ class LabelCorrection:
             return None
         if annotations is None:
             raise ValueError(
-                f"{NODE} needs a training loader of build_noisy_train_loader, whose annotations "
-                "have ids"
+                f"{NODE} needs a training loader by build_noisy_train_loader, which gives "
+                "annotations ids"
             )
         targets = ClassTargets(torch.tensor(annotations.labels()))
         if self.targets:
@@ -180,7 +180,7 @@ class LabelCorrection:
         if tracker is None:
             raise ValueError(
                 f"{NODE}.START corrects by the statistics of the annotations, and this run tracks "
-                "none: a classification term and two classes at least are needed"
+                "none: it needs a classification term and at least two classes"
             )
         start = max(round(self.start * max_iter), 1)
         hard = self.form == "hard"
@@ -190,7 +190,7 @@ class LabelCorrection:
         state = read_checkpoint(self.targets)
         if state.get("fingerprint") != annotations.fingerprint:
             raise ValueError(
-                f"{NODE}.TARGETS: {self.targets} is of other annotations than those of "
+                f"{NODE}.TARGETS: {self.targets} does not match the annotations of "
                 "the training sets with their label noise"
             )
         hard = self.form == "hard"
@@ -234,7 +234,7 @@ def round_config(cfg: CfgNode, number: int) -> CfgNode:
     if number > 1:
         cfg.MODEL.SUPERLOSS.CORRECTION.TARGETS = str(output / f"round_{number - 1}" / TARGETS)
         if node.LATER_LOSS == "plain":
-            # Not ENABLED False: the term also tells the tracker what it sees.
+            # Not ENABLED False: the term also feeds the tracker.
             cfg.MODEL.SUPERLOSS.CLS.FIXED_SIGMA = 1.0
             cfg.MODEL.SUPERLOSS.BOX_REG.ENABLED = False
     cfg.freeze()
@@ -263,8 +263,8 @@ def write_class_targets(cfg: CfgNode) -> None:
         labels = torch.tensor(table.labels())
         best = estimate.probabilities.max(dim=1)
         logger.info(
-            "About %.0f %% of the labels are wrong; %d of %d annotations get another class, of "
-            "which about %d is right: %s",
+            "About %.0f %% of the labels are wrong; %d of %d annotations get another class, "
+            "about %d of these correctly: %s",
             100 * estimate.noise_rate,
             int((best.indices != labels).sum()),
             len(labels),

@@ -41,7 +41,7 @@ def launch_job(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: An
             long a rank waits for another one
 
     Raises:
-        SystemExit: a rank ended with an exit code, after it said why
+        SystemExit: a rank ended with an exit code, after it logged the reason
         ChildProcessError: a rank was killed, or waited too long for another; all are stopped
     """
     if args.num_gpus * args.num_machines <= 1:
@@ -63,7 +63,7 @@ def launch_job(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: An
             raise SystemExit(error.exit_code) from error
         raise ChildProcessError(
             f"rank {error.error_index} was killed by {error.signal_name}; the others were "
-            "stopped; --resume goes on from the last checkpoint"
+            "stopped; --resume continues from the last checkpoint"
         ) from error
     except ProcessRaisedException as error:
         # A rank that finds another one gone may be the first to end.
@@ -71,7 +71,7 @@ def launch_job(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: An
         if lost is None:
             raise
         reason = lost[0].strip()
-        raise ChildProcessError(f"rank {error.error_index} lost another one: {reason}") from error
+        raise ChildProcessError(f"rank {error.error_index} lost another rank: {reason}") from error
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -88,7 +88,7 @@ def _run_rank(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: Any
     def end() -> None:
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(AttributeError, OSError):  # closed, or nobody reads it
+            with contextlib.suppress(AttributeError, OSError):  # closed, or without a reader
                 stream.flush()
         os._exit(code if isinstance(code, int) else 1)  # a message counts as 1
 
@@ -108,7 +108,7 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
 def setup_job(cfg: Any, args: argparse.Namespace | None = None) -> None:
     """detectron2's ``default_setup`` (loggers, config backup, seeds) with our logger beside it."""
     if isinstance(cfg, CfgNode):
-        # detectron2's launch starts fresh processes, which know no dataset of this config.
+        # detectron2's launch starts new processes, without the datasets of this config.
         register_custom_datasets(cfg.DATASETS)
         output = cfg.OUTPUT_DIR
     else:
@@ -136,7 +136,7 @@ def end_logs() -> None:
 
 
 class _WithoutTraceback(logging.Formatter):
-    """Says a user error in one line, as the command line says it."""
+    """Formats a user error as one line, as the command line does."""
 
     def __init__(self, stock: logging.Formatter | None):
         super().__init__()
@@ -155,7 +155,7 @@ class _WithoutTraceback(logging.Formatter):
 
 
 def iterations_done(output: str | os.PathLike, since: float = 0.0) -> int:
-    """How many iterations a run, also one of another process, has written to its metrics file.
+    """Number of iterations in the metrics file of a run, also of one in another process.
 
     A file last written before ``since``, in seconds since the epoch, belongs to an older run.
     """

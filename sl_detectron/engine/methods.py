@@ -1,4 +1,4 @@
-"""What a method of another paper needs of the training loop."""
+"""The hook that connects a method of another paper to the training loop."""
 
 import logging
 
@@ -15,15 +15,16 @@ __all__ = ["TrainMethod"]
 
 logger = logging.getLogger(__name__)
 
-# Of the statistics in an estimate of the noise rate: they are taken as they are. Sharpened, those
-# of an early detector, which predicts little, would make most labels look wrong.
+# Of the statistics in an estimate of the noise rate: they are not sharpened. Those of an early
+# detector, which predicts little, would make most labels look wrong.
 TEMPERATURE = 1.0
 
 
 class TrainMethod(HookBase):
-    """Tell a method which iteration it is; estimate the noise rate for one that lacks it.
+    """Pass the iteration to a method; estimate the noise rate if it is not given.
 
-    The rate is estimated from the statistics so far at the method's start, and as often again.
+    The rate is estimated from the statistics so far at the method's start, and then again after
+    each further period of that length.
 
     Register it before the hooks that write checkpoints.
 
@@ -57,7 +58,7 @@ class TrainMethod(HookBase):
         """Every rank calls, and gets the same."""
         if self.tracker is None or self.annotations is None:
             raise ValueError(
-                "MODEL.METHOD.NOISE_RATE is below 0, and no annotation is tracked from which it "
+                "MODEL.METHOD.NOISE_RATE is below 0, but no annotation is tracked from which it "
                 "could be estimated: set it"
             )
         tracked = self.tracker.mean_probabilities()

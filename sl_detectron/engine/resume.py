@@ -1,4 +1,4 @@
-"""Resume a training run as if it had never stopped, and stop it when a scheduler says so."""
+"""Resume a training run as if it had never stopped, and stop it on a signal of a scheduler."""
 
 import copy
 import logging
@@ -84,7 +84,7 @@ class StopOnSignal(HookBase):
 
 
 class SaveAndStop(HookBase):
-    """End the process with a checkpoint, once :class:`StopOnSignal` says so.
+    """End the process with a checkpoint, once :class:`StopOnSignal` requests it.
 
     An evaluation may fail, so there is a checkpoint before each; only the last of these is kept. A
     training run that was killed between its last two checkpoints gets the final one.
@@ -109,7 +109,7 @@ class SaveAndStop(HookBase):
         if not stops:
             self._replace(Path(self.checkpointer.save_dir, f"{name}.pth"))
             return
-        logger.info("Stopped by SIGTERM after iteration %d; --resume goes on", self.trainer.iter)
+        logger.info("Stopped by SIGTERM after iteration %d; --resume continues", self.trainer.iter)
         # The first rank to leave makes the launcher end the others.
         comm.synchronize()
         raise SystemExit(STOPPED)
@@ -144,7 +144,7 @@ class ResumeState(HookBase):
             if start and "data" in self._loaded:
                 self.loader.load_state_dict(self._loaded["data"])
         elif start:
-            logger.warning("The loader is not sl_detectron's: the data start anew")
+            logger.warning("The loader is not sl_detectron's: the data start from the beginning")
         if start and self._loaded:
             self._restore()
 
@@ -160,7 +160,7 @@ class ResumeState(HookBase):
     def state_dict(self) -> dict[str, Any]:
         """Random states and normalizers by rank, and what decides the order of the data."""
         ranks, iteration = self._ranks, self._iteration
-        if comm.get_world_size() == 1:  # nobody else to ask, so right at any time
+        if comm.get_world_size() == 1:  # no other rank, so right at any time
             ranks, iteration = [self._state_of_rank()], self.trainer.iter
         data = {} if self.loader is None else {"data": self.loader.state_dict()}
         return {"ranks": ranks, "iteration": iteration, **data}
@@ -193,13 +193,13 @@ class ResumeState(HookBase):
             set_rng_state(state["rng"])
         else:
             logger.warning(
-                "The checkpoint is of %d processes: with %d the random states start anew",
+                "The checkpoint is of %d processes: with %d the random states are not restored",
                 *(len(ranks), comm.get_world_size()),
             )
 
 
 def resume_or_load(checkpointer: SafeCheckpointer, weights: str, resume: bool) -> bool:
-    """Resume a training run, or load weights for a new one, whose SuperLoss starts anew.
+    """Resume a training run, or load weights for a new one, which resets the SuperLoss.
 
     tau, the steps of a warm-up and learned temperatures belong to the losses of one training run:
     a tau of another task, averaged over 10^8 losses, would not move to those of this one.
@@ -207,10 +207,10 @@ def resume_or_load(checkpointer: SafeCheckpointer, weights: str, resume: bool) -
     Args:
         checkpointer: of the model
         weights: a checkpoint for a new training run
-        resume: whether to go on from the last checkpoint, if there is one
+        resume: whether to continue from the last checkpoint, if there is one
 
     Returns:
-        whether it goes on
+        whether the run is resumed
     """
     resumes = resume and checkpointer.has_checkpoint()
     parts = {
@@ -231,7 +231,7 @@ def resume_or_load(checkpointer: SafeCheckpointer, weights: str, resume: bool) -
     if anew:
         logger.info(
             "%s holds tau or other running state of the SuperLoss of another training run; it "
-            "starts anew here (--resume goes on with it): %s",
+            "is reset here (--resume would keep it): %s",
             *(weights, ", ".join(anew)),
         )
     return False

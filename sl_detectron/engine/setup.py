@@ -91,7 +91,7 @@ def check_cfg(cfg: CfgNode, eval_only: bool = False) -> None:
 
 
 def check_test_sets(cfg: CfgNode, custom_evaluator: bool = False) -> None:
-    """Check what an evaluation needs, so that it does not fail after a training.
+    """Check what an evaluation needs, so that it does not fail after the training run.
 
     Raises:
         ValueError: a test set cannot be evaluated, has no object or other classes than the detector
@@ -107,7 +107,7 @@ def check_test_sets(cfg: CfgNode, custom_evaluator: bool = False) -> None:
 
 
 def _check_objects(name: str, records: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a test set of which no object can be found or missed: its AP would be nan."""
+    """Refuse a test set without a scored object: its AP would be nan."""
     annotations = [a for record in records for a in record.get("annotations") or ()]
     if any(not a.get("iscrowd") and not a.get("difficult") for a in annotations):
         return
@@ -122,9 +122,9 @@ def _check_objects(name: str, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def check_for_training(cfg: CfgNode, custom_evaluator: bool) -> None:
-    """What :func:`setup_cfg` checks and a program that builds its config itself did not.
+    """The checks of :func:`setup_cfg` for a program that builds its config itself.
 
-    The training sets are checked by their loader, which reads them.
+    The loader of the training sets checks them as it reads them.
     """
     check_device(cfg)
     register_custom_datasets(cfg.DATASETS)
@@ -132,10 +132,10 @@ def check_for_training(cfg: CfgNode, custom_evaluator: bool) -> None:
 
 
 def warn_of_custom_loader(cfg: CfgNode) -> None:
-    """Warn of what the loader of this package refuses or does, and a custom one may not.
+    """Warn of checks and label noise that a custom loader may lack.
 
-    It may merge classes, or put noise in by itself; the class names of COCO sets are there once it
-    is built.
+    It may merge classes, or add noise by itself. The class names of COCO sets exist once it is
+    built.
     """
     for name in dict.fromkeys(train_sets(cfg)):
         try:
@@ -144,15 +144,15 @@ def warn_of_custom_loader(cfg: CfgNode) -> None:
             logger.warning("The custom training loader may train classes as background: %s", error)
     if has_label_noise(cfg):
         logger.warning(
-            "DATASETS.LABEL_NOISE is set, but the custom training loader is not that of "
-            "build_noisy_train_loader(cfg): unless it puts noise in by itself, there is none"
+            "DATASETS.LABEL_NOISE is set, but the training loader is custom and was not built by "
+            "build_noisy_train_loader(cfg): unless it adds noise by itself, there is none"
         )
 
 
 def keep_config(cfg: CfgNode) -> None:
-    """Write ``config.yaml`` into ``OUTPUT_DIR``, by which audits and pictures of a run start.
+    """Write ``config.yaml`` into ``OUTPUT_DIR``; audits and pictures of a run read it.
 
-    It has entries for VOC and COCO sets that a program registered, so that they are found again.
+    It includes entries for VOC and COCO sets that a program registered.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -274,7 +274,7 @@ def _check_output(cfg: CfgNode) -> None:
 
 
 def _explain(error: Exception, cfg: CfgNode) -> str:
-    """Say what yacs means: the nearest key, or the form that a value must have."""
+    """Explain an error of yacs: the nearest key, or the form that a value must have."""
     message = str(error.args[0] if error.args else error)
     mismatch = re.search(r"<class '(\w+)'> vs\. <class '(\w+)'>.*config key: ([\w.]+)", message)
     if mismatch:

@@ -51,8 +51,8 @@ class SuperLossTrainer(DefaultTrainer):
     """:class:`DefaultTrainer` with label noise in its loader and VOC evaluation.
 
     Beyond the stock trainer it runs under several processes on a machine without GPU, resumes to
-    the same losses as without the interruption, stops with a checkpoint at SIGTERM, and says which
-    term and images made a loss infinite or nan.
+    the same losses as without the interruption, stops with a checkpoint at SIGTERM, and reports the
+    term and images of a loss that is infinite or nan.
 
     Args:
         cfg: a config with the keys of :func:`~sl_detectron.add_superloss_config`
@@ -125,7 +125,7 @@ class SuperLossTrainer(DefaultTrainer):
         return getattr(self, "_last_eval_results", {})
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As the stock trainer; with weights for a new training run, tau starts anew."""
+        """As the stock trainer; weights for a new training run leave tau at its start."""
         if resume_or_load(self.checkpointer, self.cfg.MODEL.WEIGHTS, resume):
             # The checkpoint has the iteration that just finished.
             self.start_iter = self.iter + 1

@@ -2,7 +2,7 @@
 
 Shape legend: R samples, C classes. p is the softmax of the logits, y the label, t its one-hot
 vector. All losses take and check `logits` and `labels` as :func:`cross_entropy` does, and return
-(R,) losses in nats unless said otherwise; a parameter out of its range is a ValueError.
+(R,) losses in nats unless noted; a parameter out of its range raises ValueError.
 """
 
 import math

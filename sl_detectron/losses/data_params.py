@@ -182,7 +182,7 @@ class DataParams(nn.Module):
         chosen = []
         if self.log_sample_temperature is not None:
             if ids is None:
-                raise ValueError("ids must be given: every sample has a parameter of its own")
+                raise ValueError("ids must be given: every sample has its own parameter")
             num_samples = len(self.log_sample_temperature)
             outside = (ids < -1) | (ids >= num_samples)
             check_domain("ids", ids, outside, f"in [-1, {num_samples})")

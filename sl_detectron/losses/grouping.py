@@ -1,4 +1,4 @@
-"""Samples that share one label: their mean loss in the place of each one's own."""
+"""Replace the losses of samples that share one label by their mean."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ __all__ = ["group_mean"]
 
 
 def group_mean(losses: Tensor, groups: Tensor) -> Tensor:
-    """Mean loss of each sample's group, differentiable, without a look at the values on the host.
+    """Mean loss of each sample's group, differentiable, without a host round trip.
 
     The sum over samples stays what it was. Under the SuperLoss of the result all samples of a group
     have one confidence: sum_i SL(mean of i's group) = sum_groups size * SL(mean).

@@ -105,7 +105,7 @@ class FixedConfidence(nn.Module):
     """sigma * losses with one sigma for all samples, in the place of a :class:`SuperLoss`.
 
     The SuperLoss also changes how much a loss weighs in a total: most samples get a sigma above 1.
-    With this module at the same mean sigma one can tell that effect from the choice of samples.
+    This module at the same mean sigma separates that effect from the choice of samples.
 
     Args:
         sigma: above 0; e is what the SuperLoss gives to easy samples

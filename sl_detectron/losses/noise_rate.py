@@ -1,4 +1,4 @@
-"""Losses that are told how many labels are wrong, or find it out as they train.
+"""Losses that take the rate of wrong labels as an argument, or estimate it during training.
 
 Shape legend: R samples, C classes of a softmax, the last of which is background; K = C - 1.
 """
@@ -15,7 +15,7 @@ from .ranks import gather_rows, sum_over_ranks
 
 __all__ = ["AfterStart", "CurriculumLoss", "ForwardCorrection"]
 
-# Samples that a process tells the others of.
+# Samples that one process sends to the others, at most.
 _MOST_SAMPLES = 8192
 
 
@@ -80,7 +80,7 @@ class CurriculumLoss(nn.Module):
     The batch is that of all processes.
 
     Args:
-        rate: of wrong labels, in [0, 1); 0 prunes nothing
+        rate: fraction of wrong labels, in [0, 1); 0 prunes nothing
 
     Example:
         >>> logits = torch.tensor([[4.0, 0.0, 0.0], [1.0, 0.0, 0.0], [6.0, 0.0, 0.0]])
@@ -113,10 +113,10 @@ class CurriculumLoss(nn.Module):
 
 
 class AfterStart(nn.Module):
-    """Cross-entropy in the first steps, then a loss that needs a model which predicts.
+    """Cross-entropy in the first steps, then a loss that needs useful predictions.
 
-    Losses that drop what looks wrong drop every object while all is taken for background. The loss
-    is called from the first step on, so that it learns what it counts.
+    A loss that drops suspect samples drops every object as long as the model predicts only
+    background. The loss is called from the first step on, so that its statistics are up to date.
 
     Args:
         loss: a module or function of logits, labels and perhaps ids

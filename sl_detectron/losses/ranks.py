@@ -25,8 +25,8 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 def gather_rows(rows: Tensor, cap: int) -> Tensor:
     """The rows of all processes, in the order of their ranks.
 
-    Each sends as many, so that none has to tell the others its number: that number would have to
-    come to the host first. Those that are missing are nan, and those after the first ``cap`` are
+    Every process sends the same number of rows, so that no count has to be read on the host first.
+    Missing rows are nan, and those after the first ``cap`` are
     not sent.
 
     Args:

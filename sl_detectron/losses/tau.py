@@ -1,15 +1,14 @@
 """The threshold tau between easy and hard samples: fixed, or an average of past losses.
 
-A strategy is called once per step with the losses of the batch. It returns the tau for this batch,
-which the batch itself enters only if it is the first one, and then takes the batch in. Nothing is
-read back from the device, and with several processes every one holds the same tau.
+A strategy is called once per step with the losses of the batch. It returns the tau for this batch
+and then updates its average with the batch. Only the very first batch determines its own tau.
+Nothing is read back from the device, and all processes have the same tau.
 
-A CUDA graph may hold the call: the buffers are updated where they are, so a replay reads the tau
-that the replay before it left; the first batch is told by a count on the device, not by a flag of
-Python's; all shapes are those of the losses. What a capture does fix is whether the module is in
-training mode, and the number of processes.
+A CUDA graph may contain the call: the buffers are updated in place, so a replay reads the tau of
+the replay before it. A count on the device, not a Python flag, marks the first batch; all shapes
+are those of the losses. A capture does fix the training mode and the number of processes.
 
-:func:`build_tau` says what a custom strategy must do.
+:func:`build_tau` describes the interface of a custom strategy.
 """
 
 import math
@@ -115,8 +114,8 @@ class AverageTau(nn.Module):
             mask: bool, broadcasts to the losses: which of them count
 
         Returns:
-            tau, 0-d float64. Until a loss was seen in training the mean of this batch, and 0 where
-            that has no finite loss either.
+            tau, 0-d float64. Before the first training loss it is the mean of this batch, or 0 if
+            the batch has no finite loss.
         """
         learns = self.training and torch.is_grad_enabled()
         batch_mean, num_losses = self._batch_mean(losses.detach(), mask, over_processes=learns)
@@ -177,10 +176,10 @@ class ExpAverageTau(AverageTau):
 
 
 class LogCTau(ConstantTau):
-    """tau = log(num_outcomes) in nats: the cross-entropy of a softmax that says nothing.
+    """tau = log(num_outcomes) in nats: the cross-entropy of a uniform softmax.
 
     Args:
-        num_outcomes: of the softmax, which a head compares with its own number
+        num_outcomes: number of softmax outcomes; a head checks that it matches its classes
     """
 
     def __init__(self, num_outcomes: int) -> None:
@@ -208,8 +207,7 @@ def ExpAvg(*, momentum: float = 0.9, **_: Any) -> ExpAverageTau:
     return ExpAverageTau(momentum)
 
 
-# By the name that a config gives; each takes the keyword arguments of build_tau and ignores those
-# that it has no use for.
+# By config name; each takes the keyword arguments of build_tau and ignores those it does not need.
 TAU_STRATEGIES: MappingProxyType[str, Callable[..., nn.Module]] = MappingProxyType(
     {strategy.__name__: strategy for strategy in (logC, Avg, ExpAvg)}
 )

@@ -72,7 +72,7 @@ def losses_from_config(
     num_softmax_classes: int | None,
     cls_granularities: Sequence[str] = ("sample", "instance"),
 ) -> dict[str, Any]:
-    """Build the losses that ``MODEL.SUPERLOSS`` asks for.
+    """Build the losses that ``MODEL.SUPERLOSS`` configures.
 
     Args:
         cfg: a config with the keys of :func:`~sl_detectron.add_superloss_config`
@@ -109,7 +109,7 @@ def _build_term(
     _check(node.GRANULARITY in granularities, f"{key}.GRANULARITY", node.GRANULARITY, accepted)
     superloss: nn.Module
     try:
-        # Also where it is off: what a config says should mean something, to some detector.
+        # Also where it is off: every value in a config should be valid for some detector.
         momentum = superloss_node.MOMENTUM
         tau = _build_tau(node.TAU, num_outcomes, momentum)
         superloss = SuperLoss(tau, node.LAMBDA, momentum=momentum, normalize=node.NORMALIZE)

@@ -23,7 +23,7 @@ def make_subclass(
 
 
 def _state(module: Any) -> Any:
-    """What a pickle keeps of an object; its class may say so."""
+    """The state of an object that a pickle keeps; its class may define it."""
     get = getattr(module, "__getstate__", None)  # every object has it from Python 3.11 on
     return get() if get else dict(vars(module))
 

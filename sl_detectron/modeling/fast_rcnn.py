@@ -73,7 +73,7 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
     @property
     @torch.jit.unused
     def needs_annotation_ids(self) -> bool:
-        """Whether a loss or an observer asks which annotation a RoI is matched to."""
+        """Whether a loss or an observer needs the annotation that a RoI is matched to."""
         parts = (self.superloss_cls, self.superloss_box_reg, self.classification_loss)
         needed = any(getattr(part, "needs_annotation_ids", False) for part in parts)
         return needed or self.class_targets is not None

@@ -38,7 +38,7 @@ class FeatureStore:
     Args:
         folder: made when the first features are stored
         limit: bytes that the folder may hold, give or take 64 MiB for each process that writes to
-            it; a full store is read, and what it lacks is computed anew every time
+            it; a full store is read, and what it lacks is computed again every time
         dtype: of the files, a key of :data:`STORE_DTYPES`
 
     Raises:
@@ -97,7 +97,9 @@ class FeatureStore:
             return [x.float() for x in content]
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())
-            logger.warning("%s is computed anew: it holds no such features (%s)", path, reason)
+            logger.warning(
+                "%s is computed again: the stored features do not match (%s)", path, reason
+            )
             return None
 
     def write(self, trunk: str, key: str, features: list[Tensor]) -> None:
@@ -112,7 +114,7 @@ class FeatureStore:
         stored = [x.detach().to(self._dtype).contiguous() for x in features]
         num_bytes = _HEAD + sum(x.numel() * x.element_size() for x in stored)
         if (self._size or 0) + self._added + num_bytes > self.limit:
-            self._stop("is full; raise its limit, or remove the folder to start it anew")
+            self._stop("is full; raise its limit, or remove the folder to start again")
             return
         path = self._path(trunk, key)
         try:

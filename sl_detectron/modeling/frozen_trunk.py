@@ -260,9 +260,9 @@ def _read_state_dict(name: str, weights: str) -> dict[str, Tensor]:
         raise ValueError(f"must be a file{choice}; got {weights!r}")
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch names many for a file that is none of its own
+    except Exception as error:  # torch raises many types for a foreign file
         reason = str(error).splitlines()[0]
         raise ValueError(f"cannot read {weights}: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise ValueError(f"{weights} holds no state dict")
+        raise ValueError(f"{weights} has no state dict")
     return state

@@ -75,7 +75,7 @@ def _check_restated(instance: Any, cls: type, extension: type, stock: type, key:
     """Refuse to put the SuperLoss of detectron2's losses in the place of other losses.
 
     A class that overrides a method which makes a loss may make any other one of it: that its values
-    equal detectron2's on one batch says nothing about the next.
+    equals detectron2's on one batch may differ on the next.
 
     Args:
         instance: what has the losses, perhaps with methods that were set on the object

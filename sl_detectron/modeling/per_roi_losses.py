@@ -45,7 +45,7 @@ class PerRoILosses:
             softmax_losses: Tensor = cross_entropy(scores, gt_classes, reduction="none")
             return softmax_losses
         gt_classes = gt_classes.to(scores.device, torch.long)
-        # A comparison: on a CPU one_hot looks at the classes.
+        # A comparison: on a CPU one_hot reads the values of the classes.
         classes = torch.arange(scores.shape[1] - 1, device=scores.device)
         target = (gt_classes[:, None] == classes).to(scores.dtype)
         losses = F.binary_cross_entropy_with_logits(scores[:, :-1], target, reduction="none")

@@ -76,7 +76,7 @@ class SuperLossRetinaNet(RetinaNet, PerAnchorLosses):
     def label_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """As the base class; notes which annotation each anchor is matched to, if that is asked."""
+        """As the base class; notes the annotation that each anchor is matched to, if needed."""
         check_target_classes(gt_instances, self.num_classes)
         self._annotation_ids = None
         terms = (self.superloss_cls, self.superloss_box_reg)

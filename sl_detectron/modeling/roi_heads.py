@@ -130,7 +130,7 @@ class SuperLossROIHeadsMixin(ROIHeads):
         check_target_classes(targets, self.num_classes)
         targets = self._numbered(targets)
         sampled = super().label_and_sample_proposals(proposals, targets, *args, **kwargs)
-        # The sampling of rotated heads, say, copies boxes and classes only.
+        # The sampling of rotated heads, for example, copies boxes and classes only.
         return self._with_ids(sampled, targets)
 
     @torch.no_grad()

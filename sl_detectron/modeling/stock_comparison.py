@@ -125,7 +125,7 @@ def compare_anchor_losses(model: RetinaNet, keys: list[str]) -> None:
 def _losses_at_steps(
     stock: type, run: Callable[[], Mapping[str, Tensor]]
 ) -> Iterator[Mapping[str, Tensor]]:
-    """The losses of a small batch early and late in a training.
+    """The losses of a small batch early and late in a training run.
 
     Raises:
         TypeError: the class needs what detectron2's does not have: it was edited or patched

@@ -44,8 +44,8 @@ class SuperLossTerm(nn.Module):
         warmup_iters: steps that train on the plain loss while tau is estimated; they are counted
             in the state dict, as tau is
 
-    A state that is loaded is of the training run that goes on: one that begins, at iteration 0 of
-    detectron2's event storage, has the state from before the load in its first step.
+    A loaded state is used by a resumed training run. A new run, at iteration 0 of detectron2's
+    event storage, restores the state from before the load in its first step.
 
     ``observers`` are called after the loss with detached tensors of the samples that are matched to
     an annotation; there are none unless one is appended. Only a step that trains is observed and
@@ -80,7 +80,7 @@ class SuperLossTerm(nn.Module):
         if warmup_iters:  # else it would be a key of every state dict
             self.register_buffer("num_steps", torch.tensor(0))
         self.observers: list[Observer] = []
-        # The state before one was loaded, until a step says whether a training run goes on.
+        # The state before a load, until the first step shows whether a training run is resumed.
         self._before_load: dict[str, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,9 +93,12 @@ class SuperLossTerm(nn.Module):
     ) -> None:
         """A state of a stock detector, which has no tau, leaves the one that is here."""
         ours = self.state_dict()
-        # Filled in: torch does not say here whether a load is strict.
+        # Filled in: torch does not pass on here whether a load is strict.
         if ours and not any(key.startswith(prefix) for key in state_dict):
-            logger.info("No tau or other state of %s in what is loaded: kept", prefix[:-1])
+            logger.info(
+                "The loaded weights have no tau or other state of %s: the current one is kept",
+                prefix[:-1],
+            )
             state_dict.update((prefix + key, value) for key, value in ours.items())
         elif ours and self._before_load is None:
             self._before_load = {key: copy.deepcopy(value) for key, value in ours.items()}
@@ -104,7 +107,7 @@ class SuperLossTerm(nn.Module):
     @property
     @torch.jit.unused
     def needs_annotation_ids(self) -> bool:
-        """Whether the granularity or an observer asks which annotation a sample is matched to."""
+        """Whether the granularity or an observer needs the matched annotation of a sample."""
         return self.granularity == "instance" or bool(self.observers)
 
     # Not part of inference: TorchScript need not understand it.
@@ -179,7 +182,7 @@ class SuperLossTerm(nn.Module):
             self.load_state_dict(before)
             logger.info(
                 "tau and other running state of the term %r were loaded, but this training run "
-                "begins: they start anew",
+                "starts from its beginning: they are reset",
                 self.name,
             )
         self._before_load = None

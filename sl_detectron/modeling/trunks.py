@@ -28,7 +28,7 @@ def _features(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Trunk:
-    """What there is to know of a feature extractor.
+    """Description of a feature extractor.
 
     Args:
         make_blocks: makes the blocks, which are called one after another, with random weights

@@ -36,11 +36,11 @@ def heard_by_caplog(caplog):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def toy_set(tmp_path_factory):
+def toy_set(toy_root):
     registered = {}
     for name in ("toy_digits_train", "toy_digits_test"):
         registered[name] = DatasetCatalog.pop(name), MetadataCatalog.pop(name)
-    register_toy_datasets(tmp_path_factory.mktemp("datasets") / "toy_digits")
+    register_toy_datasets(toy_root)
     yield
     for name, (loader, metadata) in registered.items():
         DatasetCatalog.pop(name)

@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from fvcore.nn import sigmoid_focal_loss
 from PIL import Image
 
-from helpers.detectors import NUM_CLASSES, build, run_ranks, small_config
+from helpers.detectors import NUM_CLASSES, build, on_resnet_18, run_ranks, small_config
 from sl_detectron.audit.score_annotations import score_annotations
 from sl_detectron.data.images import BrokenImage
 
@@ -46,6 +46,8 @@ def records(tmp_path_factory):
 
 def model_of(detector: str, **opts):
     cfg = small_config(detector, superloss=False)
+    if detector == "standard":
+        cfg = on_resnet_18(cfg)
     cfg.INPUT.MIN_SIZE_TEST = HEIGHT  # boxes stay where they are
     for key, value in opts.items():
         cfg.MODEL.ROI_BOX_HEAD[key] = value

@@ -18,18 +18,18 @@ from sl_detectron.label_noise import noisy_dataset_dicts
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def demo(toy_root, tmp_path_factory):
     """The output folder and the table of two seeds."""
     folder = tmp_path_factory.mktemp("demo")
     registered = {}
     for split in ("train", "test"):
         name = f"toy_digits_{split}"
         registered[name] = DatasetCatalog.pop(name), MetadataCatalog.pop(name)
-    register_toy_datasets(folder / "toy_digits")
+    register_toy_datasets(toy_root)
     try:
         with pytest.MonkeyPatch.context() as patch:
             # The runs are processes of their own and find the set by the environment.
-            patch.setenv("DETECTRON2_DATASETS", str(folder))
+            patch.setenv("DETECTRON2_DATASETS", str(toy_root.parent))
             opts = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2"]
             yield folder / "output", run_demo(folder / "output", [0, 1], opts, report=True)
     finally:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import pytest
 import torch
 
 from helpers import REPO
+from helpers.forked import Program
 from sl_detectron.commands import gpu, gpu_job
-from sl_detectron.data.toy import TOY_CLASS_NAMES, make_toy_dataset
+from sl_detectron.data.toy import TOY_CLASS_NAMES
 from sl_detectron.engine.setup import merge_cfg
 from sl_detectron.model_zoo import find_config
 from sl_detectron.sweep import read_grid
@@ -46,13 +48,13 @@ REPORT = {
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_cuda_one_line_says_what_is_missing(tmp_path):
-    command = [sys.executable, str(REPO / "tools" / "gpu_report.py"), "--work", str(tmp_path / "w")]
-    command += ["--output", str(tmp_path / "reports")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    args = ["--work", str(tmp_path / "w"), "--output", str(tmp_path / "reports")]
+    program = Program(REPO / "tools" / "gpu_report.py", args, {**os.environ})
+    out, err = program.communicate()
+    assert program.returncode == 2
+    (line,) = err.splitlines()
     assert line.startswith("gpu_report.py: error: no CUDA: torch ")
-    assert not done.stdout
+    assert not out
     assert not [*tmp_path.iterdir()]
 
 
@@ -159,15 +161,12 @@ def test_results_and_figures_of_tests_that_ran(tmp_path):
 
 
 @pytest.mark.parametrize("weights", ["", "R-50.pkl"])
-def test_grid_of_the_job(toy_env, tmp_path, weights):
+def test_grid_of_the_job(toy_root, tmp_path, weights):
     """Each of its configs is one that a training accepts."""
     import yaml
 
-    root = Path(toy_env["DETECTRON2_DATASETS"], "toy_digits")
-    if not root.exists():
-        make_toy_dataset(root)
-    (root / "ImageSets/Main/val.txt").write_text("")
-    sets = gpu_job.voc_entries(root)
+    (toy_root / "ImageSets/Main/val.txt").write_text("")
+    sets = gpu_job.voc_entries(toy_root)
     assert [entry["SPLIT"] for entry in sets] == ["train", "test"]
     assert set(sets[0]["CLASSES"]) == set(TOY_CLASS_NAMES)
     assert sets[0]["CLASSES"] == sets[1]["CLASSES"]

@@ -12,15 +12,17 @@ from PIL import Image
 from sl_detectron.data import load_voc_dataset, make_toy_dataset, toy
 from sl_detectron.data.toy import TOY_CLASS_NAMES, register_toy_datasets
 
+FEW = {"train": 10, "test": 10}
+
 
 @pytest.fixture(scope="module")
-def toy_root(tmp_path_factory):
+def whole_set(tmp_path_factory):
     return make_toy_dataset(tmp_path_factory.mktemp("toy") / "digits")
 
 
-def test_loads_as_a_voc_devkit(toy_root):
+def test_loads_as_a_voc_devkit(whole_set):
     for split, num_images in toy.TOY_SPLITS.items():
-        records = load_voc_dataset(toy_root, split, TOY_CLASS_NAMES)
+        records = load_voc_dataset(whole_set, split, TOY_CLASS_NAMES)
         assert len(records) == num_images
         for record in records:
             assert record["annotations"]
@@ -31,9 +33,9 @@ def test_loads_as_a_voc_devkit(toy_root):
                 assert 0 <= y0 < y1 <= record["height"]
 
 
-def test_boxes_hold_the_ink(toy_root):
+def test_boxes_hold_the_ink(whole_set):
     """Digits are dark on a light ground: inside a box it is darker than around it."""
-    for record in load_voc_dataset(toy_root, "train", TOY_CLASS_NAMES)[:20]:
+    for record in load_voc_dataset(whole_set, "train", TOY_CLASS_NAMES)[:20]:
         grey = np.asarray(Image.open(record["file_name"]).convert("L"), float)
         outside = np.ones(grey.shape, bool)
         for annotation in record["annotations"]:
@@ -53,19 +55,22 @@ def test_splits_share_no_digit(monkeypatch, tmp_path):
         return compose(rng, digits, labels, pool)
 
     monkeypatch.setattr(toy, "_compose", spy)
+    monkeypatch.setattr(toy, "TOY_SPLITS", FEW)
     make_toy_dataset(tmp_path / "digits")
     train, test = drawn.values()
     assert not train & test
     assert len(train | test) == 1797
 
 
-def test_same_seed_same_files(toy_root, tmp_path):
+def test_same_seed_same_files(whole_set, tmp_path, monkeypatch):
+    """The first images of each split, whatever its length."""
+    monkeypatch.setattr(toy, "TOY_SPLITS", FEW)
     again = make_toy_dataset(tmp_path / "again")
     other = make_toy_dataset(tmp_path / "other", seed=1)
     names = [f"JPEGImages/train_{i:04d}.jpg" for i in range(10)]
     names += [f"Annotations/test_{i:04d}.xml" for i in range(10)]
-    assert filecmp.cmpfiles(toy_root, again, names, shallow=False)[0] == names
-    assert filecmp.cmpfiles(toy_root, other, names, shallow=False)[1] == names
+    assert filecmp.cmpfiles(whole_set, again, names, shallow=False)[0] == names
+    assert filecmp.cmpfiles(whole_set, other, names, shallow=False)[1] == names
 
 
 def test_complete_or_absent(monkeypatch, tmp_path):
@@ -78,9 +83,9 @@ def test_complete_or_absent(monkeypatch, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_refuses_to_overwrite(toy_root):
+def test_refuses_to_overwrite(whole_set):
     with pytest.raises(FileExistsError, match="remove it"):
-        make_toy_dataset(toy_root)
+        make_toy_dataset(whole_set)
 
 
 def test_registered_set_is_made_when_loaded(monkeypatch, tmp_path):

@@ -31,9 +31,9 @@ def test_no_collective_after_a_failed_training(monkeypatch, iteration, gathers):
 
 
 @pytest.mark.parametrize("config", ["faster_rcnn", "faster_rcnn_superloss", "retinanet_superloss"])
-def test_training_images_show_noise_and_confidence(tmp_path, monkeypatch, config):
+def test_training_images_show_noise_and_confidence(toy_root, tmp_path, monkeypatch, config):
     """At iterations 0 and 2: red boxes are exactly the wrong labels, with the step's sigma."""
-    register_toy_datasets(tmp_path / "digits", prefix=f"images_{config}")
+    register_toy_datasets(toy_root, prefix=f"images_{config}")
     cfg = get_config(f"Toy/{config}.yaml")
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (f"images_{config}_train",), ()
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 2, 3, ()

@@ -151,7 +151,7 @@ def test_targets_of_a_file(tmp_path):
     stricter = LabelCorrection(targets=str(path), min_probability=0.9)
     uncertain = stricter.build_targets(model, table_of(LABELS))
     assert not uncertain.weights.any()
-    with pytest.raises(ValueError, match="of other annotations than those of the training sets"):
+    with pytest.raises(ValueError, match="does not match the annotations of the training sets"):
         correction.build_targets(model, table_of(LABELS, fingerprint=8))
     with pytest.raises(ValueError, match="needs SuperLoss heads"):
         correction.build_targets(nn.Linear(1, 1), table_of(LABELS))
@@ -191,7 +191,7 @@ def few_images(toy_env):
 def test_two_rounds(toy_env, tmp_path, few_images, detector, ranks):
     opts = [*few_images, "MODEL.SUPERLOSS.CORRECTION.ROUNDS", 2]
     whole, rest = tmp_path / "whole", tmp_path / "rest"
-    code, printed = run(toy_env, detector, whole, *opts, num_gpus=ranks)
+    code, printed = run(toy_env, detector, whole, *opts, num_gpus=ranks, fork=1)
     assert code == 0, printed
     # Each round logs once, and to its folder.
     begins = "Starting training from iteration 0"
@@ -212,7 +212,7 @@ def test_two_rounds(toy_env, tmp_path, few_images, detector, ranks):
     # The second round alone, as after an interruption in it.
     rest.mkdir()
     (whole / "round_1").rename(rest / "round_1")
-    code, printed = run(toy_env, detector, rest, *opts, num_gpus=ranks, resume=True)
+    code, printed = run(toy_env, detector, rest, *opts, num_gpus=ranks, fork=1, resume=True)
     assert code == 0, printed
     lines = (rest / "curve.jsonl").read_text().splitlines()
     assert lines == (whole / "curve.jsonl").read_text().splitlines()[-len(lines) :]

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from helpers.detectors import build, make_batch, run_ranks, small_config
+from helpers.detectors import build, make_batch, on_resnet_18, run_ranks, small_config
 from helpers.trainings import RETINANET, start, wait_for_iteration
 from sl_detectron.data import TrainLoader
 from sl_detectron.engine.finite import FiniteTrainer
@@ -34,7 +34,7 @@ NUM_OBJECTS = (3, 0, 1, 4)
 
 def config():
     """A detector whose losses are sums over images: no batch statistics, RoIs up to the limit."""
-    cfg = small_config("standard", superloss=True)
+    cfg = on_resnet_18(small_config("standard", superloss=True))
     cfg.MODEL.RESNETS.NORM = "GN"
     cfg.MODEL.SUPERLOSS.CLS.TAU = "ExpAvg"
     cfg.MODEL.SUPERLOSS.BOX_REG.ENABLED = True
@@ -147,10 +147,10 @@ def end_as(folder: Path, end: str) -> None:
 def test_ranks_end_before_the_interpreter_is_torn_down(tmp_path, capfd, end):
     """In which gloo's threads may abort a process that has done all its work."""
     if end == "done":
-        run_ranks(end_as, 2, tmp_path, end)
+        run_ranks(end_as, 2, tmp_path, end, fresh=True)
     else:
         with pytest.raises(SystemExit) as ended:
-            run_ranks(end_as, 2, tmp_path, end, debug=False)
+            run_ranks(end_as, 2, tmp_path, end, debug=False, fresh=True)
         assert ended.value.code == {"stopped": 143, "diverged": 2}[end]
     printed = capfd.readouterr().out
     for rank in (0, 1) if end == "done" else (1,):

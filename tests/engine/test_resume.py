@@ -38,14 +38,14 @@ def test_resumed_losses_equal_the_uninterrupted_ones(toy_env, tmp_path, config, 
     opts += ["INPUT.RANDOM_FLIP", "horizontal", "TEST.EVAL_PERIOD", 4]
     opts += ["SOLVER.CHECKPOINT_PERIOD", 4, *few_test_images(toy_env)]
     opts += ["MODEL.SUPERLOSS.CORRECTION.START", 0.25, "MODEL.SUPERLOSS.CORRECTION.PERIOD", 2]
-    code, printed = run(toy_env, config, whole, *opts, num_gpus=ranks)
+    code, printed = run(toy_env, config, whole, *opts, num_gpus=ranks, fork=1)
     assert code == 0, printed
-    code, printed = run(toy_env, config, parts, *opts, kill_at=5, num_gpus=ranks)
+    code, printed = run(toy_env, config, parts, *opts, kill_at=5, num_gpus=ranks, fork=1)
     # A rank that is killed is reported by the launcher.
     assert code == (-signal.SIGKILL if ranks == 1 else 2), printed
     assert max(curve(parts)) == 5
     opts += ["DATALOADER.NUM_WORKERS", 1]
-    code, printed = run(toy_env, config, parts, *opts, resume=True, num_gpus=ranks)
+    code, printed = run(toy_env, config, parts, *opts, resume=True, num_gpus=ranks, fork=1)
     assert code == 0, printed
     assert "Starting training from iteration 4" in printed
     assert curve(parts) == curve(whole)
@@ -57,7 +57,7 @@ def test_resumed_losses_equal_the_uninterrupted_ones(toy_env, tmp_path, config, 
 def test_a_kill_between_the_last_two_checkpoints_loses_neither(toy_env, tmp_path, final, ranks):
     """They are written one after the other, and the second is the one that users look for."""
     opts = ["SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, *few_test_images(toy_env)]
-    code, printed = run(toy_env, RETINANET, tmp_path, *opts, num_gpus=ranks)
+    code, printed = run(toy_env, RETINANET, tmp_path, *opts, num_gpus=ranks, fork=1)
     assert code == 0, printed
     path = tmp_path / "model_final.pth"
     whole = torch.load(path, weights_only=True)
@@ -65,7 +65,7 @@ def test_a_kill_between_the_last_two_checkpoints_loses_neither(toy_env, tmp_path
     if final != "absent":
         (tmp_path / "model_0000001.pth").rename(path)
     (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
-    code, printed = run(toy_env, RETINANET, tmp_path, *opts, resume=True, num_gpus=ranks)
+    code, printed = run(toy_env, RETINANET, tmp_path, *opts, resume=True, num_gpus=ranks, fork=1)
     assert code == 0, printed
     assert max(curve(tmp_path)) == 3
     assert_equal(torch.load(path, weights_only=True), whole)

@@ -14,15 +14,10 @@ from sl_detectron.model_zoo import get_config_file
 FASTER_RCNN = get_config_file("Toy/faster_rcnn_superloss.yaml")
 
 
-@pytest.fixture(scope="module")
-def toy_root(tmp_path_factory):
-    return tmp_path_factory.mktemp("datasets")
-
-
 @pytest.fixture
 def toy_sets(toy_root):
     """The toy set in this process, under other names."""
-    register_toy_datasets(toy_root / "toy_digits", prefix="toy_here")
+    register_toy_datasets(toy_root, prefix="toy_here")
     yield ["DATASETS.TRAIN", "('toy_here_train',)", "DATASETS.TEST", "('toy_here_test',)"]
     for split in ("train", "test"):
         DatasetCatalog.remove(f"toy_here_{split}")

@@ -15,6 +15,10 @@ from sl_detectron.data import register_voc_dataset
 from sl_detectron.evaluation import VOCEvaluator
 
 SUMMARY = ("AP", "AP50", "AP75")
+# Of 50 random sets each; 250 are enough for a change, the others run with --long.
+half_of_the_blocks = pytest.mark.parametrize(
+    "block", [*range(5), *(pytest.param(i, marks=pytest.mark.long) for i in range(5, 10))]
+)
 CAT_BOX = (11, 11, 50, 50)
 # The same box as a detection: 0-based.
 CAT_FOUND = (10, 10, 50, 50)
@@ -53,7 +57,7 @@ def both(name, predictions):
     return [stock[k] for k in SUMMARY], [ours[k] for k in SUMMARY]
 
 
-@pytest.mark.parametrize("block", range(10))
+@half_of_the_blocks
 def test_equals_detectron2_on_random_sets(register, block):
     positive = 0
     for seed in range(50 * block, 50 * block + 50):
@@ -68,7 +72,7 @@ def test_equals_detectron2_on_random_sets(register, block):
     assert positive > 20
 
 
-@pytest.mark.parametrize("block", range(10))
+@half_of_the_blocks
 def test_equals_detectron2_where_classes_lack_objects(register, block):
     """Subsets of the set's classes, with classes it lacks or whose objects are all difficult."""
     compared = {2007: 0, 2012: 0}

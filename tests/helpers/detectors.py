@@ -1,6 +1,7 @@
 """Small detectors and batches, and jobs on several ranks."""
 
 from argparse import Namespace
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 
+from helpers.forked import forked_ranks
 from sl_detectron.engine.launch import launch_job
 from sl_detectron.model_zoo import get_config
 
@@ -32,8 +34,13 @@ DETECTORS = {
 
 
 def small_config(detector: str, superloss: bool) -> CfgNode:
-    """A detector of ResNet-18 size over ``NUM_CLASSES`` classes."""
+    """A detector over ``NUM_CLASSES`` classes on a ResNet-50 of a quarter of its width.
+
+    A step takes half of the time of one of the toy configs' ResNet-18.
+    """
     cfg = get_config("Toy/retinanet.yaml" if detector == "retinanet" else "Toy/faster_rcnn.yaml")
+    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 50, 16
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 16
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = NUM_CLASSES
     cfg.MODEL.MASK_ON = detector.endswith("masks")
     if detector.endswith("keypoints"):
@@ -46,8 +53,6 @@ def small_config(detector: str, superloss: bool) -> CfgNode:
     if detector.startswith("c4"):
         cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
         cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res4"]
-        cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 50, 16
-        cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 16
         cfg.MODEL.RPN.IN_FEATURES = ["res4"]
         cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16, 32]]
         cfg.MODEL.ROI_HEADS.NAME = "Res5ROIHeads"
@@ -61,11 +66,30 @@ def small_config(detector: str, superloss: bool) -> CfgNode:
     return cfg
 
 
-def run_ranks(job, num: int, *args, timeout: float = 120, debug: bool = True) -> None:
-    """Call ``job(*args)`` in as many processes, as the trainings are started."""
+def on_resnet_18(cfg: CfgNode) -> CfgNode:
+    """The config on the toy configs' ResNet-18.
+
+    It is wide enough for group norm, and untrained its scores and deltas are near 0.
+    """
+    cfg.MODEL.RESNETS = get_config("Toy/faster_rcnn.yaml").MODEL.RESNETS
+    return cfg
+
+
+def run_ranks(
+    job, num: int, *args, timeout: float = 120, debug: bool = True, fresh: bool = False
+) -> None:
+    """Call ``job(*args)`` in as many processes, as the trainings are started.
+
+    Args:
+        job, num, args: what to call, by how many ranks, and its arguments
+        timeout: in seconds, of a rank that waits for another
+        debug: as the tools' ``--debug``
+        fresh: in new interpreters as in use, not forked with the imports done
+    """
     how = {"num_gpus": num, "dist_timeout": timeout, "debug": debug}
     where = {"num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
-    launch_job(_call, (job, args), Namespace(**how, **where))
+    with nullcontext() if fresh else forked_ranks():
+        launch_job(_call, (job, args), Namespace(**how, **where))
 
 
 def _call(job_and_args, _):

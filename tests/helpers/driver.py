@@ -1,7 +1,9 @@
 """tools/train_net.py on the toy set with 64-pixel images; writes every loss to curve.jsonl.
 
-driver.py [kill_at=ITERATION] [process_group=1] [num_gpus=N] [term_in_evaluation=1]
+driver.py [kill_at=ITERATION] [process_group=1] [num_gpus=N] [fork=1] [term_in_evaluation=1]
     [deterministic=1] ARGUMENTS OF train_net.py
+
+fork=1: the ranks are forked, which saves them the imports.
 """
 
 import json
@@ -10,9 +12,10 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
-import torch
+import torch.multiprocessing
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "tools"))
@@ -59,7 +62,7 @@ def signal_in_evaluation() -> None:
 def parse():
     words = sys.argv[1:]
     options = {"kill_at": -1, "process_group": 0, "num_gpus": 1, "term_in_evaluation": 0}
-    options["deterministic"] = 0
+    options["deterministic"] = options["fork"] = 0
     while "=" in words[0]:
         key, _, value = words.pop(0).partition("=")
         options[key] = int(value)
@@ -80,6 +83,9 @@ if __name__ == "__main__":
     if options["deterministic"]:
         # A warning for an operator that has no such form: not all of detectron2's have one.
         torch.use_deterministic_algorithms(True, warn_only=True)
+    if options["fork"]:
+        start = torch.multiprocessing.start_processes
+        torch.multiprocessing.start_processes = partial(start, start_method="fork")
     torch.set_num_threads(1)
     at = words.index("--config-file") + 1
     words[at] = get_config_file(words[at])

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import yaml
 
 from helpers import REPO
-from sl_detectron.data import make_toy_dataset
+from sl_detectron.data import make_toy_dataset, toy
 from sl_detectron.data.toy import TOY_CLASS_NAMES
 from sl_detectron.sweep import read_grid
 from sl_detectron.sweep.grid import Grid
@@ -76,16 +76,15 @@ def run_here(tool: str, *args: object) -> subprocess.CompletedProcess:
 
 
 def make_tiny_set(root: Path) -> None:
-    """The toy set with a split of ``NUM_IMAGES`` images."""
-    make_toy_dataset(root)
-    names = (root / "ImageSets" / "Main" / "train.txt").read_text().split()[:NUM_IMAGES]
-    (root / "ImageSets" / "Main" / "tiny.txt").write_text("\n".join(names) + "\n")
+    """A toy set with ``NUM_IMAGES`` training images."""
+    with patch.object(toy, "TOY_SPLITS", {"train": NUM_IMAGES, "test": 1}):
+        make_toy_dataset(root)
 
 
 def write_tiny_grid(path: Path, root: Path, iterations: int = 6, **changes: object) -> Path:
     """Two methods at one noise level; every detection counts, so that AP is above 0 at once."""
     name = f"tiny_{root.parent.name}"
-    tiny = {"NAME": name, "ROOT": str(root), "SPLIT": "tiny", "CLASSES": list(TOY_CLASS_NAMES)}
+    tiny = {"NAME": name, "ROOT": str(root), "SPLIT": "train", "CLASSES": list(TOY_CLASS_NAMES)}
     opts = {
         "DATASETS.CUSTOM_VOC": [tiny],
         "DATASETS.TRAIN": f"('{name}',)",

@@ -2,14 +2,13 @@
 
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import torch
 
 from helpers import REPO
-from sl_detectron.data import make_toy_dataset
+from helpers.forked import Program
 from sl_detectron.data.toy import TOY_CLASS_NAMES
 
 DRIVER = Path(__file__).with_name("driver.py")
@@ -19,22 +18,17 @@ RETINANET, FASTER_RCNN = "Toy/retinanet_superloss.yaml", "Toy/faster_rcnn_superl
 def start(env, config, output, *opts, resume=False, **driver):
     """A training in a process of its own; ``driver``: what driver.py does to it."""
     words = [f"{key}={value}" for key, value in driver.items()]
-    command = [sys.executable, str(DRIVER), *words, "--config-file", config]
-    command += ["--resume"] if resume else []
-    return subprocess.Popen(
-        [*command, "OUTPUT_DIR", str(output), *map(str, opts)],
-        env=env,
-        cwd=REPO,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    args = [*words, "--config-file", config, *(["--resume"] if resume else [])]
+    args += ["OUTPUT_DIR", str(output), *map(str, opts)]
+    return Program(DRIVER, args, env, joins=True)
 
 
 def train_net(env, *args):
     """tools/train_net.py in its own process, to its end."""
-    command = [sys.executable, str(REPO / "tools" / "train_net.py"), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env=env)
+    path = REPO / "tools" / "train_net.py"
+    program = Program(path, [*map(str, args)], env)
+    printed = program.communicate()
+    return subprocess.CompletedProcess([path, *args], program.returncode, *printed)
 
 
 def run(*args, **kwargs):
@@ -58,8 +52,6 @@ def few_test_images(env):
 def toy_split(env, name, of, num_images):
     """An entry of CUSTOM_VOC: the first images of a split of the toy set."""
     root = Path(env["DETECTRON2_DATASETS"], "toy_digits")
-    if not root.exists():
-        make_toy_dataset(root)
     splits = root / "ImageSets" / "Main"
     names = (splits / f"{of}.txt").read_text().splitlines()[:num_images]
     (splits / f"{name}.txt").write_text("\n".join(names))

@@ -1,5 +1,7 @@
 """Noise by a detector's mistakes: which annotations it hits, and what they become."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from helpers import load_tool
 from helpers.detectors import build, small_config
 from helpers.label_noise_records import labels, make_records
 from sl_detectron.data import load_voc_dataset, make_toy_dataset
+from sl_detectron.data import toy as toy_module
 from sl_detectron.data.annotation_ids import number_annotations
 from sl_detectron.data.toy import TOY_CLASS_NAMES
 from sl_detectron.label_noise import InstanceNoise, inject
@@ -105,24 +108,21 @@ def detector(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    root = tmp_path_factory.mktemp("toy") / "toy_digits"
-    make_toy_dataset(root)
-    split = root / "ImageSets" / "Main" / "few.txt"
-    split.write_text("\n".join((split.parent / "train.txt").read_text().split()[:20]))
-    return root
+    with patch.object(toy_module, "TOY_SPLITS", {"train": 20, "test": 4}):
+        return make_toy_dataset(tmp_path_factory.mktemp("toy") / "toy_digits")
 
 
 def test_on_the_command_line(detector, toy, tmp_path, capsys):
     main = load_tool("inject_noise").main
-    common = ["--voc-root", toy, "--split", "few", "--classes", ",".join(TOY_CLASS_NAMES)]
+    common = ["--voc-root", toy, "--split", "train", "--classes", ",".join(TOY_CLASS_NAMES)]
     common += ["--type", "instance", "--rate", "0.5", "--box-jitter", "0.2"]
     out = tmp_path / "noisy"
     assert main([str(x) for x in [*common, "--output", out, *detector]]) == 0
     wrong = [
         (a["category_id"], b["category_id"])
         for before, after in zip(
-            load_voc_dataset(toy, "few", TOY_CLASS_NAMES),
-            load_voc_dataset(out, "few", TOY_CLASS_NAMES),
+            load_voc_dataset(toy, "train", TOY_CLASS_NAMES),
+            load_voc_dataset(out, "train", TOY_CLASS_NAMES),
         )
         for a, b in zip(before["annotations"], after["annotations"])
     ]

@@ -1,14 +1,14 @@
 """Plans: the shipped grids are what the paper does, bad configs are refused by method."""
 
+import os
 import shlex
-import subprocess
-import sys
 
 import pytest
 import yaml
 from detectron2.engine import default_argument_parser
 
 from helpers import REPO
+from helpers.forked import Program
 from helpers.grid_cases import ONE_METHOD, method
 from sl_detectron.engine.setup import merge_cfg
 from sl_detectron.sweep import read_grid
@@ -26,16 +26,12 @@ def table5(tmp_path_factory):
 def test_dry_run_prints_the_72_commands(tmp_path, table5, monkeypatch):
     """Without data, and each command builds the very config of its run."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
-    tool = [sys.executable, "tools/sweep.py", "--config", "configs/Sweep/table5.yaml"]
     output = table5[0].folder.parents[3]
-    done = subprocess.run(
-        [*tool, "--output", output, "--dry-run", "--num-gpus", "8"],
-        capture_output=True,
-        text=True,
-        cwd=REPO,
-    )
-    assert done.returncode == 0, done.stderr
-    commands = done.stdout.splitlines()
+    args = ["--config", "configs/Sweep/table5.yaml", "--output", str(output), "--dry-run"]
+    program = Program("tools/sweep.py", [*args, "--num-gpus", "8"], {**os.environ})
+    out, err = program.communicate()
+    assert program.returncode == 0, err
+    commands = out.splitlines()
     assert len(commands) == len(set(commands)) == 72
     for command, run in list(zip(commands, table5))[::7]:
         program, tool, *argv = shlex.split(command)

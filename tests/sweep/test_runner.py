@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from helpers import REPO
+from helpers.forked import Program
 from helpers.grid_cases import run_here, write_tiny_grid
 from sl_detectron.engine.resume import STOPPED
 from sl_detectron.sweep import make_tables, read_grid
@@ -27,9 +28,16 @@ from sl_detectron.sweep.runner import _explain_failure, _settle, _settle_first
 BASELINE = {"config": "Toy/retinanet.yaml"}
 
 
-def command(grid_file, output, *args):
-    tool = [sys.executable, str(REPO / "tools" / "sweep.py")]
-    return [*tool, "--config", str(grid_file), "--output", str(output), *map(str, args)]
+TOOL = REPO / "tools" / "sweep.py"
+
+
+def options(grid_file, output, *args):
+    return ["--config", str(grid_file), "--output", str(output), *map(str, args)]
+
+
+def start(grid_file, output, *args):
+    """A sweep in a process of its own."""
+    return Program(TOOL, options(grid_file, output, *args), {**os.environ})
 
 
 def sweep(grid_file, output, *args):
@@ -38,13 +46,13 @@ def sweep(grid_file, output, *args):
 
 @pytest.fixture(scope="module")
 def finished(grid_file, tmp_path_factory):
-    """An uninterrupted sweep with all its checkpoints: (folder, what it said, seconds)."""
+    """An uninterrupted sweep with all its checkpoints: (folder, (stdout, stderr), seconds)."""
     output = tmp_path_factory.mktemp("finished")
     started = time.monotonic()
-    args = command(grid_file, output, "--keep", "all")
-    done = subprocess.run(args, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return output, done, time.monotonic() - started
+    program = start(grid_file, output, "--keep", "all")
+    printed = program.communicate()
+    assert program.returncode == 0, printed
+    return output, printed, time.monotonic() - started
 
 
 def results(output: Path) -> dict[str, bytes]:
@@ -74,11 +82,11 @@ def table(output: Path) -> bytes:
 
 
 def test_trains_every_run_and_reports(finished):
-    output, done, _ = finished
-    assert "All 2 runs are finished" in done.stdout
-    assert "[2/2] RetinaNet, SuperLoss, 40 % noise, seed 0: AP50 " in done.stderr
-    assert "12/12" in done.stderr  # iterations of all runs
-    assert "\r" not in done.stderr  # lines, as it is no terminal
+    output, (out, err), _ = finished
+    assert "All 2 runs are finished" in out
+    assert "[2/2] RetinaNet, SuperLoss, 40 % noise, seed 0: AP50 " in err
+    assert "12/12" in err  # iterations of all runs
+    assert "\r" not in err  # lines, as it is no terminal
     folder = output / "retinanet" / "superloss" / "noise_0.4" / "seed_0"
     assert (folder / "label_audit.json").is_file()  # so this one had the SuperLoss
     result = json.loads((folder / "result.json").read_text())
@@ -101,10 +109,10 @@ def test_a_finished_run_is_never_trained_again(finished, grid_file):
 def test_killed_at_a_random_moment_it_gives_the_same_table(finished, grid_file, tmp_path):
     output, _, seconds = finished
     delay = random.SystemRandom().uniform(0, seconds)
-    process = subprocess.Popen(command(grid_file, tmp_path), stderr=subprocess.DEVNULL)
+    process = start(grid_file, tmp_path)
     time.sleep(delay)
     process.kill()
-    process.wait()
+    process.communicate()
     done = sweep(grid_file, tmp_path)
     assert done.returncode == 0, (delay, done.stderr)
     assert table(tmp_path) == table(output), delay
@@ -141,7 +149,8 @@ def test_no_run_outlives_its_sweep(tiny_root, tmp_path):
     folder = plan(read_grid(grid_file), tmp_path / "out")[0].folder
 
     def start_and_send(number: int, is_time: Callable[[], bool]) -> int:
-        process = subprocess.Popen(command(grid_file, tmp_path / "out"), stderr=subprocess.DEVNULL)
+        command = [sys.executable, TOOL, *options(grid_file, tmp_path / "out")]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         while not is_time():
             assert process.poll() is None
             time.sleep(0.1)

@@ -14,7 +14,6 @@ from sl_detectron.audit.decisions import Decision, Decisions, write_decisions
 from sl_detectron.audit.kinds import KINDS
 from sl_detectron.audit.run import estimate_run
 from sl_detectron.audit.suspects import read_suspects
-from sl_detectron.data import make_toy_dataset
 from sl_detectron.data.annotation_ids import AnnotationTable
 from sl_detectron.data.toy import TOY_CLASS_NAMES
 from sl_detectron.engine import SuperLossTrainer, setup_cfg
@@ -49,12 +48,11 @@ def main():
 
 
 @pytest.fixture(scope="module")
-def noisy_set(tmp_path_factory):
+def noisy_set(toy_root, tmp_path_factory):
     """The toy set with wrong labels in its files."""
     folder = tmp_path_factory.mktemp("data")
-    clean = make_toy_dataset(folder / "clean")
     noises = [SymmetricNoise(rate=0.4)]
-    export_noisy_voc(clean, "train", folder / "noisy", noises, TOY_CLASS_NAMES, "noisy_train")
+    export_noisy_voc(toy_root, "train", folder / "noisy", noises, TOY_CLASS_NAMES, "noisy_train")
     return folder / "noisy"
 
 
@@ -297,10 +295,9 @@ def test_kinds_are_one_list(main, small_run, tmp_path, capsys):
         assert all(0 <= s.score <= 1 for s in suspects)
 
 
-def test_two_sets_are_compared_without_a_detector(main, noisy_set, tmp_path, capsys):
+def test_two_sets_are_compared_without_a_detector(main, noisy_set, toy_root, tmp_path, capsys):
     out = tmp_path / "differences"
-    clean = noisy_set.parent / "clean"
-    assert main("--compare", noisy_set, "--truth", clean, "--output", out) == 0
+    assert main("--compare", noisy_set, "--truth", toy_root, "--output", out) == 0
     differences = json.loads((out / "differences.json").read_text())["differences"]
     manifest = (noisy_set / "manifest.jsonl").read_text().splitlines()
     assert {d["kind"] for d in differences} == {"wrong_class"}

@@ -1,12 +1,12 @@
 """The command line: the table, the report and one-line errors."""
 
 import json
-import subprocess
-import sys
+import os
 
 import pytest
 
 from helpers import REPO, load_tool
+from helpers.forked import Program
 
 TOOL = REPO / "tools" / "evaluate_voc.py"
 CAT = (
@@ -43,15 +43,15 @@ def run(arguments, *flags):
 
 def test_the_command_itself(arguments, tmp_path):
     arguments["--output"] = str(tmp_path / "out" / "scores.json")
-    command = [sys.executable, str(TOOL), *(x for pair in arguments.items() for x in pair)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    program = Program(TOOL, [x for pair in arguments.items() for x in pair], {**os.environ})
+    out, err = program.communicate()
+    assert program.returncode == 0, err
     names = ["scores.json", "scores_ap_by_iou.png", "scores_precision_recall.png"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
     report = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert [report[k] for k in ("AP", "AP50", "AP75")] == [100, 100, 100]
     assert set(report["per_class"]) == {"cat", "dog"}
-    rows = [line.split() for line in done.stdout.splitlines()]
+    rows = [line.split() for line in out.splitlines()]
     assert ["cat", "1", "2", "100.00", "100.00", "100.00", "100.00"] in rows
     assert ["dog", "0", "0", "-", "-", "-", "-"] in rows
 

@@ -1,8 +1,9 @@
 """The digit examples: their noise and scores, a fair comparison, and that they run."""
 
 import json
-import subprocess
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
+
+from helpers.forked import Program
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "tools" / "examples"
 sys.path.insert(0, str(EXAMPLES))  # as Python does when an example is run
@@ -200,11 +203,11 @@ TINY = ["--epochs", "1", "--seeds", "0", "1", "--tuning-seeds", "7", "--rates", 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_example_runs(name, tmp_path):
-    tool = [sys.executable, "-W", "ignore", EXAMPLES / f"digit_{name}.py"]
-    done = subprocess.run(
-        [*tool, "--output", tmp_path, *TINY], capture_output=True, text=True, check=False
+    program = Program(
+        EXAMPLES / f"digit_{name}.py", ["--output", str(tmp_path), *TINY], {**os.environ}
     )
-    assert done.returncode == 0, done.stderr
+    out, err = program.communicate()
+    assert program.returncode == 0, err
     results = json.loads((tmp_path / f"{name}.json").read_text())
     study = {
         "classification": digit_classification,
@@ -217,17 +220,18 @@ def test_example_runs(name, tmp_path):
     assert len(results["sweep"]) == (len(study.tasks) * 2 * len(study.lams) if study.sweep else 0)
     assert all(len(entry["test"]) == 2 for entry in results["results"] + results["sweep"])
     text = (tmp_path / f"{name}.md").read_text()
-    assert text.strip() in done.stdout
+    assert text.strip() in out
     assert text.count("SuperLoss, Avg") >= 3
     assert Image.open(tmp_path / f"{name}.png").size[0] > 500
 
 
 def test_workers_change_nothing():
+    few = replace(digit_pairs.STUDY, taus=("Avg",), lams=(0.1, 1.0), lrs=(1e-3,), sweep=None)
+
     def results(num_workers: int) -> list:
         done = run_study(
-            digit_pairs.STUDY, seeds=[0], rates=[0.4], num_epochs=1, num_workers=num_workers,
-            tuning_seeds=[1],
-        )  # fmt: skip
+            few, seeds=[0], rates=[0.4], num_epochs=1, num_workers=num_workers, tuning_seeds=[1]
+        )
         return done["results"]
 
     assert results(1) == results(2)

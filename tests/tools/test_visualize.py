@@ -29,7 +29,7 @@ SIDE = 400  # what the toy set's 128 pixels are enlarged to
 def opts(tmp_path_factory):
     """Names the toy set as training and test set."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy, "TOY_SPLITS", {"train": 200, "test": 240})
+        patch.setattr(toy, "TOY_SPLITS", {"train": 40, "test": 4})
         register_toy_datasets(tmp_path_factory.mktemp("toy") / "digits", prefix="drawn")
         yield ["DATASETS.TRAIN", "('drawn_train',)", "OUTPUT_DIR", "unused"]
 
@@ -70,7 +70,7 @@ def red_pixels(panel):
 
 def test_wrong_labels_are_red_beside_the_true_ones(visualize, tmp_path, capsys):
     assert visualize("--num", 2, "--first", "wrong", "--output", tmp_path) == 0
-    assert f"2 of 200 images of drawn_train drawn: {tmp_path}" in capsys.readouterr().out
+    assert f"2 of 40 images of drawn_train drawn: {tmp_path}" in capsys.readouterr().out
     files = sorted(tmp_path.glob("*.png"))
     assert len(files) == 2
     for file in files:

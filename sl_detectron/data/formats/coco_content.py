@@ -16,7 +16,7 @@ __all__ = ["json_object", "missing_images", "parse_coco", "read_categories", "re
 
 _PARTS = ("categories", "images", "annotations")
 _WITHOUT_ANNOTATIONS = {"images", "categories", "info", "licenses", "type"}
-# Beside the file: where its images are looked for if nobody says where they are.
+# Folders beside the file that are searched for its images if none is given.
 _FOLDERS = (".", "images")
 
 

@@ -45,7 +45,7 @@ def copy_devkit(
         changed: {name in Annotations/: changes}, in the order of the manifest
         class_names: K names in the order of the class ids
         dataset_name: written into every line of the manifest
-        manifest: name of the file in ``target`` that says what changed and by which edits
+        manifest: name of the file in ``target`` that lists the changes and their edits
         num_workers: processes that write XML; the result does not depend on it
         progress: whether to show a progress bar
         leave_out: names in root that the copy does not get

@@ -44,7 +44,7 @@ class Flaws:
         self.found.append((what, error))
 
     def note(self, text: str, example: str, number: int = 1) -> None:
-        """Count something that is read by a rule; ``text`` says which."""
+        """Count something that is read by a rule; ``text`` names the rule."""
         self.notes[text] += number
         self._examples.setdefault(text, example)
 

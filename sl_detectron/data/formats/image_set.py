@@ -51,7 +51,7 @@ def read_image_set(root: str | os.PathLike, split: str) -> list[str]:
 
 
 def _image_sets(path: Path) -> str:
-    """What a message says is there instead of an image set."""
+    """The part of a message that lists what exists instead of an image set."""
     names = sorted(p.stem for p in path.parent.glob("*.txt"))
     if not names:
         root = path.parent.parent.parent

@@ -58,7 +58,7 @@ def restore_clean(noisy: str | Path, out: str | Path | None = None, progress: bo
 
 
 def _read_description(path: Path) -> dict[str, Any]:
-    """Return what the export said; ``file`` is the name of a COCO file, empty for a VOC copy."""
+    """Return the description by the export; ``file`` names a COCO file, empty for a VOC copy."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path.parent} has no {path.name}; it is not a complete noisy copy"

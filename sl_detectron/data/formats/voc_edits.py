@@ -1,7 +1,7 @@
-"""Changes written into VOC's XML files: what a file says changes, no other byte does.
+"""Changes written into VOC's XML files: the listed values change, no other byte does.
 
 Rewriting XML through a parser loses white space, attribute order and number formats. An edit
-replaces bytes at an offset instead, and knows what it replaced.
+replaces bytes at an offset instead, and records the replaced bytes.
 """
 
 import re

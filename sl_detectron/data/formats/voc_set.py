@@ -81,7 +81,7 @@ def _read_one(
     require_image: bool,
     flaws: Flaws,
 ) -> VOCAnnotation:
-    """One annotation; its size is that of the image where the file says none."""
+    """One annotation; without a size in the file it gets that of the image."""
     try:
         annotation = parse_voc_xml(Path(files.folder, f"{image_id}.xml"), flaws)
     except FileNotFoundError as error:

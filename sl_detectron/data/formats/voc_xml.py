@@ -129,7 +129,7 @@ def _extends_ascii(data: bytes) -> bool:
     try:
         return declared is None or "<!ENTITY".encode(declared[1].decode()) == b"<!ENTITY"
     except (LookupError, UnicodeError):
-        return True  # not text, or unknown: the parser will say so
+        return True  # not text, or unknown: the parser reports it
 
 
 def _parse_root(path: str) -> ET.Element:
@@ -154,7 +154,7 @@ def _parse_root(path: str) -> ET.Element:
 
 
 def _check_places(root: ET.Element, path: str) -> None:
-    """Refuse objects and boxes that are not where they are looked for: they would count as none."""
+    """Refuse objects and boxes outside their expected place: they would count as none."""
     here = root.findall("object")
     # Parts of an object have boxes too, but no object is inside of another.
     boxes = {id(element) for obj in here for element in obj.iter() if element.tag == "bndbox"}
@@ -208,7 +208,7 @@ def _parse_object(obj: ET.Element, where: str, flaws: Flaws) -> VOCObject:
 
 
 def _difficult(obj: ET.Element, where: str, flaws: Flaws) -> bool:
-    """Only evaluation reads it, so that an odd spelling must not stop a training."""
+    """Only evaluation reads it, so that an odd spelling must not stop a training run."""
     element = obj.find("difficult")
     text = "0" if element is None else (element.text or "").strip()
     if text in ("0", "1"):

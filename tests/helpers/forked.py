@@ -1,0 +1,103 @@
+"""Processes that pay for no imports: a server, started once, has them and forks for each."""
+
+import atexit
+import multiprocessing
+import os
+import runpy
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+
+from helpers import REPO
+
+# Not sl_detectron: it registers datasets by the environment, which each process has its own of.
+IMPORTS = ["detectron2.engine", "detectron2.model_zoo", "detectron2.evaluation"]
+IMPORTS += ["torch.utils.tensorboard", "scipy.optimize"]
+# A process that has asked for GPUs cannot be forked and use them.
+METHOD = "spawn" if torch.cuda.is_available() else "forkserver"
+CONTEXT = multiprocessing.get_context(METHOD)
+multiprocessing.set_forkserver_preload(IMPORTS)
+# Before a test changes it: the server takes it over for all that come later.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def start_server() -> None:
+    """Start the server unless it runs."""
+    if METHOD == "spawn":
+        return
+    with patch.dict(os.environ, ENVIRONMENT, clear=True):
+        multiprocessing.forkserver.ensure_running()
+
+
+@contextmanager
+def forked_ranks() -> Iterator[None]:
+    """The server forks the ranks of detectron2's ``launch``, which are new interpreters else."""
+    start_server()
+    start = partial(torch.multiprocessing.start_processes, start_method=METHOD)
+    with patch.object(torch.multiprocessing, "start_processes", start):
+        yield
+
+
+class Program:
+    """As much of ``subprocess.Popen`` as tests use, for a Python file.
+
+    Args:
+        path: the file
+        args: its arguments
+        env: its environment
+        joins: whether what it writes to stderr goes to stdout, as with ``stderr=STDOUT``
+        folder: where it is run
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        args: list[str],
+        env: dict[str, str],
+        joins: bool = False,
+        folder: Path = REPO,
+    ):
+        self._output = tempfile.TemporaryDirectory()
+        self._files = [Path(self._output.name, name) for name in ("out", "out" if joins else "err")]
+        start_server()
+        what = str(path), args, env, folder, self._files
+        self._process = CONTEXT.Process(target=_run, args=what)
+        self._process.start()
+        self.pid = self._process.pid
+        self.terminate, self.kill = self._process.terminate, self._process.kill
+        # A test that failed leaves none running, for which the end of the tests would wait.
+        atexit.register(self.kill)
+
+    @property
+    def returncode(self) -> int | None:
+        """Of the process once it has ended; below 0 is a signal that killed it."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def communicate(self) -> tuple[str, str]:
+        """What was written to stdout and stderr until its end."""
+        self._process.join()
+        atexit.unregister(self.kill)
+        out, err = (path.read_text() if path.exists() else "" for path in self._files)
+        return out, "" if self._files[0] == self._files[1] else err
+
+
+def _run(path: str, args: list[str], env: dict[str, str], folder: Path, files: list[Path]) -> None:
+    for number, file in enumerate(files, start=1):
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(folder)
+    sys.argv = [path, *args]
+    sys.path.insert(0, os.path.dirname(path))
+    runpy.run_path(path, run_name="__main__")
