@@ -186,7 +186,7 @@ def test_images_that_do_not_say_whether_they_are_seeds():
 def test_heads_without_the_method_do_not_train():
     cfg = small_config("standard", superloss=True)
     cfg.MODEL.ROI_HEADS.NAME = "NoteRCNNROIHeads"
-    with pytest.raises(ValueError, match="are trained by MODEL.METHOD.NAME 'NoteRCNN'"):
+    with pytest.raises(ValueError, match=r"are trained by MODEL\.METHOD\.NAME 'NoteRCNN'"):
         run_losses(build(cfg), numbered_batch())
     predictor = build(cfg).roi_heads.box_predictor
     proposals = [Instances((9, 9), gt_classes=LABELS, proposal_boxes=Boxes(torch.zeros(4, 4)))]
