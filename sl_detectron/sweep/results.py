@@ -147,7 +147,7 @@ def read_results(folder: str | os.PathLike, class_names: Sequence[str] = ()) -> 
         raise FileNotFoundError(
             f"{folder} holds no {GRID_FILE}, so it is not the folder of a sweep"
         )
-    grid = read_grid(folder / GRID_FILE, _read_options(folder / OPTIONS_FILE))
+    grid = read_grid(folder / GRID_FILE, *_read_options(folder / OPTIONS_FILE))
     if class_names:
         methods = tuple(dataclasses.replace(method, paper={}) for method in grid.methods)
         grid = dataclasses.replace(grid, methods=methods)
@@ -178,8 +178,12 @@ def as_frame(rows: list[tuple[Any, ...]], columns: tuple[str, ...]) -> "DataFram
     return frame.astype({column: DTYPES.get(column, float) for column in columns})
 
 
-def _read_options(path: Path) -> list[str]:
+def _read_options(path: Path) -> tuple[list[str], float]:
+    """Options and scale of the command line; an older version wrote the options alone."""
     try:
-        return json.loads(path.read_text()) if path.exists() else []
-    except ValueError as error:
+        content = json.loads(path.read_text()) if path.exists() else []
+        if isinstance(content, list):
+            return content, 1.0
+        return content["opts"], float(content["scale"])
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}; start the sweep again") from error

@@ -42,6 +42,11 @@ def notes_of(results: Results) -> list[str]:
     if grid.opts:
         pairs = ", ".join(map(" ".join, zip(grid.opts[::2], grid.opts[1::2])))
         notes.append(f"Options that are not in the grid's file: {pairs}.")
+    if grid.scale != 1:
+        notes.append(
+            f"Every schedule is {grid.scale:g} times as long as in the configs: iterations, steps, "
+            "warm-up and periods."
+        )
     if num > 1 and grid.pairs:
         tested = int(results.differences.query("metric == 'AP50'")["p"].notna().sum())
         notes.append(
