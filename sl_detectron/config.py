@@ -18,6 +18,8 @@ __all__ = [
     "train_sets",
 ]
 
+# Of a record and of what its mapper makes: whether DATASETS.LABEL_NOISE.CLEAN_SHARE keeps it clean.
+IS_SEED = "is_clean_seed"
 _RENAMED = 'MODEL.BACKBONE.NAME is "build_frozen_trunk_fpn_backbone".'
 
 
@@ -119,8 +121,8 @@ def add_superloss_config(cfg: CN) -> None:
     # Methods of other papers, which change what annotations are trained as; docs/rivals.md. They
     # need SuperLoss heads, and compare with the plain loss by CLS.FIXED_SIGMA 1.0.
     cfg.MODEL.METHOD = CN()
-    # "" for none, "CoTeaching", "CABBC", "CLC", "EMATeacher", "SDLocNet", or one that a project
-    # registers.
+    # "" for none, "CoTeaching", "CABBC", "CLC", "EMATeacher", "NoteRCNN", "SDLocNet", or one that a
+    # project registers.
     cfg.MODEL.METHOD.NAME = ""
     # Fraction of the iterations on the given labels before it begins; of Co-teaching until it drops
     # as many as NOISE_RATE says.
@@ -148,6 +150,16 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.MODEL.METHOD.CLC = CN()
     # What happens to a sample that looks wrong: "drop", it has no class loss, or "relabel".
     cfg.MODEL.METHOD.CLC.FORM = "drop"
+    # NOTE-RCNN, with MODEL.ROI_HEADS.NAME "NoteRCNNROIHeads" and DATASETS.LABEL_NOISE.CLEAN_SHARE.
+    cfg.MODEL.METHOD.NOTE_RCNN = CN()
+    # Weight of the class loss of background in images that are no seeds; 0.0 masks it.
+    cfg.MODEL.METHOD.NOTE_RCNN.BACKGROUND = 0.0
+    # Weight of the box loss in images that are no seeds; 0.0 regresses boxes on seeds only.
+    cfg.MODEL.METHOD.NOTE_RCNN.BOXES = 0.0
+    # Weight of the loss of the class head that is trained on the seeds alone; 0.0: no such head.
+    cfg.MODEL.METHOD.NOTE_RCNN.SEED_HEAD = 1.0
+    # Weight of the loss of the head that is trained on what the seed head predicts; 0.0: none.
+    cfg.MODEL.METHOD.NOTE_RCNN.DISTILLATION = 1.0
     # Soft targets from an exponential average of the weights.
     cfg.MODEL.METHOD.TEACHER = CN()
     # Share of the old weights that a step keeps.
@@ -209,6 +221,9 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.DATASETS.LABEL_NOISE.CONFUSION = ""
     # A manifest written by sl-inject-noise, used in place of the rates.
     cfg.DATASETS.LABEL_NOISE.MANIFEST = ""
+    # Share of the images that no noise changes, in [0, 1], chosen by SEED: the clean seed set of
+    # "NoteRCNN". The rates are of the annotations of the other images.
+    cfg.DATASETS.LABEL_NOISE.CLEAN_SHARE = 0.0
 
     # Noise that moves boxes.
     cfg.DATASETS.LABEL_NOISE.BOX_JITTER = CN()

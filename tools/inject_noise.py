@@ -35,7 +35,7 @@ from sl_detectron.data.formats.coco_json import CocoFile
 from sl_detectron.data.formats.flaws import BAD_ANNOTATIONS
 from sl_detectron.data.formats.restore import restore_clean
 from sl_detectron.label_noise import Noise
-from sl_detectron.label_noise.config import noises_from_config
+from sl_detectron.label_noise.config import clean_seeds, noises_from_config
 from sl_detectron.label_noise.export import export_noisy_coco, export_noisy_voc
 from sl_detectron.label_noise.stats import NoiseStatistics, statistics_table, uniformity_test
 
@@ -61,7 +61,7 @@ def inject(args: argparse.Namespace) -> None:
         classes = coco.class_names
         name = args.dataset_name or coco.path.stem
         noises = build_noises(cfg, args, classes, name, lambda: coco_records(coco, args.images))
-        statistics = export_noisy_coco(coco, args.output, noises, name)
+        statistics = export_noisy_coco(coco, args.output, noises, name, clean_seeds(cfg))
     else:
         classes = class_list(args.classes)
         name = args.dataset_name or voc_name(args.voc_root, args.split)
@@ -76,6 +76,7 @@ def inject(args: argparse.Namespace) -> None:
             num_workers=args.workers,
             progress=True,
             bad_annotations=args.bad_annotations,
+            seeds=clean_seeds(cfg),
         )
     report(statistics, classes, symmetric=args.type.startswith("symmetric"))
     print(f"noisy copy of {name}: {args.output}")
@@ -90,6 +91,7 @@ def noise_config(args: argparse.Namespace) -> CfgNode:
     if args.type != "instance":  # which no config can build
         node.TYPE, node.RATE = args.type, args.rate
     node.MODE, node.CONFUSION = args.mode, args.confusion
+    node.CLEAN_SHARE = args.clean_share
     node.BOX_JITTER.RATE, node.BOX_JITTER.MAGNITUDE = args.box_jitter, args.box_magnitude
     node.MISSING.RATE, node.SPURIOUS.RATE = args.missing, args.spurious
     for part in (node.BOX_JITTER, node.MISSING, node.SPURIOUS):
@@ -207,6 +209,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--spurious", type=float, default=0.0, help="boxes to add, as a fraction of annotations"
+    )
+    parser.add_argument(
+        "--clean-share",
+        type=float,
+        default=0.0,
+        help="share of images that no noise changes, chosen by --seed; the rates are of the others",
     )
     parser.add_argument("--checkpoint", help="weights of a detector, for --type instance")
     parser.add_argument("--config-file", default="", help="config of the detector of --checkpoint")

@@ -7,6 +7,8 @@ shown as missing. The command may run while the sweep does.
 
 Examples:
   tools/make_table.py output/table5
+  One summary of the differences over the sets and detectors of several sweeps:
+    tools/make_table.py output/voc output/deeppcb --output output/summary
   Means over some classes, where a test set has few objects of the others:
     tools/make_table.py output/voc --classes car,person,cat
 """
@@ -15,21 +17,33 @@ import argparse
 import sys
 
 from sl_detectron.cli import run_tool, tool_parser
-from sl_detectron.sweep import make_tables
+from sl_detectron.sweep import make_tables, write_summary
 
 
 def main(args: argparse.Namespace) -> None:
     classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
     if "" in classes or len(set(classes)) < len(classes):
         raise ValueError(f"--classes must be different names a,b,c; got {args.classes!r}")
-    for path in make_tables(args.folder, args.output or args.folder, classes):
+    if len(args.folder) > 1:
+        if not args.output:
+            raise ValueError("a summary of several sweeps needs --output, a folder for it")
+        paths = write_summary(args.folder, args.output, classes)
+    else:
+        paths = make_tables(args.folder[0], args.output or args.folder[0], classes)
+    for path in paths:
         print(path)
 
 
 def cli() -> int:
     parser = tool_parser(__doc__)
-    parser.add_argument("folder", help="--output of tools/sweep.py")
-    parser.add_argument("--output", help="folder for tables and plots; default: the same")
+    parser.add_argument(
+        "folder",
+        nargs="+",
+        help="--output of tools/sweep.py; of several only a summary over all is written",
+    )
+    parser.add_argument(
+        "--output", help="folder for tables and plots; default: the same, if it is one"
+    )
     parser.add_argument(
         "--classes", default="", help="a,b,c: take means over these; default: over all"
     )

@@ -37,7 +37,7 @@ from sl_detectron.sweep.state import KEEP, RUN_LOG
 
 
 def main(args: argparse.Namespace) -> None:
-    grid = read_grid(find_config(args.config), args.opts)
+    grid = read_grid(find_config(args.config), args.opts, args.scale_schedule)
     script = Path(sys.argv[0]).name.startswith("sl-")  # installed, without a checkout
     if args.dry_run:
         tool = ["sl-train"] if script else ["python", "tools/train_net.py"]
@@ -74,6 +74,13 @@ def cli() -> int:
     parser.add_argument("--config", required=True, metavar="GRID.yaml", help="file of the grid")
     parser.add_argument("--output", required=True, help="folder for all output")
     parser.add_argument("--dry-run", action="store_true", help="print the commands of all runs")
+    parser.add_argument(
+        "--scale-schedule",
+        type=float,
+        default=1.0,
+        metavar="FACTOR",
+        help="0.5 or 0.25, say: iterations, steps, warm-up and periods of all runs times this",
+    )
     parser.add_argument(
         "--jobs", type=_count, help="parallel runs; default: 1 on this machine, no limit on Slurm"
     )

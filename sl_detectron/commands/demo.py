@@ -22,7 +22,7 @@ from ..files import write_json
 from ..label_noise import noisy_dataset_dicts
 from ..model_zoo import get_config_file
 from ..sweep.grid import METRICS
-from ..sweep.results import paired_difference
+from ..sweep.statistics import paired_difference
 from ..visualization.comparison import draw_comparison
 from .demo_report import write_demo_report
 

@@ -18,10 +18,12 @@ from ..cli import did_you_mean
 from ..config import config_keys
 from ..data.annotation_ids import AnnotationTable
 from ..data.train_loader import shield_workers
+from ..rivals import Method
 from .finite import trainer_class
 from .hooks import LogTau, TrackAnnotations, WarnOfUnusedTerms, build_annotation_tracker
 from .label_correction import LabelCorrection
 from .launch import setup_job
+from .methods import TrainMethod
 from .resume import ResumeState, SaveAndStop, StopOnSignal, resume_or_load
 from .rng import keep_rng_state
 from .trainer import distribute
@@ -41,7 +43,8 @@ def setup_lazy_cfg(config_file: str, overrides: list[str]) -> DictConfig:
         config_file: path of a Python file in the form of detectron2's LazyConfigs, with the names
             ``model``, ``dataloader`` (with ``train``, ``test``, ``evaluator``), ``optimizer``,
             ``lr_multiplier`` and ``train``; ``label_correction``, a
-            :class:`~sl_detectron.engine.LabelCorrection`, where labels are corrected
+            :class:`~sl_detectron.engine.LabelCorrection`, where labels are corrected; ``method``, a
+            :class:`~sl_detectron.rivals.Method` of another paper
         overrides: ``["train.max_iter=100", ...]``
 
     Raises:
@@ -142,13 +145,44 @@ def _annotation_hooks(
     targets = correction.build_targets(trainer.model, table)
     if targets is not None:
         checkpointer.add_checkpointable("class_targets", targets)
-    if table is None or tracker is None:
-        return [correction.build_hook(None, targets, cfg.train.max_iter)]
-    checkpointer.add_checkpointable("annotation_tracker", tracker)
-    return [
-        TrackAnnotations(tracker, table, cfg.train.output_dir, stop),
-        correction.build_hook(tracker, targets, cfg.train.max_iter),
-    ]
+    method = _build_method(cfg, checkpointer.model, table, corrects=targets is not None)
+    tracked: list[HookBase | None] = []
+    if table is not None and tracker is not None:
+        checkpointer.add_checkpointable("annotation_tracker", tracker)
+        tracked = [TrackAnnotations(tracker, table, cfg.train.output_dir, stop)]
+    correct = correction.build_hook(tracker, targets, cfg.train.max_iter)
+    if method is None:
+        return [*tracked, correct]
+    checkpointer.add_checkpointable("method", method)
+    return [*tracked, correct, TrainMethod(method, tracker, table)]
+
+
+def _build_method(
+    cfg: DictConfig, model: nn.Module, table: AnnotationTable | None, corrects: bool
+) -> Method | None:
+    """What ``method`` describes, attached to the model; None without one.
+
+    A ``num_annotations`` that is None is that of the training loader.
+    """
+    node = cfg.get("method")
+    if node is None:
+        return None
+    if corrects:
+        raise ValueError(
+            "method and label_correction both say what annotations are trained as: leave one out"
+        )
+    if table is None:
+        raise ValueError(
+            "method needs dataloader.train to be a build_noisy_train_loader, whose annotations "
+            "have ids"
+        )
+    if "num_annotations" in node and node.num_annotations is None:
+        node.num_annotations = table.num_annotations
+    method = instantiate(node)
+    if not isinstance(method, Method):
+        raise ValueError(f"method must be a sl_detectron.rivals.Method; got {type(method)}")
+    method.to(cfg.train.device).attach(model)
+    return method
 
 
 def _hooks(

@@ -6,6 +6,7 @@ annotation; ``loader`` and ``mapper`` bring it into training; ``export`` writes 
 
 from .asymmetric import AsymmetricNoise
 from .boxes import BoxJitter, MissingAnnotations, SpuriousBoxes
+from .clean_seeds import CleanSeeds
 from .injection import inject
 from .instance import InstanceNoise
 from .loader import build_noisy_train_loader, noisy_dataset_dicts, noisy_sets
@@ -16,6 +17,7 @@ __all__ = [
     "NOISE_REGISTRY",
     "AsymmetricNoise",
     "BoxJitter",
+    "CleanSeeds",
     "InstanceNoise",
     "MissingAnnotations",
     "Noise",

@@ -1,5 +1,6 @@
 """From the node ``DATASETS.LABEL_NOISE`` of a config with our keys to noises."""
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -14,10 +15,13 @@ from ..data.annotation_ids import dataset_source
 from ..data.formats.manifest import read_manifest
 from ..data.formats.restore import DESCRIPTION
 from .asymmetric import AsymmetricNoise
+from .clean_seeds import CleanSeeds
 from .noises import NOISE_REGISTRY, Noise
 
 __all__ = [
     "check_label_noise",
+    "check_seeds_of_copy",
+    "clean_seeds",
     "has_label_noise",
     "manifest_of",
     "noises_from_config",
@@ -63,6 +67,7 @@ def check_label_noise(cfg: CfgNode) -> None:
         FileNotFoundError: there is no such confusion map or manifest
     """
     root = cfg.DATASETS.LABEL_NOISE
+    clean_seeds(cfg)
     for key, node, noise in _nodes(cfg):
         _build(cfg, None, key, node, noise)
         if root.MANIFEST and node.RATE:
@@ -80,6 +85,19 @@ def check_label_noise(cfg: CfgNode) -> None:
             f"{NODE}.MANIFEST is {root.MANIFEST!r}, but there is no such file; "
             "sl-inject-noise writes one"
         )
+
+
+def clean_seeds(cfg: CfgNode) -> CleanSeeds:
+    """Which images ``DATASETS.LABEL_NOISE`` keeps clean.
+
+    Raises:
+        ValueError: the share is out of range
+    """
+    root = cfg.DATASETS.LABEL_NOISE
+    try:
+        return CleanSeeds(root.CLEAN_SHARE, root.SEED)
+    except ValueError as error:
+        raise ValueError(f"{NODE}.CLEAN_{str(error).replace('share', 'SHARE', 1)}") from error
 
 
 def train_classes(cfg: CfgNode) -> list[str]:
@@ -111,16 +129,41 @@ def shared_classes(names: Sequence[str]) -> list[str]:
 
 def refuse_noisy_copy(name: str) -> None:
     """Refuse noise in memory on that of a copy on disk: it would be more than the config says."""
-    source = dataset_source(name)
-    if source["format"] == "other":
-        return
-    folder = source["root"] if "root" in source else os.path.dirname(source["json_file"])
-    description = os.path.join(folder, DESCRIPTION)
-    if os.path.isfile(description):
+    description = _description_of_copy(name)
+    if description:
         raise ValueError(
             f"dataset {name!r} is already a noisy copy ({description}): set the rates of "
             "DATASETS.LABEL_NOISE to 0.0, or use the clean dataset"
         )
+
+
+def check_seeds_of_copy(name: str, seeds: CleanSeeds) -> None:
+    """Refuse to take images of a noisy copy on disk for clean that it did not keep clean."""
+    description = _description_of_copy(name) if seeds.share else ""
+    if not description:
+        return
+    try:
+        with open(description, encoding="utf-8") as file:
+            content = {**json.load(file)}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{description} is damaged: {error}") from error
+    kept = content.get("clean_seeds")
+    if kept != {"share": seeds.share, "seed": seeds.seed} or content.get("dataset") != name:
+        raise ValueError(
+            f"{NODE}.CLEAN_SHARE {seeds.share} with SEED {seeds.seed}: dataset {name!r} is a noisy "
+            f"copy ({description}) of {content.get('dataset')!r} with the clean seeds {kept}: set "
+            "both keys as the copy has them, or write one by sl-inject-noise --clean-share"
+        )
+
+
+def _description_of_copy(name: str) -> str:
+    """Path of what describes a noisy copy on disk; "" where the set is none."""
+    source = dataset_source(name)
+    if source["format"] == "other":
+        return ""
+    folder = source["root"] if "root" in source else os.path.dirname(source["json_file"])
+    path = os.path.join(folder, DESCRIPTION)
+    return path if os.path.isfile(path) else ""
 
 
 def manifest_of(cfg: CfgNode) -> list[dict[str, Any]] | None:

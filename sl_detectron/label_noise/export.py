@@ -8,6 +8,7 @@ a COCO copy. It appears under its name only when it is complete.
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
@@ -17,12 +18,12 @@ from ..data.formats.annotations import Record
 from ..data.formats.changes import Change
 from ..data.formats.coco_json import CocoFile
 from ..data.formats.devkit import copy_devkit
-from ..data.formats.manifest import write_manifest
+from ..data.formats.manifest import add_clean_images, write_manifest
 from ..data.formats.restore import COPY_FILES, DESCRIPTION, MANIFEST, ORIGINAL, PICTURE
 from ..data.formats.voc_set import read_voc_annotations
 from ..data.voc import voc_records
 from ..files import new_folder, refuse_to_overwrite, write_json
-from .injection import inject
+from .clean_seeds import CleanSeeds
 from .noises import Noise
 from .stats import NoiseStatistics, noise_statistics, plot_confusion
 
@@ -39,6 +40,7 @@ def export_noisy_voc(
     num_workers: int = 1,
     progress: bool = False,
     bad_annotations: str = "error",
+    seeds: CleanSeeds | None = None,
 ) -> NoiseStatistics:
     """Write a noisy copy of a VOC devkit folder: XML with noise, image sets, links to the rest.
 
@@ -54,6 +56,7 @@ def export_noisy_voc(
         num_workers: processes that write XML; the result does not depend on it
         progress: whether to show a progress bar
         bad_annotations: "error" refuses flawed boxes and images; "skip" copies them as they are
+        seeds: images that no noise changes, which the manifest names; None for none
 
     Returns:
         what the noise did
@@ -73,8 +76,8 @@ def export_noisy_voc(
                 "(sl-inject-noise --restore), or rename the file if it is yours"
             )
     annotations = read_voc_annotations(root, split, class_names, bad_annotations=bad_annotations)
-    records = _numbered(voc_records(root, annotations, class_names))
-    _, changes = inject(records, noises, len(class_names), dataset_name)
+    records, seeds = _numbered(voc_records(root, annotations, class_names)), seeds or CleanSeeds()
+    _, changes = seeds.inject(records, noises, len(class_names), dataset_name)
     _refuse_no_noise(records, noises, changes, dataset_name)
     by_image = groupby(changes, key=lambda change: change.image_id)  # they are sorted by image
     changed = {f"{i}.xml": ([*group], annotations[str(i)].positions) for i, group in by_image}
@@ -83,12 +86,16 @@ def export_noisy_voc(
         copy_devkit(
             root, partial, changed, class_names, dataset_name, MANIFEST, num_workers, progress
         )
-        _describe(partial, dataset_name, noises, class_names, statistics)
+        _describe(partial, dataset_name, noises, class_names, statistics, seeds, records)
     return statistics
 
 
 def export_noisy_coco(
-    coco: CocoFile, out: str | Path, noises: Sequence[Noise], dataset_name: str
+    coco: CocoFile,
+    out: str | Path,
+    noises: Sequence[Noise],
+    dataset_name: str,
+    seeds: CleanSeeds | None = None,
 ) -> NoiseStatistics:
     """As :func:`export_noisy_voc`, for a COCO json file, which keeps its name in the new folder.
 
@@ -101,15 +108,15 @@ def export_noisy_coco(
     refuse_to_overwrite(out, coco.path)
     if file in COPY_FILES:
         raise ValueError(f"{coco.path}: the copy needs the name {file}; rename the file")
-    records = _numbered(coco.records())
-    _, changes = inject(records, noises, len(classes), dataset_name)
+    records, seeds = _numbered(coco.records()), seeds or CleanSeeds()
+    _, changes = seeds.inject(records, noises, len(classes), dataset_name)
     _refuse_no_noise(records, noises, changes, dataset_name)
     statistics = noise_statistics(records, changes, len(classes))
     with new_folder(out) as partial:
         (partial / file).write_bytes(coco.with_changes(changes))
         (partial / ORIGINAL).write_bytes(coco.content)
         write_manifest(partial / MANIFEST, changes, classes, dataset_name)
-        _describe(partial, dataset_name, noises, classes, statistics, file)
+        _describe(partial, dataset_name, noises, classes, statistics, seeds, records, file)
     return statistics
 
 
@@ -141,9 +148,13 @@ def _describe(
     noises: Sequence[Noise],
     class_names: Sequence[str],
     statistics: NoiseStatistics,
+    seeds: CleanSeeds,
+    records: Sequence[Record],
     file: str = "",
 ) -> None:
-    """Write how the copy was made, and the picture of what the noise did."""
+    """Write how the copy was made, which images are clean seeds, and a picture of the noise."""
+    if seeds.share:
+        add_clean_images(folder / MANIFEST, seeds.image_ids(dataset_name, records), dataset_name)
     description = {
         "file": file,
         # Of what a restore reads.
@@ -153,6 +164,7 @@ def _describe(
         },
         "dataset": dataset_name,
         "noises": [repr(noise) for noise in noises],
+        **({"clean_seeds": asdict(seeds)} if seeds.share else {}),
         "classes": list(class_names),
     }
     write_json(folder / DESCRIPTION, description, indent=2)

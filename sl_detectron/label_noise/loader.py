@@ -35,15 +35,18 @@ from ..data.formats.flaws import check_bad_annotations
 from ..data.formats.manifest import changes_from_manifest
 from ..data.images import CheckedImages, warn_of_turned
 from ..data.train_loader import TrainLoader, check_loading
+from .clean_seeds import CleanSeeds
 from .config import (
     check_label_noise,
+    check_seeds_of_copy,
+    clean_seeds,
     manifest_of,
     noises_from_config,
     refuse_noisy_copy,
     shared_classes,
     train_classes,
 )
-from .injection import apply_changes, inject
+from .injection import apply_changes
 from .noises import Noise, instantiated
 from .samplers import SAMPLERS, sampler_factory
 from .stats import noise_statistics, statistics_table
@@ -129,7 +132,10 @@ def build_noisy_train_loader(
 
 
 def noisy_sets(
-    names: str | Sequence[str], noises: Sequence[Noise] = (), bad_annotations: str = "error"
+    names: str | Sequence[str],
+    noises: Sequence[Noise] = (),
+    bad_annotations: str = "error",
+    seeds: CleanSeeds | None = None,
 ) -> dict[str, list[Record]]:
     """Load registered training sets, inject noises and number the annotations, without a config.
 
@@ -139,6 +145,7 @@ def noisy_sets(
         names: of a dataset, or of several with the same classes
         noises: put in one after the other; without any the labels are as they are
         bad_annotations: "error" refuses flawed boxes and images; "skip" leaves them out
+        seeds: images that no noise changes; None for none
 
     Returns:
         {dataset name: dataset dicts}; each annotation has an ``annotation_id``
@@ -155,13 +162,16 @@ def noisy_sets(
         )
     """
     given = instantiated(noises)
+    (kept,) = instantiated([seeds or CleanSeeds()])
     unique = dict.fromkeys([names] if isinstance(names, str) else names)
     sets = {name: _load(name, bad_annotations) for name in unique}
     if given:
         classes = shared_classes([*unique])
         sets = {
-            name: _inject(name, records, classes, given, None) for name, records in sets.items()
+            name: _inject(name, records, classes, given, None, kept)
+            for name, records in sets.items()
         }
+    sets = {name: kept.mark(name, records) for name, records in sets.items()}
     numbered = number_annotations(sets)
     return {
         name: filter_images_with_only_crowd_annotations(records)
@@ -203,15 +213,19 @@ def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:
     sets = {name: _load(name, cfg.DATASETS.BAD_ANNOTATIONS) for name in names}
     for name, records in sets.items():
         check_classes(name, records, num_classes_of(cfg), num_classes_key(cfg), exact=False)
-    noises = noises_from_config(cfg)
-    if noises and manifest is None:
-        for name in names:
+    noises, seeds = noises_from_config(cfg), clean_seeds(cfg)
+    for name in names:
+        if noises and manifest is None:
             refuse_noisy_copy(name)
+        check_seeds_of_copy(name, seeds)
     if noises or manifest is not None:
         classes = train_classes(cfg)
-        sets = {n: _inject(n, records, classes, noises, manifest) for n, records in sets.items()}
+        sets = {
+            n: _inject(n, records, classes, noises, manifest, seeds) for n, records in sets.items()
+        }
     elif all(MetadataCatalog.get(name).get("thing_classes") for name in names):
         train_classes(cfg)
+    sets = {name: seeds.mark(name, records) for name, records in sets.items()}
     return _filter(cfg, number_annotations(sets))
 
 
@@ -237,17 +251,22 @@ def _inject(
     classes: Sequence[str],
     noises: Sequence[Noise],
     manifest: list[dict[str, Any]] | None,
+    seeds: CleanSeeds,
 ) -> list[Record]:
     if manifest is None:
-        noisy, changes = inject(records, noises, len(classes), name)
+        noisy, changes = seeds.inject(records, noises, len(classes), name)
     else:
         recorded = changes_from_manifest(manifest, classes, name)
+        seeds.check_changes(name, recorded)
         noisy, changes = apply_changes(records, recorded, len(classes), name)
     statistics = noise_statistics(records, changes, len(classes))
     rate, total = 100 * statistics.label_rate, statistics.num_annotations
     counts = ", ".join(f"{what}: {count}" for what, count in statistics.counts.items())
     template = "Label noise in %s: %.2f %% of %d annotations have a wrong class (%s)"
     logger.info(template, name, rate, total, counts)
+    if seeds.share:
+        num_kept = len(seeds.image_ids(name, records))
+        logger.info("%d of %d images in %s are kept clean", num_kept, len(records), name)
     logger.debug("Label noise in %s by class:\n%s", name, statistics_table(statistics, classes))
     return noisy
 

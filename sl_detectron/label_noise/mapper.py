@@ -7,8 +7,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 
 from ..config import train_sets
-from .config import noises_from_config, train_classes
-from .injection import NOISE_KEY, inject
+from .clean_seeds import CleanSeeds
+from .config import clean_seeds, noises_from_config, train_classes
+from .injection import NOISE_KEY
 from .noises import Noise, instantiated
 
 __all__ = ["NoisyLabelMapper"]
@@ -26,6 +27,7 @@ class NoisyLabelMapper:
         noises: in Bernoulli mode; none leaves every record clean
         num_classes: K
         dataset_name: of records without the key "dataset_name"; None where they all have it
+        seeds: images that no noise changes; None for none
 
     Raises:
         ValueError: a noise has the exact mode, which has to see the whole dataset
@@ -45,6 +47,7 @@ class NoisyLabelMapper:
         noises: Sequence[Noise],
         num_classes: int,
         dataset_name: str | None = "",
+        seeds: CleanSeeds | None = None,
     ):
         given = instantiated(noises)
         exact = [noise for noise in given if noise.rate > 0 and noise.mode == "exact"]
@@ -57,6 +60,7 @@ class NoisyLabelMapper:
         self.noises = given
         self.num_classes = num_classes
         self.dataset_name = dataset_name
+        (self.seeds,) = instantiated([seeds or CleanSeeds()])
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -77,16 +81,19 @@ class NoisyLabelMapper:
             "noises": noises,
             "num_classes": len(train_classes(cfg)) if noises else 0,
             "dataset_name": names[0] if len(names) == 1 else None,
+            "seeds": clean_seeds(cfg) if is_train else None,
         }
 
     def __call__(self, record: dict[str, Any]) -> Any:
         """Return what the mapper makes of the noisy record; the record is never changed."""
-        if self.noises and "annotations" in record and NOISE_KEY not in record:
+        is_noisy = "annotations" not in record or NOISE_KEY in record
+        if (self.noises or self.seeds.share) and not is_noisy:
             name = record.get("dataset_name", self.dataset_name)
             if name is None:
                 raise ValueError(
                     f"image {record['image_id']!r} does not name its training set; "
                     "set record['dataset_name'] or use build_noisy_train_loader(cfg)"
                 )
-            (record,), _ = inject([record], self.noises, self.num_classes, name)
+            noisy, _ = self.seeds.inject([record], self.noises, self.num_classes, name)
+            (record,) = self.seeds.mark(name, noisy)
         return self.mapper(record)

@@ -172,8 +172,8 @@ class SymmetricNoise(Noise):
         return {**annotation, "category_id": wrong + (wrong >= true)}
 
 
-def instantiated(noises: Sequence[Any]) -> tuple[Noise, ...]:
-    """The noises of a list, of which a LazyConfig makes configs, as they are dataclasses."""
+def instantiated(noises: Sequence[Any]) -> tuple[Any, ...]:
+    """The dataclasses of a list, of which a LazyConfig makes configs."""
     made: list[Any] = [OmegaConf.to_object(n) if OmegaConf.is_config(n) else n for n in noises]
     return tuple(made)
 

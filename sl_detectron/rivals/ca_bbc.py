@@ -80,6 +80,10 @@ class CABBC(SoftTargets):
         start: int = 0,
     ) -> None:
         super().__init__(start)
+        check_key(temperature > 0, "CA_BBC.TEMPERATURE", temperature, "> 0")
+        steps = {"ALPHA": alpha, "BACKGROUND": background, "REFINEMENT": refinement}
+        for key, value in steps.items():
+            check_key(value >= 0, f"CA_BBC.{key}", value, "0.0 or above")
         self.temperature = temperature
         self.alpha = alpha
         self.background = background
@@ -94,12 +98,9 @@ class CABBC(SoftTargets):
     @classmethod
     def check(cls, cfg: CfgNode) -> None:
         check_is_pair(cfg, ("PairedRCNN",))
-        node = cfg.MODEL.METHOD
-        shared = node.SHARED_TRUNK
+        shared = cfg.MODEL.METHOD.SHARED_TRUNK
         check_key(shared, "SHARED_TRUNK", shared, "True for CABBC: it is two heads on one trunk")
-        check_key(node.CA_BBC.TEMPERATURE > 0, "CA_BBC.TEMPERATURE", node.CA_BBC.TEMPERATURE, "> 0")
-        for key in ("ALPHA", "BACKGROUND", "REFINEMENT"):
-            check_key(node.CA_BBC[key] >= 0, f"CA_BBC.{key}", node.CA_BBC[key], "0.0 or above")
+        cls.from_config(cfg, 0)
 
     def attach(self, model: nn.Module) -> None:
         """To both heads of a pair."""

@@ -49,6 +49,7 @@ class CLC(Method):
 
     def __init__(self, num_classes: int, form: str = "drop", start: int = 0) -> None:
         super().__init__(start)
+        check_key(form in FORMS, "CLC.FORM", form, f"one of {FORMS}")
         self.form = form
         self.register_buffer("counts", torch.zeros(num_classes, 1, dtype=torch.float64))
         for name in ("sums", "squares"):
@@ -61,8 +62,7 @@ class CLC(Method):
 
     @classmethod
     def check(cls, cfg: CfgNode) -> None:
-        form = cfg.MODEL.METHOD.CLC.FORM
-        check_key(form in FORMS, "CLC.FORM", form, f"one of {FORMS}")
+        cls.from_config(cfg, 0)
 
     @property
     def thresholds(self) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..config import num_classes_of
 from ..losses.ranks import gather_rows
 from ..modeling.class_targets import LossOf, attach_class_targets
-from .method import METHOD_REGISTRY, Method, check_is_pair, per_sample, start_of
+from .method import METHOD_REGISTRY, Method, check_is_pair, check_key, per_sample, start_of
 from .pair import PairMixin
 
 __all__ = ["CoTeaching"]
@@ -135,6 +135,7 @@ class CoTeaching(Method):
 
     def __init__(self, rate: float, ramp: int, num_classes: int = 1) -> None:
         super().__init__(ramp)
+        check_key(rate < 1, "NOISE_RATE", rate, "in [0, 1), or below 0")
         self.needs_rate = rate < 0
         # No buffer: a step would wait for a GPU to read it.
         self.rate = max(rate, 0.0)

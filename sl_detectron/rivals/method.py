@@ -31,6 +31,9 @@ class Method(SampleTargets):
     Its state is in buffers, which the checkpoints of a training run hold beside the model. A
     trainer calls :meth:`begin_step` and :meth:`end_step`; without one every step is step 0.
 
+    In a LazyConfig it is the name ``method``; the arguments of the constructor are the keys of
+    ``MODEL.METHOD`` in small letters, and ``start`` is in iterations.
+
     Args:
         start: iterations of training before it changes anything
     """
@@ -40,6 +43,7 @@ class Method(SampleTargets):
 
     def __init__(self, start: int = 0) -> None:
         super().__init__()
+        check_key(start >= 0, "START", start, "at least 0")
         self.start = start
         self.iteration = 0
 

@@ -23,7 +23,8 @@ class PairMixin(nn.Module):
     named ``second_...``. Predictions are those of the first, whose checkpoint keys are those of a
     single detector: a config of one evaluates it.
 
-    Put it before the detector that it extends.
+    Put it before the detector that it extends. Built by arguments, as in a LazyConfig, it takes
+    those of the detector, ``second``, and ``shared_trunk`` in place of the key.
     """
 
     detector: type[nn.Module]
@@ -31,16 +32,30 @@ class PairMixin(nn.Module):
     # A method that has to see the losses of both before it can say what they are.
     exchange: Any = None
 
-    def __init__(self, cfg: CfgNode) -> None:
-        super().__init__(cfg)  # detectron2 builds a detector of a config
-        second: Any = self.detector(cfg)
-        second.vis_period = 0
-        self.second = second
-        if cfg.MODEL.METHOD.SHARED_TRUNK:
+    def __init__(
+        self,
+        *args: Any,
+        second: nn.Module | None = None,
+        shared_trunk: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)  # a config, or arguments: detectron2's @configurable
+        cfg = kwargs.get("cfg", args[0] if args else None)
+        if isinstance(cfg, CfgNode):
+            second, shared_trunk = self.detector(cfg), cfg.MODEL.METHOD.SHARED_TRUNK
+        if not isinstance(second, self.detector):
+            raise ValueError(
+                f"{type(self).__name__} needs second, another {self.detector.__name__}; got "
+                f"{type(second).__name__}"
+            )
+        other: Any = second
+        other.vis_period = 0
+        self.second = other
+        if shared_trunk:
             first: Any = self
-            second.backbone = _Replay(first.backbone)
+            other.backbone = _Replay(first.backbone)
             if getattr(self, "proposal_generator", None) is not None:
-                second.proposal_generator = _ReplayProposals(first.proposal_generator)
+                other.proposal_generator = _ReplayProposals(first.proposal_generator)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Losses of both in training, predictions of the first otherwise."""

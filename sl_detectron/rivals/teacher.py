@@ -42,6 +42,8 @@ class EMATeacher(SoftTargets):
 
     def __init__(self, num_classes: int, decay: float, share: float, start: int = 0) -> None:
         super().__init__(start)
+        for key, value in (("DECAY", decay), ("SHARE", share)):
+            check_key(0 <= value < 1, f"TEACHER.{key}", value, "in [0, 1)")
         self.num_classes = num_classes
         self.decay = decay
         self.share = share
@@ -53,8 +55,7 @@ class EMATeacher(SoftTargets):
 
     @classmethod
     def check(cls, cfg: CfgNode) -> None:
-        for key, value in cfg.MODEL.METHOD.TEACHER.items():
-            check_key(0 <= value < 1, f"TEACHER.{key}", value, "in [0, 1)")
+        cls.from_config(cfg, 0)
 
     def attach(self, model: nn.Module) -> None:
         """As every method; the teacher starts as a copy."""

@@ -3,6 +3,7 @@
 from .grid_file import read_grid
 from .results import read_results
 from .runner import run_grid
+from .summary import write_summary
 from .table import make_tables
 
-__all__ = ["make_tables", "read_grid", "read_results", "run_grid"]
+__all__ = ["make_tables", "read_grid", "read_results", "run_grid", "write_summary"]

@@ -71,6 +71,7 @@ class Grid:
         references: names of the baseline and the controls, the baseline first
         source: of the published numbers
         opts: ``[KEY, VALUE, ...]`` of all runs that are not in the file; the methods have them too
+        scale: of the schedule of all runs, see :mod:`.schedule`
     """
 
     text: str
@@ -80,6 +81,7 @@ class Grid:
     references: tuple[str, ...] = ()
     source: str = ""
     opts: tuple[str, ...] = ()
+    scale: float = 1.0
 
     @property
     def runs(self) -> list[Run]:

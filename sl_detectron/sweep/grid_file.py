@@ -17,6 +17,7 @@ The file's keys::
           paper: {AP50: [81.4±0.0, ...]}  # optional: published numbers in the order of `noise`
 """
 
+import dataclasses
 import os
 import re
 from pathlib import Path
@@ -28,6 +29,7 @@ from ..cli import did_you_mean
 from ..files import load_yaml
 from ..model_zoo import find_config
 from .grid import METRICS, Grid, Method, PaperValue, Run, slug
+from .schedule import check_scale
 
 __all__ = ["read_grid"]
 
@@ -38,7 +40,7 @@ PAPER_VALUE = re.compile(r"\s*(\d*\.?\d+)\s*(?:±\s*(\d*\.?\d+)\s*)?")
 RUN_KEYS = ("SEED", "DATASETS.LABEL_NOISE.SEED", "DATASETS.LABEL_NOISE.RATE", "OUTPUT_DIR")
 
 
-def read_grid(path: str | os.PathLike, opts: list[str] | None = None) -> Grid:
+def read_grid(path: str | os.PathLike, opts: list[str] | None = None, scale: float = 1.0) -> Grid:
     """Read a grid file; whether its configs exist is not checked.
 
     Args:
@@ -46,15 +48,17 @@ def read_grid(path: str | os.PathLike, opts: list[str] | None = None) -> Grid:
             described at the top of this module
         opts: more options of all runs ``[KEY, VALUE, ...]``, after those of the file; with any the
             published numbers, which are those of the file's schedule, are left out
+        scale: of the schedule of all runs, in (0, 1]; below 1 the published numbers are left out
 
     Raises:
         ValueError: there is no such file, or a key is missing, unknown or has a bad value
     """
     more = _opts("options", opts or [])
+    check_scale(scale)
     file = find_config(str(path))
     try:
         text = Path(file).read_text(encoding="utf-8")
-        return _grid(text, load_yaml(text, _UniqueKeys), more)
+        return _grid(text, load_yaml(text, _UniqueKeys), more, scale)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: not a YAML file: {reason}") from error
@@ -76,7 +80,7 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _grid(text: str, data: Any, more: tuple[str, ...]) -> Grid:
+def _grid(text: str, data: Any, more: tuple[str, ...], scale: float) -> Grid:
     _check_keys("", data, GRID_KEYS, ("noise", "seeds", "detectors"))
     noise = _list("noise", data["noise"], "fractions in [0, 1]", (int, float), 1)
     seeds = _list("seeds", data["seeds"], "integers of at least 0", (int,), float("inf"))
@@ -86,11 +90,14 @@ def _grid(text: str, data: Any, more: tuple[str, ...]) -> Grid:
         for detector, group in _items("detectors", data["detectors"], "{detector: {method: ...}}")
         for name, keys in _items(str(detector), group, "{method: {config: ...}}")
     )
+    if scale != 1:
+        methods = tuple(dataclasses.replace(method, paper={}) for method in methods)
     levels = tuple(map(float, noise))
     _check_folders([Run(method, level, 0) for method in methods for level in levels])
     references = _references(data.get("baseline"), data.get("controls", []), methods)
     return Grid(
-        text, levels, tuple(seeds), methods, references, str(data.get("source") or ""), more
+        *(text, levels, tuple(seeds), methods, references, str(data.get("source") or "")),
+        *(more, scale),
     )
 
 

@@ -14,6 +14,7 @@ from ..engine.setup import merge_cfg
 from ..model_zoo import find_config
 from .grid import Grid, Run
 from .jobs import RunJob
+from .schedule import scaled_options
 from .state import FAILED, differences, fingerprint, has_checkpoint, read_result, same_config
 
 __all__ = ["PlannedRun", "explain_change", "plan", "shared_first_rounds"]
@@ -26,7 +27,7 @@ class PlannedRun:
     """A run, its folder, and what is known about it before anything runs.
 
     Its state is "open", "finished", "failed", or "changed": finished or half done with another
-    config.
+    config. ``schedule`` are options that shorten its schedule.
     """
 
     run: Run
@@ -34,11 +35,13 @@ class PlannedRun:
     config_file: str
     cfg: CfgNode
     state: str
+    schedule: tuple[str, ...] = ()
 
     @property
     def args(self) -> list[str]:
         """Its config file and options, as arguments of ``tools/train_net.py``."""
-        opts = [*self.run.method_opts, *self.run.run_opts, "OUTPUT_DIR", str(self.folder)]
+        opts = [*self.run.method_opts, *self.schedule, *self.run.run_opts]
+        opts += ["OUTPUT_DIR", str(self.folder)]
         return ["--config-file", self.config_file, *opts]
 
     @property
@@ -86,9 +89,11 @@ def plan(grid: Grid, output: str | os.PathLike) -> list[PlannedRun]:
         try:
             config_file = _config_file(run.method.config)
             cfg = merged(config_file, *run.method_opts).clone()
-            cfg.merge_from_list([*run.run_opts, "OUTPUT_DIR", str(folder)])
+            schedule = scaled_options(cfg, grid.scale)
+            cfg.merge_from_list([*schedule, *run.run_opts, "OUTPUT_DIR", str(folder)])
             cfg.freeze()
-            planned.append(PlannedRun(run, folder, config_file, cfg, _state(cfg, folder)))
+            state = _state(cfg, folder)
+            planned.append(PlannedRun(run, folder, config_file, cfg, state, schedule))
             _check_test_set(planned[-1], first.setdefault(run.method.detector, planned[-1]))
         except (ValueError, OSError) as error:
             raise ValueError(f"{run.method}: {error}") from error

@@ -4,74 +4,39 @@ import dataclasses
 import json
 import math
 import os
-import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from .grid import METRICS, Grid, Run
+from .grid import METRICS, Grid, Method, Run
 from .grid_file import read_grid
 from .state import GRID_FILE, OPTIONS_FILE, read_result
+from .statistics import Difference, holm, paired_difference, seeds_needed
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-__all__ = ["Results", "paired_difference", "read_results"]
+__all__ = ["Results", "as_frame", "read_results"]
 
 RUN = ("detector", "method", "noise", "seed")
 LEVEL = ("detector", "method", "noise", "metric")
 MEANS = (*LEVEL, "num_seeds", "mean", "std", "paper_mean", "paper_std")
 PAIR = ("detector", "method", "reference", "noise", "metric")
-DIFFERENCES = (*PAIR, "num_seeds", "mean", "standard_error", "ci95_low", "ci95_high")
-NAMES, INTEGERS = ("detector", "method", "reference", "metric"), ("seed", "num_seeds")
+TEST = ("num_seeds", "mean", "standard_error", "ci95_low", "ci95_high", "p")
+# Pairs that a difference of 1 point needs, by the spread of the differences.
+SEEDS_NEEDED = "seeds_for_1_point"
+DIFFERENCES = (*PAIR, *TEST, "p_holm", SEEDS_NEEDED)
+LOST = (*LEVEL, *TEST, "paper")
+NOTHING = (0, None, None, None, None, None)
+NAMES = ("detector", "method", "reference", "metric")
+INTEGERS = ("seed", "num_seeds", "num_pairs", "num_groups", "num_better")
 # Of columns that hold no floats.
-DTYPES = {**dict.fromkeys(NAMES, str), **dict.fromkeys(INTEGERS, int)}
-
-
-class Difference(NamedTuple):
-    """Of two methods at one noise level, over the seeds that both have.
-
-    The standard error of the mean and the bounds of its 95 % confidence interval are None for one
-    seed.
-    """
-
-    num: int
-    mean: float
-    error: float | None
-    low: float | None
-    high: float | None
-
-
-def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
-    """First minus second, {seed: value} each, with Student's t for the confidence interval.
-
-    A seed fixes noise, order and weights for both, and what they share cancels out. None if they
-    share no seed.
-
-    Raises:
-        ImportError: scipy is not installed
-
-    Example:
-        >>> paired_difference({0: 3.0, 1: 6.0, 2: 6.0}, {0: 2.0, 1: 4.0, 2: 3.0})
-        Difference(num=3, mean=2.0, error=0.577..., low=-0.484..., high=4.484...)
-    """
-    pairs = [(first[seed], second[seed]) for seed in sorted(first.keys() & second)]
-    if len(pairs) < 2:
-        return Difference(1, pairs[0][0] - pairs[0][1], None, None, None) if pairs else None
-    from scipy.stats import sem, ttest_rel  # takes half a second, and runs import this package
-
-    differences = [a - b for a, b in pairs]
-    with warnings.catch_warnings():
-        # Equal differences, whose interval is a point.
-        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
-        low, high = ttest_rel(*zip(*pairs)).confidence_interval(0.95)
-    error = float(sem(differences))
-    return Difference(len(pairs), fmean(differences), error, float(low), float(high))
+DTYPES = {**dict.fromkeys(NAMES, str), **dict.fromkeys(INTEGERS, int), SEEDS_NEEDED: "Int64"}
 
 
 @dataclass(frozen=True)
@@ -100,18 +65,61 @@ class Results:
             values = self._by_seed[level]
             paper = method.paper[metric][i] if metric in method.paper else (None, None)
             rows.append((*level, len(values), values.mean(), values.std(), *paper))
-        return _frame(rows, MEANS)
+        return as_frame(rows, MEANS)
 
     @cached_property
     def differences(self) -> "DataFrame":
-        """A row for each metric, pair of methods and noise level, paired by seed."""
+        """A row for each metric, pair of methods and noise level, paired by seed.
+
+        ``p_holm`` is p by Holm's correction over all differences in a metric.
+        """
         rows = []
-        for metric, pair, noise in product(METRICS, self.grid.pairs, self.grid.noise):
-            values = [self._by_seed[m.detector, m.name, noise, metric].to_dict() for m in pair]
-            difference = paired_difference(*values) or (0, None, None, None, None)
-            names = (pair[0].detector, pair[0].name, pair[1].name)
-            rows.append((*names, noise, metric, *difference))
-        return _frame(rows, DIFFERENCES)
+        for metric in METRICS:
+            found = [
+                (pair, noise, self._difference(self._values(pair[0], noise, metric), other))
+                for pair, noise in product(self.grid.pairs, self.grid.noise)
+                for other in [self._values(pair[1], noise, metric)]
+            ]
+            for (pair, noise, test), p in zip(found, holm([test[-1] for _, _, test in found])):
+                names = (pair[0].detector, pair[0].name, pair[1].name)
+                num, error = test[0], test[2]
+                needed = None if error is None else seeds_needed(error * math.sqrt(num))
+                rows.append((*names, noise, metric, *test, p, needed))
+        return as_frame(rows, DIFFERENCES)
+
+    @cached_property
+    def lost(self) -> "DataFrame":
+        """What each method loses from noise 0, at each other level: its clean number minus that.
+
+        Paired by seed. Where no seed has both, ``mean`` is the difference of the two means and
+        ``num_seeds`` 0. ``paper`` is what the published numbers lose. No row without noise 0.
+        """
+        rows = []
+        levels = self.grid.noise if 0 in self.grid.noise else ()
+        clean = levels.index(0) if levels else 0
+        for metric, method, (i, noise) in product(METRICS, self.grid.methods, enumerate(levels)):
+            if not noise:
+                continue
+            first, second = (self._values(method, n, metric) for n in (0.0, noise))
+            test = self._difference(first, second)
+            if not test[0] and first and second:
+                test = (0, fmean(first.values()) - fmean(second.values()), *NOTHING[2:])
+            paper = method.paper.get(metric)
+            gone = None if paper is None else paper[clean][0] - paper[i][0]
+            rows.append((method.detector, method.name, noise, metric, *test, gone))
+        return as_frame(rows, LOST)
+
+    def paired_values(self, pair: tuple[Method, Method], noise: float, metric: str) -> list[float]:
+        """First minus second of each seed that both have."""
+        first, second = (self._values(method, noise, metric) for method in pair)
+        return [first[seed] - second[seed] for seed in sorted(first.keys() & second)]
+
+    def _values(self, method: Method, noise: float, metric: str) -> dict[int, float]:
+        return self._by_seed[method.detector, method.name, noise, metric].to_dict()
+
+    @staticmethod
+    def _difference(first: dict[int, float], second: dict[int, float]) -> Difference | Any:
+        return paired_difference(first, second) or NOTHING
 
     @cached_property
     def _by_seed(self) -> "dict[tuple[str, str, float, str], Series]":
@@ -139,7 +147,7 @@ def read_results(folder: str | os.PathLike, class_names: Sequence[str] = ()) -> 
         raise FileNotFoundError(
             f"{folder} holds no {GRID_FILE}, so it is not the folder of a sweep"
         )
-    grid = read_grid(folder / GRID_FILE, _read_options(folder / OPTIONS_FILE))
+    grid = read_grid(folder / GRID_FILE, *_read_options(folder / OPTIONS_FILE))
     if class_names:
         methods = tuple(dataclasses.replace(method, paper={}) for method in grid.methods)
         grid = dataclasses.replace(grid, methods=methods)
@@ -158,10 +166,11 @@ def read_results(folder: str | os.PathLike, class_names: Sequence[str] = ()) -> 
             rows.append((run.method.detector, run.method.name, run.noise, run.seed, *values))
         else:
             undefined.append(run)
-    return Results(grid, _frame(rows, (*RUN, *METRICS)), tuple(class_names), tuple(undefined))
+    return Results(grid, as_frame(rows, (*RUN, *METRICS)), tuple(class_names), tuple(undefined))
 
 
-def _frame(rows: list[tuple[Any, ...]], columns: tuple[str, ...]) -> "DataFrame":
+def as_frame(rows: list[tuple[Any, ...]], columns: tuple[str, ...]) -> "DataFrame":
+    """Rows as a table whose columns have their types also where there is no row."""
     import pandas as pd  # takes a quarter of a second, and runs import this package
 
     # The types are given, as there may be no row to tell them from.
@@ -169,8 +178,12 @@ def _frame(rows: list[tuple[Any, ...]], columns: tuple[str, ...]) -> "DataFrame"
     return frame.astype({column: DTYPES.get(column, float) for column in columns})
 
 
-def _read_options(path: Path) -> list[str]:
+def _read_options(path: Path) -> tuple[list[str], float]:
+    """Options and scale of the command line; an older version wrote the options alone."""
     try:
-        return json.loads(path.read_text()) if path.exists() else []
-    except ValueError as error:
+        content = json.loads(path.read_text()) if path.exists() else []
+        if isinstance(content, list):
+            return content, 1.0
+        return content["opts"], float(content["scale"])
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}; start the sweep again") from error

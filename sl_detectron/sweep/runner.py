@@ -90,7 +90,7 @@ def run_grid(
             (run.folder / RESULT).unlink(missing_ok=True)
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / GRID_FILE, grid.text)
-    write_text(output / OPTIONS_FILE, json.dumps(grid.opts) + "\n")
+    write_text(output / OPTIONS_FILE, json.dumps({"opts": grid.opts, "scale": grid.scale}) + "\n")
     if pool is not None:
         pairs = _with_first_rounds(waiting)
         with pool, Progress(waiting, [run for run in runs if run.state == "finished"]) as progress:

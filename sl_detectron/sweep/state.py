@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 GRID_FILE = "grid.yaml"
-OPTIONS_FILE = "options.json"  # those of the command line, which are not in the grid's file
+OPTIONS_FILE = "options.json"  # those of the command line, and --scale-schedule
 RESULT = "result.json"
 FAILED = "failed.json"
 BEGUN = "begun.json"  # the fingerprint of a training as it starts

@@ -3,6 +3,7 @@
 import torch
 
 from helpers.detectors import OBJECTS, build, make_batch, small_config
+from sl_detectron.config import IS_SEED
 from sl_detectron.modeling.matched_annotations import FIELD
 from sl_detectron.rivals import build_method
 
@@ -19,6 +20,10 @@ METHODS = {
     "CLC": (),
     "CLC, relabelled": (NODE + "CLC.FORM", "relabel"),
     "EMATeacher": (NODE + "TEACHER.DECAY", 0.5),
+    "NoteRCNN": (
+        *("MODEL.ROI_HEADS.NAME", "NoteRCNNROIHeads"),
+        *("DATASETS.LABEL_NOISE.CLEAN_SHARE", 0.5),
+    ),
     "SDLocNet": (),
 }
 # With these a method's losses are the plain head's.
@@ -32,11 +37,15 @@ NEUTRAL = {
     "CLC": (NODE + "START", 0.5),
     "CLC, relabelled": (NODE + "START", 0.5),
     "EMATeacher": (NODE + "TEACHER.SHARE", 0.0),
+    "NoteRCNN": (
+        *(NODE + "NOTE_RCNN.BACKGROUND", 1.0, NODE + "NOTE_RCNN.BOXES", 1.0),
+        *(NODE + "NOTE_RCNN.SEED_HEAD", 0.0, NODE + "NOTE_RCNN.DISTILLATION", 0.0),
+    ),
     "SDLocNet": (NODE + "START", 0.5),
 }
 PAIRED = ("CoTeaching", "CABBC")
 SHARED = ("CoTeaching, one trunk", "CABBC")
-ONE_HEAD = ("CABBC",)
+ONE_HEAD = ("CABBC", "NoteRCNN")
 # The plain loss, term by term as a method's.
 PLAIN = ("MODEL.SUPERLOSS.CLS.FIXED_SIGMA", 1.0)
 CASES = [
@@ -70,9 +79,10 @@ def plain_detector(detector="standard"):
 
 
 def numbered_batch(objects=OBJECTS, seed=0):
-    """A batch whose annotations have ids."""
+    """A batch whose annotations have ids; every second image, the first too, is a clean seed."""
     batch, start = make_batch(objects, seed), 0
-    for image in batch:
+    for i, image in enumerate(batch):
+        image[IS_SEED] = i % 2 == 0
         num = len(image["instances"])
         image["instances"].set(FIELD, IDS[start : start + num])
         start += num

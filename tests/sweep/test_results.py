@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sl_detectron.sweep.results import paired_difference
+from sl_detectron.sweep.statistics import paired_difference
 
 
 def test_interval_is_that_of_students_t():

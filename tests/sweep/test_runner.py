@@ -218,7 +218,7 @@ def test_results_stay_where_a_new_training_cannot_start(finished, grid_file, tmp
     assert done.returncode == 2, done.stderr
     assert "slurm" in done.stderr
     assert results(tmp_path) == results(output)
-    assert (tmp_path / "options.json").read_text() == "[]\n"
+    assert (tmp_path / "options.json").read_text() == '{"opts": [], "scale": 1.0}\n'
 
 
 def run_alone(run: PlannedRun, folder: Path, *opts: str) -> tuple[int, str]:

@@ -55,6 +55,57 @@ def test_differences_are_paired_by_seed(folder):
     ]
 
 
+def test_what_is_lost_from_clean_beside_what_was_published(folder):
+    """Baseline by seed: 10, 10, 7, so 9 and an error of 1; equal weight by seeds 0 and 2: 9, 6."""
+    results = read_results(folder)
+    assert rows(markdown(results), "Lost from 0 % in AP50, paired by seed") == [
+        [R, "baseline", "52.0 ± 2.0", "+9.0 ± 1.0 [+4.7, +13.3]"],
+        ["", "(published)", "80.6", "+6.0"],
+        ["", "equal weight", "50.0 ± 0.0", "+7.5 ± 1.5 [−11.6, +26.6] (n = 2)"],
+        ["", "τ_avg", "54.0 ± 3.0", "+11.0 (n = 1)"],
+        [F, "baseline", "61.0 ± 1.0", "–"],
+        ["", "τ_avg", "–", "–"],
+    ]
+    (line,) = (
+        x for x in as_csv(results.lost).splitlines() if x.startswith(f"{R},baseline,0.4,AP50")
+    )
+    assert line == f"{R},baseline,0.4,AP50,3,9.0000,1.0000,4.6973,13.3027,0.0121,6.0000"
+
+
+def test_what_is_lost_without_a_shared_seed_is_said_to_be_unpaired(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(RESULTS_GRID, sort_keys=False))
+    values = {(R, "baseline", 0.0, 0): 50.0, (R, "baseline", 0.4, 1): 43.0}
+    write_results(path, tmp_path / "output", values)
+    text = markdown(read_results(tmp_path / "output"))
+    assert rows(text, "Lost from 0 % in AP50")[0] == [R, "baseline", "50.0", "+7.0 (unpaired)"]
+
+
+def test_without_noise_0_nothing_is_lost_from_it(folder):
+    results = read_results(folder)
+    grid = dataclasses.replace(results.grid, noise=(0.4,))
+    assert "Lost" not in markdown(dataclasses.replace(results, grid=grid))
+
+
+def test_a_difference_that_many_tests_leave_is_marked(tmp_path):
+    """Differences of 5.0, 5.1, 5.2: p below 0.001; of 1, 2, 3: 0.07."""
+    path = tmp_path / "grid.yaml"
+    names = {name: {"config": "x"} for name in ("baseline", "sure", "open")}
+    grid = {**RESULTS_GRID, "controls": [], "detectors": {R: names}}
+    path.write_text(yaml.safe_dump(grid, sort_keys=False))
+    values = {(R, "baseline", 0.0, seed): 50.0 + seed for seed in range(3)}
+    values |= {(R, "sure", 0.0, seed): 55.0 + 1.1 * seed for seed in range(3)}
+    values |= {(R, "open", 0.0, seed): 51.0 + 2 * seed for seed in range(3)}
+    write_results(path, tmp_path / "output", values)
+    text = markdown(read_results(tmp_path / "output"))
+    sure, open_ = rows(text, "Differences in AP50")
+    assert sure[2] == "+5.1 ± 0.1 [+4.9, +5.3] *"
+    assert open_[2] == "+2.0 ± 0.6 [−0.5, +4.5]"
+    assert "2 differences in AP50 are tested at once" in text
+    needed = rows(text, "Seeds that a difference of 1 AP50 needs")
+    assert [row[2] for row in needed] == ["3", "10"]
+
+
 def test_a_bound_just_below_0_shows_its_sign(tmp_path):
     """1.46, 2.46, 3.46: mean 2.46, low 2.46 - 4.3027 / sqrt(3) = -0.024, so 0 is included."""
     path = tmp_path / "grid.yaml"
@@ -99,8 +150,8 @@ def test_a_bar_in_a_name_is_no_column(tmp_path):
 
 def test_files(folder, tmp_path):
     paths = make_tables(folder, tmp_path / "tables")
-    names = ["table.md", "table.tex", "table.csv", "runs.csv", "differences.csv", "table.html"]
-    assert [path.name for path in paths] == [*names, "ap50.png", "ap50.pdf"]
+    names = ["table.md", "table.tex", "table.csv", "runs.csv", "differences.csv", "lost.csv"]
+    assert [path.name for path in paths] == [*names, "table.html", "ap50.png", "ap50.pdf"]
     with open(tmp_path / "tables" / "runs.csv") as file:
         runs = list(csv.DictReader(file))
     assert len(runs) == sum(v is not None for row in AP50.values() for v in row)
@@ -132,6 +183,9 @@ def test_files(folder, tmp_path):
         )
     keys = ("num_seeds", "mean", "standard_error", "ci95_low", "ci95_high")
     assert [line[k] for k in keys] == ["3", "2.0000", "0.5774", "-0.4841", "4.4841"]
+    # p of t(2) = 3.46; the smallest of the four that are tested.
+    keys = ("p", "p_holm", "seeds_for_1_point")
+    assert [line[k] for k in keys] == ["0.0742", "0.2967", "10"]
     picture = Image.open(tmp_path / "tables" / "ap50.png")
     assert picture.size[0] > 800  # two panels
     assert len(picture.convert("RGB").getcolors(1 << 16)) > 50
@@ -149,7 +203,7 @@ def test_latex_escapes_and_balances(folder):
     assert text.isascii()
     assert r"$\tau$\_avg" in text
     assert r"52.0 $\pm$ 2.0" in text
-    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 6
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 11
     body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
     assert not re.search(r"(?<!\\)%", body)
     for line in body.splitlines():

@@ -8,8 +8,8 @@ import pytest
 from helpers.browser import start
 from helpers.grid_cases import F, R
 from sl_detectron.sweep import make_tables, read_results
+from sl_detectron.sweep.page import web_page
 from sl_detectron.sweep.plots import forest_figure
-from sl_detectron.sweep.table import web_page
 
 
 def cells(page: str, caption_after: str) -> list[list[str]]:
@@ -30,8 +30,11 @@ def test_every_mean_and_difference_is_a_row(folder):
     assert [F, "τ_avg", "AP50", "0", "–", "0 of 3", "–"] in means
     differences = cells(page, "Paired differences")
     assert len(differences) == len(results.differences)
-    row = [R, "τ_avg − baseline", "AP50", "0", "+2.0", "0.6", "−0.5", "+4.5", "3"]
-    assert row in differences
+    row = [R, "τ_avg − baseline", "AP50", "0", "+2.0", "0.6", "−0.5", "+4.5"]
+    assert [*row, "0.074", "0.297", "3", "10"] in differences
+    lost = cells(page, "Lost from 0 %")
+    row = [R, "baseline", "AP50", "40", "52.0", "+9.0", "1.0", "+4.7", "+13.3", "3", "+6.0"]
+    assert row in lost
     assert "12 of 30 runs are missing" in page
 
 

@@ -5,6 +5,11 @@ One line is one change::
     {"dataset": "voc_2007_trainval", "image_id": "000005", "annotation": 2, "what": "label",
      "old": "chair", "new": "person"}
 
+A line with "what" "clean" says that noise left an image alone by intent, as a clean seed::
+
+    {"dataset": "voc_2007_trainval", "image_id": "000007", "annotation": 0, "what": "clean",
+     "old": null, "new": null, "edits": []}
+
 Classes go by name, so that the order of a project's class list does not matter; boxes are in the
 record's own mode (VOC: 0-based XYXY, COCO: XYWH). Lines are sorted by image id and annotation;
 the manifests of several datasets can be concatenated. Training needs no further keys.
@@ -21,7 +26,17 @@ from detectron2.utils.file_io import PathManager
 from .changes import CHANGES, Change
 from .voc_edits import Edit
 
-__all__ = ["manifest_lines", "write_manifest", "read_manifest", "changes_from_manifest"]
+__all__ = [
+    "CLEAN",
+    "add_clean_images",
+    "changes_from_manifest",
+    "manifest_lines",
+    "read_manifest",
+    "write_manifest",
+]
+
+# No change: what a line is about.
+CLEAN = "clean"
 
 Line = dict[str, Any]
 _KEYS = ("dataset", "image_id", "annotation", "what", "old", "new")
@@ -51,6 +66,7 @@ _VALUES = {
     "box": {**_COMMON, "old": _BOX, "new": _BOX},
     "missing": {**_COMMON, "old": _ANNOTATION, "new": _NONE},
     "spurious": {**_COMMON, "old": _NONE, "new": _ANNOTATION},
+    CLEAN: {**_COMMON, "old": _NONE, "new": _NONE},
 }
 
 
@@ -86,6 +102,14 @@ def write_manifest(
         f.writelines(json.dumps(line) + "\n" for line in lines)
 
 
+def add_clean_images(path: Path, image_ids: Iterable[str | int], dataset_name: str) -> None:
+    """Add to a manifest the images that noise left alone by intent, after its changes."""
+    with path.open("a", encoding="ascii", newline="\n") as f:
+        for image_id in sorted(image_ids, key=str):
+            line = dict(zip(_KEYS, (dataset_name, image_id, 0, CLEAN, None, None)))
+            f.write(json.dumps({**line, "edits": []}) + "\n")
+
+
 def read_manifest(path: str) -> list[Line]:
     """Read and check a manifest.
 
@@ -114,8 +138,8 @@ def _parse(text: str) -> Line:
     missing = [k for k in _KEYS if k not in line] if isinstance(line, dict) else _KEYS
     if missing:
         raise ValueError(f"a change needs the keys {list(missing)}")
-    if line["what"] not in CHANGES:
-        raise ValueError(f"what must be one of {CHANGES}; got {line['what']!r}")
+    if line["what"] not in (*CHANGES, CLEAN):
+        raise ValueError(f"what must be one of {(*CHANGES, CLEAN)}; got {line['what']!r}")
     for key, (fits, expected) in _VALUES[line["what"]].items():
         if not fits(line[key]):
             raise ValueError(f"{key} must be {expected}; got {line[key]!r}")
@@ -133,7 +157,7 @@ def changes_from_manifest(
     ids = {name: i for i, name in enumerate(class_names)}
     changes = []
     for line in lines:
-        if line["dataset"] != dataset_name:
+        if line["dataset"] != dataset_name or line["what"] == CLEAN:
             continue
         try:
             old, new = (_translate(line[key], ids, "category_id") for key in ("old", "new"))
