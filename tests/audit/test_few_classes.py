@@ -47,7 +47,7 @@ def test_blocks_are_all_rows_in_order():
     parts = [*blocks(few, size=4 * K)]
     assert [rows.start for rows, _ in parts] == [0, 4, 8, 12, 16, 20]
     assert torch.equal(torch.cat([block for _, block in parts]), few.dense())
-    assert [*blocks(dense)][0][1] is dense
+    assert next(iter(blocks(dense)))[1] is dense
 
 
 def test_mean_over_rows_leaves_those_of_nan_out():
