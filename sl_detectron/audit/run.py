@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 
 from ..checkpoint import SafeCheckpointer, check_checkpoint, last_checkpoint, read_checkpoint
-from ..config import num_classes_of
+from ..config import num_classes_of, without_federated_loss
 from ..data.annotation_ids import AnnotationTable
 from ..data.formats.manifest import read_manifest
 from ..label_noise import noisy_dataset_dicts
@@ -226,7 +226,7 @@ def score_checkpoint(
     All processes of detectron2's ``launch`` call it; it is None in others than the main one.
     """
     check_checkpoint(checkpoint)
-    model = build_model(cfg)
+    model = build_model(without_federated_loss(cfg))
     _StrictCheckpointer(model).load(str(checkpoint))
     return score_annotations(model, [*table.records()], cfg, detect, progress=True, pool=pool)
 

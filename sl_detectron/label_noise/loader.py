@@ -43,6 +43,7 @@ from .config import (
     shared_classes,
     train_classes,
 )
+from .federated import set_image_counts
 from .injection import apply_changes, inject
 from .noises import Noise, instantiated
 from .samplers import SAMPLERS, sampler_factory
@@ -212,7 +213,10 @@ def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:
         sets = {n: _inject(n, records, classes, noises, manifest) for n, records in sets.items()}
     elif all(MetadataCatalog.get(name).get("thing_classes") for name in names):
         train_classes(cfg)
-    return _filter(cfg, number_annotations(sets))
+    filtered = _filter(cfg, number_annotations(sets))
+    if cfg.MODEL.ROI_BOX_HEAD.get("USE_FED_LOSS", False):
+        set_image_counts(filtered, num_classes_of(cfg))
+    return filtered
 
 
 def _load(name: str, bad_annotations: str) -> list[Record]:
