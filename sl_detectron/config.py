@@ -16,6 +16,7 @@ __all__ = [
     "num_classes_key",
     "num_classes_of",
     "train_sets",
+    "without_federated_loss",
 ]
 
 # Of a record and of what its mapper makes: whether DATASETS.LABEL_NOISE.CLEAN_SHARE keeps it clean.
@@ -312,6 +313,21 @@ def num_classes_of(cfg: CN) -> int:
 def needs_masks(cfg: CN) -> bool:
     """Whether the detector has a mask head, which a dense one has not whatever the key says."""
     return bool(cfg.MODEL.MASK_ON) and not is_dense_detector(cfg)
+
+
+def without_federated_loss(cfg: CN) -> CN:
+    """The config for a detector that is not trained.
+
+    A federated loss would ask for the class counts of training sets, which are not read then.
+    """
+    if not cfg.MODEL.ROI_BOX_HEAD.get("USE_FED_LOSS", False):
+        return cfg
+    is_frozen, cfg = cfg.is_frozen(), cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = False
+    if is_frozen:
+        cfg.freeze()
+    return cfg
 
 
 def num_classes_key(cfg: CN) -> str:

@@ -9,8 +9,8 @@ import csv
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,7 +41,8 @@ def write_audit(audit: LabelAudit, folder: str | os.PathLike) -> None:
         "num_unseen": audit.num_unseen,
         "fingerprint": audit.fingerprint,
     }
-    rows = [asdict(annotation) for annotation in audit.annotations]
+    # One at a time: as dicts, a million annotations would take gigabytes.
+    rows = ({name: getattr(a, name) for name in _NAMES} for a in audit.annotations)
     columns = [n for n in _NAMES if n not in ("bbox", "top_labels")]
     write_list(Path(folder, AUDIT_JSON), head, "annotations", rows, columns, {"bbox": ""})
 
@@ -50,7 +51,7 @@ def write_list(
     path: Path,
     head: dict[str, Any],
     name: str,
-    rows: list[dict[str, Any]],
+    rows: Iterable[dict[str, Any]],
     columns: Sequence[str],
     boxes: dict[str, str],
 ) -> None:
@@ -65,24 +66,26 @@ def write_list(
         boxes: {key of a box or None in the rows: beginning of the names of its columns, last}
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [finite(row) for row in rows]
-    with replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
-        # One row a line: such a file can be read, compared and cut by line.
-        lines = ",\n".join(map(strict_json, rows))
-        body = strict_json({"version": VERSION, **head}, indent=1)[:-2]
-        file.write(f'{body},\n "{name}": [\n{lines}\n]}}\n')
+    body = strict_json({"version": VERSION, **head}, indent=1)[:-2]
+    encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+    edges = [f"{start}{x}" for start in boxes.values() for x in ("x0", "y0", "x1", "y1")]
     with (
-        replacing(path.with_suffix(".csv")) as partial,
-        open(partial, "w", encoding="utf-8", newline="") as file,
+        replacing(path) as partial,
+        replacing(path.with_suffix(".csv")) as partial_csv,
+        open(partial, "w", encoding="utf-8") as file,
+        open(partial_csv, "w", encoding="utf-8", newline="") as table,
     ):
-        corners = [(f"{start}{x}", key, i) for key, start in boxes.items()
-                   for i, x in enumerate(("x0", "y0", "x1", "y1"))]  # fmt: skip
-        names = ["rank", *columns, *(corner for corner, *_ in corners)]
-        writer = csv.DictWriter(file, names, extrasaction="ignore")
-        writer.writeheader()
-        for rank, row in enumerate(rows, start=1):
-            values = {corner: row[key][i] for corner, key, i in corners if row[key]}
-            writer.writerow({"rank": rank, **row, **values})
+        writer = csv.writer(table)
+        writer.writerow(["rank", *columns, *edges])
+        file.write(f'{body},\n "{name}": [')
+        rank = 0
+        for rank, given in enumerate(rows, start=1):
+            row = finite(given)
+            # One row a line: such a file can be read, compared and cut by line.
+            file.write((",\n" if rank > 1 else "\n") + encode(row))
+            corners = [x for key in boxes for x in row[key] or (None,) * 4]
+            writer.writerow([rank, *(row[column] for column in columns), *corners])
+        file.write("\n]}\n" if rank else "\n\n]}\n")
 
 
 def read_audit(path: str | os.PathLike) -> LabelAudit:

@@ -9,6 +9,7 @@ import torch
 
 from ..data.annotation_ids import AnnotationTable
 from ..data.formats.annotations import Annotation, Record
+from .few_classes import Distributions, blocks
 from .records import AuditedAnnotation, LabelAudit
 from .tracker import AnnotationStatistics
 
@@ -55,7 +56,7 @@ def audit_annotations(table: AnnotationTable, statistics: AnnotationStatistics) 
             f"the statistics cover {num_rows} annotations and {num_classes} classes, the table "
             f"has {table.num_annotations} and {len(classes)}: they belong to different runs"
         )
-    statistics = AnnotationStatistics(*(values.cpu() for values in statistics))
+    statistics = AnnotationStatistics._make(values.cpu() for values in statistics)
     entries = [
         (record, index, annotation)
         for record in table.records()
@@ -76,24 +77,15 @@ def _audited(
 ) -> list[AuditedAnnotation]:
     ids = torch.tensor([annotation["annotation_id"] for *_, annotation in entries])
     labels = torch.tensor([annotation["category_id"] for *_, annotation in entries])
-    probabilities = statistics.probabilities[ids]
-    suggested = _without_given(probabilities, labels).argmax(dim=1).tolist()
-    rows = torch.arange(len(ids))
-    columns = {
-        "suspicion": suspicion(probabilities, labels),
-        "suggested_probability": probabilities[rows, suggested],
-        "expected_correctness": probabilities[rows, labels],
+    columns, suggested, tops = _columns_of_classes(statistics.probabilities[ids], labels, classes)
+    columns |= {
         "confidence": statistics.mean_sigma[ids],
         "last_confidence": statistics.last_sigma[ids],
         "mean_loss": statistics.mean_loss[ids],
         "last_loss": statistics.last_loss[ids],
     }
     values = {key: _rounded(column) for key, column in columns.items()}
-    best, best_classes = probabilities.topk(min(NUM_TOP, len(classes)), dim=1)
-    tops = [
-        tuple((classes[c], round(p, 4)) for c, p in zip(*row))
-        for row in zip(best_classes.tolist(), best.tolist())
-    ]
+    num_samples = statistics.num_samples[ids].tolist()
     return [
         AuditedAnnotation(
             annotation_id=annotation["annotation_id"],
@@ -104,12 +96,33 @@ def _audited(
             bbox=tuple(annotation["bbox"]),
             label=classes[annotation["category_id"]],
             suggested_label=classes[suggested[i]],
-            num_samples=int(statistics.num_samples[ids[i]]),
+            num_samples=num_samples[i],
             top_labels=tops[i],
             **{key: column[i] for key, column in values.items()},
         )
         for i, (record, index, annotation) in enumerate(entries)
     ]
+
+
+def _columns_of_classes(
+    distributions: Distributions, labels: torch.Tensor, classes: Sequence[str]
+) -> tuple[dict[str, torch.Tensor], list[int], list[tuple[tuple[str, float], ...]]]:
+    """Columns by name, the best other classes, and the most probable ones with probabilities."""
+    parts, tops = [], []
+    for rows, probabilities in blocks(distributions):
+        given = labels[rows]
+        suggested = _without_given(probabilities, given).argmax(dim=1)
+        of_classes = torch.stack([suggested, given], dim=1)
+        values = probabilities.gather(1, of_classes).unbind(dim=1)
+        parts.append((suspicion(probabilities, given), *values, suggested))
+        best, best_classes = probabilities.topk(min(NUM_TOP, len(classes)), dim=1)
+        tops += [
+            tuple((classes[c], round(p, 4)) for c, p in zip(*row))
+            for row in zip(best_classes.tolist(), best.tolist())
+        ]
+    *columns, suggested = map(torch.cat, zip(*parts))
+    names = ("suspicion", "suggested_probability", "expected_correctness")
+    return dict(zip(names, columns)), suggested.tolist(), tops
 
 
 def _without_given(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

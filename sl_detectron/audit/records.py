@@ -8,7 +8,7 @@ from typing import Any
 __all__ = ["AuditedAnnotation", "LabelAudit", "top_suspects"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AuditedAnnotation:
     """One annotation and what speaks for and against its label.
 

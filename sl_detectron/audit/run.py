@@ -6,24 +6,25 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 
 from ..checkpoint import SafeCheckpointer, check_checkpoint, last_checkpoint, read_checkpoint
-from ..config import num_classes_of
+from ..config import num_classes_of, without_federated_loss
 from ..data.annotation_ids import AnnotationTable
 from ..data.formats.manifest import read_manifest
 from ..label_noise import noisy_dataset_dicts
 from ..losses import confidence
+from .compact_tracker import build_tracker, load_tracker
+from .few_classes import blocks, in_rows
 from .objectlab import objectlab_scores
 from .ranking import audit_annotations
 from .records import LabelAudit
 from .score_annotations import AnnotationScores, score_annotations
 from .scoring import AuditEvaluation, evaluate_audit, truth_from_manifest
 from .suspects import SuspectList, find_suspects
-from .tracker import AnnotationStatistics, AnnotationTracker
+from .tracker import AnnotationStatistics
 from .true_classes import TrueClasses, cross_fit, estimate_true_classes
 
 __all__ = [
@@ -71,9 +72,7 @@ def _tracked(
             "MODEL.SUPERLOSS.TRACK_ANNOTATIONS was off; audit it by --checkpoint"
         )
     table = table or AnnotationTable.read(folder)
-    num_classes = state["sums"].shape[1] - AnnotationTracker.NUM_VALUES
-    tracker = AnnotationTracker(table.num_annotations, num_classes, table.fingerprint)
-    tracker.load_state_dict(state)
+    tracker = load_tracker(state, torch.tensor(table.labels()), table.fingerprint)
     return table, tracker.statistics()
 
 
@@ -108,8 +107,7 @@ def estimate_run(
     rows, num_classes = scores.feature_ids, tracked.shape[1]
     held_out = cross_fit(scores.features, labels[rows], scores.feature_images, num_classes)
     estimate = estimate_true_classes(held_out, labels[rows], tracked[rows])
-    all_rows = F.one_hot(labels, num_classes).to(estimate.probabilities)
-    return estimate._replace(probabilities=all_rows.index_copy(0, rows, estimate.probabilities))
+    return estimate._replace(probabilities=in_rows(estimate.probabilities, rows, labels))
 
 
 def audit_checkpoint(
@@ -140,8 +138,10 @@ def audit_checkpoint(
 
 def _audit_of(cfg: CfgNode, table: AnnotationTable, scores: AnnotationScores) -> LabelAudit:
     sigma = confidence(scores.losses, scores.losses.mean(), cfg.MODEL.SUPERLOSS.CLS.LAMBDA)
-    tracker = AnnotationTracker(table.num_annotations, num_classes_of(cfg))
-    tracker(scores.ids, scores.losses, sigma, scores.probabilities)
+    tracker = build_tracker(torch.tensor(table.labels()), num_classes_of(cfg))
+    for rows, probabilities in blocks(scores.probabilities):
+        columns = (scores.ids[rows], scores.losses[rows], sigma[rows], probabilities)
+        tracker(*columns, begins_step=rows.start == 0)
     return audit_annotations(table, tracker.statistics())
 
 
@@ -226,7 +226,7 @@ def score_checkpoint(
     All processes of detectron2's ``launch`` call it; it is None in others than the main one.
     """
     check_checkpoint(checkpoint)
-    model = build_model(cfg)
+    model = build_model(without_federated_loss(cfg))
     _StrictCheckpointer(model).load(str(checkpoint))
     return score_annotations(model, [*table.records()], cfg, detect, progress=True, pool=pool)
 

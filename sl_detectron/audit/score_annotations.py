@@ -33,6 +33,7 @@ from ..data.formats.annotations import Record
 from ..data.images import BrokenImage, read_image, warn_of_turned
 from ..data.train_loader import shield_workers
 from .features import FeaturePooler
+from .few_classes import MAX_DENSE, Distributions, FewClasses
 
 __all__ = ["AnnotationScores", "Answers", "score_annotations", "scorer_of"]
 
@@ -45,7 +46,8 @@ class AnnotationScores(NamedTuple):
     Args:
         ids: (S,) int64 annotation ids
         losses: (S,) classification losses of the given labels, nats
-        probabilities: (S, K); of a softmax without background, of a sigmoid as they are
+        probabilities: (S, K); of a softmax without background, of a sigmoid as they are; of many
+            classes the largest ones
         detections: per record what the detector finds, boxes in pixels of the image as it is on
             disk; empty if not asked for
         features: (G, D) of annotations, see :class:`FeaturePooler`; of none if not asked for
@@ -58,7 +60,7 @@ class AnnotationScores(NamedTuple):
 
     ids: Tensor
     losses: Tensor
-    probabilities: Tensor
+    probabilities: Distributions
     detections: list[Instances]
     features: Tensor = torch.empty(0, 0)
     feature_ids: Tensor = torch.empty(0, dtype=torch.int64)
@@ -135,7 +137,7 @@ def score_annotations(
     if not comm.is_main_process():
         return None
     scores = _joined(shares)
-    if scores.probabilities.ndim == 1:
+    if not scores.probabilities.shape[1:]:
         raise ValueError(_NO_ANNOTATION)
     return scores
 
@@ -154,7 +156,10 @@ def _look(
     targets = targets.to(model.device)
     if len(targets):
         ids, *values = (x.cpu() for x in score(model, inputs, targets))
-        losses, probabilities, background, boxes = (x.float() for x in values)
+        losses, every, background, boxes = (x.float() for x in values)
+        probabilities: Distributions = every
+        if every.shape[1] > MAX_DENSE:
+            probabilities = FewClasses.of(every, _labels_of(targets, ids))
         height, width = targets.image_size
         sizes = torch.tensor([inputs["width"] / width, inputs["height"] / height]).repeat(2)
         scores = AnnotationScores(ids, losses, probabilities, [])
@@ -172,10 +177,19 @@ def _look(
     return scores
 
 
+def _labels_of(targets: Instances, ids: Tensor) -> Tensor:
+    """(S,) given classes of the annotations of an image's samples."""
+    of_annotation = dict(zip(targets.gt_annotation_ids.tolist(), targets.gt_classes.tolist()))
+    return torch.tensor([of_annotation[i] for i in ids.tolist()], dtype=torch.int64)
+
+
 def _joined(parts: Sequence[AnnotationScores]) -> AnnotationScores:
     def join(values: Sequence[Any]) -> Any:
         if isinstance(values[0], list):
             return [*chain.from_iterable(values)]
+        few = [v for v in values if isinstance(v, FewClasses)]
+        if few:
+            return FewClasses.cat(few)
         # What is empty may have fewer dimensions.
         return torch.cat([v for v in values if len(v)] or [max(values, key=torch.Tensor.dim)])
 

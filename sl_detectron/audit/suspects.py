@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -213,8 +213,9 @@ def write_suspects(suspects: SuspectList, folder: str | os.PathLike) -> None:
         "sources": suspects.sources,
         "fingerprint": suspects.fingerprint,
     }
-    rows = [asdict(s) for s in suspects.suspects]
-    columns = [f.name for f in fields(Suspect) if "bbox" not in f.name]
+    names = [f.name for f in fields(Suspect)]
+    rows = ({name: getattr(s, name) for name in names} for s in suspects.suspects)
+    columns = [name for name in names if "bbox" not in name]
     boxes = {"bbox": "", "suggested_bbox": "suggested_"}
     write_list(Path(folder, SUSPECTS_JSON), head, "suspects", rows, columns, boxes)
 

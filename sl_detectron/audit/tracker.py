@@ -12,10 +12,18 @@ import torch.distributed as dist
 from detectron2.utils import comm
 from torch import nn
 
-__all__ = ["AnnotationStatistics", "AnnotationTracker", "entropy_weight"]
+from .few_classes import Distributions
 
-# Columns of the sums before the K class probabilities.
-_COUNT, _LOSS, _SIGMA, _WEIGHT, _CLASSES = range(5)
+__all__ = [
+    "NUM_VALUES",
+    "AnnotationStatistics",
+    "AnnotationTracker",
+    "entropy_weight",
+    "tracked_shape",
+]
+
+# Columns of the sums before those of the classes.
+_COUNT, _LOSS, _SIGMA, _WEIGHT, NUM_VALUES = range(5)
 # Above 0, so that a mean over uniform distributions is still a mean.
 _LEAST_WEIGHT = 1e-6
 
@@ -31,7 +39,7 @@ class AnnotationStatistics(NamedTuple):
             cascade, over those of all its stages
         last_sigma: (A,) likewise
         probabilities: (A, K) mean predicted class distribution, every sample weighted by its
-            :func:`entropy_weight`
+            :func:`entropy_weight`; of many classes the largest ones
     """
 
     num_samples: torch.Tensor
@@ -39,7 +47,7 @@ class AnnotationStatistics(NamedTuple):
     mean_sigma: torch.Tensor
     last_loss: torch.Tensor
     last_sigma: torch.Tensor
-    probabilities: torch.Tensor
+    probabilities: Distributions
 
 
 def entropy_weight(probabilities: torch.Tensor) -> torch.Tensor:
@@ -83,9 +91,6 @@ class AnnotationTracker(nn.Module):
         (tensor([nan, 2.]), tensor([0.3122, 0.6878]))
     """
 
-    # Columns of ``sums`` before the class probabilities.
-    NUM_VALUES = _CLASSES
-
     sums: torch.Tensor
     last: torch.Tensor
     last_step: torch.Tensor
@@ -99,12 +104,21 @@ class AnnotationTracker(nn.Module):
         # One row more than annotations: it takes the samples without annotation, which a mask
         # could only drop after a trip to the host.
         rows = num_annotations + 1
-        self.register_buffer("sums", torch.zeros(rows, _CLASSES + num_classes))
+        self.register_buffer("sums", torch.zeros(rows, self._num_columns(num_classes)))
         self.register_buffer("last", torch.zeros(rows, _WEIGHT))
         self.register_buffer("last_step", torch.full((rows,), -1))
         self.register_buffer("step", torch.tensor(0))
         self.register_buffer("fingerprint", torch.tensor(fingerprint))
         self.register_load_state_dict_post_hook(lambda module, _: module._keep_on_main())
+
+    @staticmethod
+    def _num_columns(num_classes: int) -> int:
+        """Of the sums."""
+        return NUM_VALUES + num_classes
+
+    def _class_columns(self, rows: torch.Tensor, weighted: torch.Tensor) -> torch.Tensor:
+        """What is added to the columns of the classes, of (S, K) weighted probabilities."""
+        return weighted
 
     @torch.no_grad()
     def forward(
@@ -138,7 +152,8 @@ class AnnotationTracker(nn.Module):
         values = torch.stack([torch.ones_like(losses), losses, sigma], dim=1).to(self.sums)
         probabilities = probabilities.to(values)
         weights = entropy_weight(probabilities).clamp_min(_LEAST_WEIGHT)[:, None]
-        sums = torch.cat([values, weights, weights * probabilities], dim=1)
+        of_classes = self._class_columns(rows, weights * probabilities)
+        sums = torch.cat([values, weights, of_classes], dim=1)
         self.sums.index_add_(0, rows, sums)
         # A sum of its own rather than an assignment: of two samples of one annotation, which one
         # an assignment keeps is undefined. It starts anew with the first samples of a step.
@@ -161,12 +176,12 @@ class AnnotationTracker(nn.Module):
         self._keep_on_main()
 
     @torch.no_grad()
-    def mean_probabilities(self) -> torch.Tensor:
+    def mean_probabilities(self) -> Distributions:
         """(A, K) over all processes, each of which has to call it; nan where never sampled."""
         sums = self.sums.clone()
         if comm.get_world_size() > 1:
             dist.all_reduce(sums)
-        return _mean_probabilities(sums)
+        return self._means(sums)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As every module's.
@@ -175,8 +190,8 @@ class AnnotationTracker(nn.Module):
             ValueError: the state is of other annotations or classes
         """
         theirs, ours = (
-            f"{rows - 1} annotations of {columns - _CLASSES} classes"
-            for rows, columns in (state_dict["sums"].shape, self.sums.shape)
+            f"{num_annotations} annotations of {num_classes} classes"
+            for num_annotations, num_classes in map(tracked_shape, (state_dict, self.state_dict()))
         )
         said = f"{theirs}, this run has {ours}" if theirs != ours else ""
         if not said and int(state_dict["fingerprint"]) != int(self.fingerprint):
@@ -193,9 +208,16 @@ class AnnotationTracker(nn.Module):
         sums, last = self.sums[:-1], self.last[:-1]
         means = sums[:, _LOSS:_WEIGHT] / sums[:, :_LOSS]
         means = torch.cat([means, last[:, _LOSS:] / last[:, :_LOSS]], dim=1)
-        probabilities = _mean_probabilities(self.sums)
+        probabilities = self._means(self.sums)
         num_samples = sums[:, _COUNT].long()
-        return AnnotationStatistics._make([num_samples, *means.T, probabilities])
+        mean_loss, mean_sigma, last_loss, last_sigma = means.T
+        return AnnotationStatistics(
+            num_samples, mean_loss, mean_sigma, last_loss, last_sigma, probabilities
+        )
+
+    def _means(self, sums: torch.Tensor) -> Distributions:
+        """(A, K) weighted means from (A + 1, columns) sums; the last row is of no annotation."""
+        return sums[:-1, NUM_VALUES:] / sums[:-1, _WEIGHT:NUM_VALUES]
 
     def _keep_on_main(self) -> None:
         """What the main process holds, also from a checkpoint, must not count once a process."""
@@ -205,6 +227,8 @@ class AnnotationTracker(nn.Module):
             self.last_step.fill_(-1)
 
 
-def _mean_probabilities(sums: torch.Tensor) -> torch.Tensor:
-    """(A, K) weighted means from (A + 1, columns) sums; the last row is of no annotation."""
-    return sums[:-1, _CLASSES:] / sums[:-1, _WEIGHT:_CLASSES]
+def tracked_shape(state: Mapping[str, Any]) -> tuple[int, int]:
+    """Numbers of annotations and of classes that the state dict of a tracker is of."""
+    num_rows, num_columns = state["sums"].shape
+    # Of a compact tracker, whose rows do not say.
+    return num_rows - 1, int(state.get("num_classes", num_columns - NUM_VALUES))

@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor
 
+from .evidence import evidence_of
+from .few_classes import MAX_DENSE, Distributions, FewClasses, dense, joined
+
 __all__ = [
     "TrueClasses",
     "correction_table",
@@ -24,6 +27,8 @@ FOLDS = 5
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0)
 # Annotations that a classifier is fitted to; more would cost gigabytes and gain nothing.
 MAX_FITTED = 50_000
+# Annotations of many classes by which the temperatures are chosen.
+MAX_COMPARED = 100_000
 # Exponents that sharpen or soften predictions, from sharpest to softest as 1 / exponent.
 TEMPERATURES = (0.2, 0.25, 0.3, 0.35, 0.42, 0.5, 0.6, 0.75, 0.9, 1.1, 1.3, 1.6, 2.0)
 # Annotations that each row of the confusion matrix is given beforehand, of symmetric noise.
@@ -35,19 +40,22 @@ class TrueClasses(NamedTuple):
     """An estimate of the classes that annotations should have.
 
     Args:
-        probabilities: (A, K) of the true class, given the label and the predictions
+        probabilities: (A, K) of the true class, given the label and the predictions; of many
+            classes the candidates, of which no other has any
         confusion: (K, K); row y holds the probabilities of the labels that objects of class y got
         noise_rate: estimated fraction of wrong labels
         temperature: that the predictions were raised to the power 1 / temperature
     """
 
-    probabilities: Tensor
+    probabilities: Distributions
     confusion: Tensor
     noise_rate: float
     temperature: float
 
 
-def infer_true_classes(predictions: Tensor, labels: Tensor, temperature: float) -> TrueClasses:
+def infer_true_classes(
+    predictions: Distributions, labels: Tensor, temperature: float
+) -> TrueClasses:
     """Bayes' rule on predictions and labels, with the confusion of the labels learned by EM.
 
     The true class of annotation i has probability q_i(y) T(y, label_i) up to a factor, where q_i is
@@ -68,22 +76,21 @@ def infer_true_classes(predictions: Tensor, labels: Tensor, temperature: float) 
         tensor([0.8826, 0.1174])
     """
     num_classes = predictions.shape[1]
-    given = F.one_hot(labels, num_classes).to(predictions)
-    prior = (predictions.clamp_min(1e-6).log() / temperature).softmax(dim=1)
+    em = evidence_of(predictions, labels, temperature)
     # A start, which EM moves.
-    confusion = _symmetric(0.4, num_classes).to(predictions)
+    confusion = _symmetric(0.4, num_classes).to(em.prior)
     for _ in range(NUM_STEPS):
-        joint = prior * confusion[:, labels].T
+        joint = em.prior * em.likelihood(confusion)
         posterior = joint / joint.sum(dim=1, keepdim=True)
-        counts = posterior.T @ given
+        counts = em.counts(posterior)
         rate = 1 - counts.diagonal().sum() / counts.sum()
-        counts += PRIOR_COUNT * _symmetric(rate, num_classes).to(predictions)
+        counts += PRIOR_COUNT * _symmetric(rate, num_classes).to(em.prior)
         confusion = counts / counts.sum(dim=1, keepdim=True)
-    return TrueClasses(posterior, confusion, float(rate), temperature)
+    return TrueClasses(em.distributions(posterior), confusion, float(rate), temperature)
 
 
 def estimate_true_classes(
-    cross_fitted: Tensor, labels: Tensor, tracked: Tensor | None = None
+    cross_fitted: Distributions, labels: Tensor, tracked: Distributions | None = None
 ) -> TrueClasses:
     """Combine held-out predictions with those of a training run, and calibrate both.
 
@@ -98,12 +105,14 @@ def estimate_true_classes(
         labels: (A,) int64 given classes
         tracked: (A, K) mean predictions over a training run; rows of nan are left out
     """
+    if isinstance(cross_fitted, FewClasses):
+        return _estimate_of_candidates(cross_fitted, labels, tracked)
     held_out = [infer_true_classes(cross_fitted, labels, t) for t in TEMPERATURES]
     best = max(held_out, key=lambda e: _log_likelihood(cross_fitted, labels, e))
     if tracked is None:
         return best
     # nan: never sampled. A sigmoid's probabilities need not sum to 1.
-    tracked = tracked.nan_to_num(0.0).clamp_min(1e-6)
+    tracked = dense(tracked).nan_to_num(0.0).clamp_min(1e-6)
     tracked = tracked / tracked.sum(dim=1, keepdim=True)
     product = cross_fitted.clamp_min(1e-6) * tracked / tracked.mean(dim=0)
     product = product / product.sum(dim=1, keepdim=True)
@@ -111,7 +120,44 @@ def estimate_true_classes(
     return min(estimates, key=lambda e: abs(e.noise_rate - best.noise_rate))
 
 
-def correction_table(probabilities: Tensor, labels: Tensor, classes: Sequence[str]) -> str:
+def _estimate_of_candidates(
+    cross_fitted: FewClasses, labels: Tensor, tracked: Distributions | None
+) -> TrueClasses:
+    """As :func:`estimate_true_classes`; the temperatures are chosen by part of the annotations."""
+    some = slice(0, None, max(len(labels) // MAX_COMPARED, 1))
+    few, given = cross_fitted[some], labels[some]
+    held_out = [infer_true_classes(few, given, t) for t in TEMPERATURES]
+    best = max(held_out, key=lambda e: _log_likelihood(few, given, e))
+    if not isinstance(tracked, FewClasses):
+        return infer_true_classes(cross_fitted, labels, best.temperature)
+    product = _product(cross_fitted, tracked)
+    estimates = [infer_true_classes(product[some], given, t) for t in TEMPERATURES]
+    chosen = min(estimates, key=lambda e: abs(e.noise_rate - best.noise_rate))
+    return infer_true_classes(product, labels, chosen.temperature)
+
+
+def _product(cross_fitted: FewClasses, tracked: FewClasses) -> FewClasses:
+    """Products of held-out and tracked predictions, over the mean of the latter."""
+    values, rest = tracked.values.nan_to_num(0.0), tracked.rest.nan_to_num(0.0)
+    total = values.sum(dim=1) + rest * (tracked.num_classes - values.shape[1])
+    unseen = total <= 0
+    # Of what was never sampled, as of a uniform prediction, the others decide.
+    values = torch.where(unseen[:, None], 1.0, values / total.clamp_min(1e-6)[:, None])
+    rest = torch.where(unseen, 1.0, rest / total.clamp_min(1e-6))
+    tracked = FewClasses(tracked.classes, values, rest, tracked.num_classes)
+    mean = tracked[~unseen].mean_over_rows().clamp_min(1e-6)
+    classes = torch.cat([cross_fitted.classes, tracked.classes[:, 1:]], dim=1)
+    ours = cross_fitted.at(classes).clamp_min(1e-6)
+    product = ours * tracked.at(classes).clamp_min(1e-6) / mean[classes]
+    num_first = cross_fitted.classes.shape[1]
+    for column in range(num_first, classes.shape[1]):  # a class of both has one place
+        again = (classes[:, :column] == classes[:, column : column + 1]).any(dim=1)
+        product[:, column].masked_fill_(again, 0.0)
+    product = product / product.sum(dim=1, keepdim=True)
+    return FewClasses(classes, product, torch.zeros_like(rest), tracked.num_classes)
+
+
+def correction_table(probabilities: Distributions, labels: Tensor, classes: Sequence[str]) -> str:
     """How many labels a correction to the most probable classes is expected to fix and to break.
 
     Args:
@@ -122,7 +168,7 @@ def correction_table(probabilities: Tensor, labels: Tensor, classes: Sequence[st
     Returns:
         a table by given class and a line for all: expected counts, by the probabilities
     """
-    probable, best = probabilities.max(dim=1)
+    probable, best = (column[:, 0] for column in probabilities.topk(1, dim=1))
     of_given = probabilities.gather(1, labels[:, None])[:, 0]
     changes = (best != labels).double()
     columns = [torch.ones_like(changes), 1 - of_given, changes]
@@ -137,7 +183,7 @@ def correction_table(probabilities: Tensor, labels: Tensor, classes: Sequence[st
 
 def cross_fit(
     features: Tensor, labels: Tensor, groups: Tensor, num_classes: int, seed: int = 0
-) -> Tensor:
+) -> Distributions:
     """Predictions of linear classifiers, each for annotations that it was not fitted to.
 
     A wrong label cannot vouch for itself, as it does in the predictions of a detector that was
@@ -151,7 +197,7 @@ def cross_fit(
         seed: of the folds
 
     Returns:
-        (A, K) class distributions
+        (A, K) class distributions; of many classes the largest entries
 
     Raises:
         ValueError: there are fewer groups than folds
@@ -165,18 +211,19 @@ def cross_fit(
     # Inner products of the order of 1, whatever D.
     inputs = F.pad(features / features.shape[1] ** 0.5, (0, 1), value=1.0)
     fits = {p: _fit_fold(inputs, labels, folds, 0, num_classes, p) for p in PENALTIES}
-    first = folds == 0
-    penalty = min(fits, key=lambda p: float(F.nll_loss(fits[p].log(), labels[first])))
-    predictions = inputs.new_empty(len(labels), num_classes)
-    predictions[first] = fits[penalty]
+    first = labels[folds == 0][:, None]
+    penalty = min(fits, key=lambda p: -float(fits[p].gather(1, first).log().mean()))
+    parts = [fits[penalty]]
     for fold in range(1, FOLDS):
-        predictions[folds == fold] = _fit_fold(inputs, labels, folds, fold, num_classes, penalty)
-    return predictions
+        parts.append(_fit_fold(inputs, labels, folds, fold, num_classes, penalty))
+    # From the order of the folds to that of the annotations.
+    order = torch.cat([(folds == fold).nonzero()[:, 0] for fold in range(FOLDS)]).argsort()
+    return joined(parts)[order]
 
 
 def _fit_fold(
     inputs: Tensor, labels: Tensor, folds: Tensor, fold: int, num_classes: int, penalty: float
-) -> Tensor:
+) -> Distributions:
     """Predictions for one fold of a softmax regression that was fitted to the others."""
     fitted = (folds != fold).nonzero()[:MAX_FITTED, 0]
     x, y = inputs[fitted], labels[fitted]
@@ -190,12 +237,22 @@ def _fit_fold(
         return value
 
     optimizer.step(loss)
-    return (inputs[folds == fold] @ weights.detach()).softmax(dim=1).clamp_min(1e-6)
+    weights, of_fold = weights.detach(), folds == fold
+    if num_classes <= MAX_DENSE:
+        return (inputs[of_fold] @ weights).softmax(dim=1).clamp_min(1e-6)
+    rows = inputs[of_fold].split(max(2**24 // num_classes, 1))
+    given = labels[of_fold].split(len(rows[0]))
+    return FewClasses.cat(
+        [
+            FewClasses.of((x @ weights).softmax(dim=1).clamp_min(1e-6), y)
+            for x, y in zip(rows, given)
+        ]
+    )
 
 
-def _log_likelihood(predictions: Tensor, labels: Tensor, estimate: TrueClasses) -> float:
-    prior = (predictions.clamp_min(1e-6).log() / estimate.temperature).softmax(dim=1)
-    return float((prior * estimate.confusion[:, labels].T).sum(dim=1).log().mean())
+def _log_likelihood(predictions: Distributions, labels: Tensor, estimate: TrueClasses) -> float:
+    em = evidence_of(predictions, labels, estimate.temperature)
+    return float((em.prior * em.likelihood(estimate.confusion)).sum(dim=1).log().mean())
 
 
 def _symmetric(rate: float | Tensor, num_classes: int) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import CfgNode
 
+from ..audit.few_classes import dense
 from ..audit.run import score_checkpoint
 from ..config import num_classes_of
 from ..data.annotation_ids import AnnotationTable, number_annotations
@@ -48,7 +49,7 @@ def build_instance_noise(
     if scores is None:
         raise ValueError("noise is drawn in one process; this is not the main one of several")
     sums = torch.zeros(table.num_annotations, len(class_names))
-    sums.index_add_(0, scores.ids, scores.probabilities)
+    sums.index_add_(0, scores.ids, dense(scores.probabilities))
     labels = torch.tensor(table.labels())
     # Of the foreground classes; nan, and so hit last, for crowds and what no anchor was matched to.
     shares = sums / sums.sum(dim=1, keepdim=True)

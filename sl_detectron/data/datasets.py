@@ -37,6 +37,8 @@ __all__ = [
     "check_masks",
     "check_test_classes",
     "custom_entries",
+    "dataset_signature",
+    "forget_checked_datasets",
     "is_coco_set",
     "is_without_annotations",
     "load_dataset",
@@ -46,6 +48,9 @@ __all__ = [
 ]
 
 Record = dict[str, Any]
+# {name: (signature of the files, bad_annotations, records, flaws)} of sets that were checked and
+# wait for the loader that takes them.
+_checked: dict[str, tuple[Any, str, list[Record], Flaws]] = {}
 _COCO_KEYS = ("NAME", "JSON_FILE", "IMAGE_ROOT")
 # Sets that detectron2 registers by itself: a config does not need to locate them.
 _BUILTIN = {name for group in builtin._PREDEFINED_SPLITS_COCO.values() for name in group}
@@ -136,6 +141,9 @@ def load_dataset(
         ValueError: the name is not registered, or records have flaws
     """
     _check_name(name)
+    kept = None if flaws is not None else _take_checked(name, bad_annotations)
+    if kept is not None:
+        return kept
     kind, metadata = _kind(name), MetadataCatalog.get(name)
     if kind == "voc":
         return voc.load_voc_dataset(
@@ -168,7 +176,7 @@ def load_dataset(
 
 
 def check_dataset(
-    name: str, bad_annotations: str = "error", any_format: bool = False
+    name: str, bad_annotations: str = "error", any_format: bool = False, keep: bool = False
 ) -> list[Record] | None:
     """Read a VOC or COCO set once, so that a flaw stops a run before it starts; warns of nothing.
 
@@ -176,6 +184,8 @@ def check_dataset(
         name: of the set
         bad_annotations: as :func:`load_dataset` takes it
         any_format: whether sets in other formats are read too
+        keep: whether the next :func:`load_dataset` of this set takes the records, if no file has
+            changed meanwhile; they must not be changed
 
     Returns:
         its records; None for a set in another format, which need only be registered
@@ -194,7 +204,47 @@ def check_dataset(
     flaws = Flaws(f"dataset {name!r}", bad_annotations, quiet=True)
     records = load_dataset(name, bad_annotations, flaws=flaws)
     flaws.settle()
-    return records if isinstance(records, list) else None
+    if not isinstance(records, list):
+        return None
+    signature = dataset_signature(name) if keep else None
+    if signature is not None:
+        _checked[name] = (signature, bad_annotations, records, flaws)
+    return records
+
+
+def forget_checked_datasets() -> None:
+    """Free the records that no :func:`load_dataset` of this process will take."""
+    _checked.clear()
+
+
+def _take_checked(name: str, bad_annotations: str) -> list[Record] | None:
+    """Records that a check of this process has read; they are handed out once."""
+    signature, given, records, flaws = _checked.pop(name, (None, "", [], None))
+    if flaws is None or given != bad_annotations or signature != dataset_signature(name):
+        return None
+    flaws.quiet = False  # a check keeps its warnings to itself
+    flaws.settle()
+    return records
+
+
+def dataset_signature(name: str) -> Any:
+    """What differs after a change of the files of a VOC or COCO set; None for other sets."""
+    kind, metadata = _kind(name), MetadataCatalog.get(name)
+    if kind == "coco":
+        json_file = PathManager.get_local_path(os.fspath(metadata.json_file))
+        files = [json_file, os.fspath(metadata.image_root)]
+    elif kind == "voc":
+        root = Path(metadata.dirname)
+        files = [root / "ImageSets" / "Main" / f"{metadata.split}.txt"]
+        folders = [root / "Annotations", root / "JPEGImages"]
+        files += [entry.path for folder in folders[:1] for entry in os.scandir(folder)]
+        files += folders[1:]
+    else:
+        return None
+    stats = [os.stat(file) if os.path.exists(file) else None for file in files]
+    marks = sorted((str(f), s and (s.st_mtime_ns, s.st_size)) for f, s in zip(files, stats))
+    about = {key: str(value) for key, value in metadata.as_dict().items()}
+    return hash((tuple(marks), tuple(sorted(about.items()))))
 
 
 def check_classes(

@@ -14,6 +14,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from ..audit.compact_tracker import build_tracker
 from ..audit.files import AUDIT_JSON, write_audit
 from ..audit.ranking import audit_annotations
 from ..audit.tracker import AnnotationTracker
@@ -35,7 +36,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 # Above this size tracking is off by default: it would fill a GPU.
-MAX_BYTES = 2**30
+MAX_BYTES = 2**32
 
 
 class LogTau(HookBase):
@@ -94,14 +95,16 @@ def build_annotation_tracker(
     """A tracker that observes every classification term of a model, on the model's device.
 
     None where the model has no SuperLoss, the loader has no table of annotations, there is one
-    class only, or the statistics would take more than 1 GiB.
+    class only, or the statistics would take more than 4 GiB: those of 33 million annotations,
+    whatever the number of classes.
     """
     observed = _classification_terms(model)
     num_classes = max(observed.values(), default=0)
     # With one class no other one can be suggested.
     if annotations is None or num_classes < 2:
         return None
-    tracker = AnnotationTracker(annotations.num_annotations, num_classes, annotations.fingerprint)
+    labels = torch.tensor(annotations.labels())
+    tracker = build_tracker(labels, num_classes, annotations.fingerprint)
     num_bytes = sum(buffer.nbytes for buffer in tracker.buffers())
     if num_bytes > MAX_BYTES:
         logger.warning(

@@ -6,6 +6,7 @@ docs/label_correction.md explains the correction and when it helps.
 import logging
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -13,6 +14,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
 
+from ..audit.few_classes import FewClasses, in_rows, seen_rows
 from ..audit.run import estimate_run
 from ..audit.tracker import AnnotationTracker
 from ..audit.true_classes import infer_true_classes
@@ -76,12 +78,12 @@ class CorrectLabels(HookBase):
         since = self.trainer.iter + 1 - self.start
         if since < 0 or since % self.period or self.trainer.iter + 1 >= self.trainer.max_iter:
             return
-        tracked = self.tracker.mean_probabilities()
-        seen = ~tracked.isnan().any(dim=1)
+        tracked, labels = self.tracker.mean_probabilities(), self.targets.labels
+        seen = seen_rows(tracked)
         # Host trip: once a period, the estimate of the true classes has many.
         rows = seen.nonzero()[:, 0]
-        estimate = infer_true_classes(tracked[rows], self.targets.labels[rows], TEMPERATURE)
-        probabilities = torch.zeros_like(tracked).index_copy(0, rows, estimate.probabilities)
+        estimate = infer_true_classes(tracked[rows], labels[rows], TEMPERATURE)
+        probabilities = in_rows(estimate.probabilities, rows, labels)
         self.targets.set_distributions(probabilities, seen, self.hard, self.min_probability)
         logger.info(
             "Corrected labels at iteration %d: %d of %d annotations have another class, about "
@@ -194,7 +196,10 @@ class LabelCorrection:
                 "the training sets with their label noise"
             )
         hard = self.form == "hard"
-        targets.set_distributions(state["probabilities"], None, hard, self.min_probability)
+        probabilities = state["probabilities"]
+        if not isinstance(probabilities, torch.Tensor):
+            probabilities = FewClasses(**probabilities)
+        targets.set_distributions(probabilities, None, hard, self.min_probability)
 
 
 def check_correction(cfg: CfgNode) -> None:
@@ -256,19 +261,23 @@ def write_class_targets(cfg: CfgNode) -> None:
     table = AnnotationTable.read(cfg.OUTPUT_DIR)
     estimate = estimate_run(cfg, cfg.OUTPUT_DIR, table)
     if estimate is not None:
-        state = {"probabilities": estimate.probabilities, "fingerprint": table.fingerprint}
-        state |= {"noise_rate": estimate.noise_rate}
+        probabilities = estimate.probabilities
+        # Few classes as plain tensors, which can be read without running code.
+        plain = vars(probabilities) if isinstance(probabilities, FewClasses) else probabilities
+        state: dict[str, Any] = {"probabilities": plain, "fingerprint": table.fingerprint}
+        state["noise_rate"] = estimate.noise_rate
         with replacing(path) as partial:
             torch.save(state, partial)
         labels = torch.tensor(table.labels())
-        best = estimate.probabilities.max(dim=1)
+        best, classes = probabilities.topk(1, dim=1)
+        changed = classes[:, 0] != labels
         logger.info(
             "About %.0f %% of the labels are wrong; %d of %d annotations get another class, "
             "about %d of these correctly: %s",
             100 * estimate.noise_rate,
-            int((best.indices != labels).sum()),
+            int(changed.sum()),
             len(labels),
-            int(best.values[best.indices != labels].sum()),
+            int(best[changed].sum()),
             path,
         )
     comm.synchronize()

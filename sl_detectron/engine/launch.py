@@ -26,7 +26,7 @@ from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ..cli import USER_ERRORS, run_tool
-from ..data.datasets import register_custom_datasets
+from ..data.datasets import forget_checked_datasets, register_custom_datasets
 
 __all__ = ["end_logs", "iterations_done", "launch_job", "setup_job"]
 
@@ -47,6 +47,7 @@ def launch_job(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: An
     if args.num_gpus * args.num_machines <= 1:
         job(cfg, args)
         return
+    forget_checked_datasets()  # each rank reads for itself
     before = signal.signal(signal.SIGTERM, _pass_on)
     try:
         launch(

@@ -5,6 +5,7 @@ import logging
 import torch
 from detectron2.engine import HookBase
 
+from ..audit.few_classes import seen_rows
 from ..audit.tracker import AnnotationTracker
 from ..audit.true_classes import infer_true_classes
 from ..data.annotation_ids import AnnotationTable
@@ -62,7 +63,7 @@ class TrainMethod(HookBase):
                 "could be estimated: set it"
             )
         tracked = self.tracker.mean_probabilities()
-        rows = (~tracked.isnan().any(dim=1)).nonzero()[:, 0]
+        rows = seen_rows(tracked).nonzero()[:, 0]
         if not len(rows):
             return 0.0
         labels = torch.tensor(self.annotations.labels(), device=tracked.device)

@@ -9,6 +9,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from ..checkpoint import SafeCheckpointer, check_checkpoint
+from ..config import without_federated_loss
 from .label_correction import is_estimated, round_config, write_class_targets
 from .launch import end_logs, setup_job
 from .trainer import SuperLossTrainer
@@ -49,7 +50,7 @@ def train_net(
 def _train_round(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     setup_job(cfg, args)
     if args.eval_only:
-        model = SuperLossTrainer.build_model(cfg)
+        model = SuperLossTrainer.build_model(without_federated_loss(cfg))
         checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = SuperLossTrainer.test(cfg, model)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog
 
 from ..cli import did_you_mean
 from ..config import (
@@ -28,6 +29,7 @@ from ..data.datasets import (
     check_masks,
     check_test_classes,
     custom_entries,
+    dataset_signature,
     is_coco_set,
     is_without_annotations,
     register_custom_datasets,
@@ -52,6 +54,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 BASE_KEY = "_BASE_"
+# Checks of test sets that this process has made: name, signature of the files, values.
+_passed: set[tuple[str, Any, str]] = set()
 
 
 def setup_cfg(config_file: str, opts: list[str], eval_only: bool = False) -> CfgNode:
@@ -98,12 +102,22 @@ def check_test_sets(cfg: CfgNode, custom_evaluator: bool = False) -> None:
         FileNotFoundError: a dataset lacks a file
     """
     for name in cfg.DATASETS.TEST:
+        # A tool's check and its trainer's: a set is read once for both.
+        values = str((cfg.DATASETS, cfg.TEST, needs_masks(cfg), num_classes_of(cfg)))
+        values += str(custom_evaluator)
+        of_files = dataset_signature(name) if name in DatasetCatalog else None
+        if (name, of_files, values) in _passed:
+            continue
         records = _check_dataset(cfg, name, any_format=not custom_evaluator)
         if not custom_evaluator:
             choices = (cfg.TEST.EVALUATOR, cfg.TEST.ABSENT_CLASSES, cfg.DATASETS.BAD_ANNOTATIONS)
             check_evaluator(name, *choices)
         if records is not None:
             _check_objects(name, records)
+        # The class names of a COCO set are there once it is read. A warning comes each time.
+        of_files = dataset_signature(name)
+        if of_files is not None and any(r.get("annotations") for r in records or ()):
+            _passed.add((name, of_files, values))
 
 
 def _check_objects(name: str, records: Sequence[Mapping[str, Any]]) -> None:
@@ -168,7 +182,9 @@ def keep_config(cfg: CfgNode) -> None:
 def _check_dataset(
     cfg: CfgNode, name: str, any_format: bool = False
 ) -> list[dict[str, Any]] | None:
-    records = check_dataset(name, cfg.DATASETS.BAD_ANNOTATIONS, any_format)
+    # The training loader takes what was read here.
+    keep = name in train_sets(cfg)
+    records = check_dataset(name, cfg.DATASETS.BAD_ANNOTATIONS, any_format, keep)
     check_classes(name, records or (), num_classes_of(cfg), num_classes_key(cfg))
     if needs_masks(cfg):
         is_scored = name in cfg.DATASETS.TEST and is_coco_set(name)

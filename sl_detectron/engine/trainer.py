@@ -18,7 +18,7 @@ from torch import nn
 
 from ..audit.tracker import AnnotationTracker
 from ..checkpoint import SafeCheckpointer, check_checkpoint
-from ..config import check_has_keys, train_sets
+from ..config import check_has_keys, train_sets, without_federated_loss
 from ..data.annotation_ids import AnnotationTable
 from ..data.datasets import check_test_classes
 from ..data.test_loader import build_test_loader
@@ -243,7 +243,7 @@ def build_predictor(
 ) -> DefaultPredictor:
     """detectron2's predictor with other weights; it keeps detections of at least that score."""
     check_checkpoint(weights)
-    cfg = cfg.clone()
+    cfg = without_federated_loss(cfg).clone()
     cfg.defrost()
     # Loaded afterwards: DefaultPredictor would run the code of a pickle.
     cfg.MODEL.WEIGHTS = ""

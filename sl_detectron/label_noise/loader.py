@@ -46,6 +46,7 @@ from .config import (
     shared_classes,
     train_classes,
 )
+from .federated import set_image_counts
 from .injection import apply_changes
 from .noises import Noise, instantiated
 from .samplers import SAMPLERS, sampler_factory
@@ -226,7 +227,10 @@ def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:
     elif all(MetadataCatalog.get(name).get("thing_classes") for name in names):
         train_classes(cfg)
     sets = {name: seeds.mark(name, records) for name, records in sets.items()}
-    return _filter(cfg, number_annotations(sets))
+    filtered = _filter(cfg, number_annotations(sets))
+    if cfg.MODEL.ROI_BOX_HEAD.get("USE_FED_LOSS", False):
+        set_image_counts(filtered, num_classes_of(cfg))
+    return filtered
 
 
 def _load(name: str, bad_annotations: str) -> list[Record]:

@@ -5,7 +5,7 @@ Shape legend: A annotations of the training sets, M candidate classes of an anno
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from detectron2.structures import Instances
@@ -17,6 +17,17 @@ __all__ = ["ClassTargets", "SampleTargets", "attach_class_targets", "mean_losses
 
 # Makes (S,) or (S, K) losses of (S,) classes.
 LossOf = Callable[[Tensor], Tensor]
+
+
+class Distributions(Protocol):
+    """(A, K) class distributions: a tensor, or what has the largest entries of one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(A, K)"""
+
+    def topk(self, k: int, dim: int) -> tuple[Tensor, Tensor]:
+        """(A, k) largest probabilities of rows and their classes, ``dim`` 1."""
 
 
 class SampleTargets(nn.Module):
@@ -105,7 +116,7 @@ class ClassTargets(SampleTargets):
     @torch.no_grad()
     def set_distributions(
         self,
-        probabilities: Tensor,
+        probabilities: Distributions,
         where: Tensor | None = None,
         hard: bool = False,
         min_probability: float = 0.0,

@@ -5,7 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sl_detectron.audit.true_classes import cross_fit, estimate_true_classes, infer_true_classes
+from sl_detectron.audit.few_classes import FewClasses
+from sl_detectron.audit.true_classes import (
+    correction_table,
+    cross_fit,
+    estimate_true_classes,
+    infer_true_classes,
+)
 
 NUM_CLASSES = 5
 
@@ -136,3 +142,55 @@ def test_sigmoid_statistics_need_not_sum_to_one(generator):
     whole = estimate_true_classes(held_out, true, tracked)
     half = estimate_true_classes(held_out, true, 0.25 * tracked)
     np.testing.assert_allclose(whole.probabilities, half.probabilities, atol=1e-4)
+
+
+def test_few_classes_equal_all_where_all_are_kept(generator):
+    true = torch.randint(0, NUM_CLASSES, (600,), generator=generator)
+    labels = noisy(true, 0.4, generator)
+    held_out, tracked = (
+        p / p.sum(dim=1, keepdim=True)
+        for p in (
+            predictions_of(true, 0.8, generator) * torch.rand(600, NUM_CLASSES, generator=generator)
+            for _ in range(2)
+        )
+    )
+    few = [FewClasses.of(p, labels, num_kept=NUM_CLASSES - 1) for p in (held_out, tracked)]
+    for wanted, found in (
+        (infer_true_classes(held_out, labels, 0.6), infer_true_classes(few[0], labels, 0.6)),
+        (
+            estimate_true_classes(held_out, labels, tracked),
+            estimate_true_classes(few[0], labels, few[1]),
+        ),
+        (estimate_true_classes(held_out, labels), estimate_true_classes(few[0], labels)),
+    ):
+        assert found.temperature == wanted.temperature
+        assert found.noise_rate == pytest.approx(wanted.noise_rate, abs=1e-4)
+        torch.testing.assert_close(
+            found.probabilities.dense(), wanted.probabilities, atol=1e-3, rtol=0
+        )
+        torch.testing.assert_close(found.confusion, wanted.confusion, atol=1e-3, rtol=0)
+        tables = [correction_table(e.probabilities, labels, "abcde") for e in (found, wanted)]
+        assert tables[0] == tables[1]
+
+
+def test_true_classes_of_many(generator):
+    """More classes than are kept: held-out predictions and statistics find most wrong labels."""
+    num_classes, num = 60, 3000
+    true = torch.randint(0, num_classes, (num,), generator=generator)
+    wrong = torch.rand(num, generator=generator) < 0.3
+    moved = torch.randint(1, num_classes, (num,), generator=generator)
+    labels = torch.where(wrong, (true + moved) % num_classes, true)
+    centres = torch.randn(num_classes, 16, generator=generator)
+    features = 2 * centres[true] + 0.5 * torch.randn(num, 16, generator=generator)
+    held_out = cross_fit(features, labels, torch.arange(num), num_classes)
+    assert isinstance(held_out, FewClasses)
+    assert torch.equal(held_out.classes[:, 0], labels)
+    logits = torch.randn(num, num_classes, generator=generator)
+    logits[torch.arange(num), true] += 4
+    tracked = FewClasses.of(logits.softmax(dim=1), labels)
+    tracked.values[:10], tracked.rest[:10] = torch.nan, torch.nan
+    estimate = estimate_true_classes(held_out, labels, tracked)
+    assert estimate.noise_rate == pytest.approx(0.3, abs=0.05)
+    found = estimate.probabilities.topk(1)[1][:, 0]
+    assert (found == true).float().mean() > 0.9
+    assert estimate.probabilities.dense().sum(dim=1).allclose(torch.ones(num), atol=1e-4)

@@ -9,6 +9,7 @@ from torch import nn
 
 from helpers.detectors import build, run_ranks, small_config
 from helpers.trainings import FASTER_RCNN, RETINANET, assert_equal, run, toy_split
+from sl_detectron.audit.compact_tracker import CompactTracker
 from sl_detectron.audit.tracker import AnnotationTracker
 from sl_detectron.data.annotation_ids import AnnotationTable
 from sl_detectron.data.toy import TOY_CLASS_NAMES
@@ -50,6 +51,20 @@ def test_corrects_what_looks_otherwise_and_was_seen():
     hook.after_step()
     assert targets.classes[:, 0].tolist() == [0, 2, 0, 1, 1, 1, 2]
     assert targets.weights[:, 0].tolist() == [1.0] * 7
+
+
+def test_corrects_by_compact_statistics():
+    """As by exact ones, from a few classes of each annotation."""
+    tracker = CompactTracker(torch.tensor(LABELS), 40, num_kept=3)
+    looks = torch.eye(40)[[0, 2, 0, 1, 1, 1]] * 0.9 + 0.1 / 40
+    tracker(torch.arange(6), torch.ones(6), torch.ones(6), looks)
+    targets = ClassTargets(torch.tensor(LABELS))
+    hook = hook_of(tracker, targets, hard=False)
+    hook.trainer.iter = 9
+    hook.after_step()
+    assert targets.classes[:, 0].tolist() == [0, 2, 0, 1, 1, 1, 2]
+    assert (targets.weights[:6, 0] > 0.5).all()
+    assert targets.weights[6].tolist() == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(

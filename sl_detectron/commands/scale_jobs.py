@@ -1,0 +1,215 @@
+"""What a large dataset costs: the jobs that are measured, each in a process of its own.
+
+A job returns {what: (value, unit)}; seconds are those of the processor, memory is above what the
+process had before.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ..audit.files import write_audit
+from ..audit.ranking import audit_annotations
+from ..audit.records import top_suspects
+from ..audit.report import write_report
+from ..data.annotation_ids import AnnotationTable
+from ..data.datasets import check_dataset, register_coco_datasets
+from ..data.formats.annotations import Record
+from ..label_noise import SymmetricNoise, build_noisy_train_loader, noisy_sets
+from .scale_sets import SAMPLES, made_table, made_tracker, predictions, write_coco
+
+__all__ = ["JOBS", "Figures", "peak_bytes"]
+
+Figures = dict[str, tuple[float, str]]
+MB = 2.0**20
+NUM_WORKERS = 2
+# Steps over which the cost of one is averaged.
+STEPS = 20
+
+
+def peak_bytes() -> int:
+    """The largest resident memory that this process has had."""
+    return _status("self", "VmHWM")
+
+
+def _status(process: str, key: str, file: str = "status") -> int:
+    """Bytes that Linux says about a process."""
+    try:
+        lines = Path("/proc", process, file).read_text().splitlines()
+        return 1024 * sum(int(x.split()[1]) for x in lines if x.startswith(f"{key}:"))
+    except FileNotFoundError as error:
+        raise ValueError(f"memory is measured on Linux only: {error}") from error
+
+
+def _own_bytes(pid: int | None) -> int:
+    """Memory of a process that it shares with no other."""
+    keys = ("Private_Clean", "Private_Dirty")
+    return sum(_status(str(pid), key, "smaps_rollup") for key in keys)
+
+
+@contextmanager
+def _measured(figures: Figures, name: str) -> Iterator[None]:
+    """Add the seconds that a block takes on the processor."""
+    start = time.process_time()
+    yield
+    figures[name] = (time.process_time() - start, "s")
+
+
+def statistics_job(num_annotations: int, num_classes: int) -> Figures:
+    """The tracker: bytes an annotation, in memory and in a checkpoint, and a step."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(num_classes, (num_annotations,), generator=generator)
+    tracker = made_tracker(labels[:0], num_classes, 0)
+    tracker = type(tracker)(*_arguments(tracker, labels, num_classes))
+    held = sum(buffer.nbytes for buffer in tracker.buffers())
+    steps = []
+    for _ in range(STEPS):
+        ids = torch.randint(num_annotations, (SAMPLES // 8,), generator=generator)
+        ids = ids.repeat_interleave(8)
+        steps.append((ids, *predictions(labels[ids], num_classes, generator)))
+    tracker(*steps[0])
+    start = time.process_time()
+    for step in steps:
+        tracker(*step)
+    seconds = (time.process_time() - start) / STEPS
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "state.pth")
+        torch.save(tracker.state_dict(), path)
+        stored = path.stat().st_size
+    return {
+        "memory": (held / num_annotations, "bytes an annotation"),
+        "in a checkpoint": (stored / num_annotations, "bytes an annotation"),
+        "step": (1e3 * seconds, "ms"),
+    }
+
+
+def _arguments(tracker: Any, labels: torch.Tensor, num_classes: int) -> tuple[Any, ...]:
+    compact = hasattr(tracker, "sketch")
+    return (labels, num_classes) if compact else (len(labels), num_classes)
+
+
+def _few_fields(record: Record) -> Record:
+    """A mapper that reads no image."""
+    return {"image_id": record["image_id"], "num": len(record["annotations"])}
+
+
+def loader_job(num_annotations: int, num_classes: int) -> Figures:
+    """From a COCO json to batches with 20 % symmetric noise, and what each worker holds."""
+    figures: Figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_coco(Path(folder, "set.json"), num_annotations, num_classes)
+        entry = {"NAME": "scale_set", "JSON_FILE": str(path), "IMAGE_ROOT": "none://images"}
+        register_coco_datasets([entry])
+        before = peak_bytes()
+        with _measured(figures, "check and read"):
+            check_dataset("scale_set", keep=True)
+        with _measured(figures, "noise and numbers"):
+            sets = noisy_sets("scale_set", [SymmetricNoise(rate=0.2, seed=0)])
+        with _measured(figures, "loader and table"):
+            loader = build_noisy_train_loader(
+                sets=sets, mapper=_few_fields, total_batch_size=16, num_workers=NUM_WORKERS
+            )
+        figures["main process, peak"] = ((peak_bytes() - before) / MB, "MB")
+        del sets
+        batches = iter(loader)
+        sum(len(batch) for batch in islice(batches, 200))
+        held = [_own_bytes(worker.pid) for worker in active_children()]
+        loader.close()
+        if len(held) < NUM_WORKERS:
+            raise ValueError(f"{len(held)} of {NUM_WORKERS} loader workers were found")
+        figures["each worker, memory of its own"] = (max(held) / MB, "MB")
+    return figures
+
+
+def stock_loader_job(num_annotations: int, num_classes: int) -> Figures:
+    """detectron2's reading of the same file into its serialized records."""
+    from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+
+    figures: Figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_coco(Path(folder, "set.json"), num_annotations, num_classes)
+        entry = {"NAME": "scale_set", "JSON_FILE": str(path), "IMAGE_ROOT": "none://images"}
+        register_coco_datasets([entry])
+        before = peak_bytes()
+        with _measured(figures, "detectron2: read, filter, serialize"):
+            DatasetFromList(get_detection_dataset_dicts("scale_set"))
+        figures["detectron2: main process, peak"] = ((peak_bytes() - before) / MB, "MB")
+    return figures
+
+
+def audit_job(num_annotations: int, num_classes: int) -> Figures:
+    """From the statistics in a checkpoint to the ranking, its files and a report."""
+    figures: Figures = {}
+    table = made_table("scale_set", num_annotations, num_classes)
+    labels = torch.tensor(table.labels())
+    tracker = made_tracker(labels, num_classes, table.fingerprint)
+    before = _status("self", "VmRSS")
+    with tempfile.TemporaryDirectory() as folder:
+        table.write(folder)
+        del table
+        with _measured(figures, "rank"):
+            audit = audit_annotations(AnnotationTable.read(folder), tracker.statistics())
+        with _measured(figures, "write json and csv"):
+            write_audit(audit, folder)
+        with _measured(figures, "report, 3 suspects a class"):
+            write_report(top_suspects(audit, 3, per_class=True), folder)
+        files = sum(path.stat().st_size for path in Path(folder).iterdir())
+    if len(audit.annotations) != num_annotations:
+        raise ValueError(f"{len(audit.annotations)} of {num_annotations} annotations were ranked")
+    figures["files"] = (files / MB, "MB")
+    figures["peak"] = ((peak_bytes() - before) / MB, "MB")
+    figures["all"] = (sum(v for v, unit in figures.values() if unit == "s"), "s")
+    return figures
+
+
+def ranks_job(num_annotations: int, num_classes: int) -> Figures:
+    """Two gloo ranks: what they exchange at a checkpoint and at a correction."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(
+            _rank, args=(folder, num_annotations, num_classes), nprocs=2, join=True
+        )
+        return dict(torch.load(Path(folder, "figures.pt"), weights_only=True))
+
+
+def _rank(rank: int, folder: str, num_annotations: int, num_classes: int) -> None:
+    torch.set_num_threads(1)
+    store = f"file://{os.path.join(folder, 'store')}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    generator = torch.Generator().manual_seed(rank)
+    labels = torch.arange(num_annotations) % num_classes
+    tracker = made_tracker(labels, num_classes, 0)
+    figures: Figures = {}
+    for name, collective in (
+        ("move to the main rank", tracker.synchronize),
+        ("means on every rank", tracker.mean_probabilities),
+    ):
+        ids = torch.randint(num_annotations, (SAMPLES,), generator=generator)
+        tracker(ids, *predictions(labels[ids], num_classes, generator))
+        dist.barrier()
+        before, start = peak_bytes(), time.perf_counter()
+        collective()
+        dist.barrier()
+        figures[f"{name}, by the clock"] = (time.perf_counter() - start, "s")
+        figures[f"{name}, more memory"] = ((peak_bytes() - before) / MB, "MB")
+    if rank == 0:
+        torch.save(figures, os.path.join(folder, "figures.pt"))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+JOBS: dict[str, Callable[[int, int], Figures]] = {
+    "statistics": statistics_job,
+    "loader": loader_job,
+    "stock loader": stock_loader_job,
+    "audit": audit_job,
+    "ranks": ranks_job,
+}
