@@ -19,10 +19,10 @@ from ..label_noise import noisy_dataset_dicts
 from ..losses import confidence
 from .objectlab import objectlab_scores
 from .ranking import audit_annotations
-from .records import LabelAudit
+from .records import LabelAudit, SuspectList
 from .score_annotations import AnnotationScores, score_annotations
 from .scoring import AuditEvaluation, evaluate_audit, truth_from_manifest
-from .suspects import SuspectList, find_suspects
+from .suspects import find_suspects
 from .tracker import AnnotationStatistics, AnnotationTracker
 from .true_classes import TrueClasses, cross_fit, estimate_true_classes
 
