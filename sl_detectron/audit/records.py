@@ -155,13 +155,11 @@ def top_suspects(
         counts[group] += 1
         return True
 
-    rows: dict[str, Any]
+    # mypy: fields of either class.
+    head: Any
     if isinstance(listed, SuspectList):
-        rows = {
-            "suspects": [
-                s for s in listed.suspects if is_kept(s.kind, s.label or s.suggested_label)
-            ]
-        }
+        suspects = (s for s in listed.suspects if is_kept(s.kind, s.label or s.suggested_label))
+        head = {"suspects": tuple(suspects)}
     else:
-        rows = {"annotations": [a for a in listed.annotations if is_kept("", a.label)]}
-    return replace(listed, **{name: tuple(kept) for name, kept in rows.items()})
+        head = {"annotations": tuple(a for a in listed.annotations if is_kept("", a.label))}
+    return replace(listed, **head)
