@@ -34,7 +34,7 @@ from ..data.images import BrokenImage, read_image, warn_of_turned
 from ..data.train_loader import shield_workers
 from .features import FeaturePooler
 
-__all__ = ["AnnotationScores", "Answers", "score_annotations", "scorer_of"]
+__all__ = ["AnnotationScores", "Answers", "joined_scores", "score_annotations", "scorer_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -131,10 +131,10 @@ def score_annotations(
             else:
                 inputs, targets = image
                 parts.append(_look(model, score, inputs, targets, i, detect, pooler))
-    shares = comm.gather(_joined(parts))
+    shares = comm.gather(joined_scores(parts))
     if not comm.is_main_process():
         return None
-    scores = _joined(shares)
+    scores = joined_scores(shares)
     if scores.probabilities.ndim == 1:
         raise ValueError(_NO_ANNOTATION)
     return scores
@@ -172,7 +172,9 @@ def _look(
     return scores
 
 
-def _joined(parts: Sequence[AnnotationScores]) -> AnnotationScores:
+def joined_scores(parts: Sequence[AnnotationScores]) -> AnnotationScores:
+    """The scores of several images, or shares of them, one after the other."""
+
     def join(values: Sequence[Any]) -> Any:
         if isinstance(values[0], list):
             return [*chain.from_iterable(values)]

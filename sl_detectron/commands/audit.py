@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -46,6 +47,7 @@ from ..files import refuse_to_overwrite
 from ..label_noise import noisy_dataset_dicts
 from ..label_noise.config import has_label_noise
 from . import run_config
+from .audit_folds import check_fold_folders, fold_configs, train_folds
 
 __all__ = ["run_audit"]
 
@@ -86,13 +88,19 @@ def run_audit(args: argparse.Namespace) -> None:
     # Test sets need not be there, nor what draws; of a run not even its training sets.
     opts = ["DATASETS.TEST", "()", "VIS_PERIOD", "0"]
     cfg = run_config(args, opts, _NO_LAZY, eval_only=bool(args.from_run))
-    check_checkpoint(_checkpoint(args))
+    folds = fold_configs(args, _NO_LAZY) if args.folds else []
+    check_fold_folders(folds)
+    if not folds:
+        check_checkpoint(_checkpoint(args))
     _check_run(args, cfg, AnnotationTable.read(args.from_run) if args.from_run else None)
+    if folds:
+        args.checkpoint = train_folds(args, folds)
     launch_job(_audit, cfg, args)
 
 
-def _checkpoint(args: argparse.Namespace) -> str:
-    return str(args.checkpoint or last_checkpoint(args.from_run))
+def _checkpoint(args: argparse.Namespace) -> Any:
+    """That of a detector, or those of the detectors of all folds."""
+    return args.checkpoint or str(last_checkpoint(args.from_run))
 
 
 def _audit(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -172,6 +180,8 @@ def _write(args: argparse.Namespace, audit: LabelAudit, out: Path) -> list[str]:
 
 def _check_arguments(args: argparse.Namespace, out: Path) -> None:
     """What can be said without a config."""
+    if args.folds is not None and args.folds < 2:
+        raise ValueError(f"--folds must be at least 2; got {args.folds}")
     if args.num_gpus < 1:
         raise ValueError(f"--num-gpus must be at least 1; got {args.num_gpus}")
     if out.exists() and not out.is_dir():

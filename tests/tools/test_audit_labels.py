@@ -254,7 +254,7 @@ def test_a_missing_extra_is_named_before_any_work(main, run, tmp_path, capsys, m
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--checkpoint", "x.pth"), "--checkpoint and --config-file go together"),
+        (("--checkpoint", "x.pth"), "--checkpoint or --folds and --config-file go together"),
         (("--from-run", "x", "--per-class"), "--per-class needs --top"),
         (("--apply", "x.json", "--top", "5"), "--apply takes --output and nothing else"),
     ],
