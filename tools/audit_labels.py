@@ -15,6 +15,8 @@ Examples:
   A corrected dataset, from the decisions.json of the report, or for all labels above 0.95:
     tools/audit_labels.py --apply decisions.json --output corrected
     tools/audit_labels.py --from-run output --output audit --correct-above 0.95
+  The dataset as it was before a correction:
+    tools/audit_labels.py --restore corrected/my_set --output my_set_again
   The same, with thresholds per class and the noise rate estimated from the run:
     tools/audit_labels.py --from-run output --output audit --auto
   Objects without an annotation, boxes that are off, annotations without an object, duplicates:
@@ -70,6 +72,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="annotations, of a VOC root or a COCO json, to compare with those of --truth",
     )
     source.add_argument("--apply", metavar="FILE", help="decisions.json saved by the report")
+    source.add_argument(
+        "--restore", metavar="DIR", help="a dataset that --apply or --correct-above corrected"
+    )
     parser.add_argument(
         "--truth",
         default="",
@@ -80,7 +85,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config-file", default="", help="config of --checkpoint or --folds")
     parser.add_argument("--output", required=True, help="folder for all output")
     parser.add_argument(
-        "--top", type=int, help="number of annotations to list and show; default all"
+        "--top", type=int, help="number to list and show, of each kind; default all"
     )
     parser.add_argument("--per-class", action="store_true", help="apply --top to each given class")
     parser.add_argument(
@@ -102,7 +107,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--correct-above",
         type=float,
         metavar="SUSPICION",
-        help="write OUTPUT/corrected, where suggestions replace labels of at least this suspicion",
+        help="write OUTPUT/corrected, where suggestions replace labels of at least this suspicion; "
+        "with --kinds those of each kind are carried out",
     )
     parser.add_argument(
         "--auto",
@@ -150,8 +156,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--truth and --manifest are two truths; give one")
     if args.compare and not given <= {"compare", "truth", "output", "debug"}:
         parser.error("--compare takes --truth, --output and nothing else")
-    if args.apply and not given <= {"apply", "output", "debug"}:
-        parser.error("--apply takes --output and nothing else")
+    for one in ("apply", "restore"):
+        if getattr(args, one) and not given <= {one, "output", "debug"}:
+            parser.error(f"--{one} takes --output and nothing else")
     return args
 
 
