@@ -2,8 +2,6 @@
 
 import argparse
 import os
-from collections import Counter
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 from ..audit.compare import (
-    SetComparison,
     compare_sets,
     comparison_table,
-    objects_of,
     read_annotation_set,
     write_comparison,
 )
@@ -26,17 +22,11 @@ from ..audit.crops import check_crops
 from ..audit.decisions import Decisions, decisions_above, read_decisions
 from ..audit.exchange import write_cleanlab, write_fiftyone
 from ..audit.files import write_audit
-from ..audit.kind_scoring import (
-    evaluate_kinds,
-    kinds_table,
-    objectlab_ranked,
-    write_kinds_evaluation,
-)
-from ..audit.records import LabelAudit, top_suspects
+from ..audit.records import LabelAudit, SuspectList, top_suspects
 from ..audit.report import write_report
-from ..audit.run import audit_checkpoint, audit_kinds, audit_run, estimate_run, evaluate_run
+from ..audit.run import audit_checkpoint, audit_run, estimate_run, evaluate_run
 from ..audit.scoring import AuditEvaluation, evaluation_table, plot_evaluation, write_evaluation
-from ..audit.suspects import SuspectList, write_suspects
+from ..audit.suspects import write_suspects
 from ..audit.true_classes import correction_table
 from ..checkpoint import check_checkpoint, last_checkpoint
 from ..config import num_classes_of
@@ -50,12 +40,11 @@ from ..label_noise import noisy_dataset_dicts
 from ..label_noise.config import has_label_noise
 from . import run_config
 from .audit_folds import check_fold_folders, fold_configs, train_folds
+from .audit_kinds import rank_kinds, with_empty_images
 
 __all__ = ["run_audit"]
 
 CORRECTED = "corrected"
-# Of the counts that are printed.
-SHOWN = 0.5
 # Suspicion above which another class is more probable than the given one.
 MORE_PROBABLE = 0.5 + 1e-6
 _NO_LAZY = (
@@ -122,7 +111,8 @@ def _audit(cfg: CfgNode, args: argparse.Namespace) -> None:
         table = AnnotationTable.of(noisy_dataset_dicts(cfg))
         audit = audit_checkpoint(cfg, _checkpoint(args), table) if _is_plain(args) else None
     if not _is_plain(args):
-        audit, suspects, lines = _audit_kinds(cfg, args, table, audit)
+        table = with_empty_images(cfg, args, table)
+        audit, suspects, lines = rank_kinds(cfg, args, table, audit, _checkpoint(args))
     if audit is not None:
         lines += _write(args, audit, suspects, Path(args.output))
     if audit is not None and estimate is not None:
@@ -130,7 +120,7 @@ def _audit(cfg: CfgNode, args: argparse.Namespace) -> None:
         ids = torch.tensor([a.annotation_id for a in audit.annotations], dtype=torch.int64)
         labels = torch.tensor(table.labels())[ids]
         lines.append(correction_table(estimate.probabilities[ids], labels, audit.classes))
-    if (args.evaluate or args.manifest) and not args.truth:
+    if args.manifest or (args.evaluate and _is_plain(args)):
         evaluation = evaluate_run(cfg, audit, table, _checkpoint(args), args.manifest)
         lines += _write_evaluation(evaluation, Path(args.output)) if evaluation else []
     if comm.is_main_process():
@@ -140,37 +130,6 @@ def _audit(cfg: CfgNode, args: argparse.Namespace) -> None:
 def _is_plain(args: argparse.Namespace) -> bool:
     """Whether only wrong classes are looked for, without detection."""
     return {*args.kinds} == {"wrong_class"} and not args.truth
-
-
-def _audit_kinds(
-    cfg: CfgNode, args: argparse.Namespace, table: AnnotationTable, audit: LabelAudit | None
-) -> tuple[LabelAudit | None, SuspectList | None, list[str]]:
-    """The rankings of the chosen kinds, and lines to print; None but in the main process."""
-    kinds = [*dict.fromkeys(args.kinds)]
-    # Before the pass: the sets may have no image in common.
-    comparison = _compare(cfg, table, args.truth) if args.truth else None
-    found = audit_kinds(cfg, _checkpoint(args), kinds, table, audit)
-    if found is None:
-        return None, None, []
-    audit, suspects, scores = found
-    lines = [_count(suspects, kinds)]
-    if comparison is not None:
-        lab = objectlab_ranked(table, scores, num_classes_of(cfg))
-        by_kind = evaluate_kinds(suspects, comparison, kinds, lab)
-        write_comparison(comparison, args.output)
-        write_kinds_evaluation(by_kind, Path(args.output, "evaluation_kinds.json"))
-        lines += [comparison_table(comparison), kinds_table(by_kind)]
-    return audit, suspects, lines
-
-
-def _compare(cfg: CfgNode, table: AnnotationTable, truth: str) -> SetComparison:
-    classes = table.classes or [*map(str, range(num_classes_of(cfg)))]
-    return compare_sets(objects_of(table, classes), read_annotation_set(truth))
-
-
-def _count(suspects: SuspectList, kinds: Sequence[str]) -> str:
-    counts = Counter(s.kind for s in suspects.suspects if s.score > SHOWN)
-    return f"suspects above {SHOWN}: " + ", ".join(f"{counts[kind]} {kind}" for kind in kinds)
 
 
 def _write_evaluation(evaluation: AuditEvaluation, out: Path) -> list[str]:
