@@ -108,7 +108,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         metavar="SUSPICION",
         help="write OUTPUT/corrected, where suggestions replace labels of at least this suspicion; "
-        "with --kinds those of each kind are carried out",
+        "with --kinds all suggestions are carried out, and without wrong_class any number above 0 "
+        "is a threshold",
     )
     parser.add_argument(
         "--auto",

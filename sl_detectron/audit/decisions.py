@@ -26,7 +26,14 @@ from .kinds import KINDS
 from .records import Box, LabelAudit, Suspect, SuspectList
 from .suspects import wrong_classes
 
-__all__ = ["Decision", "Decisions", "decisions_above", "read_decisions", "write_decisions"]
+__all__ = [
+    "Decision",
+    "Decisions",
+    "check_threshold",
+    "decisions_above",
+    "read_decisions",
+    "write_decisions",
+]
 
 VERDICTS = ("wrong", "right", "unsure")
 # The key under which a source of each format says where its files are.
@@ -74,19 +81,32 @@ class Decisions:
     decisions: tuple[Decision, ...]
 
 
+def check_threshold(threshold: float, of_classes: bool) -> None:
+    """Refuse a threshold that :func:`decisions_above` cannot take.
+
+    Args:
+        threshold: of the score
+        of_classes: whether wrong classes are among the suspects
+    """
+    least = 0.5 if of_classes else 0
+    if not least < threshold <= 1:
+        raise ValueError(f"the threshold of suspicion must be in ({least}, 1]; got {threshold}")
+
+
 def decisions_above(audit: LabelAudit | SuspectList, threshold: float) -> Decisions:
     """Call wrong every suspect whose score reaches a threshold, and believe the suggestion.
 
     Args:
         audit: the ranked list, of wrong classes or of any kinds
-        threshold: of the score, above 0.5: below, the given class is the more probable one
+        threshold: of the score; where there are wrong classes above 0.5: below, the given class is
+            the more probable one
 
     Raises:
-        ValueError: the threshold is not in (0.5, 1]
+        ValueError: the threshold is not in (0.5, 1], or not in (0, 1] without wrong classes
     """
-    if not 0.5 < threshold <= 1:
-        raise ValueError(f"the threshold of suspicion must be in (0.5, 1]; got {threshold}")
+    check_threshold(threshold, isinstance(audit, LabelAudit))
     listed = wrong_classes(audit) if isinstance(audit, LabelAudit) else audit
+    check_threshold(threshold, any(s.kind == "wrong_class" for s in listed.suspects))
     chosen = (_accepted(s) for s in listed.suspects if s.score >= threshold)
     return Decisions(listed.classes, listed.sources, tuple(chosen))
 

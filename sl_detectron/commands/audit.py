@@ -19,7 +19,7 @@ from ..audit.compare import (
 )
 from ..audit.correct import apply_decisions, folder_names
 from ..audit.crops import check_crops
-from ..audit.decisions import Decisions, decisions_above, read_decisions
+from ..audit.decisions import Decisions, check_threshold, decisions_above, read_decisions
 from ..audit.exchange import write_cleanlab, write_fiftyone
 from ..audit.files import write_audit
 from ..audit.records import LabelAudit, SuspectList, top_suspects
@@ -175,7 +175,7 @@ def _check_arguments(args: argparse.Namespace, out: Path) -> None:
         raise FileExistsError(f"--output {out} is a file; give a folder")
     check_crops(args.crops, args.crop_size)
     if args.correct_above is not None:
-        decisions_above(LabelAudit((), {}, ()), args.correct_above)  # refuses a wrong number
+        check_threshold(args.correct_above, "wrong_class" in args.kinds)
     corrects = args.correct_above is not None or args.auto
     if corrects and os.path.lexists(out / CORRECTED):
         raise FileExistsError(f"{out / CORRECTED} exists; remove it or give another --output")

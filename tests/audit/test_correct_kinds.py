@@ -177,6 +177,18 @@ def test_above_a_threshold_suggestions_of_every_kind_count():
     ]
 
 
+def test_a_threshold_of_classes_is_above_a_half():
+    """Below it the given class is the more probable one; other scores have no such meaning."""
+    missing = suspect("missing_object", 0.3, suggested_label=DOG, suggested_bbox=(1, 2, 3, 4))
+    (decision,) = decisions_above(SuspectList(CLASSES, {}, (missing,)), 0.2).decisions
+    assert decision.label == DOG
+    both = SuspectList(CLASSES, {}, (missing, suspect("wrong_class", 0.9)))
+    with pytest.raises(ValueError, match=r"must be in \(0\.5, 1\]; got 0\.2"):
+        decisions_above(both, 0.2)
+    with pytest.raises(ValueError, match=r"must be in \(0, 1\]; got 0"):
+        decisions_above(SuspectList(CLASSES, {}, ()), 0)
+
+
 def test_files_of_decisions_hold_every_kind(root, tmp_path):
     path = tmp_path / "decisions.json"
     decisions = voc(root, MOVED, GONE, ADDED, KEPT, Decision(*CAT_A, DOG))
