@@ -257,6 +257,12 @@ def add_superloss_config(cfg: CN) -> None:
     # names up to 20 of them; "skip" leaves them out and warns with their number.
     cfg.DATASETS.BAD_ANNOTATIONS = "error"
 
+    # Number of folds that the training images are divided into, by their ids, for cross-fitting. 1:
+    # all images are trained on. sl-audit --folds sets both.
+    cfg.DATASETS.FOLDS = 1
+    # Fold that is left out of training, from 0.
+    cfg.DATASETS.HELD_OUT_FOLD = 0
+
     # Custom VOC-style datasets: [{"NAME": ..., "ROOT": ..., "SPLIT": ..., "CLASSES": [...]}, ...];
     # ROOT holds Annotations/, ImageSets/Main/SPLIT.txt and JPEGImages/, and may begin with
     # $DETECTRON2_DATASETS, the folder of detectron2's datasets. Optional: CLASSES, by default VOC's

@@ -15,6 +15,8 @@ Examples:
   A corrected dataset, from the decisions.json of the report, or for all labels above 0.95:
     tools/audit_labels.py --apply decisions.json --output corrected
     tools/audit_labels.py --from-run output --output audit --correct-above 0.95
+  The dataset as it was before a correction:
+    tools/audit_labels.py --restore corrected/my_set --output my_set_again
   The same, with thresholds per class and the noise rate estimated from the run:
     tools/audit_labels.py --from-run output --output audit --auto
   Objects without an annotation, boxes that are off, annotations without an object, duplicates:
@@ -26,6 +28,9 @@ Examples:
   Evaluate each kind against annotations that are known to be right:
     tools/audit_labels.py --config-file my.yaml --checkpoint model_final.pth --output audit \\
         --kinds misplaced_box missing_object --truth annotated_again.json
+  The same with cross-fitting, for any config: train on one half of the images, look at the other:
+    tools/audit_labels.py --config-file my.yaml --folds 2 --output audit \\
+        --kinds missing_object misplaced_box
   The pass over the images on 4 GPUs:
     tools/audit_labels.py --num-gpus 4 --config-file my.yaml --checkpoint model_final.pth \\
         --output audit
@@ -54,11 +59,22 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument("--from-run", metavar="DIR", help="OUTPUT_DIR of a training run")
     source.add_argument("--checkpoint", help="weights of any detector; needs --config-file")
     source.add_argument(
+        "--folds",
+        type=int,
+        metavar="K",
+        help="train K detectors by --config-file, each without one of K parts of the images, into "
+        "OUTPUT/fold_0 ..., and let each score the part that it has not seen; a detector that is "
+        "trained on a set with holes learns the holes. The same command goes on where it stopped",
+    )
+    source.add_argument(
         "--compare",
         metavar="ROOT|JSON",
         help="annotations, of a VOC root or a COCO json, to compare with those of --truth",
     )
     source.add_argument("--apply", metavar="FILE", help="decisions.json saved by the report")
+    source.add_argument(
+        "--restore", metavar="DIR", help="a dataset that --apply or --correct-above corrected"
+    )
     parser.add_argument(
         "--truth",
         default="",
@@ -66,10 +82,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="a second set of annotations of the same images, taken for true: each of the --kinds "
         "is evaluated against it, beside cleanlab's ObjectLab",
     )
-    parser.add_argument("--config-file", default="", help="config of --checkpoint")
+    parser.add_argument("--config-file", default="", help="config of --checkpoint or --folds")
     parser.add_argument("--output", required=True, help="folder for all output")
     parser.add_argument(
-        "--top", type=int, help="number of annotations to list and show; default all"
+        "--top", type=int, help="number to list and show, of each kind; default all"
     )
     parser.add_argument("--per-class", action="store_true", help="apply --top to each given class")
     parser.add_argument(
@@ -91,7 +107,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--correct-above",
         type=float,
         metavar="SUSPICION",
-        help="write OUTPUT/corrected, where suggestions replace labels of at least this suspicion",
+        help="write OUTPUT/corrected, where suggestions replace labels of at least this suspicion; "
+        "with --kinds all suggestions are carried out, and without wrong_class any number above 0 "
+        "is a threshold",
     )
     parser.add_argument(
         "--auto",
@@ -126,8 +144,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.set_defaults(num_machines=1, machine_rank=0, dist_url="auto", dist_timeout=1800)
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config options")
     args = parser.parse_args(argv)
-    if bool(args.config_file) != bool(args.checkpoint):
-        parser.error("--checkpoint and --config-file go together")
+    if bool(args.config_file) != bool(args.checkpoint or args.folds is not None):
+        parser.error("--checkpoint or --folds and --config-file go together")
     if args.auto and (not args.from_run or args.correct_above is not None):
         parser.error("--auto needs --from-run, and estimates what --correct-above would set")
     if args.per_class and args.top is None:
@@ -139,8 +157,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--truth and --manifest are two truths; give one")
     if args.compare and not given <= {"compare", "truth", "output", "debug"}:
         parser.error("--compare takes --truth, --output and nothing else")
-    if args.apply and not given <= {"apply", "output", "debug"}:
-        parser.error("--apply takes --output and nothing else")
+    for one in ("apply", "restore"):
+        if getattr(args, one) and not given <= {one, "output", "debug"}:
+            parser.error(f"--{one} takes --output and nothing else")
     return args
 
 

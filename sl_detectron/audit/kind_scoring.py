@@ -16,9 +16,9 @@ from ..files import write_json
 from .compare import SetComparison
 from .kinds import KINDS, SAME
 from .objectlab import objectlab_box_scores, objectlab_scores
+from .records import SuspectList
 from .score_annotations import AnnotationScores
 from .scoring import ScoreQuality, score_quality
-from .suspects import SuspectList
 
 __all__ = [
     "KindEvaluation",

@@ -2,7 +2,8 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from detectron2.utils import comm
 from ..checkpoint import SafeCheckpointer, check_checkpoint, last_checkpoint, read_checkpoint
 from ..config import num_classes_of, without_federated_loss
 from ..data.annotation_ids import AnnotationTable
+from ..data.folds import fold_of
 from ..data.formats.manifest import read_manifest
 from ..label_noise import noisy_dataset_dicts
 from ..losses import confidence
@@ -20,10 +22,10 @@ from .compact_tracker import build_tracker, load_tracker
 from .few_classes import blocks, in_rows
 from .objectlab import objectlab_scores
 from .ranking import audit_annotations
-from .records import LabelAudit
-from .score_annotations import AnnotationScores, score_annotations
+from .records import LabelAudit, SuspectList
+from .score_annotations import AnnotationScores, joined_scores, score_annotations
 from .scoring import AuditEvaluation, evaluate_audit, truth_from_manifest
-from .suspects import SuspectList, find_suspects
+from .suspects import find_suspects
 from .tracker import AnnotationStatistics
 from .true_classes import TrueClasses, cross_fit, estimate_true_classes
 
@@ -35,6 +37,9 @@ __all__ = [
     "evaluate_run",
     "score_checkpoint",
 ]
+
+# One detector, or one for each fold of the images, trained without it.
+Checkpoints = str | os.PathLike | Sequence[str]
 
 
 def audit_run(
@@ -111,7 +116,7 @@ def estimate_run(
 
 
 def audit_checkpoint(
-    cfg: CfgNode, checkpoint: str | os.PathLike, table: AnnotationTable | None = None
+    cfg: CfgNode, checkpoint: Checkpoints, table: AnnotationTable | None = None
 ) -> LabelAudit | None:
     """Rank annotations by the losses of one pass over their images, for any detector.
 
@@ -122,7 +127,8 @@ def audit_checkpoint(
 
     Args:
         cfg: of the detector
-        checkpoint: weights of the detector, with or without the SuperLoss
+        checkpoint: weights of the detector, with or without the SuperLoss; or of one for each
+            fold of the images, trained without it
         table: what is audited; None for ``DATASETS.TRAIN`` with ``DATASETS.LABEL_NOISE``
 
     Raises:
@@ -147,7 +153,7 @@ def _audit_of(cfg: CfgNode, table: AnnotationTable, scores: AnnotationScores) ->
 
 def audit_kinds(
     cfg: CfgNode,
-    checkpoint: str | os.PathLike,
+    checkpoint: Checkpoints,
     kinds: Collection[str],
     table: AnnotationTable,
     audit: LabelAudit | None = None,
@@ -159,7 +165,8 @@ def audit_kinds(
 
     Args:
         cfg: of the detector
-        checkpoint: weights of the detector, with or without the SuperLoss
+        checkpoint: weights of the detector, with or without the SuperLoss; or of one for each
+            fold of the images, trained without it
         kinds: some of :data:`~sl_detectron.audit.kinds.KINDS`
         table: what is audited
         audit: of a training run, whose ranking of wrong classes is then taken; None for that of
@@ -183,7 +190,7 @@ def evaluate_run(
     cfg: CfgNode,
     audit: LabelAudit | None,
     table: AnnotationTable,
-    checkpoint: str | os.PathLike,
+    checkpoint: Checkpoints,
     manifest: str = "",
 ) -> AuditEvaluation | None:
     """Score an audit against known noise, beside the model's losses and cleanlab's ObjectLab.
@@ -216,19 +223,42 @@ def evaluate_run(
 
 def score_checkpoint(
     cfg: CfgNode,
-    checkpoint: str | os.PathLike,
+    checkpoint: Checkpoints,
     table: AnnotationTable,
     detect: bool = False,
     pool: bool = False,
 ) -> AnnotationScores | None:
     """Build a config's detector, load weights and score the annotations of a table.
 
-    All processes of detectron2's ``launch`` call it; it is None in others than the main one.
+    All processes of detectron2's ``launch`` call it; it is None in others than the main one. Of
+    several checkpoints each scores the images of its fold, which it was not trained on.
     """
+    if not isinstance(checkpoint, str | os.PathLike):
+        return _score_folds(cfg, checkpoint, table, detect)
     check_checkpoint(checkpoint)
     model = build_model(without_federated_loss(cfg))
     _StrictCheckpointer(model).load(str(checkpoint))
     return score_annotations(model, [*table.records()], cfg, detect, progress=True, pool=pool)
+
+
+def _score_folds(
+    cfg: CfgNode, checkpoints: Sequence[str], table: AnnotationTable, detect: bool
+) -> AnnotationScores | None:
+    folds = [fold_of(record["image_id"], len(checkpoints)) for record in table.records()]
+    parts = []
+    for fold, checkpoint in enumerate(checkpoints):
+        images = tuple(image for image, of in zip(table.images, folds) if of == fold)
+        if not images:
+            continue
+        part = score_checkpoint(cfg, checkpoint, replace(table, images=images), detect)
+        if part is not None:
+            parts.append((fold, part))
+    if not parts:
+        return None
+    scores = joined_scores([part for _, part in parts])
+    # In the order of the table again.
+    found = {fold: iter(part.detections) for fold, part in parts}
+    return scores._replace(detections=[next(found[fold]) for fold in folds] if detect else [])
 
 
 class _StrictCheckpointer(SafeCheckpointer):

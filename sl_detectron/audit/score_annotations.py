@@ -35,7 +35,7 @@ from ..data.train_loader import shield_workers
 from .features import FeaturePooler
 from .few_classes import MAX_DENSE, Distributions, FewClasses
 
-__all__ = ["AnnotationScores", "Answers", "score_annotations", "scorer_of"]
+__all__ = ["AnnotationScores", "Answers", "joined_scores", "score_annotations", "scorer_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -133,10 +133,10 @@ def score_annotations(
             else:
                 inputs, targets = image
                 parts.append(_look(model, score, inputs, targets, i, detect, pooler))
-    shares = comm.gather(_joined(parts))
+    shares = comm.gather(joined_scores(parts))
     if not comm.is_main_process():
         return None
-    scores = _joined(shares)
+    scores = joined_scores(shares)
     if not scores.probabilities.shape[1:]:
         raise ValueError(_NO_ANNOTATION)
     return scores
@@ -183,7 +183,9 @@ def _labels_of(targets: Instances, ids: Tensor) -> Tensor:
     return torch.tensor([of_annotation[i] for i in ids.tolist()], dtype=torch.int64)
 
 
-def _joined(parts: Sequence[AnnotationScores]) -> AnnotationScores:
+def joined_scores(parts: Sequence[AnnotationScores]) -> AnnotationScores:
+    """The scores of several images, or shares of them, one after the other."""
+
     def join(values: Sequence[Any]) -> Any:
         if isinstance(values[0], list):
             return [*chain.from_iterable(values)]

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,62 +22,12 @@ from .kinds import (
     missing_objects,
     no_object_scores,
 )
-from .records import LabelAudit
+from .records import Box, LabelAudit, Suspect, SuspectList
 from .score_annotations import AnnotationScores
 
-__all__ = ["Suspect", "SuspectList", "find_suspects", "image_answers", "read_suspects",
-           "write_suspects"]  # fmt: skip
+__all__ = ["find_suspects", "image_answers", "read_suspects", "wrong_classes", "write_suspects"]
 
-Box = tuple[float, float, float, float]
 SUSPECTS_JSON = "suspects.json"
-
-
-@dataclass(frozen=True)
-class Suspect:
-    """One thing that looks wrong.
-
-    Args:
-        kind: one of :data:`~sl_detectron.audit.kinds.KINDS`
-        score: in [0, 1]; **higher is more suspect**, comparable within a kind
-        dataset: name of the dataset
-        image_id: of the image, as in the dataset
-        file_name: of the image
-        annotation_id: its number in the training sets; -1 for a missing object
-        index: position in the image's annotations, from 0; -1 for a missing object
-        label: the given class; "" for a missing object
-        bbox: (x0, y0, x1, y1) as annotated, in pixels, 0-based edges; None for a missing object
-        suggested_label: the class that the detector takes it for: of a wrong class the most
-            probable other one, of a missing object that of the detection; else the given one
-        suggested_bbox: the box that the detector would draw, of a misplaced box and of a missing
-            object; of a duplicate the box of the annotation that it repeats; else None
-    """
-
-    kind: str
-    score: float
-    dataset: str
-    image_id: str | int
-    file_name: str
-    annotation_id: int = -1
-    index: int = -1
-    label: str = ""
-    bbox: Box | None = None
-    suggested_label: str = ""
-    suggested_bbox: Box | None = None
-
-
-@dataclass(frozen=True)
-class SuspectList:
-    """All suspects, most suspect first.
-
-    Args:
-        classes, sources, fingerprint: see :class:`~sl_detectron.audit.records.LabelAudit`
-        suspects: ranked by score
-    """
-
-    classes: tuple[str, ...]
-    sources: dict[str, dict[str, Any]]
-    suspects: tuple[Suspect, ...]
-    fingerprint: int = 0
 
 
 def find_suspects(
@@ -97,13 +47,7 @@ def find_suspects(
     unknown = sorted({*kinds} - {*KINDS})
     if unknown:
         raise ValueError(f"there is no kind {unknown[0]!r}; the kinds are {KINDS}")
-    suspects = [
-        Suspect(
-            *("wrong_class", a.suspicion, a.dataset, a.image_id, a.file_name),
-            *(a.annotation_id, a.index, a.label, a.bbox, a.suggested_label),
-        )
-        for a in (audit.annotations if "wrong_class" in kinds else ())
-    ]
+    suspects = [*wrong_classes(audit).suspects] if "wrong_class" in kinds else []
     if {*kinds} - {"wrong_class"}:
         for record, places, image in image_answers(table, scores):
             suspects += _of_image(record, places, image, audit.classes)
@@ -111,6 +55,18 @@ def find_suspects(
     # A sort that is stable: the order of the sets among equals.
     chosen.sort(key=lambda s: (-s.score, KINDS.index(s.kind)))
     return SuspectList(audit.classes, table.sources, tuple(chosen), table.fingerprint)
+
+
+def wrong_classes(audit: LabelAudit) -> SuspectList:
+    """The list of a label audit as one of the kind ``wrong_class``."""
+    suspects = (
+        Suspect(
+            *("wrong_class", a.suspicion, a.dataset, a.image_id, a.file_name),
+            *(a.annotation_id, a.index, a.label, a.bbox, a.suggested_label),
+        )
+        for a in audit.annotations
+    )
+    return SuspectList(audit.classes, audit.sources, tuple(suspects), audit.fingerprint)
 
 
 def image_answers(

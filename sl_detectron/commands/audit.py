@@ -2,10 +2,9 @@
 
 import argparse
 import os
-from collections import Counter
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -13,45 +12,39 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 from ..audit.compare import (
-    SetComparison,
     compare_sets,
     comparison_table,
-    objects_of,
     read_annotation_set,
     write_comparison,
 )
 from ..audit.correct import apply_decisions, folder_names
-from ..audit.decisions import Decisions, decisions_above, read_decisions
+from ..audit.crops import check_crops
+from ..audit.decisions import Decisions, check_threshold, decisions_above, read_decisions
 from ..audit.exchange import write_cleanlab, write_fiftyone
 from ..audit.files import write_audit
-from ..audit.kind_scoring import (
-    evaluate_kinds,
-    kinds_table,
-    objectlab_ranked,
-    write_kinds_evaluation,
-)
-from ..audit.records import LabelAudit, top_suspects
-from ..audit.report import check_crops, write_report
-from ..audit.run import audit_checkpoint, audit_kinds, audit_run, estimate_run, evaluate_run
+from ..audit.records import LabelAudit, SuspectList, top_suspects
+from ..audit.report import write_report
+from ..audit.run import audit_checkpoint, audit_run, estimate_run, evaluate_run
 from ..audit.scoring import AuditEvaluation, evaluation_table, plot_evaluation, write_evaluation
-from ..audit.suspects import SuspectList, write_suspects
+from ..audit.suspects import write_suspects
 from ..audit.true_classes import correction_table
 from ..checkpoint import check_checkpoint, last_checkpoint
 from ..config import num_classes_of
 from ..data.annotation_ids import AnnotationTable, dataset_source
 from ..data.datasets import register_custom_datasets
 from ..data.formats.manifest import read_manifest
+from ..data.formats.restore import restore_clean
 from ..engine.launch import launch_job
 from ..files import refuse_to_overwrite
 from ..label_noise import noisy_dataset_dicts
 from ..label_noise.config import has_label_noise
 from . import run_config
+from .audit_folds import check_fold_folders, fold_configs, train_folds
+from .audit_kinds import rank_kinds, with_empty_images
 
 __all__ = ["run_audit"]
 
 CORRECTED = "corrected"
-# Of the counts that are printed.
-SHOWN = 0.5
 # Suspicion above which another class is more probable than the given one.
 MORE_PROBABLE = 0.5 + 1e-6
 _NO_LAZY = (
@@ -72,6 +65,9 @@ def run_audit(args: argparse.Namespace) -> None:
             the annotations are scored
     """
     out = Path(args.output)
+    if args.restore:
+        print(f"original set: {restore_clean(args.restore, out, progress=True)}")
+        return
     if args.apply:
         print("\n".join(_correct(read_decisions(args.apply), out)))
         return
@@ -86,64 +82,54 @@ def run_audit(args: argparse.Namespace) -> None:
     # Test sets need not be there, nor what draws; of a run not even its training sets.
     opts = ["DATASETS.TEST", "()", "VIS_PERIOD", "0"]
     cfg = run_config(args, opts, _NO_LAZY, eval_only=bool(args.from_run))
-    check_checkpoint(_checkpoint(args))
+    folds = fold_configs(args, _NO_LAZY) if args.folds else []
+    check_fold_folders(folds)
+    if not folds:
+        check_checkpoint(_checkpoint(args))
     _check_run(args, cfg, AnnotationTable.read(args.from_run) if args.from_run else None)
+    if folds:
+        args.checkpoint = train_folds(args, folds)
     launch_job(_audit, cfg, args)
 
 
-def _checkpoint(args: argparse.Namespace) -> str:
-    return str(args.checkpoint or last_checkpoint(args.from_run))
+def _checkpoint(args: argparse.Namespace) -> Any:
+    """That of a detector, or those of the detectors of all folds."""
+    return args.checkpoint or str(last_checkpoint(args.from_run))
 
 
 def _audit(cfg: CfgNode, args: argparse.Namespace) -> None:
     """The work of each process: its share of the images; the main one ranks, writes and prints."""
     # detectron2's launch starts fresh processes, without the datasets of this config.
     register_custom_datasets(cfg.DATASETS)
-    estimate, kinds, lines = None, [*dict.fromkeys(args.kinds)], []
-    is_plain = kinds == ["wrong_class"] and not args.truth
+    estimate, suspects = None, None
+    lines: list[str] = []
     if args.from_run:
         table = AnnotationTable.read(args.from_run)
         estimate = estimate_run(cfg, args.from_run, table) if args.auto else None
         audit = audit_run(args.from_run, table, estimate) if comm.is_main_process() else None
     else:
         table = AnnotationTable.of(noisy_dataset_dicts(cfg))
-        audit = audit_checkpoint(cfg, args.checkpoint, table) if is_plain else None
-    if not is_plain:
-        # Before the pass: the sets may have no image in common.
-        comparison = _compare(cfg, table, args.truth) if args.truth else None
-        found = audit_kinds(cfg, _checkpoint(args), kinds, table, audit)
-        if found is not None:
-            audit, suspects, scores = found
-            write_suspects(suspects, args.output)
-            lines.append(_count(suspects, kinds))
-            if comparison is not None:
-                lab = objectlab_ranked(table, scores, num_classes_of(cfg))
-                by_kind = evaluate_kinds(suspects, comparison, kinds, lab)
-                write_comparison(comparison, args.output)
-                write_kinds_evaluation(by_kind, Path(args.output, "evaluation_kinds.json"))
-                lines += [comparison_table(comparison), kinds_table(by_kind)]
+        audit = audit_checkpoint(cfg, _checkpoint(args), table) if _is_plain(args) else None
+    if not _is_plain(args):
+        table = with_empty_images(cfg, args, table)
+        audit, suspects, lines = rank_kinds(cfg, args, table, audit, _checkpoint(args))
     if audit is not None:
-        lines += _write(args, audit, Path(args.output))
+        lines += _write(args, audit, suspects, Path(args.output))
     if audit is not None and estimate is not None:
         # An annotation that the training never sampled is not in the audit, nor corrected.
         ids = torch.tensor([a.annotation_id for a in audit.annotations], dtype=torch.int64)
         labels = torch.tensor(table.labels())[ids]
         lines.append(correction_table(estimate.probabilities[ids], labels, audit.classes))
-    if (args.evaluate or args.manifest) and not args.truth:
+    if args.manifest or (args.evaluate and _is_plain(args)):
         evaluation = evaluate_run(cfg, audit, table, _checkpoint(args), args.manifest)
         lines += _write_evaluation(evaluation, Path(args.output)) if evaluation else []
     if comm.is_main_process():
         print("\n".join(lines))
 
 
-def _compare(cfg: CfgNode, table: AnnotationTable, truth: str) -> SetComparison:
-    classes = table.classes or [*map(str, range(num_classes_of(cfg)))]
-    return compare_sets(objects_of(table, classes), read_annotation_set(truth))
-
-
-def _count(suspects: SuspectList, kinds: Sequence[str]) -> str:
-    counts = Counter(s.kind for s in suspects.suspects if s.score > SHOWN)
-    return f"suspects above {SHOWN}: " + ", ".join(f"{counts[kind]} {kind}" for kind in kinds)
+def _is_plain(args: argparse.Namespace) -> bool:
+    """Whether only wrong classes are looked for, without detection."""
+    return {*args.kinds} == {"wrong_class"} and not args.truth
 
 
 def _write_evaluation(evaluation: AuditEvaluation, out: Path) -> list[str]:
@@ -152,18 +138,27 @@ def _write_evaluation(evaluation: AuditEvaluation, out: Path) -> list[str]:
     return [evaluation_table(evaluation)]
 
 
-def _write(args: argparse.Namespace, audit: LabelAudit, out: Path) -> list[str]:
-    kept = top_suspects(audit, args.top, args.per_class, args.classes)
+def _write(
+    args: argparse.Namespace, audit: LabelAudit, suspects: SuspectList | None, out: Path
+) -> list[str]:
+    chosen = args.top, args.per_class, args.classes
+    kept = top_suspects(audit, *chosen)
+    kept_suspects = None if suspects is None else top_suspects(suspects, *chosen)
     write_audit(kept, out)
+    if kept_suspects is not None:
+        write_suspects(kept_suspects, out)
     if "cleanlab" in args.formats:
-        write_cleanlab(audit, out)
+        write_cleanlab(audit, out, suspects)
     if "fiftyone" in args.formats:
-        write_fiftyone(audit, out / "fiftyone")
-    page = write_report(kept, out, args.crops, args.crop_size, progress=True)
+        write_fiftyone(audit, out / "fiftyone", suspects)
+    page = write_report(
+        kept, out, args.crops, args.crop_size, progress=True, suspects=kept_suspects
+    )
     lines = [_summary(audit, len(kept.annotations)), f"report: {page}"]
     above = MORE_PROBABLE if args.auto else args.correct_above
     if above is not None:
-        decisions = decisions_above(audit, above)
+        # An estimate of the true classes says nothing about boxes.
+        decisions = decisions_above(audit if args.auto else suspects or audit, above)
         if not decisions.decisions:
             return [*lines, f"no suspicion reaches {above}: nothing is corrected"]
         lines += _correct(decisions, out / CORRECTED)
@@ -172,13 +167,15 @@ def _write(args: argparse.Namespace, audit: LabelAudit, out: Path) -> list[str]:
 
 def _check_arguments(args: argparse.Namespace, out: Path) -> None:
     """What can be said without a config."""
+    if args.folds is not None and args.folds < 2:
+        raise ValueError(f"--folds must be at least 2; got {args.folds}")
     if args.num_gpus < 1:
         raise ValueError(f"--num-gpus must be at least 1; got {args.num_gpus}")
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"--output {out} is a file; give a folder")
     check_crops(args.crops, args.crop_size)
     if args.correct_above is not None:
-        decisions_above(LabelAudit((), {}, ()), args.correct_above)  # refuses a wrong number
+        check_threshold(args.correct_above, "wrong_class" in args.kinds)
     corrects = args.correct_above is not None or args.auto
     if corrects and os.path.lexists(out / CORRECTED):
         raise FileExistsError(f"{out / CORRECTED} exists; remove it or give another --output")
@@ -198,9 +195,10 @@ def _check_arguments(args: argparse.Namespace, out: Path) -> None:
 def _check_run(args: argparse.Namespace, cfg: CfgNode, table: AnnotationTable | None) -> None:
     """What can be said before the annotations are scored, and those of a checkpoint are read."""
     sources = table.sources if table else {n: dataset_source(n) for n in cfg.DATASETS.TRAIN}
-    if num_classes_of(cfg) < 2:
+    if num_classes_of(cfg) < 2 and "wrong_class" in args.kinds:
         raise ValueError(
-            "an audit suggests another class, but this detector has only one: it cannot be audited"
+            "an audit suggests another class, but this detector has only one: it cannot be audited "
+            "but for --kinds other than wrong_class"
         )
     # The classes of a COCO json are not known before it is read.
     first = next(iter(sources))

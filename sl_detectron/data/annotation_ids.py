@@ -85,8 +85,15 @@ class AnnotationTable:
     images: tuple[str, ...]
 
     @classmethod
-    def of(cls, sets: Mapping[str, Sequence[Record]]) -> "AnnotationTable":
-        """The table of what :func:`number_annotations` returned."""
+    def of(
+        cls, sets: Mapping[str, Sequence[Record]], keep_empty: bool = False
+    ) -> "AnnotationTable":
+        """The table of what :func:`number_annotations` returned.
+
+        Args:
+            sets: {dataset name: records}
+            keep_empty: whether to keep images without annotations, which change no fingerprint
+        """
         digest, last, images = hashlib.sha256(), -1, []
         for name, records in sets.items():
             for record in records:
@@ -95,14 +102,15 @@ class AnnotationTable:
                 except (KeyError, TypeError, ValueError, AssertionError) as error:
                     where = f"dataset {name!r}, image {record.get('image_id')!r}"
                     raise ValueError(f"{where}: an annotation cannot be read: {error!r}") from error
-                if not annotations:
+                if not annotations and not keep_empty:
                     continue
-                last = max(last, *(a["annotation_id"] for a in annotations))
+                last = max((last, *(a["annotation_id"] for a in annotations)))
                 image: Record = {"dataset": name, "image_id": image_id_of(record)}
                 # Training leaves crowds out; file names change where images are moved.
                 trained = [a for a in annotations if "iscrowd" not in a]
                 kept = [(a["annotation_id"], a["category_id"], a["bbox"]) for a in trained]
-                digest.update(repr((name, image["image_id"], kept)).encode())
+                if annotations:
+                    digest.update(repr((name, image["image_id"], kept)).encode())
                 image["file_name"] = str(record.get("file_name", ""))
                 image |= {key: int(record[key]) for key in ("height", "width") if record.get(key)}
                 images.append(json.dumps({**image, "annotations": annotations}))

@@ -28,6 +28,7 @@ __all__ = [
     "refuse_noisy_copy",
     "shared_classes",
     "train_classes",
+    "without_noise",
 ]
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,17 @@ def has_label_noise(cfg: CfgNode) -> bool:
     root = cfg.DATASETS.LABEL_NOISE
     nodes = [root, *(node for node in root.values() if isinstance(node, CfgNode))]
     return bool(root.MANIFEST) or any(node.RATE > 0 for node in nodes)
+
+
+def without_noise(cfg: CfgNode) -> CfgNode:
+    """A copy of a config whose training sets have the annotations that are on disk."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    root = cfg.DATASETS.LABEL_NOISE
+    root.MANIFEST = root.CONFUSION = ""
+    for node in (root, *(node for node in root.values() if isinstance(node, CfgNode))):
+        node.RATE = 0.0
+    return cfg
 
 
 def check_label_noise(cfg: CfgNode) -> None:

@@ -30,6 +30,7 @@ from ..data.annotation_ids import (
     number_annotations,
 )
 from ..data.datasets import check_classes, check_masks, load_dataset
+from ..data.folds import check_folds, without_fold
 from ..data.formats.annotations import Record
 from ..data.formats.flaws import check_bad_annotations
 from ..data.formats.manifest import changes_from_manifest
@@ -190,6 +191,7 @@ def check_train_loader(cfg: CfgNode) -> None:
         raise ValueError(f"DATALOADER.SAMPLER_TRAIN must be one of {SAMPLERS}; got {sampler!r}")
     check_loading(cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.BROKEN_IMAGES)
     check_bad_annotations(cfg.DATASETS.BAD_ANNOTATIONS, "DATASETS.BAD_ANNOTATIONS")
+    check_folds(cfg.DATASETS.FOLDS, cfg.DATASETS.HELD_OUT_FOLD)
 
 
 def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:
@@ -297,6 +299,12 @@ def _filter(cfg: CfgNode, sets: Mapping[str, list[Record]]) -> dict[str, list[Re
             records = filter_images_with_few_keypoints(records, keypoints)
         if not records:
             raise ValueError(f"dataset {name!r} has no image left to train on{_why(loaded)}")
+        records = without_fold(records, cfg.DATASETS.FOLDS, cfg.DATASETS.HELD_OUT_FOLD)
+        if not records:
+            raise ValueError(
+                f"dataset {name!r}: all images are of fold DATASETS.HELD_OUT_FOLD "
+                f"{cfg.DATASETS.HELD_OUT_FOLD}; use fewer DATASETS.FOLDS"
+            )
         classes = MetadataCatalog.get(name).get("thing_classes")
         if has_instances and classes is not None:
             print_instances_class_histogram(records, classes)

@@ -14,7 +14,7 @@ from sl_detectron.audit.kind_scoring import (
     write_kinds_evaluation,
 )
 from sl_detectron.audit.objectlab import objectlab_box_scores
-from sl_detectron.audit.suspects import Suspect, SuspectList
+from sl_detectron.audit.records import Suspect, SuspectList
 
 A, FAR, AWAY, NEAR = (0, 0, 10, 10), (50, 50, 60, 60), (80, 80, 90, 90), (0, 0, 6, 10)
 

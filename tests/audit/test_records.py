@@ -16,7 +16,7 @@ from sl_detectron.audit import read_audit
 from sl_detectron.audit.exchange import read_cleanlab, write_cleanlab, write_fiftyone
 from sl_detectron.audit.files import write_audit
 from sl_detectron.audit.ranking import audit_annotations, suspicion
-from sl_detectron.audit.records import top_suspects
+from sl_detectron.audit.records import Suspect, SuspectList, top_suspects
 from sl_detectron.audit.tracker import AnnotationTracker
 from sl_detectron.data.annotation_ids import AnnotationTable
 
@@ -143,6 +143,80 @@ def test_fiftyone_layout(audit, tmp_path):
     assert second["bounding_box"] == pytest.approx(wanted)
     assert second["attributes"]["mistakenness"] == pytest.approx(0.9 / 0.95, rel=1e-5)
     assert second["attributes"]["suggested_label"] == "cat"
+
+
+@pytest.fixture
+def suspects(audit):
+    """A box that is off, one without an object, a duplicate, and two missing objects."""
+    worst = audit.annotations[0]  # the second of image a
+
+    def suspect(kind, score, **more):
+        row = Suspect(kind, score, worst.dataset, worst.image_id, worst.file_name)
+        of = {"annotation_id": worst.annotation_id, "index": worst.index, "label": worst.label}
+        return dataclasses.replace(row, **(more or {**of, "bbox": worst.bbox}))
+
+    missing = {"suggested_label": "cat", "suggested_bbox": (8.0, 6.0, 48.0, 36.0)}
+    listed = (
+        suspect("missing_object", 0.9, **missing),
+        suspect("no_object", 0.8),
+        suspect("misplaced_box", 0.7),
+        suspect("duplicate", 0.6),
+        suspect("missing_object", 0.4, **missing),
+    )
+    return SuspectList(audit.classes, audit.sources, listed, audit.fingerprint)
+
+
+def test_head_of_a_list_of_kinds(suspects):
+    """Of each kind, whose scores cannot be compared; a missing object has the suggested class."""
+    kinds = [s.kind for s in top_suspects(suspects, 1).suspects]
+    assert kinds == ["missing_object", "no_object", "misplaced_box", "duplicate"]
+    assert len(top_suspects(suspects, 2, per_class=True).suspects) == 5
+    cats = top_suspects(suspects, classes=["cat"]).suspects
+    assert [s.kind for s in cats] == ["missing_object"] * 2
+
+
+def test_cleanlab_has_the_scores_of_every_kind(audit, suspects, tmp_path):
+    data = read_cleanlab(write_cleanlab(audit, tmp_path, suspects))
+    for name, quality in (("badloc", 0.3), ("no_object", 0.2), ("duplicate", 0.4)):
+        scores = data[f"{name}_box_scores"]
+        assert [len(of) for of in scores] == [2, 1, 3]
+        assert scores[0] == pytest.approx([1, quality])
+        assert {*scores[1], *scores[2]} == {1}
+    assert [of.tolist() for of in data["overlooked_box_scores"]] == [[0.1, 0.6], [], []]
+    assert data["overlooked_bboxes"][0].tolist() == [[8, 6, 48, 36]] * 2
+    assert [of.shape for of in data["overlooked_bboxes"]] == [(2, 4), (0, 4), (0, 4)]
+    assert data["overlooked_labels"][0].tolist() == [0, 0]
+    plain = read_cleanlab(write_cleanlab(audit, tmp_path))
+    assert not [key for key in plain if "badloc" in key or "overlooked" in key]
+    # The worst of all scores: 0.05 of the label, which is 1 - 0.9 / 0.95.
+    assert data["label_quality_scores"][0] == plain["label_quality_scores"][0] < 0.1
+
+
+def test_an_image_with_nothing_but_a_missing_object(audit, suspects, tmp_path):
+    empty = dataclasses.replace(audit, annotations=())
+    data = read_cleanlab(write_cleanlab(empty, tmp_path, suspects))
+    assert [label["bboxes"].shape for label in data["labels"]] == [(0, 4)]
+    assert data["is_issue"].tolist() == [True]
+    labels = json.loads(write_fiftyone(empty, tmp_path / "f", suspects).read_text())["labels"]
+    assert [len(of) for of in labels.values()] == [1]
+
+
+def test_fiftyone_names_every_kind(audit, suspects, tmp_path):
+    path = write_fiftyone(audit, tmp_path / "fiftyone", suspects)
+    labels = json.loads(path.read_text())["labels"]
+    first, second, missing = labels[f"{suspects.suspects[0].dataset}/a"]
+    assert missing["label"] == "cat"
+    assert missing["attributes"] == {"possible_missing": True, "missing_object": 0.9}
+    assert missing["bounding_box"] == pytest.approx([0.1, 0.1, 0.5, 0.5])
+    wanted = {
+        "mistakenness_loc": 0.7,
+        "no_object": 0.8,
+        "duplicate": 0.6,
+        "possible_spurious": True,
+    }
+    assert second["attributes"].items() >= wanted.items()
+    assert first["attributes"]["possible_spurious"] is False
+    assert first["attributes"]["mistakenness_loc"] == 0
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])

@@ -11,10 +11,20 @@ import pytest
 from PIL import Image
 
 from helpers.audit_cases import CLASSES, EVIL, PROBABILITIES, make_audit
-from helpers.browser import downloaded, start
+from helpers.browser import (
+    cards,
+    choose,
+    forget,
+    load,
+    press,
+    reopen,
+    save,
+    start,
+    text,
+)
 from sl_detectron.audit import apply_decisions, read_decisions, write_report
+from sl_detectron.audit.crops import make_crops
 from sl_detectron.audit.records import top_suspects
-from sl_detectron.audit.report import make_crops
 from sl_detectron.data import load_voc_dataset
 
 
@@ -44,75 +54,13 @@ def page(chromium, audit, tmp_path):
     return chromium
 
 
-def cards(page) -> list[str]:
-    """ "given→suggested" of every card, in the order of the page."""
-    return page.execute_script(
-        "return [...document.querySelectorAll('.card')]"
-        ".sort((a, b) => a.offsetTop - b.offsetTop || a.offsetLeft - b.offsetLeft)"
-        ".map((c) => c.querySelector('.names').textContent)"
-    )
-
-
-def choose(page, control: str, value: str, event: str = "change") -> None:
-    page.execute_script(
-        "const c = document.getElementById(arguments[0]); c.value = arguments[1];"
-        "c.dispatchEvent(new Event(arguments[2]))",
-        control,
-        value,
-        event,
-    )
-
-
-def press(page, keys: str) -> None:
-    from selenium.webdriver.common.action_chains import ActionChains
-
-    ActionChains(page).send_keys(keys).perform()
-
-
-def text(page, element: str) -> str:
-    return page.find_element("id", element).text
-
-
-def wait_until(page, condition) -> None:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    WebDriverWait(page, 60).until(lambda _: condition())
-
-
-def reopen(page, progress: str) -> None:
-    """Load the page anew until it says so: the next page may be another process of the browser,
-    which hears of what the last one stored a moment later."""
-
-    def says_so():
-        page.refresh()
-        return text(page, "progress") == progress
-
-    wait_until(page, says_so)
-
-
-def forget(page) -> None:
-    page.execute_script("localStorage.clear()")
-    reopen(page, "nothing decided yet")
-
-
-def save(page) -> dict:
-    page.find_element("id", "save").click()
-    return json.loads(downloaded(page.downloads, "decisions.json").read_text())
-
-
-def load(page, path, begins):
-    """Load a file of decisions; returns what the page says of it."""
-    page.find_element("id", "load").send_keys(str(path))
-    wait_until(page, lambda: text(page, "progress").startswith(begins))
-    return text(page, "progress")
-
-
 EXPECTED = ["dog→cat", f"dog→{EVIL}", "cat→dog", f"{EVIL}→cat", "cat→dog", f"{EVIL}→cat"]
 
 
 def test_crops_show_the_box(audit):
     annotation = audit.annotations[0]
-    ((jpeg, *size, inset),) = make_crops([annotation], 64)
+    ((jpeg, *size, inset, suggested, others),) = make_crops([annotation], 64)
+    assert (suggested, others) == (None, [])
     with Image.open(io.BytesIO(base64.b64decode(jpeg))) as image:
         assert image.size == tuple(size)
         assert max(image.size) == 64

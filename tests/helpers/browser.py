@@ -1,5 +1,6 @@
 """A headless Chromium for the tests of the report."""
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -47,3 +48,66 @@ def downloaded(folder: Path, name: str) -> Path:
             return path
         time.sleep(0.1)
     raise AssertionError(f"{path} did not appear; there is {list(folder.iterdir())}")
+
+
+def cards(page) -> list[str]:
+    """ "given→suggested" of every card, in the order of the page."""
+    return page.execute_script(
+        "return [...document.querySelectorAll('.card')]"
+        ".sort((a, b) => a.offsetTop - b.offsetTop || a.offsetLeft - b.offsetLeft)"
+        ".map((c) => c.querySelector('.names').textContent)"
+    )
+
+
+def choose(page, control: str, value: str, event: str = "change") -> None:
+    page.execute_script(
+        "const c = document.getElementById(arguments[0]); c.value = arguments[1];"
+        "c.dispatchEvent(new Event(arguments[2]))",
+        control,
+        value,
+        event,
+    )
+
+
+def press(page, keys: str) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    ActionChains(page).send_keys(keys).perform()
+
+
+def text(page, element: str) -> str:
+    return page.find_element("id", element).text
+
+
+def wait_until(page, condition) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(page, 60).until(lambda _: condition())
+
+
+def reopen(page, progress: str) -> None:
+    """Load the page anew until it says so: the next page may be another process of the browser,
+    which hears of what the last one stored a moment later."""
+
+    def says_so():
+        page.refresh()
+        return text(page, "progress") == progress
+
+    wait_until(page, says_so)
+
+
+def forget(page) -> None:
+    page.execute_script("localStorage.clear()")
+    reopen(page, "nothing decided yet")
+
+
+def save(page) -> dict:
+    page.find_element("id", "save").click()
+    return json.loads(downloaded(page.downloads, "decisions.json").read_text())
+
+
+def load(page, path, begins):
+    """Load a file of decisions; returns what the page says of it."""
+    page.find_element("id", "load").send_keys(str(path))
+    wait_until(page, lambda: text(page, "progress").startswith(begins))
+    return text(page, "progress")

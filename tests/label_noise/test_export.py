@@ -8,9 +8,10 @@ from detectron2.data.datasets import load_coco_json
 from helpers.label_noise_records import CLASSES, XML, coco_json, content
 from sl_detectron.data import load_voc_dataset
 from sl_detectron.data.formats.coco_json import CocoFile
+from sl_detectron.data.formats.edits import Edit, apply_edits, undo_edits
 from sl_detectron.data.formats.manifest import changes_from_manifest, read_manifest
 from sl_detectron.data.formats.restore import restore_clean
-from sl_detectron.data.formats.voc_edits import Edit, apply_edits, undo_edits, voc_edits
+from sl_detectron.data.formats.voc_edits import voc_edits
 from sl_detectron.label_noise import (
     BoxJitter,
     MissingAnnotations,

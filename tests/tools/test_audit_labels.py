@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from sl_detectron.audit.suspects import read_suspects
 from sl_detectron.data.annotation_ids import AnnotationTable
 from sl_detectron.data.toy import TOY_CLASS_NAMES
 from sl_detectron.engine import SuperLossTrainer, setup_cfg
-from sl_detectron.label_noise import SymmetricNoise
+from sl_detectron.label_noise import SymmetricNoise, noisy_dataset_dicts
 from sl_detectron.label_noise.export import export_noisy_voc
 
 TOOL = REPO / "tools" / "audit_labels.py"
@@ -141,6 +142,10 @@ def test_threshold_then_apply(main, run, noisy_set, tmp_path, capsys):
     for path in (corrected / "Annotations").iterdir():
         other = tmp_path / "applied" / name / "Annotations" / path.name
         assert path.read_bytes() == other.read_bytes()
+    assert main("--restore", corrected, "--output", tmp_path / "restored") == 0
+    for path in (noisy_set / "Annotations").iterdir():
+        other = tmp_path / "restored" / "Annotations" / path.name
+        assert path.read_bytes() == other.read_bytes()
 
 
 def test_auto_corrects_what_is_probably_wrong(main, small_run, tmp_path, capsys):
@@ -252,9 +257,11 @@ def test_a_missing_extra_is_named_before_any_work(main, run, tmp_path, capsys, m
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--checkpoint", "x.pth"), "--checkpoint and --config-file go together"),
+        (("--checkpoint", "x.pth"), "--checkpoint or --folds and --config-file go together"),
         (("--from-run", "x", "--per-class"), "--per-class needs --top"),
         (("--apply", "x.json", "--top", "5"), "--apply takes --output and nothing else"),
+        (("--restore", "x", "--top", "5"), "--restore takes --output and nothing else"),
+        (("--folds", "2"), "--checkpoint or --folds and --config-file go together"),
     ],
 )
 def test_options_that_do_not_go_together(main, tmp_path, capsys, args, message):
@@ -336,3 +343,117 @@ def test_kinds_are_evaluated_against_true_annotations(main, small_run, noisy_set
     with pytest.raises(SystemExit):
         main(*args, clean, "--manifest", noisy_set / "manifest.jsonl")
     assert "--truth and --manifest are two truths" in capsys.readouterr().err
+
+
+def test_kinds_are_corrected_and_exported(main, small_run, tmp_path, capsys):
+    out = tmp_path / "audit"
+    args = ("--from-run", small_run, "--crops", 5, "--output", out, "--top", 3)
+    kinds = ("no_object", "duplicate", "misplaced_box")
+    assert main(*args, "--kinds", *kinds, "--correct-above", 0.51, "--formats", "cleanlab") == 0
+    suspects = read_suspects(out / "suspects.json").suspects
+    # --top is for each kind; corrections and exports are of all.
+    assert Counter(s.kind for s in suspects) == dict.fromkeys(kinds, 3)
+    assert "no_object_box_scores" in json.loads((out / "cleanlab.json").read_text())
+    (folder,) = (out / "corrected").iterdir()
+    lines = [json.loads(x) for x in (folder / "corrections.jsonl").read_text().splitlines()]
+    assert {line["what"] for line in lines} <= {"missing", "box"}
+    assert len(lines) > 9
+    assert "corrections of" in capsys.readouterr().out
+
+
+@pytest.fixture
+def noisy_config(noisy_set, tmp_path):
+    """60 images of the toy set with noise in memory that leaves some of them empty."""
+    clean = noisy_set.parent / "clean"
+    splits = clean / "ImageSets" / "Main"
+    names = (splits / "train.txt").read_text().splitlines()[:60]
+    (splits / "sixty.txt").write_text("\n".join(names))
+    entry = {"NAME": f"sixty_{tmp_path.name}", "ROOT": str(clean), "SPLIT": "sixty",
+             "CLASSES": list(TOY_CLASS_NAMES)}  # fmt: skip
+    path = tmp_path / "noisy.yaml"
+    path.write_text(
+        f"""_BASE_: "{REPO}/configs/Toy/faster_rcnn.yaml"
+DATASETS:
+  CUSTOM_VOC: {json.dumps([entry])}
+  TRAIN: ["{entry["NAME"]}"]
+  LABEL_NOISE:
+    RATE: 0.0
+    MISSING: {{RATE: 0.6}}
+    SPURIOUS: {{RATE: 0.2}}
+"""
+    )
+    return path
+
+
+def test_folds_are_trained_once_and_score_what_they_have_not_seen(
+    main, small_run, tmp_path, capsys, monkeypatch
+):
+    config = tmp_path / "config.yaml"
+    config.write_text((small_run / "config.yaml").read_text())
+    out = tmp_path / "out"
+    args = ("--config-file", config, "--folds", 2, "--output", out, "--crops", 0, "--kinds",
+            *KINDS, "--opts", "SOLVER.MAX_ITER", 2)  # fmt: skip
+    assert main(*args) == 0
+    tables = [AnnotationTable.read(out / f"fold_{k}") for k in (0, 1)]
+    seen = [{r["image_id"] for r in table.records()} for table in tables]
+    assert min(map(len, seen)) > 0
+    assert not seen[0] & seen[1]
+    whole = AnnotationTable.read(small_run)
+    assert seen[0] | seen[1] == {r["image_id"] for r in whole.records()}
+    # An annotation has the number that it has in the whole set.
+    ids = {a["annotation_id"]: a["bbox"] for r in whole.records() for a in r["annotations"]}
+    for table in tables:
+        for record in table.records():
+            assert all(ids[a["annotation_id"]] == a["bbox"] for a in record["annotations"])
+    audit = read_audit(out / "label_audit.json")
+    assert {a.annotation_id for a in audit.annotations} == {*ids}
+    # Each half is scored by the detector that was trained on the other one.
+    for k, images in enumerate(seen):
+        one = tmp_path / f"by_{k}"
+        checkpoint = ("--checkpoint", out / f"fold_{k}" / "model_final.pth", "--crops", 0)
+        assert main("--config-file", config, *checkpoint, "--output", one) == 0
+        alone = {a.annotation_id: a for a in read_audit(one / "label_audit.json").annotations}
+        others = [a for a in audit.annotations if a.image_id not in images]
+        assert others
+        for a in others:
+            assert a.mean_loss == alone[a.annotation_id].mean_loss
+            assert a.top_labels == alone[a.annotation_id].top_labels
+    before = (out / "fold_1" / "metrics.json").stat().st_mtime_ns
+    (out / "label_audit.json").rename(tmp_path / "first.json")
+    assert main(*args) == 0
+    assert (out / "fold_1" / "metrics.json").stat().st_mtime_ns == before
+    assert (out / "label_audit.json").read_bytes() == (tmp_path / "first.json").read_bytes()
+    capsys.readouterr()
+    assert main(*args[:-1], 3) == 2
+    assert "fold_0 is of a training run with another config, where 'MAX_ITER: 3'" in (
+        capsys.readouterr().err
+    )
+    assert main(*args[:3], 1, *args[4:]) == 2
+    assert "--folds must be at least 2; got 1" in capsys.readouterr().err
+
+
+def test_every_kind_against_noise_in_memory(main, noisy_config, tmp_path):
+    """Images that have lost all annotations are looked at too."""
+    pytest.importorskip("cleanlab")
+    model = tmp_path / "model.pth"
+    cfg = setup_cfg(str(noisy_config), ["DATASETS.TEST", "()"])
+    torch.save({"model": SuperLossTrainer.build_model(cfg).state_dict()}, model)
+    trained = noisy_dataset_dicts(cfg)[cfg.DATASETS.TRAIN[0]]
+    assert len(trained) < 60
+    out = tmp_path / "out"
+    args = ("--config-file", noisy_config, "--checkpoint", model, "--crops", 0, "--output", out)
+    assert main(*args, "--kinds", "missing_object", "no_object", "--evaluate") == 0
+    differences = json.loads((out / "differences.json").read_text())
+    counts = Counter(d["kind"] for d in differences["differences"])
+    given = [a for r in trained for a in r["annotations"]]
+    added = sum(a.get("true_category_id") == len(TOY_CLASS_NAMES) for a in given)
+    assert len(differences["images"]) == 60
+    assert differences["num_given"] == len(given)
+    assert 0 < counts["no_object"] + counts["duplicate"] <= added
+    # A box without an object may happen to lie on one that is missing.
+    missing = differences["num_true"] - (len(given) - added)
+    assert missing - added <= counts["missing_object"] <= missing
+    evaluation = json.loads((out / "evaluation_kinds.json").read_text())
+    assert {k: e["num_wrong"] for k, e in evaluation.items()} == {
+        k: counts[k] for k in ("missing_object", "no_object")
+    }

@@ -24,12 +24,24 @@ function drawTiles() {
   if (AUDIT.summary.num_unseen) {
     tiles.push([AUDIT.summary.num_unseen.toLocaleString("en"), "never sampled, not ranked"]);
   }
-  if (rows.length < all) tiles.push([rows.length.toLocaleString("en"), "most suspect shown below"]);
+  if (KINDS.some((kind) => kind !== "wrong_class")) addKindTiles(tiles);
+  else if (rows.length < all) tiles.push([rows.length.toLocaleString("en"), "most suspect shown below"]);
   for (const [value, text, kind = ""] of tiles) {
     const tile = element("div", `tile ${kind}`);
     tile.append(element("b", "", value), element("span", "", text));
     byId("tiles").append(tile);
   }
+}
+
+// How many suspects of each kind there are.
+function addKindTiles(tiles) {
+  for (const kind of KINDS.filter((name) => name !== "wrong_class")) {
+    const count = AUDIT.summary.suspects_by_kind[AUDIT.kinds.indexOf(kind)];
+    tiles.push([count.toLocaleString("en"), `${kindName(kind)}, suspicion above ${SUSPECT}`,
+      `kind kind-${kind}`]);
+  }
+  const listed = AUDIT.summary.num_listed;
+  if (rows.length < listed) tiles.push([rows.length.toLocaleString("en"), "listed below"]);
 }
 
 function drawHistogram(onChange) {

@@ -16,7 +16,7 @@ function fillCrop(holder, row, width, height) {
     holder.append(element("span", "none", "no image"));
     return;
   }
-  const [data, cropWidth, cropHeight, box] = crop;
+  const [data, cropWidth, cropHeight, given, suggested, others] = crop;
   const scale = Math.min(width / cropWidth, height / cropHeight);
   const frame = element("div", "frame");
   frame.style.width = `${cropWidth * scale}px`;
@@ -25,18 +25,29 @@ function fillCrop(holder, row, width, height) {
   image.src = `data:image/jpeg;base64,${data}`;
   image.alt = "";
   image.decoding = "async";
-  const mark = element("div", "box");
-  const [left, top, right, bottom] = box.map((x) => `${x / 10}%`);
-  mark.style.inset = `${top} ${right} ${bottom} ${left}`;
-  frame.append(image, mark);
+  frame.append(image, ...others.map((box) => makeBox(box, "other")));
+  if (suggested) frame.append(makeBox(suggested, "dashed"));
+  if (given) frame.append(makeBox(given, "given"));
   holder.append(frame);
 }
+
+function makeBox(box, className) {
+  const mark = element("div", `box ${className}`);
+  const [left, top, right, bottom] = box.map((x) => `${x / 10}%`);
+  mark.style.inset = `${top} ${right} ${bottom} ${left}`;
+  return mark;
+}
+
+// What a suspect is and what it is suggested to be.
+const WHAT = { misplaced_box: "other box", no_object: "remove", duplicate: "remove" };
+const namesOf = (row) => [row.kind === MISSING ? "no box" : label(row.label),
+  WHAT[row.kind] ?? label(row.suggested)];
 
 // ---- cards -------------------------------------------------------------------------------------
 
 function makeCard(position) {
   const row = shown[position];
-  const card = element("div", "card");
+  const card = element("div", `card kind-${row.kind}`);
   card.id = `card-${position}`;
   card.setAttribute("role", "option");
   card.dataset.place = row.place;
@@ -48,16 +59,18 @@ function makeCard(position) {
   fillCrop(crop, row, CARD.width - 2, 132);
   const text = element("div", "text");
   const names = element("div", "names");
-  names.append(element("span", "", label(row.label)), element("span", "arrow", "→"),
-    element("span", "to", label(row.suggested)));
+  const [from, to] = namesOf(row);
+  names.append(element("span", "", from), element("span", "arrow", "→"),
+    element("span", "to", to));
   const meter = element("div", "meter");
   meter.append(element("i"));
   meter.firstChild.style.width = `${row.suspicion * 100}%`;
   const numbers = element("div", "small");
-  numbers.append(element("span", "", `suspicion ${fixed(row.suspicion, 2)}`),
-    element("span", "", `σ ${fixed(row.confidence, 2)}`));
+  numbers.append(element("span", "", `suspicion ${fixed(row.suspicion, 2)}`));
+  if (row.label !== null) numbers.append(element("span", "", `σ ${fixed(row.confidence, 2)}`));
   text.append(names, meter, numbers);
   card.append(crop, text);
+  if (KINDS.length > 1) card.append(element("span", "chip", kindName(row.kind)));
   card.addEventListener("click", () => select(position));
   markCard(card, position);
   return card;
@@ -107,18 +120,23 @@ function fillInspector() {
   byId("inspector").style.visibility = row ? "visible" : "hidden";
   if (!row) return;
   const decision = decisions.get(row.place);
+  byId("view").className = `crop kind-${row.kind}`;
+  byId("kind").className = `chip kind-${row.kind}`;
+  byId("kind").textContent = kindName(row.kind);
   fillCrop(byId("view"), row, 310, 250);
-  const parts = [["given", label(row.label)], ["suggested", label(row.suggested)]].map(
-    ([title, name]) => {
-      const part = element("div");
-      part.append(element("small", "", title), element("b", "", name));
-      return part;
-    });
+  const [from, to] = namesOf(row);
+  const parts = [["given", from], ["suggested", to]].map(([title, name]) => {
+    const part = element("div");
+    part.append(element("small", "", title), element("b", "", name));
+    return part;
+  });
   byId("labels").replaceChildren(...parts);
   for (const verdict of VERDICTS) {
     byId(`verdict-${verdict}`).classList.toggle("on", decision?.verdict === verdict);
   }
-  const correction = decision?.verdict === "wrong" ? decision.label : row.suggested;
+  const correction = decision?.verdict === "wrong" ? decision.label : suggestionOf(row);
+  // What is not there cannot be removed.
+  byId("correction").options[0].disabled = row.kind === MISSING;
   byId("correction").value = correction === null ? "" : String(correction);
   byId("classes").replaceChildren(...row.top.map(([id, probability]) => {
     const bar = element("div", `bar ${id === row.label ? "given" : ""}`);
@@ -130,18 +148,37 @@ function fillInspector() {
     return bar;
   }));
   const facts = [
-    ["image", imageName(row)], ["annotation", `${row.index} (id ${row.annotation_id})`],
-    ["box, pixels", row.bbox.map((x) => Math.round(x)).join(", ")],
-    ["suspicion", fixed(row.suspicion, 3)],
+    ["image", imageName(row)], ["suspicion", fixed(row.suspicion, 3)], ...boxFacts(row),
+    ...(row.label === null ? [] : labelFacts(row)),
+  ];
+  byId("facts").replaceChildren(...facts.flatMap(([name, value]) => [
+    element("dt", "", name), element("dd", "", value),
+  ]));
+}
+
+const pixels = (box) => box.map((x) => Math.round(x)).join(", ");
+
+function boxFacts(row) {
+  const facts = [];
+  if (row.bbox) {
+    facts.push(["annotation", `${row.index} (id ${row.annotation_id})`],
+      ["box, pixels", pixels(row.bbox)]);
+  }
+  if (row.suggested_bbox) {
+    const name = row.kind === "duplicate" ? "the other box" : "suggested box";
+    facts.push([`${name}, pixels`, pixels(row.suggested_bbox)]);
+  }
+  return facts;
+}
+
+function labelFacts(row) {
+  return [
     ["given label correct with", percent(row.expected_correctness, 1)],
     ["confidence σ, mean / last",
       `${fixed(row.confidence, 3)} / ${fixed(row.last_confidence, 3)}`],
     ["loss, mean / last", `${fixed(row.mean_loss, 3)} / ${fixed(row.last_loss, 3)}`],
     ["samples", String(row.num_samples)],
   ];
-  byId("facts").replaceChildren(...facts.flatMap(([name, value]) => [
-    element("dt", "", name), element("dd", "", value),
-  ]));
 }
 
 function fillProgress() {

@@ -11,11 +11,15 @@ function refresh(keepPlace = null) {
   select(selected);
 }
 
-function judge(verdict) {
+function chosenClass() {
+  const chosen = byId("correction").value;
+  return chosen === "" ? null : Number(chosen);
+}
+
+function judge(verdict, correction = chosenClass()) {
   const row = shown[selected];
   if (!row) return;
-  const chosen = byId("correction").value;
-  decide(row, verdict, verdict === "wrong" && chosen !== "" ? Number(chosen) : null);
+  decide(row, verdict, verdict === "wrong" ? correction : null);
   fillProgress();
   if (filter.verdict) {
     // The row may have left the list: what followed it takes its position.
@@ -26,6 +30,23 @@ function judge(verdict) {
     layout();
     select(position);
   } else select(selected + (verdict ? 1 : 0));
+}
+
+function accept() {
+  const row = shown[selected];
+  if (row) judge("wrong", suggestionOf(row));
+}
+
+// Typing in a list that has the focus chooses by name; Enter takes it, and Escape leaves all as is.
+function chooseByKey(event) {
+  if (event.key === "Enter") {
+    event.preventDefault();
+    event.target.blur();
+    judge("wrong");
+  } else if (event.key === "Escape") {
+    event.target.blur();
+    fillInspector();
+  }
 }
 
 function save() {
@@ -58,20 +79,29 @@ function fillSelects() {
       option.value = value;
       return option;
     });
-  const given = [...new Set(rows.map((row) => row.label))].sort((a, b) => a - b);
+  const given = [...new Set(rows.map((row) => row.label))].filter((id) => id !== null)
+    .sort((a, b) => a - b);
   const suggested = [...new Set(rows.map((row) => row.suggested))].sort((a, b) => a - b);
+  byId("filter-kind").append(...KINDS.map((kind) => {
+    const option = element("option", "", kindName(kind));
+    option.value = kind;
+    return option;
+  }));
+  byId("kind").hidden = KINDS.length < 2;
   byId("filter-given").append(...options("any class", given));
   byId("filter-suggested").append(...options("any class", suggested));
   byId("correction").append(...options("no object: remove the box", AUDIT.classes.map((_, i) => i)));
 }
 
 function showFilter() {
-  for (const key of ["given", "suggested", "suspicion", "verdict", "image"]) {
+  for (const key of ["kind", "given", "suggested", "suspicion", "verdict", "image"]) {
     byId(`filter-${key}`).value = filter[key];
   }
   byId("order").value = filter.order;
   byId("suspicion-value").textContent = Number(filter.suspicion).toFixed(2);
 }
+
+let choosing = false; // by the keyboard, in the list of classes
 
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -83,7 +113,11 @@ function onKey(event) {
   const verdicts = { w: "wrong", r: "right", u: "unsure", x: null };
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (key in moves) select(selected + moves[key]);
-  else if (key in verdicts) judge(verdicts[key]);
+  else if (key === "a") accept();
+  else if (key === "c") {
+    choosing = true;
+    byId("correction").focus();
+  } else if (key in verdicts) judge(verdicts[key]);
   else if (key === "z") {
     const row = takeBack();
     fillProgress();
@@ -100,7 +134,7 @@ fillSelects();
 fillProgress();
 refresh();
 
-for (const key of ["given", "suggested", "verdict"]) {
+for (const key of ["kind", "given", "suggested", "verdict"]) {
   byId(`filter-${key}`).addEventListener("change", (event) => {
     filter[key] = event.target.value;
     refresh();
@@ -127,12 +161,15 @@ byId("reset").addEventListener("click", () => {
 for (const verdict of VERDICTS) {
   byId(`verdict-${verdict}`).addEventListener("click", () => judge(verdict));
 }
+byId("accept").addEventListener("click", accept);
 byId("correction").addEventListener("change", (event) => {
+  if (choosing) return; // until Enter
   const row = shown[selected];
-  const chosen = event.target.value === "" ? null : Number(event.target.value);
-  if (decisions.get(row.place)?.verdict === "wrong") decide(row, "wrong", chosen);
+  if (decisions.get(row.place)?.verdict === "wrong") decide(row, "wrong", chosenClass());
   event.target.blur(); // so that the keys work again
 });
+byId("correction").addEventListener("keydown", chooseByKey);
+byId("correction").addEventListener("blur", () => { choosing = false; });
 byId("save").addEventListener("click", save);
 byId("load").addEventListener("change", load);
 document.addEventListener("keydown", onKey);

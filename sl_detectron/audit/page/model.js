@@ -1,4 +1,4 @@
-// The state of the page: audited annotations, decisions about them, and filters.
+// The state of the page: suspects, decisions about them, and filters.
 
 const byId = (id) => document.getElementById(id);
 const AUDIT = JSON.parse(byId("audit").textContent);
@@ -9,6 +9,7 @@ const VERDICTS = ["wrong", "right", "unsure"];
 const rows = AUDIT.rows.map((values, place) => {
   const row = { place };
   AUDIT.columns.forEach((name, i) => { row[name] = values[i]; });
+  row.kind = AUDIT.kinds[row.kind];
   return row;
 });
 
@@ -19,7 +20,16 @@ function cropOf(row) {
   return crops[row.place];
 }
 
-const label = (id) => AUDIT.classes[id];
+// Kinds in the order of their list, as far as there are any.
+const KINDS = AUDIT.kinds.filter((kind) => rows.some((row) => row.kind === kind));
+const MISSING = "missing_object";
+const GOES = ["no_object", "duplicate"]; // whose box is suggested to be removed
+const MOVES = ["misplaced_box", MISSING]; // whose suggestion is a box
+
+const label = (id) => (id === null ? null : AUDIT.classes[id]);
+const kindName = (kind) => kind.replace("_", " ");
+// The class that a suspect should have; null where its box should go.
+const suggestionOf = (row) => (GOES.includes(row.kind) ? null : row.suggested);
 const fixed = (value, digits) => (value === null ? "–" : value.toFixed(digits));
 const percent = (value, digits) => `${value === null ? "–" : (100 * value).toFixed(digits)} %`;
 const imageName = (row) => `${AUDIT.datasets[row.dataset]}/${row.image_id}`;
@@ -35,17 +45,23 @@ function element(tag, className = "", text = "") {
 // ---- decisions ---------------------------------------------------------------------------------
 
 const VERSION = 1;
-const decisions = new Map(); // place in rows -> {verdict, label}; label is a class id or null
+// Place in rows -> {verdict, label, box}; label is a class id or null, box that to be or null.
+const decisions = new Map();
 // Key -> entry of a file: decisions on annotations of these datasets that this page does not hold,
 // because it is a shorter list than the one they were made in. They are saved with the others.
 const elsewhere = new Map();
-const keyOf = (dataset, image, index) => JSON.stringify([dataset, String(image), index]);
+// Of missing objects, which have no place in a file, the box tells them apart.
+const keyOf = (dataset, image, index, kind, box) => JSON.stringify(
+  [dataset, String(image), index, kind ?? "wrong_class", index < 0 ? box : null]);
+const keyOfRow = (row) => keyOf(
+  AUDIT.datasets[row.dataset], row.image_id, row.index, row.kind, row.suggested_bbox);
 const history = [];
 const storageKey = `sl_detectron label audit ${AUDIT.fingerprint}`;
 
 function decide(row, verdict, correction) {
   history.push([row.place, decisions.get(row.place)]);
-  if (verdict) decisions.set(row.place, { verdict, label: correction });
+  const box = MOVES.includes(row.kind) ? row.suggested_bbox : null;
+  if (verdict) decisions.set(row.place, { verdict, label: correction, box });
   else decisions.delete(row.place);
   remember();
 }
@@ -65,9 +81,10 @@ function exported() {
     const row = rows[place];
     const wrong = decision.verdict === "wrong";
     return {
-      dataset: AUDIT.datasets[row.dataset], image_id: row.image_id, index: row.index,
-      bbox: row.bbox, given: label(row.label), verdict: decision.verdict,
-      label: wrong && decision.label !== null ? label(decision.label) : null,
+      dataset: AUDIT.datasets[row.dataset], image_id: row.image_id, kind: row.kind,
+      index: row.index, bbox: row.bbox, given: label(row.label), verdict: decision.verdict,
+      label: wrong ? label(decision.label) : null,
+      box: row.kind === MISSING || (wrong && decision.label !== null) ? decision.box : null,
     };
   });
   entries.push(...elsewhere.values());
@@ -88,19 +105,22 @@ function checkFile(data) {
 }
 
 // A class that is unknown here must not become null, which takes the box away.
+const isBox = (value) => Array.isArray(value) && value.length === 4;
 const isDecision = (entry) => VERDICTS.includes(entry?.verdict)
-  && AUDIT.datasets.includes(entry.dataset) && AUDIT.classes.includes(entry.given)
+  && AUDIT.kinds.includes(entry.kind ?? "wrong_class")
+  && AUDIT.datasets.includes(entry.dataset)
   && (entry.label === null || AUDIT.classes.includes(entry.label))
-  && Number.isInteger(entry.index) && Array.isArray(entry.bbox) && entry.bbox.length === 4;
+  && (entry.kind === MISSING ? entry.index === -1 && isBox(entry.box)
+    : AUDIT.classes.includes(entry.given) && isBox(entry.bbox)
+      && Number.isInteger(entry.index) && entry.index >= 0 && (!entry.box || isBox(entry.box)));
 
 function restore(data) {
   checkFile(data);
-  const places = new Map(rows.map((row) => [
-    keyOf(AUDIT.datasets[row.dataset], row.image_id, row.index), row.place,
-  ]));
+  const places = new Map(rows.map((row) => [keyOfRow(row), row.place]));
   let unknown = 0;
   for (const entry of data.decisions) {
-    const key = keyOf(entry?.dataset, entry?.image_id, entry?.index);
+    const key = keyOf(
+      entry?.dataset, entry?.image_id, entry?.index, entry?.kind, entry?.box);
     const place = places.get(key);
     // A verdict on another label than the one that is shown says nothing about this one.
     if (!isDecision(entry)
@@ -108,7 +128,7 @@ function restore(data) {
     else if (place === undefined) elsewhere.set(key, entry);
     else {
       const id = entry.label === null ? null : AUDIT.classes.indexOf(entry.label);
-      decisions.set(place, { verdict: entry.verdict, label: id });
+      decisions.set(place, { verdict: entry.verdict, label: id, box: entry.box ?? null });
     }
   }
   remember();
@@ -128,7 +148,7 @@ try {
 // ---- filters -----------------------------------------------------------------------------------
 
 const NO_FILTER = {
-  given: "", suggested: "", suspicion: 0, verdict: "", image: "", bin: null, pair: null,
+  kind: "", given: "", suggested: "", suspicion: 0, verdict: "", image: "", bin: null, pair: null,
   order: "suspicion",
 };
 const filter = { ...NO_FILTER };
@@ -139,12 +159,13 @@ const binOf = (row) => (row.confidence === null ? -1
 
 function fits(row) {
   if (row.suspicion < filter.suspicion) return false;
+  if (filter.kind && row.kind !== filter.kind) return false;
   if (filter.given !== "" && row.label !== Number(filter.given)) return false;
   if (filter.suggested !== "" && row.suggested !== Number(filter.suggested)) return false;
   if (filter.bin !== null && binOf(row) !== filter.bin) return false;
   // A cell of the matrix counts suspects only.
   if (filter.pair && (row.label !== filter.pair[0] || row.suggested !== filter.pair[1]
-    || row.suspicion <= SUSPECT)) return false;
+    || row.suspicion <= SUSPECT || row.kind !== "wrong_class")) return false;
   if (filter.image && !imageName(row).toLowerCase().includes(filter.image)) return false;
   if (filter.verdict === "open") return !decisions.has(row.place);
   return !filter.verdict || decisions.get(row.place)?.verdict === filter.verdict;
@@ -152,7 +173,7 @@ function fits(row) {
 
 const ORDERS = {
   suspicion: (a, b) => a.place - b.place,
-  confidence: (a, b) => a.confidence - b.confidence || a.place - b.place,
+  confidence: (a, b) => (a.confidence ?? 9) - (b.confidence ?? 9) || a.place - b.place,
   loss: (a, b) => b.mean_loss - a.mean_loss || a.place - b.place,
   image: (a, b) => imageName(a).localeCompare(imageName(b)) || a.index - b.index,
 };

@@ -1,11 +1,11 @@
 """A COCO json file, for every command alike: its content in plain form, and changes to it."""
 
 import codecs
-import json
 import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from detectron2.structures import BoxMode
 from .annotations import Record, make_spurious
 from .changes import Change
 from .coco_content import missing_images, parse_coco, read_categories, read_images
+from .coco_edits import Rewrite, coco_edits
 from .coco_fields import Id, box_of, is_crowd, is_number, plain_id, segmentation_of
+from .edits import Edit, apply_edits
 from .flaws import Flaws
 
 __all__ = ["CocoFile"]
@@ -110,30 +112,40 @@ class CocoFile:
         return records
 
     def with_changes(self, changes: Sequence[Change]) -> bytes:
-        """The file with changes of :meth:`records` in it, in one line of ASCII.
+        """The file with changes of :meth:`records` in it; all else has the bytes that it had."""
+        return apply_edits(self.content, chain.from_iterable(self.edits(changes)))
 
-        All that the changes are not about has the values and the order that it had, keys unknown
-        to us too. White space is lost, and numbers are as Python writes them.
+    def edits(self, changes: Sequence[Change]) -> list[list[Edit]]:
+        """The byte edits that each change of :meth:`records` takes.
+
+        The area of an annotation without a mask, if it has one, follows its box.
+
+        Raises:
+            ValueError: the file has no annotations
         """
-        annotations = list(self._entries)
-        ids = (plain_id(a.get("id")) for a in self._entries)
-        new_id = max((i for i in ids if isinstance(i, int)), default=0)
+        if changes and not self.has_annotations:
+            raise ValueError(f"{self.path} has no list of annotations that could change")
+        numbers = (plain_id(a.get("id")) for a in self._entries)
+        new_id = max((i for i in numbers if isinstance(i, int)), default=0)
+        rewrites = []
         for change in changes:
             positions = self._positions[plain_id(change.image_id)]  # type: ignore[index]
             if change.what == "spurious":
                 new_id += 1
-                annotations.append(self._new_annotation(change, positions[0], new_id))
+                rewrites.append(Rewrite(None, self._new_annotation(change, positions, new_id)))
                 continue
             position = positions[change.index]
             if change.what == "missing":
-                annotations[position] = None
+                values = None
             elif change.what == "label":
-                new = {"category_id": self._category_ids[change.new]}
-                annotations[position] = {**annotations[position], **new}
+                values = {"category_id": self._category_ids[change.new]}
             else:
-                annotations[position] = {**annotations[position], "bbox": change.new}
-        left = [a for a in annotations if a is not None]
-        return json.dumps({**self._data, "annotations": left}).encode("ascii") + b"\n"
+                values = {"bbox": change.new}
+                entry = self._entries[position]
+                if "area" in entry and not entry.get("segmentation"):
+                    values["area"] = change.new[2] * change.new[3]
+            rewrites.append(Rewrite(position, values))
+        return coco_edits(self.content, rewrites)
 
     def _record(self, annotation: Mapping[str, Any]) -> dict[str, Any]:
         """An annotation in plain form as one of a dataset dict."""
@@ -145,16 +157,24 @@ class CocoFile:
             **{key: annotation[key] for key in optional if annotation.get(key)},
         }
 
-    def _new_annotation(self, change: Change, sibling: int, annotation_id: int) -> dict[str, Any]:
+    def _new_annotation(
+        self, change: Change, positions: Sequence[int], annotation_id: int
+    ) -> dict[str, Any]:
         category_id = self._category_ids[change.new["category_id"]]
-        added = make_spurious(
-            self._record(self._annotations[sibling]), category_id, change.new["bbox"]
-        )
+        # Of its image, if there is one.
+        sibling = next(iter((*positions, *self._annotations)), None)
+        like: Record = {"bbox_mode": BoxMode.XYWH_ABS}
+        if sibling is not None:
+            like = self._record(self._annotations[sibling])
+        added = make_spurious(like, category_id, change.new["bbox"])
         del added["bbox_mode"]
         if "keypoints" in added:
             added["num_keypoints"] = 0
         area = added["bbox"][2] * added["bbox"][3]
-        image_id = self._entries[sibling]["image_id"]
+        plain = plain_id(change.image_id)
+        # As the file spells it.
+        spelt = (i["id"] for i in self._data["images"] if plain_id(i.get("id")) == plain)
+        image_id = self._entries[positions[0]]["image_id"] if positions else next(spelt)
         return {"id": annotation_id, "image_id": image_id, "area": area, "iscrowd": 0, **added}
 
     def _read_annotations(self) -> dict[int, dict[str, Any]]:

@@ -12,9 +12,10 @@ from tqdm import tqdm
 from tqdm.contrib.concurrent import process_map
 
 from .changes import Change
+from .edits import Edit, apply_edits
 from .flaws import Flaws
 from .manifest import write_manifest
-from .voc_edits import Edit, apply_edits, voc_edits
+from .voc_edits import voc_edits
 from .voc_xml import parse_voc_xml, zero_based
 
 __all__ = ["FileChanges", "copy_devkit"]

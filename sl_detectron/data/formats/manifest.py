@@ -24,7 +24,7 @@ from typing import Any
 from detectron2.utils.file_io import PathManager
 
 from .changes import CHANGES, Change
-from .voc_edits import Edit
+from .edits import Edit
 
 __all__ = [
     "CLEAN",

@@ -1,4 +1,4 @@
-"""The clean set again, from a noisy copy alone."""
+"""The original set again, from a noisy or a corrected copy alone."""
 
 import hashlib
 import json
@@ -12,44 +12,62 @@ from typing import Any
 from tqdm import tqdm
 
 from ...files import new_folder, refuse_to_overwrite
+from .edits import Edit, undo_edits
 from .manifest import read_manifest
-from .voc_edits import Edit, undo_edits
 
-__all__ = ["DESCRIPTION", "MANIFEST", "ORIGINAL", "COPY_FILES", "PICTURE", "restore_clean"]
+__all__ = [
+    "CORRECTION",
+    "CORRECTIONS",
+    "COPY_FILES",
+    "DESCRIPTION",
+    "MANIFEST",
+    "ORIGINAL",
+    "PICTURE",
+    "restore_clean",
+]
 
 MANIFEST = "manifest.jsonl"
 DESCRIPTION = "noise.json"
 PICTURE = "confusion.png"
-# The clean file of a COCO copy; a VOC copy holds the edits of its files instead.
+# The clean file of a noisy COCO copy; other copies hold the edits of their files instead.
 ORIGINAL = "original.json"
 # What a noisy copy holds beside the files of its source.
 COPY_FILES = (MANIFEST, DESCRIPTION, PICTURE, ORIGINAL)
+# What a corrected copy holds beside them, in the place of manifest and description.
+CORRECTIONS = "corrections.jsonl"
+CORRECTION = "correction.json"
 
 
 def restore_clean(noisy: str | Path, out: str | Path | None = None, progress: bool = False) -> Path:
-    """Make a noisy copy clean: every file gets its clean bytes back.
+    """Make a noisy or a corrected copy what its source was: every file gets its bytes back.
 
     Args:
-        noisy: folder that an export wrote
-        out: new folder for the clean set, to be returned; None to take the place of ``noisy``
+        noisy: folder that an export of noise or a correction wrote
+        out: new folder for the original set, to be returned; None to take the place of ``noisy``
         progress: whether to show a progress bar
 
     Raises:
         FileNotFoundError: ``noisy`` is not a complete copy
         FileExistsError: ``out`` exists
-        ValueError: a file is not what the export wrote, or ``out`` is inside ``noisy``
+        ValueError: a file is not what was written, or ``out`` is inside ``noisy``
     """
     noisy = Path(os.path.realpath(noisy))
     target = noisy if out is None else Path(out)
     if out is not None:
         refuse_to_overwrite(target, noisy)
-    description = _read_description(noisy / DESCRIPTION)
-    clean = _clean_coco(noisy, description) if description["file"] else _clean_voc(noisy)
+    # A noisy copy of a corrected one has a link to the description of the latter.
+    corrected = (noisy / CORRECTION).is_file() and not (noisy / DESCRIPTION).is_file()
+    description = _read_description(noisy / (CORRECTION if corrected else DESCRIPTION))
+    if description["file"] and not corrected:
+        clean = _clean_coco(noisy, description)
+    else:
+        clean = _undone(noisy, CORRECTIONS if corrected else MANIFEST, description)
+    left_out = (CORRECTION, CORRECTIONS) if corrected else COPY_FILES
     with new_folder(target, replaces=out is None) as partial:
 
         def ignore(folder: str, _: list[str]) -> Sequence[str]:
             # Only at the top: a folder of the set may hold files of these names.
-            return COPY_FILES if Path(folder) == noisy else ()
+            return left_out if Path(folder) == noisy else ()
 
         shutil.copytree(noisy, partial, symlinks=True, ignore=ignore, dirs_exist_ok=True)
         for name, content in tqdm(clean, unit="file", disable=not progress):
@@ -61,7 +79,8 @@ def _read_description(path: Path) -> dict[str, Any]:
     """Return the description by the export; ``file`` names a COCO file, empty for a VOC copy."""
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path.parent} has no {path.name}; it is not a complete noisy copy"
+            f"{path.parent} has no {path.name}; it is not a complete noisy copy, nor one that "
+            "sl-audit --apply corrected"
         )
     try:
         description = json.loads(path.read_text())
@@ -82,20 +101,26 @@ def _clean_coco(noisy: Path, description: dict[str, Any]) -> Iterator[tuple[str,
     yield file, _read(noisy, ORIGINAL)
 
 
-def _clean_voc(noisy: Path) -> Iterator[tuple[str, bytes]]:
+def _undone(copy: Path, manifest: str, description: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
     edits: dict[str, list[Edit]] = defaultdict(list)
-    for number, line in enumerate(read_manifest(str(noisy / MANIFEST)), start=1):
+    for number, line in enumerate(read_manifest(str(copy / manifest)), start=1):
+        name = description["file"] or f"Annotations/{line['image_id']}.xml"
         try:
-            edits[f"Annotations/{line['image_id']}.xml"] += map(Edit.from_json, line["edits"])
+            edits[name] += map(Edit.from_json, line["edits"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            where = f"{noisy / MANIFEST}, line {number}"
+            where = f"{copy / manifest}, line {number}"
             raise ValueError(f"{where}: edits must be [[start, old, new], ...]: {error}") from error
+    digests = description.get("sha256") or {}
     for name, file_edits in edits.items():
-        content = _read(noisy, name)
+        content = _read(copy, name)
         try:
+            # An annotation that is gone leaves nothing to compare; a noisy VOC copy has no digests.
+            found = hashlib.sha256(content).hexdigest()
+            if isinstance(digests, dict) and digests.get(name, found) != found:
+                raise ValueError(f"its SHA-256 is {found}")
             content = undo_edits(content, file_edits)
         except ValueError as error:
-            raise ValueError(f"{noisy / name} changed since it was written: {error}") from error
+            raise ValueError(f"{copy / name} changed since it was written: {error}") from error
         yield name, content
 
 
@@ -103,5 +128,5 @@ def _read(noisy: Path, name: str) -> bytes:
     # A copy may come from elsewhere: what it names is in its folder, never a way out of it.
     path = noisy / name
     if os.path.realpath(path) != str(path) or not path.is_file():
-        raise ValueError(f"{noisy / MANIFEST} was not written for the files here: no {name}")
+        raise ValueError(f"the manifest in {noisy} was not written for its files: no {name}")
     return path.read_bytes()

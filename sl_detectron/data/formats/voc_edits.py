@@ -1,20 +1,15 @@
-"""Changes written into VOC's XML files: the listed values change, no other byte does.
-
-Rewriting XML through a parser loses white space, attribute order and number formats. An edit
-replaces bytes at an offset instead, and records the replaced bytes.
-"""
+"""Changes written into VOC's XML files: what a file says changes, no other byte does."""
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 from xml.parsers import expat
 from xml.sax.saxutils import escape
 
 from .changes import Change
+from .edits import Edit
 from .voc_xml import CORNERS, one_based
 
-__all__ = ["Edit", "apply_edits", "undo_edits", "voc_edits", "voc_object"]
+__all__ = ["voc_edits", "voc_object"]
 
 # An attribute's value may hold ">".
 _TAG = re.compile(rb"""<(?:[^>"']|"[^"]*"|'[^']*')*>""")
@@ -33,65 +28,6 @@ _OBJECT = """
 \t</object>"""
 
 Span = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Edit:
-    """Replace ``old`` by ``new`` at byte ``start`` of the original file."""
-
-    start: int
-    old: bytes
-    new: bytes
-
-    def to_json(self) -> list[Any]:
-        """Return [start, old, new], one character per byte."""
-        return [self.start, self.old.decode("latin-1"), self.new.decode("latin-1")]
-
-    @classmethod
-    def from_json(cls, value: list[Any]) -> "Edit":
-        """Inverse of :meth:`to_json`."""
-        start, old, new = value
-        return cls(start, old.encode("latin-1"), new.encode("latin-1"))
-
-
-def apply_edits(original: bytes, edits: Iterable[Edit]) -> bytes:
-    """Return the edited file.
-
-    Args:
-        original: content of the file
-        edits: in any order, but those at the same place in order of appearance
-
-    Raises:
-        ValueError: edits overlap, or the file does not have what an edit replaces
-
-    Example:
-        >>> edits = [Edit(4, b"dog", b"horse"), Edit(0, b"a", b"the")]
-        >>> apply_edits(b"a   dog", edits)
-        b'the   horse'
-        >>> undo_edits(b'the   horse', edits)
-        b'a   dog'
-    """
-    pieces, position = [], 0
-    for edit in sorted(edits, key=lambda edit: edit.start):
-        end = edit.start + len(edit.old)
-        if edit.start < position or original[edit.start : end] != edit.old:
-            raise ValueError(f"at byte {edit.start} there is no {edit.old!r} to replace")
-        pieces += [original[position : edit.start], edit.new]
-        position = end
-    return b"".join([*pieces, original[position:]])
-
-
-def undo_edits(edited: bytes, edits: Iterable[Edit]) -> bytes:
-    """Inverse of :func:`apply_edits`, with the same edits.
-
-    Raises:
-        ValueError: the file does not have what an edit put there
-    """
-    inverse, shift = [], 0
-    for edit in sorted(edits, key=lambda edit: edit.start):
-        inverse.append(Edit(edit.start + shift, edit.new, edit.old))
-        shift += len(edit.new) - len(edit.old)
-    return apply_edits(edited, inverse)
 
 
 def voc_edits(

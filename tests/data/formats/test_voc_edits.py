@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from helpers.label_noise_records import CLASSES, XML
 from sl_detectron.data.formats.changes import Change
-from sl_detectron.data.formats.voc_edits import Edit, apply_edits, undo_edits, voc_edits
+from sl_detectron.data.formats.edits import Edit, apply_edits, undo_edits
+from sl_detectron.data.formats.voc_edits import voc_edits
 
 
 @given(

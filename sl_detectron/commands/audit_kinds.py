@@ -1,0 +1,105 @@
+"""The part of an audit that looks for flaws of every kind, and says how well it finds them."""
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from ..audit.compare import (
+    SetComparison,
+    compare_sets,
+    comparison_table,
+    objects_of,
+    read_annotation_set,
+    write_comparison,
+)
+from ..audit.kind_scoring import (
+    evaluate_kinds,
+    kinds_table,
+    objectlab_ranked,
+    write_kinds_evaluation,
+)
+from ..audit.records import LabelAudit, SuspectList
+from ..audit.run import audit_kinds
+from ..config import num_classes_of
+from ..data.annotation_ids import AnnotationTable
+from ..label_noise import noisy_dataset_dicts
+from ..label_noise.config import without_noise
+
+__all__ = ["rank_kinds", "with_empty_images"]
+
+# Of the counts that are printed.
+SHOWN = 0.5
+
+
+def with_empty_images(
+    cfg: CfgNode, args: argparse.Namespace, table: AnnotationTable
+) -> AnnotationTable:
+    """The table with the images without annotations, which a training leaves out.
+
+    Raises:
+        ValueError: the training sets are not those of the table any more
+    """
+    if "missing_object" not in args.kinds:
+        return table
+    full = _whole_table(cfg)
+    if full.fingerprint != table.fingerprint:
+        raise ValueError(
+            f"the training sets {', '.join(table.sources)} have other annotations than "
+            f"{args.from_run} was trained on, so that its missing objects cannot be looked for: "
+            "audit its checkpoint by --checkpoint"
+        )
+    return full
+
+
+def _whole_table(cfg: CfgNode) -> AnnotationTable:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    return AnnotationTable.of(noisy_dataset_dicts(cfg), keep_empty=True)
+
+
+def rank_kinds(
+    cfg: CfgNode,
+    args: argparse.Namespace,
+    table: AnnotationTable,
+    audit: LabelAudit | None,
+    checkpoint: Any,
+) -> tuple[LabelAudit | None, SuspectList | None, list[str]]:
+    """The rankings of the chosen kinds, and lines to print; None but in the main process."""
+    kinds = [*dict.fromkeys(args.kinds)]
+    # Before the pass: the sets may have no image in common.
+    comparison = _compare(cfg, args, table)
+    found = audit_kinds(cfg, checkpoint, kinds, table, audit)
+    if found is None:
+        return None, None, []
+    audit, suspects, scores = found
+    lines = [_count(suspects, kinds)]
+    if comparison is not None:
+        lab = objectlab_ranked(table, scores, num_classes_of(cfg))
+        by_kind = evaluate_kinds(suspects, comparison, kinds, lab)
+        write_comparison(comparison, args.output)
+        write_kinds_evaluation(by_kind, Path(args.output, "evaluation_kinds.json"))
+        lines += [comparison_table(comparison), kinds_table(by_kind)]
+    return audit, suspects, lines
+
+
+def _compare(
+    cfg: CfgNode, args: argparse.Namespace, table: AnnotationTable
+) -> SetComparison | None:
+    """With the annotations that are known to be true: another set, or those before the noise."""
+    classes = table.classes or [*map(str, range(num_classes_of(cfg)))]
+    if args.truth:
+        return compare_sets(objects_of(table, classes), read_annotation_set(args.truth))
+    if args.evaluate and not args.manifest:
+        clean = _whole_table(without_noise(cfg))
+        return compare_sets(objects_of(table, classes), objects_of(clean, classes))
+    return None
+
+
+def _count(suspects: SuspectList, kinds: Sequence[str]) -> str:
+    counts = Counter(s.kind for s in suspects.suspects if s.score > SHOWN)
+    return f"suspects above {SHOWN}: " + ", ".join(f"{counts[kind]} {kind}" for kind in kinds)
