@@ -31,6 +31,7 @@ from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.engine.resume import STOPPED
 from sl_detectron.model_zoo import find_config
 from sl_detectron.sweep import read_grid, run_grid
+from sl_detectron.sweep.cost import estimate
 from sl_detectron.sweep.jobs import rank_args
 from sl_detectron.sweep.plan import plan
 from sl_detectron.sweep.state import KEEP, RUN_LOG
@@ -42,8 +43,11 @@ def main(args: argparse.Namespace) -> None:
     if args.dry_run:
         tool = ["sl-train"] if script else ["python", "tools/train_net.py"]
         tool += [word for module in args.imports for word in ("--import", module)]
-        for run in plan(grid, args.output):
+        runs = plan(grid, args.output)
+        for run in runs:
             print(shlex.join([*tool, *rank_args(args.num_gpus), *run.args]))
+        # Apart from the commands, which a shell may read.
+        print(estimate(runs, args.num_gpus), file=sys.stderr)
         return
     unfinished = run_grid(
         grid,
@@ -73,7 +77,11 @@ def cli() -> int:
     parser = tool_parser(__doc__)
     parser.add_argument("--config", required=True, metavar="GRID.yaml", help="file of the grid")
     parser.add_argument("--output", required=True, help="folder for all output")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands of all runs")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the commands of all runs, and to stderr what they may cost on a GPU",
+    )
     parser.add_argument(
         "--scale-schedule",
         type=float,

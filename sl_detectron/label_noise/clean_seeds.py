@@ -31,7 +31,7 @@ class CleanSeeds:
     Example:
         >>> seeds = CleanSeeds(share=0.5)
         >>> [seeds.has("pets", {"image_id": i}) for i in range(4)]
-        [True, False, True, True]
+        [False, False, False, True]
     """
 
     share: float = 0.0

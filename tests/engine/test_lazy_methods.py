@@ -17,6 +17,7 @@ from helpers.method_cases import (
     numbered_batch,
     options,
 )
+from helpers.trainings import assert_equal, train_net
 from sl_detectron import rivals
 from sl_detectron.data.annotation_ids import AnnotationTable
 from sl_detectron.engine.lazy import _build_method
@@ -108,3 +109,19 @@ def test_what_is_refused():
         rivals.CLC(5, "both")
     with pytest.raises(ValueError, match=r"START must be at least 0; got -1"):
         rivals.CLC(5, start=-1)
+
+
+@pytest.mark.slow
+def test_a_training_with_a_method_goes_on_bit_for_bit(toy_env, tmp_path):
+    opts = ["dataloader.train.total_batch_size=2", "train.eval_period=0", "train.max_iter=4"]
+    opts += ["train.checkpointer.period=2", "method.ramp=1"]
+    args = ["--config-file", CO_TEACHING, f"train.output_dir={tmp_path}", *opts]
+    done = train_net(toy_env, *args)
+    assert done.returncode == 0, done.stderr
+    expected = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert not expected["method"]["first.queue"].isnan().all()
+    (tmp_path / "model_final.pth").unlink()
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    done = train_net(toy_env, "--resume", *args)
+    assert done.returncode == 0, done.stderr
+    assert_equal(torch.load(tmp_path / "model_final.pth", weights_only=True), expected)
