@@ -67,11 +67,14 @@ def small_config(detector: str, superloss: bool) -> CfgNode:
 
 
 def on_resnet_18(cfg: CfgNode) -> CfgNode:
-    """The config on the toy configs' ResNet-18.
+    """The config on the ResNet-18 of the toy configs; not for the C4 detectors.
 
-    It is wide enough for group norm, and untrained its scores and deltas are near 0.
+    It is wide enough for group norm. Untrained, its scores and deltas are near 0, so that some
+    proposals are foreground beside the objects themselves.
     """
-    cfg.MODEL.RESNETS = get_config("Toy/faster_rcnn.yaml").MODEL.RESNETS
+    cfg.MODEL.RESNETS.DEPTH = 18
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 64
     return cfg
 
 

@@ -8,7 +8,15 @@ from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from helpers.detectors import DETECTORS, NUM_CLASSES, build, make_batch, run_losses, small_config
+from helpers.detectors import (
+    DETECTORS,
+    NUM_CLASSES,
+    build,
+    make_batch,
+    on_resnet_18,
+    run_losses,
+    small_config,
+)
 from sl_detectron.losses import SuperLoss, confidence, superloss
 from sl_detectron.modeling import SuperLossTerm, superloss_roi_heads
 from sl_detectron.modeling.matched_annotations import ids_by_target, with_annotation_ids
@@ -16,8 +24,13 @@ from sl_detectron.modeling.matched_annotations import ids_by_target, with_annota
 LOCAL = -2  # ids of a batch whose loader gave none count down from here
 
 
+def detector_config(detector, superloss):
+    cfg = small_config(detector, superloss)
+    return cfg if detector.startswith("c4") else on_resnet_18(cfg)
+
+
 def superloss_model(detector, *opts):
-    cfg = small_config(detector, superloss=True)
+    cfg = detector_config(detector, superloss=True)
     cfg.merge_from_list(["MODEL.SUPERLOSS.BOX_REG.ENABLED", True, *opts])
     return build(cfg)
 
@@ -202,7 +215,7 @@ class ForgetfulROIHeads(StandardROIHeads):
 
 def test_ids_are_found_again_where_sampling_drops_them():
     superloss_roi_heads(ForgetfulROIHeads)
-    cfg = small_config("standard", superloss=False)
+    cfg = detector_config("standard", superloss=False)
     cfg.MODEL.ROI_HEADS.NAME = "SuperLossForgetfulROIHeads"
     cfg.MODEL.SUPERLOSS.CLS.GRANULARITY = "instance"
     model = build(cfg)
@@ -222,7 +235,7 @@ def test_ids_are_found_again_where_sampling_drops_them():
 @pytest.mark.parametrize("detector", ["standard", "cascade", "retinanet"])
 def test_warm_up_trains_on_the_plain_loss_while_tau_learns(detector):
     opts = ("MODEL.SUPERLOSS.WARMUP_ITERS", 2)
-    stock = build(small_config(detector, superloss=False))
+    stock = build(detector_config(detector, superloss=False))
     model = superloss_model(detector, *opts)
     for iteration, is_stock in ((0, True), (1, True), (2, False)):
         # Side by side, as RetinaNet's normalizer moves with every step.
@@ -299,7 +312,7 @@ def test_without_a_warm_up_no_key_joins_the_checkpoint():
 @pytest.mark.parametrize("detector", ["standard", "cascade", "c4_masks", "retinanet"])
 def test_a_class_beyond_the_detectors_is_refused(detector, superloss):
     """Stock would train it as background. Also with any loader, and with the terms off."""
-    cfg = small_config(detector, superloss=True)
+    cfg = detector_config(detector, superloss=True)
     cfg.MODEL.SUPERLOSS.CLS.ENABLED = superloss
     model, batch = build(cfg), make_batch()
     batch[0]["instances"].gt_classes[-1] = NUM_CLASSES

@@ -5,7 +5,15 @@ import torch
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 
-from helpers.detectors import NUM_CLASSES, build, make_batch, roi_batch, run_losses, small_config
+from helpers.detectors import (
+    NUM_CLASSES,
+    build,
+    make_batch,
+    on_resnet_18,
+    roi_batch,
+    run_losses,
+    small_config,
+)
 from sl_detectron.losses import SuperLoss
 
 DETECTORS = ("standard", "retinanet")
@@ -150,8 +158,8 @@ def test_half_precision_losses(dtype, tau):
 @every_width
 def test_retinanet_with_parameters_of_16_bits(dtype):
     """Not autocast: weights, images and gradients are of 16 bits, tau stays float64."""
-    cfg, exact = superloss_config("retinanet"), build(superloss_config("retinanet"))
-    model, batch = build(cfg).to(dtype), make_batch()
+    cfg = on_resnet_18(superloss_config("retinanet"))
+    exact, model, batch = build(cfg), build(cfg).to(dtype), make_batch()
     for sample in batch:
         sample["image"] = sample["image"].to(dtype)
     losses, gradients, _ = run_losses(model, batch)

@@ -317,12 +317,14 @@ def test_two_sets_are_compared_without_a_detector(main, noisy_set, toy_root, tmp
     assert "--compare needs --truth" in capsys.readouterr().err
 
 
-def test_kinds_are_evaluated_against_true_annotations(main, small_run, noisy_set, tmp_path, capsys):
+def test_kinds_are_evaluated_against_true_annotations(
+    main, small_run, noisy_set, toy_root, tmp_path, capsys
+):
     pytest.importorskip("cleanlab")
-    clean, out = noisy_set.parent / "clean", tmp_path / "audit"
+    out = tmp_path / "audit"
     kinds = ("wrong_class", "missing_object")
     args = ("--from-run", small_run, "--crops", 0, "--output", out, "--truth")
-    assert main(*args, clean, "--kinds", *kinds) == 0
+    assert main(*args, toy_root, "--kinds", *kinds) == 0
     evaluation = json.loads((out / "evaluation_kinds.json").read_text())
     differences = json.loads((out / "differences.json").read_text())
     assert [*evaluation] == [*kinds]
@@ -341,7 +343,7 @@ def test_kinds_are_evaluated_against_true_annotations(main, small_run, noisy_set
     assert main(*args, tmp_path / "gone.json") == 2
     assert "no COCO json at" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main(*args, clean, "--manifest", noisy_set / "manifest.jsonl")
+        main(*args, toy_root, "--manifest", noisy_set / "manifest.jsonl")
     assert "--truth and --manifest are two truths" in capsys.readouterr().err
 
 
