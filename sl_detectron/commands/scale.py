@@ -8,7 +8,8 @@ from pathlib import Path
 from tabulate import tabulate
 
 from ..files import write_text
-from .scale_jobs import JOBS, Figures
+from .scale_figures import Figures
+from .scale_jobs import JOBS
 
 __all__ = ["PLAN", "run_scale", "with_table"]
 
@@ -19,6 +20,10 @@ PLAN: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "stock loader": ((80,), (100_000, 1_000_000)),
     "audit": ((1203,), (100_000, 1_270_000)),
     "ranks": ((1203,), (100_000, 1_270_000)),
+    # Of detections.
+    "evaluation": ((365,), (100_000, 5_000_000)),
+    # Of rounds.
+    "steps": ((80,), (10,)),
 }
 BEGIN, END = "<!-- measured by tools/benchmark_scale.py -->", "<!-- end -->"
 
