@@ -1,9 +1,11 @@
 """The work of ``tools/benchmark_scale.py``: jobs at several sizes, and their table."""
 
+import logging
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -77,7 +79,9 @@ def with_table(page: str, table: str, path: Path) -> str:
 def _in_fresh_process(job: str, size: int, num_classes: int) -> Figures:
     """Of which the peak memory is that of the job."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    # Logs of trainers and datasets would hide the tables.
+    quiet: dict[str, Any] = {"initializer": logging.disable, "initargs": (logging.WARNING,)}
+    with ProcessPoolExecutor(1, mp_context=context, **quiet) as pool:
         return pool.submit(JOBS[job], size, num_classes).result()
 
 
