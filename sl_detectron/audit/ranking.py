@@ -9,6 +9,7 @@ import torch
 
 from ..data.annotation_ids import AnnotationTable
 from ..data.formats.annotations import Annotation, Record
+from ..data.many_objects import many_objects
 from .few_classes import Distributions, blocks
 from .records import AuditedAnnotation, LabelAudit
 from .tracker import AnnotationStatistics
@@ -39,6 +40,7 @@ def suspicion(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     return torch.where(other > 0, other / (other + given).clamp_min(1e-30), 0.0)
 
 
+@many_objects()
 def audit_annotations(table: AnnotationTable, statistics: AnnotationStatistics) -> LabelAudit:
     """Rank the annotations of training sets by :func:`suspicion`.
 

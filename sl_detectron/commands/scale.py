@@ -1,24 +1,31 @@
 """The work of ``tools/benchmark_scale.py``: jobs at several sizes, and their table."""
 
+import logging
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
 from ..files import write_text
-from .scale_jobs import JOBS, Figures
+from .scale_figures import Figures
+from .scale_jobs import JOBS
 
 __all__ = ["PLAN", "run_scale", "with_table"]
 
 # {job: (classes, sizes)}: minutes on two cores. LVIS has 1.27 million annotations.
 PLAN: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    "statistics": ((20, 80, 365, 1203), (100_000, 1_000_000, 10_000_000)),
+    "statistics": ((20, 80, 365, 1203), (100_000, 10_000_000)),
     "loader": ((80,), (100_000, 1_000_000)),
     "stock loader": ((80,), (100_000, 1_000_000)),
     "audit": ((1203,), (100_000, 1_270_000)),
     "ranks": ((1203,), (100_000, 1_270_000)),
+    # Of detections.
+    "evaluation": ((365,), (100_000, 5_000_000)),
+    # Of rounds.
+    "steps": ((80,), (10,)),
 }
 BEGIN, END = "<!-- measured by tools/benchmark_scale.py -->", "<!-- end -->"
 
@@ -72,7 +79,9 @@ def with_table(page: str, table: str, path: Path) -> str:
 def _in_fresh_process(job: str, size: int, num_classes: int) -> Figures:
     """Of which the peak memory is that of the job."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    # Logs of trainers and datasets would hide the tables.
+    quiet: dict[str, Any] = {"initializer": logging.disable, "initargs": (logging.WARNING,)}
+    with ProcessPoolExecutor(1, mp_context=context, **quiet) as pool:
         return pool.submit(JOBS[job], size, num_classes).result()
 
 

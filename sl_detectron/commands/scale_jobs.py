@@ -1,22 +1,17 @@
-"""What a large dataset costs: the jobs that are measured, each in a process of its own.
-
-A job returns {what: (value, unit)}; seconds are those of the processor, memory is above what the
-process had before.
-"""
+"""What a large dataset costs: the jobs that are measured, each in a process of its own."""
 
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import islice
 from multiprocessing import active_children
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from ..audit.compact_tracker import build_tracker
 from ..audit.files import write_audit
 from ..audit.ranking import audit_annotations
 from ..audit.records import top_suspects
@@ -25,51 +20,22 @@ from ..data.annotation_ids import AnnotationTable
 from ..data.datasets import check_dataset, register_coco_datasets
 from ..data.formats.annotations import Record
 from ..label_noise import SymmetricNoise, build_noisy_train_loader, noisy_sets
+from .scale_figures import MB, Figures, measured, own_bytes, peak_bytes, status_bytes
 from .scale_sets import SAMPLES, made_table, made_tracker, predictions, write_coco
+from .scale_training import evaluation_job, step_job
 
-__all__ = ["JOBS", "Figures", "peak_bytes"]
+__all__ = ["JOBS"]
 
-Figures = dict[str, tuple[float, str]]
-MB = 2.0**20
 NUM_WORKERS = 2
 # Steps over which the cost of one is averaged.
 STEPS = 20
-
-
-def peak_bytes() -> int:
-    """The largest resident memory that this process has had."""
-    return _status("self", "VmHWM")
-
-
-def _status(process: str, key: str, file: str = "status") -> int:
-    """Bytes that Linux says about a process."""
-    try:
-        lines = Path("/proc", process, file).read_text().splitlines()
-        return 1024 * sum(int(x.split()[1]) for x in lines if x.startswith(f"{key}:"))
-    except FileNotFoundError as error:
-        raise ValueError(f"memory is measured on Linux only: {error}") from error
-
-
-def _own_bytes(pid: int | None) -> int:
-    """Memory of a process that it shares with no other."""
-    keys = ("Private_Clean", "Private_Dirty")
-    return sum(_status(str(pid), key, "smaps_rollup") for key in keys)
-
-
-@contextmanager
-def _measured(figures: Figures, name: str) -> Iterator[None]:
-    """Add the seconds that a block takes on the processor."""
-    start = time.process_time()
-    yield
-    figures[name] = (time.process_time() - start, "s")
 
 
 def statistics_job(num_annotations: int, num_classes: int) -> Figures:
     """The tracker: bytes an annotation, in memory and in a checkpoint, and a step."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(num_classes, (num_annotations,), generator=generator)
-    tracker = made_tracker(labels[:0], num_classes, 0)
-    tracker = type(tracker)(*_arguments(tracker, labels, num_classes))
+    tracker = build_tracker(labels, num_classes)
     held = sum(buffer.nbytes for buffer in tracker.buffers())
     steps = []
     for _ in range(STEPS):
@@ -92,11 +58,6 @@ def statistics_job(num_annotations: int, num_classes: int) -> Figures:
     }
 
 
-def _arguments(tracker: Any, labels: torch.Tensor, num_classes: int) -> tuple[Any, ...]:
-    compact = hasattr(tracker, "sketch")
-    return (labels, num_classes) if compact else (len(labels), num_classes)
-
-
 def _few_fields(record: Record) -> Record:
     """A mapper that reads no image."""
     return {"image_id": record["image_id"], "num": len(record["annotations"])}
@@ -110,11 +71,11 @@ def loader_job(num_annotations: int, num_classes: int) -> Figures:
         entry = {"NAME": "scale_set", "JSON_FILE": str(path), "IMAGE_ROOT": "none://images"}
         register_coco_datasets([entry])
         before = peak_bytes()
-        with _measured(figures, "check and read"):
+        with measured(figures, "check and read"):
             check_dataset("scale_set", keep=True)
-        with _measured(figures, "noise and numbers"):
+        with measured(figures, "noise and numbers"):
             sets = noisy_sets("scale_set", [SymmetricNoise(rate=0.2, seed=0)])
-        with _measured(figures, "loader and table"):
+        with measured(figures, "loader and table"):
             loader = build_noisy_train_loader(
                 sets=sets, mapper=_few_fields, total_batch_size=16, num_workers=NUM_WORKERS
             )
@@ -122,7 +83,7 @@ def loader_job(num_annotations: int, num_classes: int) -> Figures:
         del sets
         batches = iter(loader)
         sum(len(batch) for batch in islice(batches, 200))
-        held = [_own_bytes(worker.pid) for worker in active_children()]
+        held = [own_bytes(worker.pid) for worker in active_children()]
         loader.close()
         if len(held) < NUM_WORKERS:
             raise ValueError(f"{len(held)} of {NUM_WORKERS} loader workers were found")
@@ -140,7 +101,7 @@ def stock_loader_job(num_annotations: int, num_classes: int) -> Figures:
         entry = {"NAME": "scale_set", "JSON_FILE": str(path), "IMAGE_ROOT": "none://images"}
         register_coco_datasets([entry])
         before = peak_bytes()
-        with _measured(figures, "detectron2: read, filter, serialize"):
+        with measured(figures, "detectron2: read, filter, serialize"):
             DatasetFromList(get_detection_dataset_dicts("scale_set"))
         figures["detectron2: main process, peak"] = ((peak_bytes() - before) / MB, "MB")
     return figures
@@ -152,15 +113,15 @@ def audit_job(num_annotations: int, num_classes: int) -> Figures:
     table = made_table("scale_set", num_annotations, num_classes)
     labels = torch.tensor(table.labels())
     tracker = made_tracker(labels, num_classes, table.fingerprint)
-    before = _status("self", "VmRSS")
+    before = status_bytes("self", "VmRSS")
     with tempfile.TemporaryDirectory() as folder:
         table.write(folder)
         del table
-        with _measured(figures, "rank"):
+        with measured(figures, "rank"):
             audit = audit_annotations(AnnotationTable.read(folder), tracker.statistics())
-        with _measured(figures, "write json and csv"):
+        with measured(figures, "write json and csv"):
             write_audit(audit, folder)
-        with _measured(figures, "report, 3 suspects a class"):
+        with measured(figures, "report, 3 suspects a class"):
             write_report(top_suspects(audit, 3, per_class=True), folder)
         files = sum(path.stat().st_size for path in Path(folder).iterdir())
     if len(audit.annotations) != num_annotations:
@@ -212,4 +173,6 @@ JOBS: dict[str, Callable[[int, int], Figures]] = {
     "stock loader": stock_loader_job,
     "audit": audit_job,
     "ranks": ranks_job,
+    "evaluation": evaluation_job,
+    "steps": step_job,
 }

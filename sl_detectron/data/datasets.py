@@ -29,6 +29,7 @@ from . import voc
 from .formats.coco_json import CocoFile
 from .formats.flaws import Flaws
 from .images import image_name
+from .many_objects import many_objects
 from .record_sets import checked_records
 
 __all__ = [
@@ -125,6 +126,7 @@ def custom_entries(names: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
     return entries
 
 
+@many_objects()
 def load_dataset(
     name: str, bad_annotations: str = "error", *, flaws: Flaws | None = None
 ) -> list[Record]:

@@ -35,6 +35,7 @@ from ..data.formats.annotations import Record
 from ..data.formats.flaws import check_bad_annotations
 from ..data.formats.manifest import changes_from_manifest
 from ..data.images import CheckedImages, warn_of_turned
+from ..data.many_objects import many_objects
 from ..data.train_loader import TrainLoader, check_loading
 from .clean_seeds import CleanSeeds
 from .config import (
@@ -120,19 +121,21 @@ def build_noisy_train_loader(
         warn_of_turned(of_set, f"dataset {name!r}")
     if records is None:
         records = [record for of_set in sets.values() for record in of_set]
-    loader = TrainLoader(
-        records,
-        mapper,
-        total_batch_size,
-        make_sampler,
-        aspect_ratio_grouping=aspect_ratio_grouping,
-        num_workers=num_workers,
-        broken_images=broken_images,
-    )
-    loader.annotations = AnnotationTable.of(sets)
+    with many_objects():
+        loader = TrainLoader(
+            records,
+            mapper,
+            total_batch_size,
+            make_sampler,
+            aspect_ratio_grouping=aspect_ratio_grouping,
+            num_workers=num_workers,
+            broken_images=broken_images,
+        )
+        loader.annotations = AnnotationTable.of(sets)
     return loader
 
 
+@many_objects()
 def noisy_sets(
     names: str | Sequence[str],
     noises: Sequence[Noise] = (),
@@ -194,6 +197,7 @@ def check_train_loader(cfg: CfgNode) -> None:
     check_folds(cfg.DATASETS.FOLDS, cfg.DATASETS.HELD_OUT_FOLD)
 
 
+@many_objects()
 def noisy_dataset_dicts(cfg: CfgNode) -> dict[str, list[Record]]:
     """Load the training sets, inject their noise and drop what detectron2 would drop.
 

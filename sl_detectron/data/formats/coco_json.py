@@ -180,7 +180,13 @@ class CocoFile:
     def _read_annotations(self) -> dict[int, dict[str, Any]]:
         kept: dict[int, dict[str, Any]] = {}
         counts = Counter(plain_id(a.get("id")) for a in self._entries)
+        num_in_order = 0
         for position, annotation in enumerate(self._entries):
+            if self._is_in_order(annotation, counts):
+                kept[position] = annotation
+                self._positions[annotation["image_id"]].append(position)
+                num_in_order += 1
+                continue
             where = f"{self.path}: annotations[{position}]"
             try:
                 plain = self._plain(annotation, where, counts)
@@ -190,10 +196,42 @@ class CocoFile:
             if plain is not None:
                 kept[position] = plain
                 self._positions[plain["image_id"]].append(position)
+        self._flaws.count_boxes(num_in_order)
         self._flaws.check_boxes()
         if not kept and not self._flaws.found:
             self._flaws.note("no annotation of an image in the file, so the set has none", "")
         return kept
+
+    def _is_in_order(self, annotation: Mapping[str, Any], counts: Counter) -> bool:
+        """Whether nothing can be said of an annotation, and it is in plain form: most are.
+
+        It is no more than a short cut, by which a million annotations are read in a third of the
+        time.
+        """
+        get = annotation.get
+        image_id, box, area, crowd = get("image_id"), get("bbox"), get("area"), get("iscrowd")
+        ids = (get("id"), image_id, get("category_id"), crowd)
+        if not all(type(number) is int for number in ids) or type(box) is not list:
+            return False
+        if len(box) != 4 or not {type(x) for x in (*box, area)} <= {int, float}:
+            return False
+        image = self._images.get(image_id)  # type: ignore[arg-type]
+        if image is None or "width" not in image or "ignore" in annotation or get("segmentation"):
+            return False
+        x, y, width, height = box
+        edges = x >= 0 and y >= 0 and x + width <= image["width"] and y + height <= image["height"]
+        # Neither a fraction of the image nor a point of it.
+        is_large = width >= 1 and height >= 1 and max(box) > 2
+        off = abs(area - width * height)
+        return (
+            edges
+            and is_large
+            and off <= max(0.01 * width * height, 1)
+            and crowd in (0, 1)
+            and ids[2] in self.class_ids
+            and counts[ids[0]] == 1
+            and get("segmentation", []) is not None
+        )
 
     def _plain(
         self, annotation: Mapping[str, Any], where: str, counts: Counter

@@ -75,6 +75,10 @@ class Flaws:
         is_corner = max(map(abs, given)) <= _CORNER and (size is None or max(size) > _CORNER)
         self._num_tiny += odd == _TINY or is_corner
 
+    def count_boxes(self, number: int) -> None:
+        """Count boxes that have nothing odd and are no points."""
+        self._num_boxes += number
+
     def check_boxes(self) -> None:
         """Keep as a flaw that all boxes counted are too small to be of objects, in pixels."""
         if self._num_tiny and self._num_tiny == self._num_boxes:

@@ -1,11 +1,14 @@
 """COCO json files: read as detectron2 reads them, bad ones named."""
 
+import json
+
 import pytest
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from helpers.label_noise_records import coco_json, content
 from sl_detectron.data.formats.coco_json import CocoFile
+from sl_detectron.data.formats.flaws import Flaws
 
 
 def test_coco_records_are_detectron2s(tmp_path, coco_name):
@@ -47,3 +50,67 @@ def test_bad_coco_json_is_named(tmp_path, text, message):
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(ValueError, match=rf"bad\.json.*{message}"):
         CocoFile(tmp_path / "bad.json").records()
+
+
+def odd_annotations():
+    """One annotation in order, and one for each oddity that the short cut must not pass over."""
+    fine = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 10, 20], "area": 200, "iscrowd": 0}
+    changes = [
+        {},
+        {"bbox": [1.5, 2, 10.0, 20.5], "area": 205.0},
+        {"iscrowd": 1},
+        {"iscrowd": True},
+        {"iscrowd": "1"},
+        {"area": 100},
+        {"area": None},
+        {"area": float("nan")},
+        {"bbox": [0, 0, 64, 48], "area": 3072},
+        {"bbox": [30, 2, 40, 20], "area": 800},
+        {"bbox": [-1, 2, 10, 20]},
+        {"bbox": [0.1, 0.1, 0.5, 0.5], "area": 0.25},
+        {"bbox": [0, 0, 1, 1], "area": 1},
+        {"bbox": [3, 3, 0, 5]},
+        {"bbox": [500, 3, 5, 5]},
+        {"bbox": [True, 2, 10, 20]},
+        {"bbox": ["1", 2, 10, 20]},
+        {"bbox": [1, 2, 10]},
+        {"bbox": [1, 2, float("inf"), 20]},
+        {"ignore": 1},
+        {"ignore": None},
+        {"image_id": "1"},
+        {"image_id": 1.0},
+        {"image_id": 9},
+        {"category_id": 7},
+        {"category_id": "1"},
+        {"id": 1},
+        {"id": "70"},
+        {"segmentation": []},
+        {"segmentation": None},
+        {"segmentation": [[1, 2, 3, 4, 5, 6]]},
+        {"segmentation": [[1, 2]]},
+        {"extra": "kept"},
+    ]
+    return [{**fine, "id": i + 1, **change} for i, change in enumerate(changes)]
+
+
+@pytest.mark.parametrize("number", range(len(odd_annotations())))
+def test_the_short_cut_reads_what_the_whole_check_reads(tmp_path, monkeypatch, number):
+    """Records, plain form, flaws and notes are those of a reader without it."""
+    image = {"id": 1, "file_name": "a.jpg", "height": 48, "width": 64}
+    odd = odd_annotations()
+    data = {"images": [image], "categories": [{"id": 1, "name": "cat"}]}
+    data["annotations"] = [odd[0], odd[number], odd[1]] if number else odd[:1]
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps(data))
+
+    def read():
+        flaws = Flaws("set", "skip")
+        file = CocoFile(path, "none://images", flaws=flaws)
+        found = [(what, str(error)) for what, error in flaws.found]
+        texts = [flaws.summary(text) for text in flaws.notes]
+        # Through json: True equals 1, and is another value in a file.
+        return json.dumps([file.records(), file.plain(), found, texts]), file.is_plain()
+
+    ours = read()
+    monkeypatch.setattr(CocoFile, "_is_in_order", lambda *_: False)
+    assert ours == read()
