@@ -1,31 +1,22 @@
 """Score every annotation with a trained detector, stock or not, in one pass over the images.
 
-ROI heads get the annotated boxes as proposals. A hook reads the output of their predictors, so that
-any heads and predictors work. A RetinaNet scores an annotation by the anchors that its matcher
-assigns to it.
-
 Shape legend: S samples (boxes or anchors), K classes.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, detection_utils
 from detectron2.data import transforms as T
 from detectron2.data.samplers import InferenceSampler
-from detectron2.modeling import GeneralizedRCNN, RetinaNet
-from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
-from detectron2.modeling.roi_heads import CascadeROIHeads, FastRCNNOutputLayers
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
-from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -34,8 +25,9 @@ from ..data.images import BrokenImage, read_image, warn_of_turned
 from ..data.train_loader import shield_workers
 from .features import FeaturePooler
 from .few_classes import MAX_DENSE, Distributions, FewClasses
+from .scorers import Scorer, scorer_of
 
-__all__ = ["AnnotationScores", "Answers", "joined_scores", "score_annotations", "scorer_of"]
+__all__ = ["AnnotationScores", "joined_scores", "score_annotations"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +47,8 @@ class AnnotationScores(NamedTuple):
         feature_images: (G,) int64 position of their record
         background: (S,) probability that there is no object of any class
         boxes: (S, 4) the box that the detector draws for the given class where the annotation's box
-            is its proposal, or from an anchor of it; XYXY in pixels of the image on disk
+            is its proposal, or from an anchor of it; XYXY in pixels of the image on disk. None if
+            there was no detection
     """
 
     ids: Tensor
@@ -66,16 +59,6 @@ class AnnotationScores(NamedTuple):
     feature_ids: Tensor = torch.empty(0, dtype=torch.int64)
     feature_images: Tensor = torch.empty(0, dtype=torch.int64)
     background: Tensor = torch.empty(0)
-    boxes: Tensor = torch.empty(0, 4)
-
-
-class Answers(NamedTuple):
-    """As the fields of :class:`AnnotationScores`, of one image; boxes in pixels of the input."""
-
-    ids: Tensor
-    losses: Tensor
-    probabilities: Tensor
-    background: Tensor
     boxes: Tensor = torch.empty(0, 4)
 
 
@@ -121,7 +104,8 @@ def score_annotations(
     share = InferenceSampler(len(records))
     skips = cfg.DATALOADER.get("BROKEN_IMAGES", "error") == "skip"
     parts: list[AnnotationScores] = []
-    with FeaturePooler(model.backbone) if pool else nullcontext() as pooler:
+    shared = _looks_once(model.backbone) if detect else nullcontext()
+    with shared, FeaturePooler(model.backbone) if pool else nullcontext() as pooler:
         images = zip(share, _loader(records, cfg, share))
         hidden = not (progress and comm.is_main_process())
         for i, (image,) in tqdm(images, unit="image", total=len(share), disable=hidden):
@@ -144,7 +128,7 @@ def score_annotations(
 
 def _look(
     model: nn.Module,
-    score: "Scorer",
+    score: Scorer,
     inputs: Record,
     targets: Instances,
     position: int,
@@ -155,7 +139,7 @@ def _look(
     scores = _NOTHING
     targets = targets.to(model.device)
     if len(targets):
-        ids, *values = (x.cpu() for x in score(model, inputs, targets))
+        ids, *values = (x.cpu() for x in score(model, inputs, targets, draw=detect))
         losses, every, background, boxes = (x.float() for x in values)
         probabilities: Distributions = every
         if every.shape[1] > MAX_DENSE:
@@ -181,6 +165,30 @@ def _labels_of(targets: Instances, ids: Tensor) -> Tensor:
     """(S,) given classes of the annotations of an image's samples."""
     of_annotation = dict(zip(targets.gt_annotation_ids.tolist(), targets.gt_classes.tolist()))
     return torch.tensor([of_annotation[i] for i in ids.tolist()], dtype=torch.int64)
+
+
+@contextmanager
+def _looks_once(backbone: Any) -> Iterator[None]:
+    """Let a backbone look at an image once: detection asks for what scoring has asked for."""
+    stock, is_own = backbone.forward, "forward" in vars(backbone)
+    kept: list[Any] = []
+
+    def forward(pixels: Tensor) -> Any:
+        if kept and torch.equal(kept[0], pixels):
+            return kept[1]
+        maps = stock(pixels)
+        kept[:] = pixels, maps
+        # A head may work in place.
+        return {name: features.clone() for name, features in maps.items()}
+
+    backbone.forward = forward
+    try:
+        yield
+    finally:
+        if is_own:
+            backbone.forward = stock
+        else:
+            del backbone.forward
 
 
 def joined_scores(parts: Sequence[AnnotationScores]) -> AnnotationScores:
@@ -229,27 +237,6 @@ def _loader(records: Sequence[Record], cfg: CfgNode, share: InferenceSampler) ->
     )
 
 
-# Of a detector in evaluation mode, an input of one image, its targets with annotation ids, and
-# ``draw``: whether boxes are asked for, which costs trips to the host.
-Scorer = Callable[..., Answers]
-
-
-def scorer_of(model: nn.Module) -> Scorer:
-    """What scores the annotations of one image by a detector of its kind.
-
-    Raises:
-        ValueError: the detector is neither a GeneralizedRCNN nor a RetinaNet
-    """
-    if isinstance(model, GeneralizedRCNN):
-        return _score_boxes
-    if isinstance(model, RetinaNet):
-        return _score_anchors
-    raise ValueError(
-        f"a {type(model).__name__} cannot be audited: the detector must be a GeneralizedRCNN "
-        "or a RetinaNet"
-    )
-
-
 def _no_detections() -> Instances:
     scores = torch.zeros(0)
     return Instances(
@@ -272,88 +259,3 @@ def _load(record: Record, augmentations: T.Augmentation, image_format: str) -> A
         targets.set(field, torch.tensor([a[key] for a in annotations], dtype=torch.int64))
     pixels = torch.as_tensor(augmented.image.transpose(2, 0, 1).copy())
     return {"image": pixels, "height": height, "width": width}, targets
-
-
-def _score_boxes(
-    model: GeneralizedRCNN, inputs: Record, targets: Instances, draw: bool = True
-) -> Answers:
-    images = model.preprocess_image([inputs])
-    proposals = Instances(targets.image_size, proposal_boxes=targets.gt_boxes)
-    proposals.objectness_logits = torch.zeros(len(targets), device=targets.gt_classes.device)
-    answers: list[tuple[Tensor, ...]] = []
-    boxes: list[Boxes] = []
-
-    def ask(predictor: nn.Module, _: Any, output: tuple[Tensor, Tensor]) -> None:
-        answers.append(_losses_and_probabilities(predictor, output[0], targets.gt_classes))
-        if not draw:
-            return
-        # A stage of a cascade goes on from the boxes of the one before.
-        staged = boxes and isinstance(model.roi_heads, CascadeROIHeads)
-        start = boxes[-1] if staged else targets.gt_boxes
-        drawn = Instances(targets.image_size, proposal_boxes=start, gt_classes=targets.gt_classes)
-        # mypy: a method of a Module is a Tensor or a Module.
-        predict: Any = predictor.predict_boxes_for_gt_classes
-        boxes.append(Boxes(predict(output, [drawn])[0]))
-        boxes[-1].clip(targets.image_size)
-
-    predictors = [m for m in model.modules() if isinstance(m, FastRCNNOutputLayers)]
-    with ExitStack() as hooks:
-        for predictor in predictors:
-            hooks.callback(predictor.register_forward_hook(ask).remove)
-        model.roi_heads(images, model.backbone(images.tensor), [proposals], None)
-    # Several for a cascade, which averages its stages at inference too.
-    losses, probabilities, background = (sum(v) / len(answers) for v in zip(*answers))
-    if not draw:
-        return Answers(targets.gt_annotation_ids, losses, probabilities, background)
-    last = boxes[-1:] if isinstance(model.roi_heads, CascadeROIHeads) else boxes
-    drawn = torch.stack([found.tensor for found in last]).mean(dim=0)
-    return Answers(targets.gt_annotation_ids, losses, probabilities, background, drawn)
-
-
-def _losses_and_probabilities(
-    predictor: FastRCNNOutputLayers, scores: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses, class probabilities and that of background."""
-    classes = scores[:, : predictor.num_classes]
-    if not getattr(predictor, "use_sigmoid_ce", False):
-        background = scores.softmax(dim=1)[:, predictor.num_classes]
-        losses = F.cross_entropy(scores, labels, reduction="none")
-        return losses, classes.softmax(dim=1), background
-    target = F.one_hot(labels, predictor.num_classes).to(classes.dtype)
-    losses = F.binary_cross_entropy_with_logits(classes, target, reduction="none")
-    probabilities = classes.sigmoid()
-    return losses.sum(dim=1), probabilities, 1 - probabilities.amax(dim=1)
-
-
-def _score_anchors(
-    model: RetinaNet, inputs: Record, targets: Instances, draw: bool = True
-) -> Answers:
-    images = model.preprocess_image([inputs])
-    pyramid = model.backbone(images.tensor)
-    features = [pyramid[name] for name in model.head_in_features]
-    all_logits, all_deltas = model.head(features)
-    logits = [permute_to_N_HWA_K(x, model.num_classes)[0] for x in all_logits]
-    deltas = [permute_to_N_HWA_K(x, 4)[0] for x in all_deltas]
-    anchors = Boxes.cat(model.anchor_generator(features))
-    matched, labels = model.anchor_matcher(pairwise_iou(targets.gt_boxes, anchors))
-    # Host trip: few of the anchors are matched.
-    foreground = (labels == 1).nonzero()[:, 0]
-    of = matched[foreground]
-    scores = torch.cat(logits)[foreground]
-    # Host trip: one_hot() looks at the classes.
-    target = F.one_hot(targets.gt_classes[of], model.num_classes).to(scores.dtype)
-    losses = sigmoid_focal_loss(
-        scores,
-        target,
-        alpha=model.focal_loss_alpha,
-        gamma=model.focal_loss_gamma,
-    ).sum(dim=1)
-    probabilities = scores.sigmoid()
-    background = 1 - probabilities.amax(dim=1)
-    ids = targets.gt_annotation_ids[of]
-    if not draw:
-        return Answers(ids, losses, probabilities, background)
-    start = anchors.tensor[foreground]
-    boxes = Boxes(model.box2box_transform.apply_deltas(torch.cat(deltas)[foreground], start))
-    boxes.clip(targets.image_size)
-    return Answers(ids, losses, probabilities, background, boxes.tensor)

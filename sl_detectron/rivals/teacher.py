@@ -11,7 +11,7 @@ import torch.distributed as dist
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from ..audit.score_annotations import scorer_of
+from ..audit.scorers import scorer_of
 from ..config import num_classes_of
 from ..losses.ranks import num_processes
 from ..modeling.matched_annotations import FIELD

@@ -63,11 +63,11 @@ def features_of(model, record):
 @pytest.mark.parametrize("detector", ["standard", "c4", "cascade"])
 def test_roi_heads(detector, records):
     model, cfg = model_of(detector)
-    answers = score_annotations(model, records, cfg)
+    answers = score_annotations(model, records, cfg, detect=True)
     assert answers.ids.tolist() == [0, 1, 2]
     assert answers.probabilities.shape == (3, NUM_CLASSES)
     torch.testing.assert_close(answers.probabilities.sum(dim=1), torch.ones(3))
-    assert answers.detections == []
+    assert len(answers.detections) == len(records)
     # The first image by hand, as detectron2's heads compute it.
     _, features = features_of(model, records[0])
     boxes = Boxes(torch.tensor([a["bbox"] for a in records[0]["annotations"]]).float())
@@ -230,6 +230,39 @@ def test_boxes_are_in_pixels_of_the_image_on_disk(records):
     """The network sees it twice as large; untrained, it draws a box near its proposal."""
     model, cfg = model_of("standard")
     cfg.INPUT.MIN_SIZE_TEST = 2 * HEIGHT
-    answers = score_annotations(model, records, cfg)
+    answers = score_annotations(model, records, cfg, detect=True)
     annotated = [a["bbox"] for r in records for a in r["annotations"] if "iscrowd" not in a]
     assert (answers.boxes - torch.tensor(annotated)).abs().max() < 5
+
+
+@pytest.mark.parametrize("detector", ["standard", "retinanet"])
+def test_a_pass_with_detection_looks_at_an_image_once(detector, records):
+    model, cfg = model_of(detector)
+    looks = []
+    stock = model.backbone.forward
+
+    def forward(pixels):
+        looks.append(pixels)
+        return stock(pixels)
+
+    model.backbone.forward = forward
+    scores = score_annotations(model, records, cfg, detect=True)
+    assert len(looks) == len(records)
+    assert model.backbone.forward is forward
+    # The same as without sharing, bit for bit.
+    del model.backbone.forward
+    with torch.no_grad():
+        for record, found in zip(records, scores.detections):
+            pixels = np.asarray(Image.open(record["file_name"]))[:, :, ::-1].transpose(2, 0, 1)
+            item = {"image": torch.tensor(pixels.copy()), "height": HEIGHT, "width": WIDTH}
+            alone = model([item])[0]["instances"]
+            assert torch.equal(found.scores, alone.scores)
+            assert torch.equal(found.pred_boxes.tensor, alone.pred_boxes.tensor)
+    assert "forward" not in vars(model.backbone)
+    plain = score_annotations(model, records, cfg)
+    assert "forward" not in vars(model.backbone)
+    for name in ("ids", "losses", "probabilities", "background"):
+        assert torch.equal(getattr(plain, name), getattr(scores, name))
+    # Boxes cost trips to the host, and only kinds of suspects need them.
+    assert len(scores.boxes) == len(scores.ids)
+    assert plain.boxes.shape == (0, 4)

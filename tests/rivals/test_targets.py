@@ -9,7 +9,7 @@ from detectron2.structures import Instances
 
 from helpers.detectors import NUM_CLASSES, run_losses, small_config
 from helpers.method_cases import NODE, detector_with, numbered_batch
-from sl_detectron.audit.score_annotations import scorer_of
+from sl_detectron.audit.scorers import scorer_of
 from sl_detectron.rivals import check_method
 from sl_detectron.rivals.clc import CLC
 from sl_detectron.rivals.sd_locnet import SDLocNet, consistency

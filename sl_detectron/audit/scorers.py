@@ -1,0 +1,142 @@
+"""What a detector says about the annotations of one image.
+
+ROI heads get the annotated boxes as proposals. A hook reads the output of their predictors, so that
+any heads and predictors work. A RetinaNet scores an annotation by the anchors that its matcher
+assigns to it.
+
+Shape legend: S samples (boxes or anchors), K classes.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import GeneralizedRCNN, RetinaNet
+from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
+from detectron2.modeling.roi_heads import CascadeROIHeads, FastRCNNOutputLayers
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from fvcore.nn import sigmoid_focal_loss
+from torch import Tensor, nn
+
+from ..data.formats.annotations import Record
+
+__all__ = ["Answers", "Scorer", "scorer_of"]
+
+
+class Answers(NamedTuple):
+    """As the fields of :class:`~sl_detectron.audit.score_annotations.AnnotationScores`, of one
+    image; boxes in pixels of the input."""
+
+    ids: Tensor
+    losses: Tensor
+    probabilities: Tensor
+    background: Tensor
+    boxes: Tensor = torch.empty(0, 4)
+
+
+# Of a detector in evaluation mode, an input of one image, its targets with annotation ids, and
+# ``draw``: whether boxes are asked for, which costs trips to the host.
+Scorer = Callable[..., Answers]
+
+
+def scorer_of(model: nn.Module) -> Scorer:
+    """What scores the annotations of one image by a detector of its kind.
+
+    Raises:
+        ValueError: the detector is neither a GeneralizedRCNN nor a RetinaNet
+    """
+    if isinstance(model, GeneralizedRCNN):
+        return _score_boxes
+    if isinstance(model, RetinaNet):
+        return _score_anchors
+    raise ValueError(
+        f"a {type(model).__name__} cannot be audited: the detector must be a GeneralizedRCNN "
+        "or a RetinaNet"
+    )
+
+
+def _score_boxes(
+    model: GeneralizedRCNN, inputs: Record, targets: Instances, draw: bool = True
+) -> Answers:
+    images = model.preprocess_image([inputs])
+    proposals = Instances(targets.image_size, proposal_boxes=targets.gt_boxes)
+    proposals.objectness_logits = torch.zeros(len(targets), device=targets.gt_classes.device)
+    answers: list[tuple[Tensor, ...]] = []
+    boxes: list[Boxes] = []
+
+    def ask(predictor: nn.Module, _: Any, output: tuple[Tensor, Tensor]) -> None:
+        answers.append(_losses_and_probabilities(predictor, output[0], targets.gt_classes))
+        if not draw:
+            return
+        # A stage of a cascade goes on from the boxes of the one before.
+        staged = boxes and isinstance(model.roi_heads, CascadeROIHeads)
+        start = boxes[-1] if staged else targets.gt_boxes
+        drawn = Instances(targets.image_size, proposal_boxes=start, gt_classes=targets.gt_classes)
+        # mypy: a method of a Module is a Tensor or a Module.
+        predict: Any = predictor.predict_boxes_for_gt_classes
+        boxes.append(Boxes(predict(output, [drawn])[0]))
+        boxes[-1].clip(targets.image_size)
+
+    predictors = [m for m in model.modules() if isinstance(m, FastRCNNOutputLayers)]
+    with ExitStack() as hooks:
+        for predictor in predictors:
+            hooks.callback(predictor.register_forward_hook(ask).remove)
+        model.roi_heads(images, model.backbone(images.tensor), [proposals], None)
+    # Several for a cascade, which averages its stages at inference too.
+    losses, probabilities, background = (sum(v) / len(answers) for v in zip(*answers))
+    if not draw:
+        return Answers(targets.gt_annotation_ids, losses, probabilities, background)
+    last = boxes[-1:] if isinstance(model.roi_heads, CascadeROIHeads) else boxes
+    drawn = torch.stack([found.tensor for found in last]).mean(dim=0)
+    return Answers(targets.gt_annotation_ids, losses, probabilities, background, drawn)
+
+
+def _losses_and_probabilities(
+    predictor: FastRCNNOutputLayers, scores: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses, class probabilities and that of background."""
+    classes = scores[:, : predictor.num_classes]
+    if not getattr(predictor, "use_sigmoid_ce", False):
+        background = scores.softmax(dim=1)[:, predictor.num_classes]
+        losses = F.cross_entropy(scores, labels, reduction="none")
+        return losses, classes.softmax(dim=1), background
+    target = F.one_hot(labels, predictor.num_classes).to(classes.dtype)
+    losses = F.binary_cross_entropy_with_logits(classes, target, reduction="none")
+    probabilities = classes.sigmoid()
+    return losses.sum(dim=1), probabilities, 1 - probabilities.amax(dim=1)
+
+
+def _score_anchors(
+    model: RetinaNet, inputs: Record, targets: Instances, draw: bool = True
+) -> Answers:
+    images = model.preprocess_image([inputs])
+    pyramid = model.backbone(images.tensor)
+    features = [pyramid[name] for name in model.head_in_features]
+    all_logits, all_deltas = model.head(features)
+    logits = [permute_to_N_HWA_K(x, model.num_classes)[0] for x in all_logits]
+    deltas = [permute_to_N_HWA_K(x, 4)[0] for x in all_deltas]
+    anchors = Boxes.cat(model.anchor_generator(features))
+    matched, labels = model.anchor_matcher(pairwise_iou(targets.gt_boxes, anchors))
+    # Host trip: few of the anchors are matched.
+    foreground = (labels == 1).nonzero()[:, 0]
+    of = matched[foreground]
+    scores = torch.cat(logits)[foreground]
+    # Host trip: one_hot() looks at the classes.
+    target = F.one_hot(targets.gt_classes[of], model.num_classes).to(scores.dtype)
+    losses = sigmoid_focal_loss(
+        scores,
+        target,
+        alpha=model.focal_loss_alpha,
+        gamma=model.focal_loss_gamma,
+    ).sum(dim=1)
+    probabilities = scores.sigmoid()
+    background = 1 - probabilities.amax(dim=1)
+    ids = targets.gt_annotation_ids[of]
+    if not draw:
+        return Answers(ids, losses, probabilities, background)
+    start = anchors.tensor[foreground]
+    boxes = Boxes(model.box2box_transform.apply_deltas(torch.cat(deltas)[foreground], start))
+    boxes.clip(targets.image_size)
+    return Answers(ids, losses, probabilities, background, boxes.tensor)
