@@ -27,7 +27,7 @@ PLAN: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     # Of rounds.
     "steps": ((80,), (10,)),
 }
-BEGIN, END = "<!-- measured by tools/benchmark_scale.py -->", "<!-- end -->"
+BEGIN, END = "<!-- measured tables -->", "<!-- end -->"
 
 
 def run_scale(
