@@ -329,12 +329,12 @@ def without_federated_loss(cfg: CN) -> CN:
     """
     if not cfg.MODEL.ROI_BOX_HEAD.get("USE_FED_LOSS", False):
         return cfg
-    is_frozen, cfg = cfg.is_frozen(), cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = False
-    if is_frozen:
-        cfg.freeze()
-    return cfg
+    plain = cfg.clone()
+    plain.defrost()
+    plain.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = False
+    if cfg.is_frozen():
+        plain.freeze()
+    return plain
 
 
 def num_classes_key(cfg: CN) -> str:

@@ -280,8 +280,11 @@ def test_configs_commands(project, monkeypatch, capsys):
 
 def test_sweep_commands(project, monkeypatch, capsys):
     write_yaml_blocks("docs/sweep.md")
-    (project / "output/mine").mkdir(parents=True)
-    (project / "output/mine/grid.yaml").write_text((project / "my_grid.yaml").read_text())
+    # The folders of sweeps that have trained nothing yet.
+    for name in ("mine", "table5"):
+        (project / "output" / name).mkdir(parents=True)
+        grid_file = project / "output" / name / "grid.yaml"
+        grid_file.write_text((project / "my_grid.yaml").read_text())
     for command in commands("docs/sweep.md"):
         if not command.startswith(NOT_RUN):
             run(command, monkeypatch)

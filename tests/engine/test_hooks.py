@@ -116,7 +116,7 @@ def test_the_stages_of_a_cascade_are_one_step_of_the_tracker():
     cfg.MODEL.SUPERLOSS.BOX_REG.ENABLED, cfg.MODEL.DEVICE = True, "cpu"
     model, batch = build(cfg), make_batch((3, 1))
     tracker = hooks.build_annotation_tracker(
-        model, SimpleNamespace(num_annotations=4, fingerprint=0)
+        model, SimpleNamespace(num_annotations=4, fingerprint=0, labels=lambda: [0] * 4)
     )
     seen = []
     for term in model.modules():

@@ -62,5 +62,5 @@ def test_a_given_rate_stays_and_nothing_seen_is_no_noise():
 
 
 def test_no_statistics_are_an_error_that_names_the_key():
-    with pytest.raises(ValueError, match=r"NOISE_RATE is below 0, and no annotation is tracked"):
+    with pytest.raises(ValueError, match=r"NOISE_RATE is below 0, but no annotation is tracked"):
         rates_of(CoTeaching(-1.0, ramp=2), None)

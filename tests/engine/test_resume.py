@@ -89,7 +89,7 @@ def test_the_checkpoint_has_every_running_state(toy_env, tmp_path):
 def test_sigterm_ends_a_training_with_a_checkpoint(toy_env, tmp_path, workers):
     """Of the step that it was in; the whole process group is told, as schedulers do."""
     opts = ["SOLVER.MAX_ITER", 10_000, "DATALOADER.NUM_WORKERS", workers]
-    process = start(toy_env, RETINANET, tmp_path, *opts, process_group=1)
+    process = start(toy_env, RETINANET, tmp_path, *opts, fresh=True, process_group=1)
     wait_for_iteration(process, tmp_path, 3)
     os.killpg(process.pid, signal.SIGTERM)
     printed, _ = process.communicate()
@@ -109,6 +109,7 @@ def test_sigterm_in_an_evaluation_counts_after_it(toy_env, tmp_path):
     opts = ["SOLVER.MAX_ITER", 10_000, "DATALOADER.NUM_WORKERS", 2, "TEST.EVAL_PERIOD", 2]
     code, printed = run(
         *(toy_env, RETINANET, tmp_path, *opts, *few_test_images(toy_env)),
+        fresh=True,
         process_group=1,
         term_in_evaluation=1,
     )

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,11 +16,17 @@ DRIVER = Path(__file__).with_name("driver.py")
 RETINANET, FASTER_RCNN = "Toy/retinanet_superloss.yaml", "Toy/faster_rcnn_superloss.yaml"
 
 
-def start(env, config, output, *opts, resume=False, **driver):
-    """A training in a process of its own; ``driver``: what driver.py does to it."""
+def start(env, config, output, *opts, resume=False, fresh=False, **driver):
+    """A training in a process of its own; ``driver``: what driver.py does to it.
+
+    ``fresh``: in a new interpreter as in use, not forked with the imports done.
+    """
     words = [f"{key}={value}" for key, value in driver.items()]
     args = [*words, "--config-file", config, *(["--resume"] if resume else [])]
     args += ["OUTPUT_DIR", str(output), *map(str, opts)]
+    if fresh:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen([sys.executable, str(DRIVER), *args], env=env, cwd=REPO, **pipes)
     return Program(DRIVER, args, env, joins=True)
 
 

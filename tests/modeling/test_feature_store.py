@@ -58,7 +58,7 @@ def test_a_damaged_file_is_named_and_replaced(kind, tmp_path, caplog):
     (path,) = files(tmp_path)
     path.write_bytes(DAMAGE[kind](path.read_bytes()))
     assert store.read("trunk", key_of(0)) is None
-    assert f"{path} is computed anew" in caplog.text
+    assert f"{path} is computed again" in caplog.text
     store.write("trunk", key_of(0), FEATURES)
     assert torch.equal(store.read("trunk", key_of(0))[1], FEATURES[1])
 

@@ -364,13 +364,12 @@ def test_kinds_are_corrected_and_exported(main, small_run, tmp_path, capsys):
 
 
 @pytest.fixture
-def noisy_config(noisy_set, tmp_path):
+def noisy_config(toy_root, tmp_path):
     """60 images of the toy set with noise in memory that leaves some of them empty."""
-    clean = noisy_set.parent / "clean"
-    splits = clean / "ImageSets" / "Main"
+    splits = toy_root / "ImageSets" / "Main"
     names = (splits / "train.txt").read_text().splitlines()[:60]
     (splits / "sixty.txt").write_text("\n".join(names))
-    entry = {"NAME": f"sixty_{tmp_path.name}", "ROOT": str(clean), "SPLIT": "sixty",
+    entry = {"NAME": f"sixty_{tmp_path.name}", "ROOT": str(toy_root), "SPLIT": "sixty",
              "CLASSES": list(TOY_CLASS_NAMES)}  # fmt: skip
     path = tmp_path / "noisy.yaml"
     path.write_text(

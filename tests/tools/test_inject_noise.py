@@ -221,7 +221,7 @@ def test_a_manifest_cannot_lead_out_of_its_folder(devkit, tmp_path):
     manifest = out / "manifest.jsonl"
     line = {**json.loads(manifest.read_text().splitlines()[0]), "image_id": "../../victim"}
     manifest.write_text(json.dumps({**line, "edits": [[0, "yours", "mine"]]}) + "\n")
-    with pytest.raises(ValueError, match="not written for the files here"):
+    with pytest.raises(ValueError, match="was not written for its files"):
         restore_clean(out)
     assert victim.read_text() == "mine"
 
@@ -323,7 +323,7 @@ def test_a_failed_rename_leaves_the_noisy_copy(devkit, tmp_path, monkeypatch, fa
         ("{}", "got None"),
         ('{"file": "../victim.xml"}', "got '../victim.xml'"),
         ('{"file": "VICTIM"}', "victim.xml'"),
-        ('{"file": "linked.xml"}', "not written for the files here"),
+        ('{"file": "linked.xml"}', "was not written for its files"),
     ],
 )
 def test_a_description_cannot_lead_out_of_its_folder(tmp_path, description, message):
