@@ -29,7 +29,7 @@ SCRIPTS = run_path(str(HERE / "sl_detectron/cli.py"))["CONSOLE_SCRIPTS"]
 setup(
     name="sl_detectron",
     version=VERSION,
-    description="detectron2 detectors that learn from wrong labels: the SuperLoss",
+    description="Train detectron2 detectors on noisy labels with the SuperLoss",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     author="sl_detectron's authors",

@@ -65,8 +65,8 @@ def add_superloss_config(cfg: CN) -> None:
     # Fraction of the iterations trained on the cross-entropy before LOSS takes its place: a loss
     # that leaves out what looks wrong needs a detector that predicts.
     cfg.MODEL.SUPERLOSS.CLS.LOSS_START = 0.0
-    # Fraction of wrong labels that "forward_correction" and "curriculum_loss" are told; below 0.0:
-    # the first estimates which class is confused with which, the second prunes nothing.
+    # Fraction of wrong labels assumed by "forward_correction" and "curriculum_loss"; below 0.0: the
+    # first estimates the confusion matrix, the second prunes nothing.
     cfg.MODEL.SUPERLOSS.CLS.NOISE_RATE = -1.0
     # "logC": log of the number of softmax outcomes; "Avg": mean of all losses so far; "ExpAvg":
     # exponential running average of the losses; or a quoted number in nats, such as "1.5".
@@ -126,8 +126,8 @@ def add_superloss_config(cfg: CN) -> None:
     # "" for none, "CoTeaching", "CABBC", "CLC", "EMATeacher", "NoteRCNN", "SDLocNet", or one that a
     # project registers.
     cfg.MODEL.METHOD.NAME = ""
-    # Fraction of the iterations on the given labels before it begins; of Co-teaching until it drops
-    # as many as NOISE_RATE says.
+    # Warm-up on the given labels, as a fraction of the iterations; for Co-teaching the ramp to
+    # NOISE_RATE.
     cfg.MODEL.METHOD.START = 0.1
     # Fraction of wrong labels, for Co-teaching; below 0.0: estimated at START and as often again.
     cfg.MODEL.METHOD.NOISE_RATE = -1.0

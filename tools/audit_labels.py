@@ -63,8 +63,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         metavar="K",
         help="train K detectors by --config-file, each without one of K parts of the images, into "
-        "OUTPUT/fold_0 ..., and let each score the part that it has not seen; a detector that is "
-        "trained on a set with holes learns the holes. The same command goes on where it stopped",
+        "OUTPUT/fold_0 ..., and score each part by the detector that was not trained on it. A "
+        "detector trained with missing annotations learns to miss such objects. Repeat the command "
+        "to continue",
     )
     source.add_argument(
         "--compare",

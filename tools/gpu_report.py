@@ -3,8 +3,8 @@
 
 Runs the tests of tests/gpu, then Faster R-CNN R50-FPN with and without the SuperLoss on a set in
 Pascal VOC's form with 40 % wrong labels, at a schedule that fits the time. Writes a report named
-after the card, <card>.json and <card>.md, also where a test fails. Exit code 1 says that a test or
-the job failed, or did not come to its end.
+after the card, <card>.json and <card>.md, also where a test fails. Exit code 1: a test or the job
+failed, or did not finish.
 
 Examples:
   tools/gpu_report.py --minutes 20 --voc-root datasets/VOC2007

@@ -7,7 +7,7 @@ Examples:
   A COCO json, with a custom map of confusable classes:
     tools/inject_noise.py --coco-json train.json --type asymmetric --confusion map.yaml \\
         --rate 0.2 --output noisy
-  Wrong labels from a detector's mistakes, with hard objects hit more often:
+  Wrong labels from a detector's mistakes, with hard objects corrupted more often:
     tools/inject_noise.py --voc-root VOC2007 --type instance --rate 0.4 --output noisy/VOC2007 \\
         --config-file output/config.yaml --checkpoint output/model_final.pth
   Restore the clean dataset from the copy and its manifest alone:
@@ -177,8 +177,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--type",
         default="symmetric",
         help="class that replaces a label: symmetric, any other; symmetric_inclusive, any; "
-        "asymmetric, a confusable one; instance, what the detector of --checkpoint sees; default "
-        "symmetric",
+        "asymmetric, a confusable one; instance, what the detector of --checkpoint predicts; "
+        "default symmetric",
     )
     parser.add_argument(
         "--rate", type=float, default=0.0, help="fraction of labels in [0, 1]; default 0"

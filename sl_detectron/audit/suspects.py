@@ -79,8 +79,8 @@ def image_answers(
     """
     if len(scores.detections) != len(table.images):
         raise ValueError(
-            f"{len(scores.detections)} images were looked at for objects, the table has "
-            f"{len(table.images)}: they are not of one pass"
+            f"the detections cover {len(scores.detections)} images, the table has "
+            f"{len(table.images)}: they come from different passes"
         )
     background, refined = _by_annotation(scores, table.num_annotations)
     for record, found in zip(table.records(), scores.detections):

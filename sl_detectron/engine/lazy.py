@@ -168,9 +168,7 @@ def _build_method(
     if node is None:
         return None
     if corrects:
-        raise ValueError(
-            "method and label_correction both say what annotations are trained as: leave one out"
-        )
+        raise ValueError("method and label_correction both set the training targets: leave one out")
     if table is None:
         raise ValueError(
             "method needs dataloader.train to be a build_noisy_train_loader, whose annotations "

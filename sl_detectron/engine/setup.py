@@ -250,10 +250,10 @@ def _shipped(path: Path) -> str:
         name = "/".join(parts[i:])
         with suppress(FileNotFoundError, ValueError):
             return (
-                f"; a relative {BASE_KEY} is looked for beside the file that has it: for the "
-                f"shipped config write {BASE_KEY}: {get_config_file(name)}"
+                f"; a relative {BASE_KEY} is resolved relative to the file that contains it: for "
+                f"the shipped config write {BASE_KEY}: {get_config_file(name)}"
             )
-    where = "is looked for beside the file that has it"
+    where = "is resolved relative to the file that contains it"
     return f"; a relative {BASE_KEY} {where}: give an absolute path"
 
 

@@ -85,8 +85,8 @@ class InstanceNoise(Noise):
         number, label = annotation.get("annotation_id", -1), annotation["category_id"]
         if not 0 <= number < len(self.labels) or int(self.labels[number]) != label:
             raise ValueError(
-                f"the detector was asked about other annotations: number {number} of class {label} "
-                "is not among them, or has another class there"
+                "the predictions of the detector do not match the annotations: number "
+                f"{number} of class {label} is missing or has another class"
             )
         return float(self._weights[number])  # type: ignore[attr-defined]
 

@@ -110,9 +110,9 @@ def _check_restated(instance: Any, cls: type, extension: type, stock: type, key:
         restated = [maker for maker in makers if maker in vars(base)]
         if restated:
             raise TypeError(
-                f"{base.__name__}.{restated[0]}() may change {key}, so what it is for each "
-                f"{sample} is not known. If it leaves {key} as it is and adds other losses, say so "
-                f"in {base.__name__} by a line, {per_sample} = {mixin}.{per_sample} (from "
+                f"{base.__name__}.{restated[0]}() may change {key}, so its value for "
+                f"each {sample} is unknown. If it only adds other losses, declare that in "
+                f"{base.__name__} by a line, {per_sample} = {mixin}.{per_sample} (from "
                 f"sl_detectron.modeling); else give it a method {per_sample}() with the same "
                 f"arguments, or switch {key.replace('loss', 'superloss')} off"
             )

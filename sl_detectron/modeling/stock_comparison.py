@@ -177,6 +177,6 @@ def remedy(stock: type, *per_sample: str) -> str:
     sample, mixin = SAMPLES[stock]
     methods = per_sample or tuple(method for _, method in MAKERS[stock].values())
     return (
-        f"Make it in a subclass with a method {'() and '.join(methods)}() that says what the loss "
-        f"is for each {sample} (see sl_detectron.modeling.{mixin})"
+        f"Make it in a subclass with a method {'() and '.join(methods)}() that returns the loss "
+        f"of each {sample} (see sl_detectron.modeling.{mixin})"
     )

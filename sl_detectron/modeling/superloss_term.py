@@ -38,7 +38,7 @@ class SuperLossTerm(nn.Module):
         name: scalars are logged as ``superloss_{name}/...``
         superloss: the per-sample loss with its running tau, or a fixed confidence as a control
         scope: "foreground": background keeps its plain loss and does not count in tau; "all":
-            every sample goes through the SuperLoss
+            the SuperLoss weighs every sample
         granularity: "sample": every sample has its own confidence; "instance": all samples of one
             annotation share that of their mean loss; "class": every entry of a dense loss has one
         warmup_iters: steps that train on the plain loss while tau is estimated; they are counted

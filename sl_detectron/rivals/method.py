@@ -145,8 +145,8 @@ def check_method(cfg: CfgNode) -> None:
     correction = cfg.MODEL.SUPERLOSS.CORRECTION
     if correction.TARGETS or correction.START < 1:
         raise ValueError(
-            f"MODEL.METHOD.NAME {node.NAME!r} and MODEL.SUPERLOSS.CORRECTION both say what "
-            "annotations are trained as: switch one off"
+            f"MODEL.METHOD.NAME {node.NAME!r} and MODEL.SUPERLOSS.CORRECTION both set the "
+            "training targets: switch one off"
         )
     METHOD_REGISTRY.get(node.NAME).check(cfg)
 

@@ -223,8 +223,8 @@ class NoteRCNN(Method):
         missing = [item.get("image_id") for item in args[0] if IS_SEED not in item]
         if missing:
             raise ValueError(
-                f"image {missing[0]!r} comes without {IS_SEED!r}, which says whether it is a clean "
-                "seed: use a training loader of build_noisy_train_loader with CLEAN_SHARE, and a "
+                f"image {missing[0]!r} comes without {IS_SEED!r}, the key that marks clean "
+                "seeds: use a training loader of build_noisy_train_loader with CLEAN_SHARE, and a "
                 "mapper that passes the keys of a record on"
             )
         self._is_seed = [bool(item[IS_SEED]) for item in args[0]]

@@ -93,7 +93,7 @@ def test_files_hold_the_list(table, scores, tmp_path):
 def test_what_does_not_fit_is_refused(table, scores):
     with pytest.raises(ValueError, match="no kind 'wrong_box'"):
         find_suspects(table, scores, AUDIT, ["wrong_box"])
-    with pytest.raises(ValueError, match="0 images were looked at for objects, the table has 2"):
+    with pytest.raises(ValueError, match="detections cover 0 images, the table has 2"):
         find_suspects(table, scores._replace(detections=[]), AUDIT, KINDS)
 
 

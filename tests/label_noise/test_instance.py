@@ -86,7 +86,7 @@ def test_what_does_not_fit_is_refused(records):
     noise = noise_of(records, distributions, rate=0.2)
     with pytest.raises(ValueError, match="the detector has 5 classes, the set 6"):
         inject(records, [noise], K + 1, "d")
-    with pytest.raises(ValueError, match="asked about other annotations"):
+    with pytest.raises(ValueError, match="do not match the annotations"):
         inject(make_records(num_images=3, num_classes=K), [noise], K, "d")
     cfg = small_config("standard", superloss=True)
     cfg.DATASETS.LABEL_NOISE.TYPE = "instance"

@@ -155,7 +155,7 @@ def test_bad_values(key, value):
     check_method(cfg)
     assert build_method(cfg, build(cfg), 0) is None
     cfg.MODEL.METHOD.NAME, cfg.MODEL.SUPERLOSS.CORRECTION.START = "CoTeaching", 0.5
-    with pytest.raises(ValueError, match="both say what annotations are trained as"):
+    with pytest.raises(ValueError, match="both set the training targets"):
         check_method(cfg)
 
 
