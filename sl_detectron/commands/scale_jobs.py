@@ -3,7 +3,8 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import active_children
 from pathlib import Path
@@ -58,6 +59,16 @@ def statistics_job(num_annotations: int, num_classes: int) -> Figures:
     }
 
 
+@contextmanager
+def _scale_set(num_annotations: int, num_classes: int) -> Iterator[None]:
+    """A COCO json that is registered as "scale_set" and is there in this context."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_coco(Path(folder, "set.json"), num_annotations, num_classes)
+        entry = {"NAME": "scale_set", "JSON_FILE": str(path), "IMAGE_ROOT": "none://images"}
+        register_coco_datasets([entry])
+        yield
+
+
 def _few_fields(record: Record) -> Record:
     """A mapper that reads no image."""
     return {"image_id": record["image_id"], "num": len(record["annotations"])}
@@ -66,10 +77,7 @@ def _few_fields(record: Record) -> Record:
 def loader_job(num_annotations: int, num_classes: int) -> Figures:
     """From a COCO json to batches with 20 % symmetric noise, and what each worker holds."""
     figures: Figures = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = write_coco(Path(folder, "set.json"), num_annotations, num_classes)
-        entry = {"NAME": "scale_set", "JSON_FILE": str(path), "IMAGE_ROOT": "none://images"}
-        register_coco_datasets([entry])
+    with _scale_set(num_annotations, num_classes):
         before = peak_bytes()
         with measured(figures, "check and read"):
             check_dataset("scale_set", keep=True)
@@ -96,10 +104,7 @@ def stock_loader_job(num_annotations: int, num_classes: int) -> Figures:
     from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 
     figures: Figures = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = write_coco(Path(folder, "set.json"), num_annotations, num_classes)
-        entry = {"NAME": "scale_set", "JSON_FILE": str(path), "IMAGE_ROOT": "none://images"}
-        register_coco_datasets([entry])
+    with _scale_set(num_annotations, num_classes):
         before = peak_bytes()
         with measured(figures, "detectron2: read, filter, serialize"):
             DatasetFromList(get_detection_dataset_dicts("scale_set"))
