@@ -19,7 +19,6 @@ from helpers.browser import (
     press,
     reopen,
     save,
-    start,
     text,
 )
 from sl_detectron.audit import apply_decisions, read_decisions, write_report
@@ -34,14 +33,6 @@ def audit(tmp_path):
     folder = tmp_path / "<b>&'"
     folder.mkdir()
     return make_audit(folder, PROBABILITIES, f"report_{tmp_path.name}")
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    downloads = tmp_path_factory.mktemp("downloads")
-    for browser in start(tmp_path_factory.mktemp("profile"), downloads):
-        browser.downloads = downloads
-        yield browser
 
 
 @pytest.fixture

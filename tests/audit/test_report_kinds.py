@@ -14,7 +14,6 @@ from helpers.browser import (
     load,
     press,
     save,
-    start,
     text,
 )
 from sl_detectron.audit import apply_decisions, read_decisions, write_report
@@ -59,14 +58,6 @@ def suspects_of(audit) -> SuspectList:
         suspect("no_object", 0.1, "c", 1),
     ]
     return SuspectList(audit.classes, audit.sources, tuple(rows), audit.fingerprint)
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    downloads = tmp_path_factory.mktemp("downloads")
-    for browser in start(tmp_path_factory.mktemp("profile"), downloads):
-        browser.downloads = downloads
-        yield browser
 
 
 @pytest.fixture
