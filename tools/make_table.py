@@ -11,10 +11,13 @@ Examples:
     tools/make_table.py output/voc output/deeppcb --output output/summary
   Means over some classes, where a test set has few objects of the others:
     tools/make_table.py output/voc --classes car,person,cat
+  The tables of published runs, from a runs.csv that has the sweep's grid.yaml beside it:
+    tools/make_table.py docs/results/toy/runs.csv --output output/tables
 """
 
 import argparse
 import sys
+from pathlib import Path
 
 from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.sweep import make_tables, write_summary
@@ -29,7 +32,9 @@ def main(args: argparse.Namespace) -> None:
             raise ValueError("a summary of several sweeps needs --output, a folder for it")
         paths = write_summary(args.folder, args.output, classes)
     else:
-        paths = make_tables(args.folder[0], args.output or args.folder[0], classes)
+        source = Path(args.folder[0])
+        default = source.parent if source.suffix == ".csv" else source
+        paths = make_tables(source, args.output or default, classes)
     for path in paths:
         print(path)
 
@@ -39,7 +44,8 @@ def cli() -> int:
     parser.add_argument(
         "folder",
         nargs="+",
-        help="--output of tools/sweep.py; of several only a summary over all is written",
+        help="--output of tools/sweep.py, or a runs.csv of this tool that has the sweep's "
+        "grid.yaml and options.json beside it; of several only a summary over all is written",
     )
     parser.add_argument(
         "--output", help="folder for tables and plots; default: the same, if it is one"

@@ -58,7 +58,7 @@ def summarise(results: Sequence[Results]) -> "DataFrame":
 
 
 def read_many(folders: Sequence[str | os.PathLike], class_names: Sequence[str]) -> list[Results]:
-    """The results of several sweeps.
+    """The results of several sweeps, each from its folder or its table of runs.
 
     Raises:
         ValueError: a folder comes twice, or as :func:`read_results`
@@ -86,7 +86,9 @@ def write_summary(
         raise ValueError("no grid has a baseline or controls, so that there is no difference")
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    names = ", ".join(Path(folder).name or str(folder) for folder in folders)
+    paths = [Path(folder) for folder in folders]
+    paths = [path.parent if path.suffix == ".csv" else path for path in paths]
+    names = ", ".join(path.name or str(path) for path in paths)
     parts = [f"{len(folders)} sets: {names}.", NOTE]
     parts += [summary_table(frame, metric) for metric in METRICS]
     texts = {"summary.md": "\n\n".join(parts) + "\n", "summary.csv": as_csv(frame)}

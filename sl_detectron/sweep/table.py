@@ -10,7 +10,7 @@ from tabulate import tabulate
 from ..files import write_text
 from .page import web_page
 from .plots import ap50_figure
-from .results import Results, read_results
+from .results import CLASSES, Results, read_results
 from .text_tables import notes_of, summary_rows, tables
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def make_tables(
     """Write tables and plot of what is finished of a sweep; returns the paths of the files.
 
     Args:
-        folder: of the sweep
+        folder: of the sweep, or its ``runs.csv``, see :func:`~sl_detectron.sweep.read_results`
         output: where to write; it is made where it is missing
         class_names: over which to take the means, in place of all
 
@@ -46,7 +46,7 @@ def make_tables(
         "table.md": markdown(results),
         "table.tex": latex(results),
         "table.csv": as_csv(results.means),
-        "runs.csv": as_csv(results.runs),
+        "runs.csv": as_csv(results.runs.assign(**{CLASSES: ",".join(results.class_names)})),
         "differences.csv": as_csv(results.differences),
         "lost.csv": as_csv(results.lost),
         PAGE: web_page(results),
