@@ -4,12 +4,16 @@ import atexit
 import multiprocessing
 import os
 import runpy
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
 from unittest.mock import patch
 
 import torch
@@ -90,7 +94,71 @@ class Program:
         return out, "" if self._files[0] == self._files[1] else err
 
 
+class Run:
+    """As much of ``subprocess.Popen`` as a sweep uses for ``python -m MODULE ARGUMENTS``."""
+
+    def __init__(self, command: list[str], *, stdout: IO, env: dict[str, str], **pipes: object):
+        expected = {"stdin": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        assert pipes == {**expected, "start_new_session": True}
+        _, flag, module, *args = command
+        assert flag == "-m"
+        start_server()
+        stdin, self._stdin = CONTEXT.Pipe(duplex=False)
+        with stdin:
+            what = module, args, env, Path.cwd(), stdin, Path(stdout.name).resolve()
+            self._process = CONTEXT.Process(target=_run_module, args=what)
+            self._process.start()
+        self.pid = self._process.pid
+
+    def wait(self) -> int:
+        self._process.join()
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self._process.is_alive():
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stdin.close()
+        self.wait()
+
+
+@contextmanager
+def forked_runs() -> Iterator[None]:
+    """The server forks the runs of the sweeps of this process, which are new interpreters else."""
+    from sl_detectron.sweep import jobs
+
+    stand_in = SimpleNamespace(Popen=Run, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
+    with nullcontext() if METHOD == "spawn" else patch.object(jobs, "subprocess", stand_in):
+        yield
+
+
 def _run(path: str, args: list[str], env: dict[str, str], folder: Path, files: list[Path]) -> None:
+    _become([path, *args], env, folder, files)
+    sys.path.insert(0, os.path.dirname(path))
+    runpy.run_path(path, run_name="__main__")
+
+
+def _run_module(
+    module: str, args: list[str], env: dict[str, str], folder: Path, stdin: Connection, log: Path
+) -> None:
+    os.dup2(stdin.fileno(), 0)
+    stdin.close()
+    sys.stdin = os.fdopen(0, closefd=False)  # that of the start reads from nothing
+    os.setsid()
+    _become([module, *args], env, folder, [log, log])
+    torch.set_num_threads(int(env.get("OMP_NUM_THREADS") or os.cpu_count()))
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _become(argv: list[str], env: dict[str, str], folder: Path, files: list[Path]) -> None:
+    """Take over arguments, environment, folder, and files for stdout and stderr."""
     for number, file in enumerate(files, start=1):
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, number)
@@ -98,6 +166,4 @@ def _run(path: str, args: list[str], env: dict[str, str], folder: Path, files: l
     os.environ.clear()
     os.environ.update(env)
     os.chdir(folder)
-    sys.argv = [path, *args]
-    sys.path.insert(0, os.path.dirname(path))
-    runpy.run_path(path, run_name="__main__")
+    sys.argv = argv
