@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from ..files import write_text
 from .grid import METRICS
-from .results import Results, as_frame, read_results
+from .reading import read_results
+from .results import Results, as_frame
 from .statistics import difference_of, holm
 
 if TYPE_CHECKING:

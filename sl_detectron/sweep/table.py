@@ -10,7 +10,8 @@ from tabulate import tabulate
 from ..files import write_text
 from .page import web_page
 from .plots import ap50_figure
-from .results import CLASSES, Results, read_results
+from .reading import CLASSES, read_results
+from .results import Results
 from .text_tables import notes_of, summary_rows, tables
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def make_tables(
         "runs.csv": as_csv(results.runs.assign(**{CLASSES: ",".join(results.class_names)})),
         "differences.csv": as_csv(results.differences),
         "lost.csv": as_csv(results.lost),
+        "recovered.csv": as_csv(results.recovered),
         PAGE: web_page(results),
     }
     output = Path(output)

@@ -79,6 +79,7 @@ def tables(results: Results) -> Iterator[Table]:
                 rows.append([detector, "(published)", *paper])
         yield f"{metric} by wrong labels", [["detector", "method", *levels], *_once(rows)]
     yield from _lost_tables(results)
+    yield from _recovered_tables(results)
     how = ", paired by seed: mean ± standard error [95 % confidence interval]"
     for metric in METRICS if results.grid.pairs else ():
         rows = [
@@ -117,6 +118,28 @@ def _lost_tables(results: Results) -> Iterator[Table]:
                 rows[-1] += map(signed, lost["paper"])
         title = f"Lost from 0 % in {metric}, paired by seed"
         yield title, [["detector", "method", "0 %", *head], *_once(rows)]
+
+
+def _recovered_tables(results: Results) -> Iterator[Table]:
+    num_seeds = len(results.grid.seeds)
+    head = [f"{100 * noise:g} %" for noise in results.grid.noise if noise]
+    for metric in METRICS if len(results.recovered) else ():
+        rows = [
+            [*names, *_texts(won, _recovered, num_seeds)]
+            for names, won in _groups(results.recovered, metric, "method")
+        ]
+        title = f"Recovered of what noise costs the baseline in {metric}"
+        yield (
+            f"{title} (lowest to highest of a seed)",
+            [["detector", "method", *head], *_once(rows)],
+        )
+
+
+def _recovered(row: Any) -> str:
+    if math.isnan(row.mean):
+        return MISSING
+    ends = f" ({row.lowest:.0f} to {row.highest:.0f})" if row.num_seeds > 1 else ""
+    return f"{row.mean:.0f} %{ends}".replace("-", "−")
 
 
 def _lost(row: Any, num_seeds: int) -> str:

@@ -72,6 +72,35 @@ def test_what_is_lost_from_clean_beside_what_was_published(folder):
     assert line == f"{R},baseline,0.4,AP50,3,9.0000,1.0000,4.6973,13.3027,0.0121,6.0000"
 
 
+def test_what_is_recovered_of_the_loss_of_the_baseline(folder):
+    """The baseline loses 10, 10, 7. Equal weight is 1 ahead of it in seed 0 and 3 behind in 2."""
+    results = read_results(folder)
+    assert rows(markdown(results), "Recovered of what noise costs the baseline in AP50") == [
+        [R, "equal weight", "−12 % (−43 to 10) (n = 2)"],
+        ["", "τ_avg", "−14 % (n = 1)"],
+        [F, "τ_avg", "–"],
+    ]
+    (line,) = (
+        x
+        for x in as_csv(results.recovered).splitlines()
+        if x.startswith(f"{R},equal weight,0.4,AP50")
+    )
+    assert line == f"{R},equal weight,0.4,AP50,2,-11.7647,-42.8571,10.0000"
+
+
+def test_nothing_is_recovered_where_noise_costs_nothing(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(RESULTS_GRID, sort_keys=False))
+    values = {(R, "baseline", 0.0, 0): 50.0, (R, "baseline", 0.4, 0): 50.0}
+    write_results(path, tmp_path / "output", {**values, (R, "τ_avg", 0.4, 0): 51.0})
+    text = markdown(read_results(tmp_path / "output"))
+    assert rows(text, "Recovered of what noise costs the baseline in AP50")[1] == [
+        "",
+        "τ_avg",
+        "– (n = 1)",
+    ]
+
+
 def test_what_is_lost_without_a_shared_seed_is_said_to_be_unpaired(tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump(RESULTS_GRID, sort_keys=False))
@@ -151,6 +180,7 @@ def test_a_bar_in_a_name_is_no_column(tmp_path):
 def test_files(folder, tmp_path):
     paths = make_tables(folder, tmp_path / "tables")
     names = ["table.md", "table.tex", "table.csv", "runs.csv", "differences.csv", "lost.csv"]
+    names += ["recovered.csv"]
     assert [path.name for path in paths] == [*names, "table.html", "ap50.png", "ap50.pdf"]
     with open(tmp_path / "tables" / "runs.csv") as file:
         runs = list(csv.DictReader(file))
@@ -203,12 +233,13 @@ def test_latex_escapes_and_balances(folder):
     assert text.isascii()
     assert r"$\tau$\_avg" in text
     assert r"52.0 $\pm$ 2.0" in text
-    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 11
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 14
     body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
     assert not re.search(r"(?<!\\)%", body)
-    for line in body.splitlines():
-        if line.endswith(r"\\"):
-            assert line.count("&") == 3
+    for table in body.split(r"\end{table}")[:-1]:
+        columns = re.search(r"begin{tabular}{(l+)}", table)[1]
+        lines = [line for line in table.splitlines() if line.endswith(r"\\")]
+        assert {line.count("&") for line in lines} == {len(columns) - 1}
 
 
 def test_one_seed_has_neither_deviation_nor_interval(tmp_path):
