@@ -114,7 +114,8 @@ class EMATeacher(SoftTargets):
         answers = self._score(self.teacher, item, targets, draw=False)
         ids, p = answers.ids, answers.probabilities
         same = (targets.get(FIELD)[:, None] == ids).float()
-        p = same @ p.float()
+        # Autocast multiplies in 16 bits, in which rows would not sum to 1.
+        p = (same @ p.float()).float()
         total = p.sum(dim=1, keepdim=True)
         # No anchor is matched to some annotations.
         mixed = (1 - self.share) * given + self.share * p / total.clamp_min(1e-12)

@@ -9,9 +9,10 @@ from torchvision.ops import roi_align as torchvision_roi_align
 
 from helpers.detectors import build, random_boxes, run_losses, small_config
 from helpers.method_cases import NODE, detector_with, numbered_batch, options
+from sl_detectron.modeling import SuperLossRROIHeads
 from sl_detectron.rivals import build_method, check_method
 from sl_detectron.rivals.box_gradients import pool_boxes, roi_align
-from sl_detectron.rivals.ca_bbc import CABBC, _inside, soft_labels
+from sl_detectron.rivals.ca_bbc import CABBC, _fits, _inside, soft_labels
 
 ALPHA = NODE + "CA_BBC.ALPHA"
 
@@ -122,6 +123,11 @@ def test_what_it_needs():
     cascade.merge_from_list(options("CABBC", "cascade"))
     with pytest.raises(ValueError, match="SuperLossCascadeROIHeads"):
         build_method(cascade, build(cascade), 1)
+    assert not _fits(SuperLossRROIHeads.__new__(SuperLossRROIHeads))
+    sigmoid = small_config("standard_sigmoid", superloss=True)
+    sigmoid.merge_from_list(options("CABBC", "standard"))
+    with pytest.raises(ValueError, match=r"without MODEL\.ROI_BOX_HEAD\.USE_SIGMOID_CE"):
+        build_method(sigmoid, build(sigmoid), 1)
     retinanet = small_config("retinanet", superloss=True)
     retinanet.merge_from_list([NODE + "NAME", "CABBC"])
     with pytest.raises(ValueError, match=r"\('PairedRCNN',\); got the RetinaNet"):

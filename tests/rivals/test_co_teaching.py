@@ -8,7 +8,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from helpers.detectors import build, run_losses, small_config
-from helpers.method_cases import NODE, detector_with, numbered_batch, options
+from helpers.method_cases import NODE, detector_with, numbered_batch, options, plain_detector
 from sl_detectron.checkpoint import SafeCheckpointer
 from sl_detectron.engine.resume import resume_or_load
 from sl_detectron.rivals import build_method, check_method
@@ -105,8 +105,23 @@ def test_the_two_differ_and_one_trunk_is_one():
     assert all(key.startswith("second.roi_heads") for key in keys)
     losses, _, _ = run_losses(shared, numbered_batch())
     assert "second_loss_rpn_cls" not in losses
+
+
+@pytest.mark.parametrize("detector", ["standard", "retinanet"])
+def test_predictions_are_those_of_the_first_by_a_config_of_one(detector):
+    model, _ = detector_with("CoTeaching", detector)
+    run_losses(model, numbered_batch())
+    one = plain_detector(detector)
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("second.")}
+    one.load_state_dict(state)
     with torch.no_grad():
-        assert len(shared.eval()(numbered_batch())) == 2
+        found, expected = (m.eval()(numbered_batch()) for m in (model, one))
+        for ours, theirs in zip(found, expected, strict=True):
+            for key, value in theirs["instances"].get_fields().items():
+                assert torch.equal(
+                    getattr(ours["instances"].get(key), "tensor", ours["instances"].get(key)),
+                    getattr(value, "tensor", value),
+                )
 
 
 def test_weights_of_one_detector_fill_both(tmp_path):
@@ -127,6 +142,22 @@ def test_weights_of_one_detector_fill_both(tmp_path):
         assert torch.equal(model.state_dict()[f"second.backbone.{key}"], value)
     assert torch.equal(model.second.roi_heads.box_head.fc1.weight, head)
     assert not torch.equal(model.roi_heads.box_head.fc1.weight, head)
+
+
+def test_detectors_that_a_file_fills_wholly_start_equal(tmp_path, caplog):
+    """RetinaNets would stay so: they see the same images, and sample nothing."""
+    for detector in ("standard", "retinanet"):
+        path = tmp_path / f"{detector}.pth"
+        weights = build(small_config(detector, superloss=True), seed=5).state_dict()
+        torch.save({"model": weights}, path)
+        model, _ = detector_with("CoTeaching", detector)
+        checkpointer = SafeCheckpointer(model, str(tmp_path / "out"))
+        if detector == "standard":
+            resume_or_load(checkpointer, str(path), False)
+            assert "they start equal" in caplog.text
+        else:
+            with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS fills both .*never differ"):
+                resume_or_load(checkpointer, str(path), False)
 
 
 def test_what_it_needs():
@@ -155,6 +186,10 @@ def test_bad_values(key, value):
     check_method(cfg)
     assert build_method(cfg, build(cfg), 0) is None
     cfg.MODEL.METHOD.NAME, cfg.MODEL.SUPERLOSS.CORRECTION.START = "CoTeaching", 0.5
+    with pytest.raises(ValueError, match="both set the training targets"):
+        check_method(cfg)
+    # Of which the second would fail after the whole first.
+    cfg.MODEL.SUPERLOSS.CORRECTION.START, cfg.MODEL.SUPERLOSS.CORRECTION.ROUNDS = 1.0, 2
     with pytest.raises(ValueError, match="both set the training targets"):
         check_method(cfg)
 

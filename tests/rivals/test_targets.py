@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.structures import Instances
+from detectron2.utils.events import EventStorage
 
 from helpers.detectors import NUM_CLASSES, run_losses, small_config
 from helpers.method_cases import NODE, detector_with, numbered_batch
@@ -149,6 +150,30 @@ def test_targets_are_half_the_label_and_half_the_teacher(detector):
         mean = p[ids == i].sum(dim=0)
         target = 0.5 * F.one_hot(label, NUM_CLASSES) + 0.5 * mean / mean.sum()
         torch.testing.assert_close(method.table[row], target)
+
+
+@pytest.mark.parametrize("detector", ["standard", "retinanet"])
+def test_targets_sum_to_1_in_16_bits(detector):
+    model, method = detector_with("EMATeacher", detector)
+    with torch.autocast("cpu", torch.bfloat16):
+        run_losses(model, numbered_batch())
+    torch.testing.assert_close(method.table.sum(dim=1), torch.ones(4))
+
+
+def test_a_loss_with_a_count_counts_a_step_once():
+    """Soft targets ask for the losses of every class."""
+    node = "MODEL.SUPERLOSS.CLS."
+    opts = node + "LOSS", "forward_correction", node + "LOSS_START", 0.25
+    model, _ = detector_with("EMATeacher", "standard", *opts)
+    custom = model.roi_heads.box_predictor.classification_loss
+    _, _, storage = run_losses(model, numbered_batch())
+    assert custom.num_steps == 1
+    assert custom.training
+    num_foreground = 2 * storage.latest()["roi_head/num_fg_samples"][0]
+    assert custom.loss.counts.sum() == NUM_CLASSES + num_foreground
+    with torch.no_grad(), EventStorage():
+        model(numbered_batch())
+    assert custom.num_steps == 1
 
 
 def test_bad_values():
