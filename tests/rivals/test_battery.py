@@ -66,6 +66,29 @@ def test_narrow_numbers_and_images_without_objects(name, detector):
             assert trained <= set(gradients)
 
 
+@pytest.mark.parametrize(
+    ("name", "detector"),
+    [
+        ("CoTeaching, one trunk", "c4_masks"),
+        ("CABBC", "standard_masks"),
+        ("NoteRCNN", "standard_keypoints"),
+        ("EMATeacher", "standard_sigmoid"),
+        ("SDLocNet", "standard_sigmoid"),
+    ],
+)
+def test_other_heads(name, detector):
+    """Masks, keypoints, C4 heads and sigmoids: trained and predicted by."""
+    model, method = detector_with(name, detector)
+    for step, objects in enumerate(((3, 1), (0, 2))):
+        method.begin_step(step)
+        losses, gradients, _ = run_losses(model, numbered_batch(objects))
+        method.end_step()
+        assert all(v.isfinite() for v in losses.values())
+        assert {n for n, p in model.named_parameters() if p.requires_grad} <= set(gradients)
+    with torch.no_grad():
+        assert len(model.eval()(numbered_batch())) == 2
+
+
 @every_case
 def test_no_trip_to_the_host_without_a_reason(name, detector):
     model, method = detector_with(name, detector)
