@@ -132,6 +132,9 @@ class CABBC(SoftTargets):
             if self.alpha:
                 boxes = self._move(heads, features, boxes, [t.image_size for t in targets])
                 self._targets = [_with_boxes(*pair) for pair in zip(targets, boxes)]
+        # Older versions of torch would train on the weights that autocast has cast without
+        # gradient here, and so not at all.
+        torch.clear_autocast_cache()
         return (images, features, proposals, self._targets, *args[4:])
 
     def _repeat(self, heads: nn.Module, args: tuple[Any, ...]) -> Any:
@@ -146,7 +149,8 @@ class CABBC(SoftTargets):
         sizes: Sequence[tuple[int, int]],
     ) -> list[Tensor]:
         """b** of boxes per image."""
-        with torch.enable_grad():
+        # Gradients of a box are small: those of 16 bits could vanish.
+        with torch.enable_grad(), torch.autocast(boxes[0].device.type, enabled=False):
             leaves = [b.detach().clone().requires_grad_() for b in boxes]
             constants = {name: value.detach() for name, value in features.items()}
             scores = [_predict(h, constants, leaves, pool_boxes)[0] for h in heads]

@@ -98,6 +98,16 @@ def test_a_step_lowers_what_the_heads_are_unsure_of():
     assert seen[1] < seen[0]
 
 
+def test_gradients_of_boxes_are_not_of_16_bits():
+    model, _ = detector_with("CABBC", "standard", ALPHA, 20.0)
+    seen = []
+    model.roi_heads.box_head.register_forward_hook(lambda _, args, out: seen.append(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        run_losses(model, numbered_batch())
+    # The prediction, the gradient, the deltas at the new place, and the training.
+    assert seen == [torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16]
+
+
 def test_boxes_stay_boxes():
     boxes = torch.tensor(
         [[50.0, 9.0, 40.0, 12.0], [-3.0, -3.0, 200.0, 0.2], [99.9, 0.0, 120.0, 9.0]]

@@ -6,6 +6,8 @@ import pytest
 import torch
 from detectron2.structures import Instances
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from helpers.detectors import build, run_losses, small_config
 from helpers.method_cases import NODE, detector_with, numbered_batch, options, plain_detector
@@ -58,6 +60,39 @@ def test_each_class_keeps_its_share():
     # Among all three the loss of 1.5 alone would be kept at R = 1/3, and no 8.
     assert told(CoTeaching(rate=2 / 3, ramp=0))["b"] == 1 + 1 + 5
     assert told(CoTeaching(rate=2 / 3, ramp=0, num_classes=2))["b"] == 1 + 8 + 1 + 5
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.6, 1.0])
+def test_largest_kept_loss_of_each_class_by_a_slow_loop(share):
+    """Classes with ten, with few and with no losses, ties, and rows that are empty."""
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.cat([torch.zeros(10), torch.tensor([1.0, 3.0, 3.0]), torch.ones(9)])
+    losses = (torch.rand(len(classes), generator=generator) * 8).round()
+    rows = torch.stack([losses, classes], dim=1)
+    rows[-2:] = math.nan
+    rows = rows[torch.randperm(len(rows), generator=generator)]
+    found = CoTeaching(0.4, 0, num_classes=5).first._largest(share, rows)
+    for number, value in enumerate(found.tolist()):
+        ordered = sorted(loss for loss, of in rows.tolist() if of == number)
+        kept = max(math.ceil(share * len(ordered) - 1e-9), 1)
+        assert value == (ordered[kept - 1] if kept < len(ordered) else math.inf)
+
+
+def test_memory_grows_with_losses_and_not_with_classes_times_losses():
+    """LVIS: 1,203 classes with 64 losses each would be 93 million numbers."""
+    side = CoTeaching(0.4, 0, num_classes=1203).first
+    rows = torch.stack([torch.rand(len(side.queue)), torch.arange(len(side.queue)) % 1203], dim=1)
+    largest = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            largest.extend(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))
+            return out
+
+    with Sizes():
+        assert side._largest(0.5, rows).isfinite().all()
+    assert max(largest) <= 2 * len(rows)
 
 
 def test_all_are_kept_at_rate_0_and_by_one_that_has_not_seen_it():
