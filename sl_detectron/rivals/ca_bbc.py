@@ -114,6 +114,11 @@ class CABBC(SoftTargets):
                 f"that are not rotated, such as {SuperLossStandardROIHeads.__name__} without "
                 f"MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE; got {type(model).__name__} of {names}"
             )
+        if not model.shared_trunk:
+            raise ValueError(
+                "CABBC is two heads on one trunk: set MODEL.METHOD.SHARED_TRUNK True, or "
+                "shared_trunk of the PairedRCNN in a LazyConfig"
+            )
         super().attach(model)
         heads[0].register_forward_pre_hook(partial(self._correct, heads))
         heads[1].register_forward_pre_hook(self._repeat)

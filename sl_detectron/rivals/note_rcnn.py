@@ -198,11 +198,7 @@ class NoteRCNN(Method):
                 "MODEL.METHOD.NAME 'NoteRCNN' needs clean seeds: set "
                 "DATASETS.LABEL_NOISE.CLEAN_SHARE to the share of images that are clean, as 0.1"
             )
-        if cfg.MODEL.SUPERLOSS.BOX_REG.ENABLED:
-            raise ValueError(
-                "MODEL.METHOD.NAME 'NoteRCNN' weighs detectron2's box loss: set "
-                "MODEL.SUPERLOSS.BOX_REG.ENABLED False"
-            )
+        _check_box_loss(cfg.MODEL.SUPERLOSS.BOX_REG.ENABLED)
         if cfg.MODEL.ROI_HEADS.NAME != HEADS:
             name = cfg.MODEL.ROI_HEADS.NAME
             raise ValueError(
@@ -214,6 +210,8 @@ class NoteRCNN(Method):
         heads = getattr(model, "roi_heads", None)
         if not isinstance(heads, NoteRCNNROIHeads):
             raise ValueError(f"NoteRCNN needs {HEADS}; got {type(heads or model).__name__}")
+        predictor: Any = heads.box_predictor
+        _check_box_loss(predictor.superloss_box_reg is not None)
         super().attach(model)
         model.register_forward_pre_hook(self._look)
 
@@ -279,3 +277,11 @@ class NoteRCNN(Method):
             weight = self.weights["distillation"] if self.is_active else 0.0
             losses["second_loss_distillation"] = weight * soft.sum() / max(len(soft), 1)
         return losses
+
+
+def _check_box_loss(is_superloss: bool) -> None:
+    if is_superloss:
+        raise ValueError(
+            "MODEL.METHOD.NAME 'NoteRCNN' weighs detectron2's box loss: set "
+            "MODEL.SUPERLOSS.BOX_REG.ENABLED False, or leave superloss_box_reg out of a LazyConfig"
+        )

@@ -33,6 +33,7 @@ class PairMixin(nn.Module):
 
     detector: type[nn.Module]
     second: nn.Module
+    shared_trunk: bool
     # A method that has to see the losses of both before it can say what they are.
     exchange: Any = None
 
@@ -55,6 +56,7 @@ class PairMixin(nn.Module):
         other: Any = second
         other.vis_period = 0
         self.second = other
+        self.shared_trunk = shared_trunk
         if shared_trunk:
             first: Any = self
             other.backbone = _Replay(first.backbone)

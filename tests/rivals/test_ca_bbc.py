@@ -133,6 +133,10 @@ def test_what_it_needs():
     cascade.merge_from_list(options("CABBC", "cascade"))
     with pytest.raises(ValueError, match="SuperLossCascadeROIHeads"):
         build_method(cascade, build(cascade), 1)
+    # As a LazyConfig may have it: the second head would score features of another trunk.
+    apart, _ = detector_with("CoTeaching")
+    with pytest.raises(ValueError, match="SHARED_TRUNK True, or shared_trunk"):
+        CABBC().attach(apart)
     assert not _fits(SuperLossRROIHeads.__new__(SuperLossRROIHeads))
     sigmoid = small_config("standard_sigmoid", superloss=True)
     sigmoid.merge_from_list(options("CABBC", "standard"))
