@@ -14,6 +14,7 @@ from sl_detectron.audit.scorers import scorer_of
 from sl_detectron.rivals import check_method
 from sl_detectron.rivals.clc import CLC
 from sl_detectron.rivals.sd_locnet import SDLocNet, consistency
+from sl_detectron.rivals.soft_targets import SoftTargets
 
 # Samples labelled 0, 0, 1 and background (class 2) of annotations 4, 4, 6 and none.
 LABELS = torch.tensor([0, 0, 1, 2])
@@ -158,6 +159,26 @@ def test_targets_sum_to_1_in_16_bits(detector):
     with torch.autocast("cpu", torch.bfloat16):
         run_losses(model, numbered_batch())
     torch.testing.assert_close(method.table.sum(dim=1), torch.ones(4))
+
+
+@pytest.mark.parametrize("num", [0, 2])
+def test_soft_targets_ask_as_often_without_an_annotation(num):
+    """By a loss that waits for other processes, which have some, a process would wait forever."""
+    method, asked = SoftTargets(), []
+    target = Instances((9, 9), gt_classes=torch.tensor([0, 1])[:num])
+    target.gt_annotation_ids = torch.tensor([4, 6])[:num]
+    method.table = torch.tensor([[0.75, 0.25], [0.5, 0.5]])[:num]
+    method.relabel([target])
+
+    def loss_of(classes):
+        asked.append(classes)
+        return losses_of(classes)
+
+    losses, weights = method.expected_losses(loss_of, IDS if num else IDS * 0 - 1, LABELS)
+    expected = [0.75 + 0.25 * 5, 0.75 * 2 + 0.25 * 6, 5.0, 9.0] if num else [1.0, 2.0, 7.0, 9.0]
+    assert losses.tolist() == expected
+    assert weights.tolist() == [1.0] * 4
+    assert len(asked) == 2
 
 
 def test_a_loss_with_a_count_counts_a_step_once():
