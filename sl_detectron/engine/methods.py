@@ -33,6 +33,9 @@ class TrainMethod(HookBase):
         method: attached to the model
         tracker: of the run; None where no rate is estimated
         annotations: of the training loader; likewise
+
+    Raises:
+        ValueError: the rate is to be estimated, and nothing is tracked
     """
 
     def __init__(
@@ -44,29 +47,33 @@ class TrainMethod(HookBase):
         self.method = method
         self.tracker = tracker
         self.annotations = annotations
+        estimates = isinstance(method, CoTeaching) and method.needs_rate
+        if estimates and (tracker is None or annotations is None):
+            raise ValueError(
+                "MODEL.METHOD.NOISE_RATE is below 0, but no annotation is tracked from which it "
+                "could be estimated: set it, or train with a classification term of the SuperLoss "
+                "and at least two classes"
+            )
 
     def before_step(self) -> None:
         self.method.begin_step(self.trainer.iter)
 
     def after_step(self) -> None:
         self.method.end_step()
-        if not (isinstance(self.method, CoTeaching) and self.method.needs_rate):
+        method, tracker, annotations = self.method, self.tracker, self.annotations
+        if not isinstance(method, CoTeaching) or tracker is None or annotations is None:
             return
-        if (self.trainer.iter + 1) % max(self.method.start, 1) == 0:
-            self.method.rate = self._estimate()
+        if method.needs_rate and (self.trainer.iter + 1) % max(method.start, 1) == 0:
+            method.rate = _estimate(tracker, annotations)
 
-    def _estimate(self) -> float:
-        """Every rank calls, and gets the same."""
-        if self.tracker is None or self.annotations is None:
-            raise ValueError(
-                "MODEL.METHOD.NOISE_RATE is below 0, but no annotation is tracked from which it "
-                "could be estimated: set it"
-            )
-        tracked = self.tracker.mean_probabilities()
-        rows = seen_rows(tracked).nonzero()[:, 0]
-        if not len(rows):
-            return 0.0
-        labels = torch.tensor(self.annotations.labels(), device=tracked.device)
-        rate = infer_true_classes(tracked[rows], labels[rows], TEMPERATURE).noise_rate
-        logger.info("About %.0f %% of the labels are wrong: Co-teaching drops as many", 100 * rate)
-        return float(rate)
+
+def _estimate(tracker: AnnotationTracker, annotations: AnnotationTable) -> float:
+    """Every rank calls, and gets the same."""
+    tracked = tracker.mean_probabilities()
+    rows = seen_rows(tracked).nonzero()[:, 0]
+    if not len(rows):
+        return 0.0
+    labels = torch.tensor(annotations.labels(), device=tracked.device)
+    rate = infer_true_classes(tracked[rows], labels[rows], TEMPERATURE).noise_rate
+    logger.info("About %.0f %% of the labels are wrong: Co-teaching drops as many", 100 * rate)
+    return float(rate)

@@ -37,6 +37,7 @@ class ForwardCorrection(nn.Module):
         tensor([1.2957])
     """
 
+    learns_once = True
     counts: Tensor
 
     def __init__(self, num_classes: int, rate: float | None = None) -> None:
@@ -100,7 +101,9 @@ class CurriculumLoss(nn.Module):
         losses = F.cross_entropy(wide, labels, reduction="none")
         is_object = labels < logits.shape[1] - 1
         values = torch.stack([losses.detach() / math.log(2), wide.argmax(dim=1) != labels], dim=1)
-        values = gather_rows(torch.where(is_object[:, None], values, math.nan), _MOST_SAMPLES)
+        values = torch.where(is_object[:, None], values, math.nan)
+        if torch.is_grad_enabled():  # else it may be a forward of one process
+            values = gather_rows(values, _MOST_SAMPLES)
         upper = values[:, 0].sort().values  # nan, which is no object, comes last
         keep = 1 - self.rate
         threshold = keep**2 * (~upper.isnan()).sum() + keep * values[:, 1].nansum()
@@ -123,6 +126,8 @@ class AfterStart(nn.Module):
         start: steps of cross-entropy, counted in the state dict
     """
 
+    # A head that asks for the losses of several classes in a step lets it count only once.
+    learns_once = True
     num_steps: Tensor
 
     def __init__(self, loss: Any, start: int) -> None:

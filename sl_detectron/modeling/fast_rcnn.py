@@ -171,7 +171,18 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
 
         if self.class_targets is None or ids is None:
             return loss_of(gt_classes), None
-        return self.class_targets.expected_losses(loss_of, ids, gt_classes, probabilities)
+        arguments = loss_of, ids, gt_classes, probabilities
+        custom: Any = self.classification_loss
+        if not (getattr(custom, "learns_once", False) and custom.training):
+            return self.class_targets.expected_losses(*arguments)
+        # Several classes of a sample may be asked for: the step is counted after them.
+        custom.eval()
+        try:
+            expected = self.class_targets.expected_losses(*arguments)
+        finally:
+            custom.train()
+        loss_of(gt_classes)
+        return expected
 
     def _probabilities_of(self, scores: Tensor) -> Callable[[], Tensor] | None:
         """Makes (R, K) probabilities of the classes of an object, background left out.

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.modeling.roi_heads import RROIHeads, StandardROIHeads
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
@@ -107,12 +107,17 @@ class CABBC(SoftTargets):
         heads: list[Any] = []
         if isinstance(model, PairMixin):
             heads = [model.roi_heads, model.second.roi_heads]
-        fit = [isinstance(h, StandardROIHeads) and isinstance(h.box_head, nn.Module) for h in heads]
-        if not heads or not all(fit) or any(isinstance(h.box_head, nn.ModuleList) for h in heads):
+        if not heads or not all(map(_fits, heads)):
             names = [type(h).__name__ for h in heads]
             raise ValueError(
-                "CABBC needs a PairedRCNN of ROI heads with one box head each, such as "
-                f"{SuperLossStandardROIHeads.__name__}; got {type(model).__name__} of {names}"
+                "CABBC needs a PairedRCNN of ROI heads with one box head each, a softmax and boxes "
+                f"that are not rotated, such as {SuperLossStandardROIHeads.__name__} without "
+                f"MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE; got {type(model).__name__} of {names}"
+            )
+        if not model.shared_trunk:
+            raise ValueError(
+                "CABBC is two heads on one trunk: set MODEL.METHOD.SHARED_TRUNK True, or "
+                "shared_trunk of the PairedRCNN in a LazyConfig"
             )
         super().attach(model)
         heads[0].register_forward_pre_hook(partial(self._correct, heads))
@@ -132,6 +137,9 @@ class CABBC(SoftTargets):
             if self.alpha:
                 boxes = self._move(heads, features, boxes, [t.image_size for t in targets])
                 self._targets = [_with_boxes(*pair) for pair in zip(targets, boxes)]
+        # Older versions of torch would train on the weights that autocast has cast without
+        # gradient here, and so not at all.
+        torch.clear_autocast_cache()
         return (images, features, proposals, self._targets, *args[4:])
 
     def _repeat(self, heads: nn.Module, args: tuple[Any, ...]) -> Any:
@@ -146,7 +154,8 @@ class CABBC(SoftTargets):
         sizes: Sequence[tuple[int, int]],
     ) -> list[Tensor]:
         """b** of boxes per image."""
-        with torch.enable_grad():
+        # Gradients of a box are small: those of 16 bits could vanish.
+        with torch.enable_grad(), torch.autocast(boxes[0].device.type, enabled=False):
             leaves = [b.detach().clone().requires_grad_() for b in boxes]
             constants = {name: value.detach() for name, value in features.items()}
             scores = [_predict(h, constants, leaves, pool_boxes)[0] for h in heads]
@@ -164,6 +173,14 @@ class CABBC(SoftTargets):
         transform = heads[0].box_predictor.box2box_transform
         refined = transform.apply_deltas(mean, torch.cat(moved)).split([*map(len, moved)])
         return [_inside(*pair) for pair in zip(refined, sizes)]
+
+
+def _fits(heads: Any) -> bool:
+    """Whether heads have one box head of upright boxes, and a softmax."""
+    if not isinstance(heads, StandardROIHeads) or isinstance(heads, RROIHeads):
+        return False
+    is_cascade = isinstance(heads.box_head, nn.ModuleList)
+    return not is_cascade and not getattr(heads.box_predictor, "use_sigmoid_ce", False)
 
 
 def _predict(

@@ -91,12 +91,17 @@ class _Side(Method):
 
     def _largest(self, share: float, rows: Tensor) -> Tensor:
         """(number of groups,) the largest loss of each that is kept."""
-        groups = torch.arange(self.num_groups, device=rows.device)
-        ordered = torch.where(rows[:, 1] == groups[:, None], rows[:, 0], math.nan).sort().values
-        num = (~ordered.isnan()).sum(dim=1, keepdim=True)
+        losses = rows[:, 0]
+        groups = torch.where(losses.isnan(), self.num_groups, rows[:, 1].nan_to_num()).long()
+        # By group, and by loss in a group.
+        order = losses.argsort(stable=True)
+        ordered = losses[order[groups[order].argsort(stable=True)]]
+        zeros = torch.zeros(self.num_groups + 1, dtype=torch.long, device=rows.device)
+        num = zeros.index_add(0, groups, torch.ones_like(groups))[:-1]
         # 0.6 * 10 is to be 6, not 7.
-        last = (share * num.double() - 1e-9).ceil().long().clamp(1, len(rows)) - 1
-        return torch.where(last + 1 < num, ordered.gather(1, last), math.inf)[:, 0]
+        last = (share * num.double() - 1e-9).ceil().long().clamp(min=1) - 1
+        places = (num.cumsum(0) - num + last).clamp(max=len(rows) - 1)
+        return torch.where(last + 1 < num, ordered[places], math.inf)
 
     def finish(self, kept: Tensor) -> dict[int, Tensor]:
         """{id of a placeholder: its class term} with the annotations that the other one kept."""

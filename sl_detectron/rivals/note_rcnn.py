@@ -14,6 +14,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from ..config import IS_SEED
+from ..losses.ranks import num_processes, sum_over_ranks
 from ..modeling import SuperLossStandardROIHeads, to_superloss_output_layers
 from ..modeling.class_targets import LossOf
 from ..modeling.fast_rcnn import SuperLossFastRCNNOutputLayers
@@ -147,8 +148,8 @@ class NoteRCNN(Method):
     also: the teacher of the distillation head is the seed head of the same step, without gradient
     (the paper's is a detector trained on the seeds first); the predictions are the mean
     probabilities of the first two heads; the loss of the seed head is the mean over the RoIs of
-    seeds in the batch of a process, 0 without any; the distillation loss is the mean over all RoIs
-    of the cross-entropy with soft targets; all weights are 1; first head and boxes keep
+    seeds in the batch of all processes, 0 without any; the distillation loss is the mean over all
+    RoIs of the cross-entropy with soft targets; all weights are 1; first head and boxes keep
     detectron2's divisor R; RPN, masks and keypoints learn from all images; before ``START`` only
     the seed head differs from plain training. Which images are seeds comes with the images, in the
     key ``is_clean_seed`` that the training loader gives them.
@@ -197,11 +198,7 @@ class NoteRCNN(Method):
                 "MODEL.METHOD.NAME 'NoteRCNN' needs clean seeds: set "
                 "DATASETS.LABEL_NOISE.CLEAN_SHARE to the share of images that are clean, as 0.1"
             )
-        if cfg.MODEL.SUPERLOSS.BOX_REG.ENABLED:
-            raise ValueError(
-                "MODEL.METHOD.NAME 'NoteRCNN' weighs detectron2's box loss: set "
-                "MODEL.SUPERLOSS.BOX_REG.ENABLED False"
-            )
+        _check_box_loss(cfg.MODEL.SUPERLOSS.BOX_REG.ENABLED)
         if cfg.MODEL.ROI_HEADS.NAME != HEADS:
             name = cfg.MODEL.ROI_HEADS.NAME
             raise ValueError(
@@ -213,6 +210,8 @@ class NoteRCNN(Method):
         heads = getattr(model, "roi_heads", None)
         if not isinstance(heads, NoteRCNNROIHeads):
             raise ValueError(f"NoteRCNN needs {HEADS}; got {type(heads or model).__name__}")
+        predictor: Any = heads.box_predictor
+        _check_box_loss(predictor.superloss_box_reg is not None)
         super().attach(model)
         model.register_forward_pre_hook(self._look)
 
@@ -266,7 +265,11 @@ class NoteRCNN(Method):
         seeds = scores[0].float()
         counts = self.from_seed.to(seeds)
         plain = F.cross_entropy(seeds, labels, reduction="none")
-        mean = (plain * counts).sum() / counts.sum().clamp_min(1)
+        total, processes = counts.sum(), 1
+        if torch.is_grad_enabled():  # else it may be a forward of one process
+            # Gradients are averaged over the processes, some of which may be without a seed.
+            total, processes = sum_over_ranks(total), num_processes()
+        mean = processes * (plain * counts).sum() / total.clamp_min(1)
         losses = {"second_loss_cls": self.weights["cls"] * mean}
         if len(scores) > 1:
             target = seeds.detach().softmax(dim=1)
@@ -274,3 +277,11 @@ class NoteRCNN(Method):
             weight = self.weights["distillation"] if self.is_active else 0.0
             losses["second_loss_distillation"] = weight * soft.sum() / max(len(soft), 1)
         return losses
+
+
+def _check_box_loss(is_superloss: bool) -> None:
+    if is_superloss:
+        raise ValueError(
+            "MODEL.METHOD.NAME 'NoteRCNN' weighs detectron2's box loss: set "
+            "MODEL.SUPERLOSS.BOX_REG.ENABLED False, or leave superloss_box_reg out of a LazyConfig"
+        )

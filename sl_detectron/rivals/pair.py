@@ -1,5 +1,6 @@
 """Two detectors that train on the same images; one of them is evaluated."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,11 +14,14 @@ from ..modeling import SuperLossRetinaNet
 
 __all__ = ["PairMixin", "PairedRCNN", "PairedRetinaNet", "fill_both"]
 
+logger = logging.getLogger(__name__)
+
 
 class PairMixin(nn.Module):
     """A detector with another one of its kind, ``second``, that is trained beside it.
 
-    The second is built after the first, so that the first starts, and samples, as it does alone.
+    The second is built and called after the first, which starts and in its first step samples as
+    it does alone.
     With ``MODEL.METHOD.SHARED_TRUNK`` the second takes features and proposals of the first and has
     only a head; the trunk then learns from the sum of both heads' losses. Losses of the second are
     named ``second_...``. Predictions are those of the first, whose checkpoint keys are those of a
@@ -29,6 +33,7 @@ class PairMixin(nn.Module):
 
     detector: type[nn.Module]
     second: nn.Module
+    shared_trunk: bool
     # A method that has to see the losses of both before it can say what they are.
     exchange: Any = None
 
@@ -51,6 +56,7 @@ class PairMixin(nn.Module):
         other: Any = second
         other.vis_period = 0
         self.second = other
+        self.shared_trunk = shared_trunk
         if shared_trunk:
             first: Any = self
             other.backbone = _Replay(first.backbone)
@@ -114,6 +120,9 @@ def fill_both(model: nn.Module) -> Iterator[None]:
 
     A file of one detector names no second one, and detectron2's matching of names refuses a
     checkpoint that fits two places. What the weights lack stays random, and different.
+
+    Raises:
+        ValueError: they lack nothing, for detectors that only their weights tell apart
     """
     if not isinstance(model, PairMixin):
         yield
@@ -125,6 +134,22 @@ def fill_both(model: nn.Module) -> Iterator[None]:
     finally:
         model._modules["second"] = second
     _copy_changes(before, model.state_dict(), second)
+    _check_differ(model)
+
+
+def _check_differ(model: PairMixin) -> None:
+    """Refuse two dense detectors of equal weights: they sample nothing, and would stay equal."""
+    first = dict(model.named_parameters())
+    if all(torch.equal(first[n], p) for n, p in model.second.named_parameters()):
+        if not isinstance(model, GeneralizedRCNN):
+            raise ValueError(
+                "MODEL.WEIGHTS fills both detectors of a pair wholly, so that they would never "
+                "differ: set it to weights without a class head, such as those of a backbone"
+            )
+        logger.warning(
+            "MODEL.WEIGHTS fills both detectors of a pair wholly: they start equal, and differ "
+            "only by the RoIs that they sample"
+        )
 
 
 @torch.no_grad()

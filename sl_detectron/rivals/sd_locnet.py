@@ -79,8 +79,9 @@ class SDLocNet(Method):
         p = p / p.sum(dim=1, keepdim=True).clamp_min(1e-12)
         known, columns = self._columns(ids)
         means = self._means(p, known, columns)
-        weights = self._weights(means, self._means(per_sample(losses), known, columns))
-        if self.training and torch.is_grad_enabled():
+        learns = self.training and torch.is_grad_enabled()
+        weights = self._weights(means, self._means(per_sample(losses), known, columns), learns)
+        if learns:
             self._learn(means)
         of_samples = torch.ones_like(p[:, 0])
         if self.is_active and len(weights):
@@ -92,15 +93,16 @@ class SDLocNet(Method):
         return torch.where((ids >= 0) & (ids < last), ids, last)
 
     @torch.no_grad()
-    def _weights(self, p: Tensor, losses: Tensor) -> Tensor:
-        """(G,) weights of mean 1 over those that have samples, which every process asks for."""
+    def _weights(self, p: Tensor, losses: Tensor, learns: bool) -> Tensor:
+        """(G,) weights of mean 1 over those that have samples, of all processes as they learn."""
         rows = self._rows(self._ids)
         q, counts = self.sums[rows], self.counts[rows]
         weights = consistency(p, torch.where(counts > 0, q / counts.clamp_min(1), p))
         weights = weights.clamp_min(0) * (-losses).exp()
         seen = ~weights.isnan()
         parts = torch.stack([torch.where(seen, weights, 0).sum(), seen.sum().to(weights)])
-        total, number = sum_over_ranks(parts)
+        # A forward for batch statistics or a validation loss may be that of one process.
+        total, number = sum_over_ranks(parts) if learns else parts
         # Of losses so large that all weights vanish none is preferred.
         return torch.where(total > 0, weights * number / total, 1.0)
 

@@ -43,10 +43,12 @@ class SoftTargets(Method):
     ) -> tuple[Tensor, Tensor]:
         """Expected losses over the classes, every sample with weight 1."""
         known, columns = self._columns(ids)
-        if self.table is None or not len(self.table):
+        if self.table is None:
             return loss_of(labels), torch.ones_like(known, dtype=torch.float32)
-        num_classes = self.table.shape[1]
+        num_annotations, num_classes = self.table.shape
+        # A last row for the other samples, which keep their class. Without any annotation the loss
+        # is asked for as often: it may wait for other processes.
         given = torch.eye(1, num_classes, device=labels.device)
-        shares = torch.where(known[:, None], self.table[columns], given)
+        shares = torch.cat([self.table, given])[torch.where(known, columns, num_annotations)]
         every = torch.arange(num_classes, device=labels.device)
         return mean_losses(loss_of, torch.where(known[:, None], every, labels[:, None]), shares)

@@ -29,8 +29,9 @@ class EMATeacher(SoftTargets):
     decay = min(DECAY, 1 - 1 / (t + 1)), so that it begins as the plain average. The paper's teacher
     makes a second loss for unlabelled images. Ours, for wrong labels: it scores the annotated
     boxes of the batch (a RetinaNet the anchors that are matched to them), in evaluation mode and
-    on the image that the detector sees, and p is over the classes of an object. A step takes a
-    forward longer, and memory and checkpoints hold the weights twice.
+    on the image that the detector sees, and p is over the classes of an object. The detector is
+    evaluated, not the teacher. A step takes a forward longer, and memory and checkpoints hold the
+    weights twice.
 
     Args:
         num_classes: K
@@ -114,7 +115,8 @@ class EMATeacher(SoftTargets):
         answers = self._score(self.teacher, item, targets, draw=False)
         ids, p = answers.ids, answers.probabilities
         same = (targets.get(FIELD)[:, None] == ids).float()
-        p = same @ p.float()
+        # Autocast multiplies in 16 bits, in which rows would not sum to 1.
+        p = (same @ p.float()).float()
         total = p.sum(dim=1, keepdim=True)
         # No anchor is matched to some annotations.
         mixed = (1 - self.share) * given + self.share * p / total.clamp_min(1e-12)

@@ -61,6 +61,10 @@ def test_a_given_rate_stays_and_nothing_seen_is_no_noise():
     assert rates_of(CoTeaching(-1.0, ramp=4), AnnotationTracker(len(LABELS), 2)) == [0.0] * 9
 
 
-def test_no_statistics_are_an_error_that_names_the_key():
-    with pytest.raises(ValueError, match=r"NOISE_RATE is below 0, but no annotation is tracked"):
-        rates_of(CoTeaching(-1.0, ramp=2), None)
+def test_a_rate_that_cannot_be_estimated_is_an_error_at_once():
+    for tracker, annotations in ((None, table()), (tracked(), None)):
+        with pytest.raises(
+            ValueError, match=r"NOISE_RATE is below 0, but no annotation is tracked"
+        ):
+            TrainMethod(CoTeaching(-1.0, ramp=4), tracker, annotations)
+    TrainMethod(CoTeaching(0.2, ramp=4))

@@ -59,8 +59,8 @@ CASES = [
 def options(name, detector, *opts):
     """Options of a method for a detector."""
     method = name.partition(",")[0]
-    pair = {"standard": "PairedRCNN", "cascade": "PairedRCNN", "retinanet": "PairedRetinaNet"}
-    arch = ("MODEL.META_ARCHITECTURE", pair[detector]) if method in PAIRED else ()
+    pair = "PairedRetinaNet" if detector == "retinanet" else "PairedRCNN"
+    arch = ("MODEL.META_ARCHITECTURE", pair) if method in PAIRED else ()
     return [*PLAIN, NODE + "NAME", method, NODE + "START", 0.0, *METHODS[name], *arch, *opts]
 
 

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from helpers.detectors import NUM_CLASSES, build, make_batch, run_losses, run_ranks, small_config
 from sl_detectron import losses as sl
+from sl_detectron.losses import ranks
 
 # Background is class 2.
 LOGITS = torch.tensor([[4.0, 0.0, 0.0], [1.0, 0.0, 0.0], [6.0, 0.0, 0.0], [0.0, 0.0, 2.0]])
@@ -103,6 +104,15 @@ def test_neutral_settings_are_the_plain_head_bit_for_bit():
         losses, same, _ = run_losses(build(config(FIXED_SIGMA=1.0, **keys)), make_batch())
         assert losses == plain
         torch.testing.assert_close(same, gradients, rtol=1e-6, atol=1e-9)
+
+
+def test_a_curriculum_without_gradients_is_that_of_a_process(monkeypatch):
+    """As of a validation loss, for which the others do not wait: a collective is an error here."""
+    loss = sl.CurriculumLoss(rate=0.25)
+    expected = loss(LOGITS, LABELS)
+    monkeypatch.setattr(ranks, "num_processes", lambda: 2)
+    with torch.no_grad():
+        assert torch.equal(loss(LOGITS, LABELS), expected)
 
 
 def on_rank(folder):

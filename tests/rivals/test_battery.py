@@ -1,10 +1,12 @@
 """What every method does; helpers/method_cases.py lists them."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.distributed as dist
+from detectron2.utils.events import EventStorage
 from torch.nn.parallel import DistributedDataParallel
 
 from helpers.detectors import run_losses, run_ranks
@@ -21,6 +23,7 @@ from helpers.method_cases import (
     plain_detector,
 )
 from helpers.trainings import FASTER_RCNN, RETINANET, assert_equal, run, toy_split
+from sl_detectron.losses import ranks as process_ranks
 
 every_case = pytest.mark.parametrize(("name", "detector"), CASES)
 
@@ -61,6 +64,29 @@ def test_narrow_numbers_and_images_without_objects(name, detector):
             assert all(g.isfinite().all() for g in gradients.values())
             trained = {n for n, p in model.named_parameters() if p.requires_grad}
             assert trained <= set(gradients)
+
+
+@pytest.mark.parametrize(
+    ("name", "detector"),
+    [
+        ("CoTeaching, one trunk", "c4_masks"),
+        ("CABBC", "standard_masks"),
+        ("NoteRCNN", "standard_keypoints"),
+        ("EMATeacher", "standard_sigmoid"),
+        ("SDLocNet", "standard_sigmoid"),
+    ],
+)
+def test_other_heads(name, detector):
+    """Masks, keypoints, C4 heads and sigmoids: trained and predicted by."""
+    model, method = detector_with(name, detector)
+    for step, objects in enumerate(((3, 1), (0, 2))):
+        method.begin_step(step)
+        losses, gradients, _ = run_losses(model, numbered_batch(objects))
+        method.end_step()
+        assert all(v.isfinite() for v in losses.values())
+        assert {n for n, p in model.named_parameters() if p.requires_grad} <= set(gradients)
+    with torch.no_grad():
+        assert len(model.eval()(numbered_batch())) == 2
 
 
 @every_case
@@ -132,51 +158,75 @@ def test_a_killed_training_goes_on_bit_for_bit(toy_env, tmp_path, name):
     assert_equal(*final)
 
 
-def on_rank(folder):
-    """Three steps, an image for each rank; which RoIs are sampled is not by chance."""
-    rank, record = dist.get_rank(), {}
-    for name, detector in CASES:
-        model, method = whole_sample(*detector_with(name, detector))
-        parallel = DistributedDataParallel(model)
-        for step in range(3):
-            method.begin_step(step)
-            run_losses(parallel, numbered_batch(seed=step)[rank : rank + 1], seed=step)
-            method.end_step()
-        record[name, detector] = dict(method.state_dict())
-    torch.save(record, folder / f"{rank}.pt")
-
-
-def whole_sample(model, method):
+def with_all_rois(model, method):
+    """Which RoIs are trained on is not by chance; few of them, as the forwards take the time."""
     for module in model.modules():
-        for key in ("batch_size_per_image", "positive_fraction"):
+        for key, value in (("batch_size_per_image", 8192), ("positive_fraction", 1.0)):
             if hasattr(module, key):
-                setattr(module, key, {"batch_size_per_image": 1024, "positive_fraction": 1.0}[key])
-    model.eval()  # batch norm, whose statistics are of a rank
-    return in_training(model), method
+                setattr(module, key, value)
+        if hasattr(module, "post_nms_topk"):
+            module.post_nms_topk = {True: 40, False: 40}
+        # Statistics of batch norm are of a rank.
+        module.training = not isinstance(module, torch.nn.BatchNorm2d)
+    return model, method
 
 
-def in_training(model):
-    for module in model.modules():
-        if not isinstance(module, torch.nn.BatchNorm2d):
-            module.training = True
-    return model
+def two_steps(name, detector, rank=None):
+    """(losses of the second step, times their divisor for a RetinaNet; state after it).
+
+    Args:
+        name, detector: of a case
+        rank: takes the image of that number; None for a process that takes both
+    """
+    part = slice(None) if rank is None else slice(rank, rank + 1)
+    model, method = with_all_rois(*detector_with(name, detector))
+    parallel = model if rank is None else DistributedDataParallel(model)
+    method.begin_step(0)
+    # The second image has no object. A forward with gradients learns; what follows it does not.
+    with EventStorage(), nullcontext() if rank is None else parallel.no_sync():
+        parallel(numbered_batch((3, 0))[part])
+    method.end_step()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 1.01
+    method.begin_step(1)
+    # As many RoIs of each image, so that the mean of means is the mean of all.
+    losses, _, _ = run_losses(parallel, numbered_batch((2, 2), seed=1)[part])
+    method.end_step()
+    scale = getattr(model, "loss_normalizer", 1.0)
+    return {key: scale * value for key, value in losses.items()}, dict(method.state_dict())
+
+
+def on_rank(folder):
+    rank = dist.get_rank()
+    torch.save({case: two_steps(*case, rank) for case in CASES}, folder / f"{rank}.pt")
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
-def test_two_ranks_have_the_state_of_one(tmp_path):
+def test_two_ranks_are_one(tmp_path):
+    """Losses and state of two processes with an image each, of which one has no foreground."""
     run_ranks(on_rank, 2, tmp_path, timeout=300)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for name, detector in CASES:
-        model, method = whole_sample(*detector_with(name, detector))
-        for step in range(3):
-            method.begin_step(step)
-            run_losses(model, numbered_batch(seed=step), seed=step)
-            method.end_step()
-        states = [record[name, detector] for record in ranks]
-        assert_equal(*states)
-        for key, value in method.state_dict().items():
+        (first, state), (second, same) = (record[name, detector] for record in ranks)
+        losses, whole = two_steps(name, detector)
+        num = 1 if detector == "retinanet" else 2  # a sum, as by its one divisor, or a mean
+        mean = {key: (value + second[key]) / num for key, value in first.items()}
+        torch.testing.assert_close(mean, losses, rtol=1e-4, atol=1e-6)
+        assert_equal(state, same)
+        for key, value in whole.items():
             if isinstance(value, torch.Tensor):
                 # Sums of what float32 forwards of other batches say.
-                torch.testing.assert_close(
-                    states[0][key], value, rtol=1e-5, atol=1e-5, equal_nan=True
-                )
+                torch.testing.assert_close(state[key], value, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@every_case
+def test_a_forward_that_does_not_learn_waits_for_no_process(name, detector, monkeypatch):
+    """One for batch statistics or a validation loss may be that of a single process.
+
+    There is no process group here: a collective would be an error.
+    """
+    model, _ = detector_with(name, detector)
+    monkeypatch.setattr(process_ranks, "num_processes", lambda: 2)
+    with torch.no_grad(), EventStorage():
+        assert all(value.isfinite() for value in model(numbered_batch()).values())

@@ -9,9 +9,10 @@ from torchvision.ops import roi_align as torchvision_roi_align
 
 from helpers.detectors import build, random_boxes, run_losses, small_config
 from helpers.method_cases import NODE, detector_with, numbered_batch, options
+from sl_detectron.modeling import SuperLossRROIHeads
 from sl_detectron.rivals import build_method, check_method
 from sl_detectron.rivals.box_gradients import pool_boxes, roi_align
-from sl_detectron.rivals.ca_bbc import CABBC, _inside, soft_labels
+from sl_detectron.rivals.ca_bbc import CABBC, _fits, _inside, soft_labels
 
 ALPHA = NODE + "CA_BBC.ALPHA"
 
@@ -97,6 +98,16 @@ def test_a_step_lowers_what_the_heads_are_unsure_of():
     assert seen[1] < seen[0]
 
 
+def test_gradients_of_boxes_are_not_of_16_bits():
+    model, _ = detector_with("CABBC", "standard", ALPHA, 20.0)
+    seen = []
+    model.roi_heads.box_head.register_forward_hook(lambda _, args, out: seen.append(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        run_losses(model, numbered_batch())
+    # The prediction, the gradient, the deltas at the new place, and the training.
+    assert seen == [torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16]
+
+
 def test_boxes_stay_boxes():
     boxes = torch.tensor(
         [[50.0, 9.0, 40.0, 12.0], [-3.0, -3.0, 200.0, 0.2], [99.9, 0.0, 120.0, 9.0]]
@@ -122,6 +133,15 @@ def test_what_it_needs():
     cascade.merge_from_list(options("CABBC", "cascade"))
     with pytest.raises(ValueError, match="SuperLossCascadeROIHeads"):
         build_method(cascade, build(cascade), 1)
+    # As a LazyConfig may have it: the second head would score features of another trunk.
+    apart, _ = detector_with("CoTeaching")
+    with pytest.raises(ValueError, match="SHARED_TRUNK True, or shared_trunk"):
+        CABBC().attach(apart)
+    assert not _fits(SuperLossRROIHeads.__new__(SuperLossRROIHeads))
+    sigmoid = small_config("standard_sigmoid", superloss=True)
+    sigmoid.merge_from_list(options("CABBC", "standard"))
+    with pytest.raises(ValueError, match=r"without MODEL\.ROI_BOX_HEAD\.USE_SIGMOID_CE"):
+        build_method(sigmoid, build(sigmoid), 1)
     retinanet = small_config("retinanet", superloss=True)
     retinanet.merge_from_list([NODE + "NAME", "CABBC"])
     with pytest.raises(ValueError, match=r"\('PairedRCNN',\); got the RetinaNet"):

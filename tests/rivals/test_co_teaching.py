@@ -6,9 +6,11 @@ import pytest
 import torch
 from detectron2.structures import Instances
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from helpers.detectors import build, run_losses, small_config
-from helpers.method_cases import NODE, detector_with, numbered_batch, options
+from helpers.method_cases import NODE, detector_with, numbered_batch, options, plain_detector
 from sl_detectron.checkpoint import SafeCheckpointer
 from sl_detectron.engine.resume import resume_or_load
 from sl_detectron.rivals import build_method, check_method
@@ -60,6 +62,39 @@ def test_each_class_keeps_its_share():
     assert told(CoTeaching(rate=2 / 3, ramp=0, num_classes=2))["b"] == 1 + 8 + 1 + 5
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.6, 1.0])
+def test_largest_kept_loss_of_each_class_by_a_slow_loop(share):
+    """Classes with ten, with few and with no losses, ties, and rows that are empty."""
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.cat([torch.zeros(10), torch.tensor([1.0, 3.0, 3.0]), torch.ones(9)])
+    losses = (torch.rand(len(classes), generator=generator) * 8).round()
+    rows = torch.stack([losses, classes], dim=1)
+    rows[-2:] = math.nan
+    rows = rows[torch.randperm(len(rows), generator=generator)]
+    found = CoTeaching(0.4, 0, num_classes=5).first._largest(share, rows)
+    for number, value in enumerate(found.tolist()):
+        ordered = sorted(loss for loss, of in rows.tolist() if of == number)
+        kept = max(math.ceil(share * len(ordered) - 1e-9), 1)
+        assert value == (ordered[kept - 1] if kept < len(ordered) else math.inf)
+
+
+def test_memory_grows_with_losses_and_not_with_classes_times_losses():
+    """LVIS: 1,203 classes with 64 losses each would be 93 million numbers."""
+    side = CoTeaching(0.4, 0, num_classes=1203).first
+    rows = torch.stack([torch.rand(len(side.queue)), torch.arange(len(side.queue)) % 1203], dim=1)
+    largest = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            largest.extend(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))
+            return out
+
+    with Sizes():
+        assert side._largest(0.5, rows).isfinite().all()
+    assert max(largest) <= 2 * len(rows)
+
+
 def test_all_are_kept_at_rate_0_and_by_one_that_has_not_seen_it():
     assert told(CoTeaching(rate=0.0, ramp=0)) == {"a": 19.0, "b": 15.5, "box": 3.0}
     method = CoTeaching(rate=0.9, ramp=0)
@@ -105,8 +140,23 @@ def test_the_two_differ_and_one_trunk_is_one():
     assert all(key.startswith("second.roi_heads") for key in keys)
     losses, _, _ = run_losses(shared, numbered_batch())
     assert "second_loss_rpn_cls" not in losses
+
+
+@pytest.mark.parametrize("detector", ["standard", "retinanet"])
+def test_predictions_are_those_of_the_first_by_a_config_of_one(detector):
+    model, _ = detector_with("CoTeaching", detector)
+    run_losses(model, numbered_batch())
+    one = plain_detector(detector)
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("second.")}
+    one.load_state_dict(state)
     with torch.no_grad():
-        assert len(shared.eval()(numbered_batch())) == 2
+        found, expected = (m.eval()(numbered_batch()) for m in (model, one))
+        for ours, theirs in zip(found, expected, strict=True):
+            for key, value in theirs["instances"].get_fields().items():
+                assert torch.equal(
+                    getattr(ours["instances"].get(key), "tensor", ours["instances"].get(key)),
+                    getattr(value, "tensor", value),
+                )
 
 
 def test_weights_of_one_detector_fill_both(tmp_path):
@@ -127,6 +177,22 @@ def test_weights_of_one_detector_fill_both(tmp_path):
         assert torch.equal(model.state_dict()[f"second.backbone.{key}"], value)
     assert torch.equal(model.second.roi_heads.box_head.fc1.weight, head)
     assert not torch.equal(model.roi_heads.box_head.fc1.weight, head)
+
+
+def test_detectors_that_a_file_fills_wholly_start_equal(tmp_path, caplog):
+    """RetinaNets would stay so: they see the same images, and sample nothing."""
+    for detector in ("standard", "retinanet"):
+        path = tmp_path / f"{detector}.pth"
+        weights = build(small_config(detector, superloss=True), seed=5).state_dict()
+        torch.save({"model": weights}, path)
+        model, _ = detector_with("CoTeaching", detector)
+        checkpointer = SafeCheckpointer(model, str(tmp_path / "out"))
+        if detector == "standard":
+            resume_or_load(checkpointer, str(path), False)
+            assert "they start equal" in caplog.text
+        else:
+            with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS fills both .*never differ"):
+                resume_or_load(checkpointer, str(path), False)
 
 
 def test_what_it_needs():
@@ -155,6 +221,10 @@ def test_bad_values(key, value):
     check_method(cfg)
     assert build_method(cfg, build(cfg), 0) is None
     cfg.MODEL.METHOD.NAME, cfg.MODEL.SUPERLOSS.CORRECTION.START = "CoTeaching", 0.5
+    with pytest.raises(ValueError, match="both set the training targets"):
+        check_method(cfg)
+    # Of which the second would fail after the whole first.
+    cfg.MODEL.SUPERLOSS.CORRECTION.START, cfg.MODEL.SUPERLOSS.CORRECTION.ROUNDS = 1.0, 2
     with pytest.raises(ValueError, match="both set the training targets"):
         check_method(cfg)
 

@@ -165,6 +165,9 @@ def test_what_it_needs():
         check_method(cfg)
     with pytest.raises(ValueError, match="NoteRCNN needs NoteRCNNROIHeads; got Linear"):
         NoteRCNN().attach(nn.Linear(1, 1))
+    model = build(cfg)
+    with pytest.raises(ValueError, match="or leave superloss_box_reg out of a LazyConfig"):
+        NoteRCNN().attach(model)
     for key, value in (("BACKGROUND", 1.5), ("BOXES", -0.1), ("SEED_HEAD", -1.0)):
         bad = cfg.clone()
         bad.MODEL.METHOD.NOTE_RCNN[key] = value

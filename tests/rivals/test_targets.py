@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.structures import Instances
+from detectron2.utils.events import EventStorage
 
 from helpers.detectors import NUM_CLASSES, run_losses, small_config
 from helpers.method_cases import NODE, detector_with, numbered_batch
@@ -13,6 +14,7 @@ from sl_detectron.audit.scorers import scorer_of
 from sl_detectron.rivals import check_method
 from sl_detectron.rivals.clc import CLC
 from sl_detectron.rivals.sd_locnet import SDLocNet, consistency
+from sl_detectron.rivals.soft_targets import SoftTargets
 
 # Samples labelled 0, 0, 1 and background (class 2) of annotations 4, 4, 6 and none.
 LABELS = torch.tensor([0, 0, 1, 2])
@@ -149,6 +151,50 @@ def test_targets_are_half_the_label_and_half_the_teacher(detector):
         mean = p[ids == i].sum(dim=0)
         target = 0.5 * F.one_hot(label, NUM_CLASSES) + 0.5 * mean / mean.sum()
         torch.testing.assert_close(method.table[row], target)
+
+
+@pytest.mark.parametrize("detector", ["standard", "retinanet"])
+def test_targets_sum_to_1_in_16_bits(detector):
+    model, method = detector_with("EMATeacher", detector)
+    with torch.autocast("cpu", torch.bfloat16):
+        run_losses(model, numbered_batch())
+    torch.testing.assert_close(method.table.sum(dim=1), torch.ones(4))
+
+
+@pytest.mark.parametrize("num", [0, 2])
+def test_soft_targets_ask_as_often_without_an_annotation(num):
+    """By a loss that waits for other processes, which have some, a process would wait forever."""
+    method, asked = SoftTargets(), []
+    target = Instances((9, 9), gt_classes=torch.tensor([0, 1])[:num])
+    target.gt_annotation_ids = torch.tensor([4, 6])[:num]
+    method.table = torch.tensor([[0.75, 0.25], [0.5, 0.5]])[:num]
+    method.relabel([target])
+
+    def loss_of(classes):
+        asked.append(classes)
+        return losses_of(classes)
+
+    losses, weights = method.expected_losses(loss_of, IDS if num else IDS * 0 - 1, LABELS)
+    expected = [0.75 + 0.25 * 5, 0.75 * 2 + 0.25 * 6, 5.0, 9.0] if num else [1.0, 2.0, 7.0, 9.0]
+    assert losses.tolist() == expected
+    assert weights.tolist() == [1.0] * 4
+    assert len(asked) == 2
+
+
+def test_a_loss_with_a_count_counts_a_step_once():
+    """Soft targets ask for the losses of every class."""
+    node = "MODEL.SUPERLOSS.CLS."
+    opts = node + "LOSS", "forward_correction", node + "LOSS_START", 0.25
+    model, _ = detector_with("EMATeacher", "standard", *opts)
+    custom = model.roi_heads.box_predictor.classification_loss
+    _, _, storage = run_losses(model, numbered_batch())
+    assert custom.num_steps == 1
+    assert custom.training
+    num_foreground = 2 * storage.latest()["roi_head/num_fg_samples"][0]
+    assert custom.loss.counts.sum() == NUM_CLASSES + num_foreground
+    with torch.no_grad(), EventStorage():
+        model(numbered_batch())
+    assert custom.num_steps == 1
 
 
 def test_bad_values():
