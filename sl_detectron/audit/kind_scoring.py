@@ -101,6 +101,13 @@ def evaluate_kinds(
         ]
         rankings = {OURS: ours, **references.get(kind, {})}
         rankings = {name: [r for r in rows if r.image in images] for name, rows in rankings.items()}
+        if kind != "missing_object":
+            # All scores are of the same annotations: not each has an answer of the detector.
+            places = {(r.image, r.index) for r in rankings[OURS]}
+            rankings = {
+                name: [r for r in rows if (r.image, r.index) in places]
+                for name, rows in rankings.items()
+            }
         result[kind] = _evaluate(kind, rankings, comparison)
         if kind == "misplaced_box":
             result[kind] = _with_ious(result[kind], rankings[OURS], comparison)
@@ -162,7 +169,7 @@ def _with_ious(
     pairs = [
         (d.iou, float(_iou([suggested[d.image, d.given]], [d.true_bbox or ()])))
         for d in comparison.differences
-        if d.kind == "misplaced_box" and (d.image, d.given) in suggested
+        if d.kind == "misplaced_box" and suggested.get((d.image, d.given))
     ]
     if not pairs:
         return evaluation

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -19,7 +20,7 @@ from ..data.formats.manifest import read_manifest
 from ..label_noise import noisy_dataset_dicts
 from ..losses import confidence
 from .compact_tracker import build_tracker, load_tracker
-from .few_classes import blocks, in_rows
+from .few_classes import blocks, dense, in_rows
 from .objectlab import objectlab_scores
 from .ranking import audit_annotations
 from .records import LabelAudit, SuspectList
@@ -144,11 +145,17 @@ def audit_checkpoint(
 
 def _audit_of(cfg: CfgNode, table: AnnotationTable, scores: AnnotationScores) -> LabelAudit:
     sigma = confidence(scores.losses, scores.losses.mean(), cfg.MODEL.SUPERLOSS.CLS.LAMBDA)
-    tracker = build_tracker(torch.tensor(table.labels()), num_classes_of(cfg))
+    num_classes = num_classes_of(cfg)
+    # Of one class no other can be suggested; the annotations are listed all the same.
+    tracker = build_tracker(torch.tensor(table.labels()), max(num_classes, 2))
     for rows, probabilities in blocks(scores.probabilities):
+        probabilities = F.pad(probabilities, (0, max(2 - num_classes, 0)))
         columns = (scores.ids[rows], scores.losses[rows], sigma[rows], probabilities)
         tracker(*columns, begins_step=rows.start == 0)
-    return audit_annotations(table, tracker.statistics())
+    statistics = tracker.statistics()
+    if num_classes < 2:
+        statistics = statistics._replace(probabilities=dense(statistics.probabilities)[:, :1])
+    return audit_annotations(table, statistics)
 
 
 def audit_kinds(

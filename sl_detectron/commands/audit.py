@@ -151,8 +151,10 @@ def _write(
         write_cleanlab(audit, out, suspects)
     if "fiftyone" in args.formats:
         write_fiftyone(audit, out / "fiftyone", suspects)
+    # All annotations are seen around a missing object, and what a suspect is about is among them.
+    about = kept if kept_suspects is None else audit
     page = write_report(
-        kept, out, args.crops, args.crop_size, progress=True, suspects=kept_suspects
+        about, out, args.crops, args.crop_size, progress=True, suspects=kept_suspects
     )
     lines = [_summary(audit, len(kept.annotations)), f"report: {page}"]
     above = MORE_PROBABLE if args.auto else args.correct_above

@@ -93,10 +93,10 @@ def _compare(
     """With the annotations that are known to be true: another set, or those before the noise."""
     classes = table.classes or [*map(str, range(num_classes_of(cfg)))]
     if args.truth:
-        return compare_sets(objects_of(table, classes), read_annotation_set(args.truth))
+        return compare_sets(objects_of(table, classes), read_annotation_set(args.truth), classes)
     if args.evaluate and not args.manifest:
         clean = _whole_table(without_noise(cfg))
-        return compare_sets(objects_of(table, classes), objects_of(clean, classes))
+        return compare_sets(objects_of(table, classes), objects_of(clean, classes), known=True)
     return None
 
 

@@ -363,6 +363,58 @@ def test_kinds_are_corrected_and_exported(main, small_run, tmp_path, capsys):
     assert "corrections of" in capsys.readouterr().out
 
 
+def test_a_short_report_sees_all_annotations(main, small_run, tmp_path, monkeypatch):
+    """They are drawn around a missing object, and facts about a suspect are those of one."""
+    seen = []
+    monkeypatch.setattr(
+        "sl_detectron.commands.audit.write_report",
+        lambda audit, *_, suspects, **__: seen.append((audit, suspects)),
+    )
+    args = ("--from-run", small_run, "--output", tmp_path / "out", "--top", 1)
+    assert main(*args, "--kinds", "no_object", "missing_object") == 0
+    assert main(*args) == 0
+    (audit, suspects), (plain, nothing) = seen
+    assert {s.annotation_id for s in suspects.suspects} - {-1}
+    assert [s.kind for s in suspects.suspects].count("no_object") == 1
+    annotations = [a for r in AnnotationTable.read(small_run).records() for a in r["annotations"]]
+    assert len(audit.annotations) + audit.num_unseen == len(annotations)
+    assert (len(plain.annotations), nothing) == (1, None)
+
+
+@pytest.mark.parametrize("detector", ["faster_rcnn", "retinanet"])
+def test_a_detector_of_one_class(main, detector, tmp_path, noisy_set, capsys):
+    """It suggests no other class, but every other kind of flaw."""
+    pytest.importorskip("cleanlab")
+    splits = noisy_set / "ImageSets" / "Main"
+    (splits / "four.txt").write_text("\n".join((splits / "train.txt").read_text().split()[:4]))
+    name = f"ones_{tmp_path.name}"
+    entry = {"NAME": name, "ROOT": str(noisy_set), "SPLIT": "four", "CLASSES": ["seven"],
+             "OTHER_CLASSES": "ignore"}  # fmt: skip
+    path, out = tmp_path / "one.yaml", tmp_path / "out"
+    path.write_text(
+        f"""_BASE_: "{REPO}/configs/Toy/{detector}.yaml"
+MODEL: {{ROI_HEADS: {{NUM_CLASSES: 1}}, RETINANET: {{NUM_CLASSES: 1}}}}
+DATASETS: {{CUSTOM_VOC: {json.dumps([entry])}, TRAIN: ["{name}"], LABEL_NOISE: {{RATE: 0.0}}}}
+"""
+    )
+    model = SuperLossTrainer.build_model(setup_cfg(str(path), ["DATASETS.TEST", "()"]))
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    args = ("--config-file", path, "--checkpoint", tmp_path / "model.pth", "--output", out)
+    args = (*args, "--crops", 5, "--formats", "cleanlab", "--truth", noisy_set, "--kinds")
+    others = [kind for kind in KINDS if kind != "wrong_class"]
+    assert main(*args, *others) == 0
+    # All other digits are of classes that this detector does not have.
+    assert "unmatched true annotations are of classes" in capsys.readouterr().out
+    counts = Counter(s.kind for s in read_suspects(out / "suspects.json").suspects)
+    assert counts["no_object"] == counts["misplaced_box"] == counts["duplicate"] > 0
+    evaluation = json.loads((out / "evaluation_kinds.json").read_text())
+    assert evaluation["missing_object"]["num_wrong"] == 0
+    audit = read_audit(out / "label_audit.json")
+    assert {a.suspicion for a in audit.annotations} == {0}
+    assert main(*args, *KINDS) == 2
+    assert "this detector has only one" in capsys.readouterr().err
+
+
 @pytest.fixture
 def noisy_config(toy_root, tmp_path):
     """60 images of the toy set with noise in memory that leaves some of them empty."""
@@ -381,6 +433,7 @@ DATASETS:
     RATE: 0.0
     MISSING: {{RATE: 0.6}}
     SPURIOUS: {{RATE: 0.2}}
+    BOX_JITTER: {{RATE: 0.5, MAGNITUDE: 0.4}}
 """
     )
     return path
@@ -452,6 +505,9 @@ def test_every_kind_against_noise_in_memory(main, noisy_config, tmp_path):
     assert differences["num_given"] == len(given)
     assert 0 < counts["no_object"] + counts["duplicate"] <= added
     # A box without an object may happen to lie on one that is missing.
+    # A box that was moved is off, however far; none of it is missing, nor without an object.
+    assert counts["misplaced_box"] <= sum("true_bbox" in a for a in given)
+    assert min(d["iou"] for d in differences["differences"] if d["kind"] == "misplaced_box") < 0.5
     missing = differences["num_true"] - (len(given) - added)
     assert missing - added <= counts["missing_object"] <= missing
     evaluation = json.loads((out / "evaluation_kinds.json").read_text())
