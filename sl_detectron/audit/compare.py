@@ -171,17 +171,19 @@ def objects_of(table: AnnotationTable, classes: Sequence[str]) -> AnnotationSet:
     objects = _by_image(rows, ", ".join(table.sources))
     for record in table.records():
         image = objects[Path(record["file_name"]).stem]
-        for i, a in enumerate(record["annotations"]):
+        annotations: list[Record] = record["annotations"]
+        for i, a in enumerate(annotations):
             if "true_category_id" in a or "true_bbox" in a:
                 image[i] = image[i]._replace(origin=_origin(a, classes))
     return objects
 
 
 def _origin(annotation: Record, classes: Sequence[str]) -> tuple[Corners | None, str]:
-    true_class = annotation.get("true_category_id", annotation["category_id"])
+    key = "true_category_id" if "true_category_id" in annotation else "category_id"
+    true_class = annotation[key]
     if true_class == len(classes):
         return None, ""
-    x0, y0, x1, y1 = annotation.get("true_bbox", annotation["bbox"])
+    x0, y0, x1, y1 = annotation["true_bbox" if "true_bbox" in annotation else "bbox"]
     return (x0, y0, x1, y1), classes[true_class]
 
 
