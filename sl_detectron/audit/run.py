@@ -26,7 +26,7 @@ from .ranking import audit_annotations
 from .records import LabelAudit, SuspectList
 from .score_annotations import AnnotationScores, joined_scores, score_annotations
 from .scoring import AuditEvaluation, evaluate_audit, truth_from_manifest
-from .suspects import find_suspects
+from .suspects import find_suspects, tracked_suspects
 from .tracker import AnnotationStatistics
 from .true_classes import TrueClasses, cross_fit, estimate_true_classes
 
@@ -34,6 +34,7 @@ __all__ = [
     "audit_checkpoint",
     "audit_kinds",
     "audit_run",
+    "audit_statistics",
     "estimate_run",
     "evaluate_run",
     "score_checkpoint",
@@ -64,6 +65,24 @@ def audit_run(
     if estimate is not None:
         statistics = statistics._replace(probabilities=estimate.probabilities)
     return audit_annotations(table, statistics)
+
+
+def audit_statistics(
+    folder: str | os.PathLike, kinds: Collection[str], table: AnnotationTable | None = None
+) -> tuple[LabelAudit, SuspectList]:
+    """Rank what a run's statistics suffice for, without model, images or datasets.
+
+    Args:
+        folder: ``OUTPUT_DIR`` of the run
+        kinds: some of :data:`~sl_detectron.audit.suspects.TRACKED_KINDS`
+        table: the run's; None reads it
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`audit_run`, or the statistics do not suffice
+    """
+    table, statistics = _tracked(folder, table)
+    audit = audit_annotations(table, statistics)
+    return audit, tracked_suspects(table, statistics, audit, kinds)
 
 
 def _tracked(

@@ -302,6 +302,57 @@ def test_kinds_are_one_list(main, small_run, tmp_path, capsys):
         assert all(0 <= s.score <= 1 for s in suspects)
 
 
+def test_kinds_by_the_statistics_of_a_run(main, small_run, tmp_path, capsys, monkeypatch):
+    """Without a pass over the images; what they do not suffice for is refused."""
+    monkeypatch.setattr("sl_detectron.audit.run.score_checkpoint", expensive)
+    out = tmp_path / "out"
+    args = ("--from-run", small_run, "--crops", 3, "--output", out, "--statistics", "--kinds")
+    assert main(*args, "wrong_class", "no_object") == 0
+    suspects = read_suspects(out / "suspects.json").suspects
+    statistics = torch.load(small_run / "model_final.pth")["annotation_tracker"]
+    objects = statistics["box_sums"][:, 0] / statistics["sums"][:, 0]
+    by_kind = {k: {s.annotation_id: s.score for s in suspects if s.kind == k} for k in KINDS}
+    assert by_kind["wrong_class"].keys() == by_kind["no_object"].keys()
+    for i, score in by_kind["no_object"].items():
+        assert score == pytest.approx(1 - float(objects[i]), abs=1e-5)
+    assert 0 < min(by_kind["no_object"].values()) < max(by_kind["no_object"].values()) <= 1
+    capsys.readouterr()
+    for kinds, message in (
+        (["misplaced_box"], "the box loss of this run had no SuperLoss"),
+        (["no_object", "duplicate"], "--statistics does not suffice for duplicate"),
+        (["wrong_class"], "--statistics is for --kinds"),
+        (["misplaced_box", "--correct-above", 0.9], "moves boxes to suggested ones"),
+    ):
+        assert main(*args, *kinds) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main("--checkpoint", "x", "--config-file", "y", "--output", out, "--statistics")
+    assert "--statistics needs --from-run" in capsys.readouterr().err
+
+
+def test_statistics_of_boxes_are_evaluated(main, noisy_config, tmp_path):
+    """Of a run with both terms, against noise in memory; ObjectLab needs a pass."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    opts = ["MODEL.SUPERLOSS.BOX_REG.ENABLED", "True", "DATASETS.TEST", "()"]
+    opts += ["SOLVER.MAX_ITER", "6", "SOLVER.IMS_PER_BATCH", "4", "OUTPUT_DIR", str(run)]
+    text = noisy_config.read_text().replace("faster_rcnn.yaml", "faster_rcnn_superloss.yaml")
+    noisy_config.write_text(text)
+    cfg = setup_cfg(str(noisy_config), opts)
+    run.mkdir()
+    (run / "config.yaml").write_text(cfg.dump())
+    SuperLossTrainer(cfg).train()
+    args = ("--from-run", run, "--crops", 0, "--output", out, "--statistics", "--evaluate")
+    assert main(*args, "--kinds", "misplaced_box", "no_object") == 0
+    evaluation = json.loads((out / "evaluation_kinds.json").read_text())
+    for kind in ("misplaced_box", "no_object"):
+        assert evaluation[kind]["num_wrong"] > 0
+        assert evaluation[kind]["scores"].keys() == {"sl_detectron"}
+    suspects = read_suspects(out / "suspects.json").suspects
+    assert {s.suggested_bbox for s in suspects} == {None}
+    assert all(0 <= s.score <= 1 for s in suspects)
+    assert len({s.score for s in suspects}) > 20
+
+
 def test_two_sets_are_compared_without_a_detector(main, noisy_set, toy_root, tmp_path, capsys):
     out = tmp_path / "differences"
     assert main("--compare", noisy_set, "--truth", toy_root, "--output", out) == 0
