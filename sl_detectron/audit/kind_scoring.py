@@ -182,6 +182,8 @@ def objectlab_ranked(
 ) -> dict[str, dict[str, list[Ranked]]]:
     """What cleanlab's ObjectLab ranks of each kind that it has a score of, by the same detections.
 
+    A box without an object is one that no detection is near to, as a box that is badly located.
+
     Args:
         table: the annotations
         scores: of them, with detections
@@ -196,12 +198,19 @@ def objectlab_ranked(
         for record in records
         for index, a in enumerate(record["annotations"])
     }
-    swap = objectlab_scores(records, scores.detections, num_classes)["swap"]
+    of_label = objectlab_scores(records, scores.detections, num_classes)
     badly_located, overlooked = objectlab_box_scores(records, scores.detections, num_classes)
-    by_id = {"wrong_class": ("swap", swap), "misplaced_box": ("badloc", badly_located)}
+    by_id = {
+        "wrong_class": {name: of_label[name] for name in ("swap", "swap at 0.5")},
+        "misplaced_box": {"badloc": badly_located},
+        "no_object": {"badloc": badly_located},
+    }
     ranked = {
-        kind: {f"ObjectLab, {name}": [Ranked(*places[i], 1 - q) for i, q in qualities.items()]}
-        for kind, (name, qualities) in by_id.items()
+        kind: {
+            f"ObjectLab, {name}": [Ranked(*places[i], 1 - q) for i, q in qualities.items()]
+            for name, qualities in of_kind.items()
+        }
+        for kind, of_kind in by_id.items()
     }
     candidates = [
         Ranked(Path(record["file_name"]).stem, -1, 1 - quality, box)

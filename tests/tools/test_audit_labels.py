@@ -384,7 +384,9 @@ def test_kinds_are_evaluated_against_true_annotations(
     assert {d["kind"] for d in differences["differences"]} == {"wrong_class"}
     audit = read_audit(out / "label_audit.json")
     assert evaluation["wrong_class"]["num_ranked"] == len(audit.annotations)
-    assert {"sl_detectron", "ObjectLab, swap"} == evaluation["wrong_class"]["scores"].keys()
+    assert evaluation["wrong_class"]["scores"].keys() == {
+        *("sl_detectron", "ObjectLab, swap", "ObjectLab, swap at 0.5")
+    }
     assert evaluation["missing_object"] == {
         **evaluation["missing_object"],
         "num_wrong": 0,
@@ -562,6 +564,7 @@ def test_every_kind_against_noise_in_memory(main, noisy_config, tmp_path):
     missing = differences["num_true"] - (len(given) - added)
     assert missing - added <= counts["missing_object"] <= missing
     evaluation = json.loads((out / "evaluation_kinds.json").read_text())
+    assert evaluation["no_object"]["scores"].keys() == {"sl_detectron", "ObjectLab, badloc"}
     assert {k: e["num_wrong"] for k, e in evaluation.items()} == {
         k: counts[k] for k in ("missing_object", "no_object")
     }
