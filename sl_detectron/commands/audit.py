@@ -254,4 +254,13 @@ def _summary(audit: LabelAudit, num_listed: int) -> str:
 
 def _correct(decisions: Decisions, out: Path) -> list[str]:
     counts, folders = apply_decisions(decisions, out), folder_names(decisions.sources)
-    return [f"{counts[name]} corrections of {name}: {out / folders[name]}" for name in counts]
+    lines = [f"{counts[name]} corrections of {name}: {out / folders[name]}" for name in counts]
+    # As of a misplaced box by the statistics of a run, which suggest no other one.
+    open_ones = sum(
+        d.verdict == "wrong" and d.index >= 0 and d.label == d.given and d.box is None
+        for d in decisions.decisions
+    )
+    if open_ones:
+        lines.append(f"{open_ones} decisions say wrong, but neither another class nor another box: "
+                     "they change nothing")  # fmt: skip
+    return lines

@@ -148,6 +148,22 @@ def test_threshold_then_apply(main, run, noisy_set, tmp_path, capsys):
         assert path.read_bytes() == other.read_bytes()
 
 
+def test_a_decision_that_changes_nothing_is_counted(main, run, tmp_path, capsys):
+    audit = read_audit(run / "label_audit.json")
+    one, two = audit.annotations[:2]
+    decisions = [
+        Decision(a.dataset, a.image_id, a.index, a.bbox, a.label, "wrong", label, None, kind)
+        for a, label, kind in (
+            (one, one.suggested_label, "wrong_class"), (two, two.label, "misplaced_box")
+        )
+    ]  # fmt: skip
+    write_decisions(Decisions(audit.classes, audit.sources, (*decisions,)), tmp_path / "d.json")
+    assert main("--apply", tmp_path / "d.json", "--output", tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "1 corrections of" in printed
+    assert "1 decisions say wrong, but neither another class nor another box" in printed
+
+
 def test_auto_corrects_what_is_probably_wrong(main, small_run, tmp_path, capsys):
     out, cfg = tmp_path / "audit", setup_cfg(str(small_run / "config.yaml"), [])
     assert main("--from-run", small_run, "--output", out, "--auto") == 0
