@@ -47,7 +47,7 @@ def add_superloss_config(cfg: CN) -> None:
 
     # Collect statistics of every annotation during training, and write label_audit.json at the end.
     # A step takes under 0.5 % longer; memory and checkpoints grow by at most 128 bytes per
-    # annotation: 4 * (K + 9) up to 23 classes, where all are kept, and 122 for any more, where the
+    # annotation: 4 * (K + 10) up to 22 classes, where all are kept, and 126 for any more, where the
     # most probable ones are. Skipped if that exceeds 4 GiB.
     cfg.MODEL.SUPERLOSS.TRACK_ANNOTATIONS = True
 

@@ -31,6 +31,9 @@ Examples:
   The same with cross-fitting, for any config: train on one half of the images, look at the other:
     tools/audit_labels.py --config-file my.yaml --folds 2 --output audit \\
         --kinds missing_object misplaced_box
+  Boxes that are off and annotations without an object, by the statistics of a training run alone:
+    tools/audit_labels.py --from-run output --output audit --kinds misplaced_box no_object \\
+        --statistics
   The pass over the images on 4 GPUs:
     tools/audit_labels.py --num-gpus 4 --config-file my.yaml --checkpoint model_final.pth \\
         --output audit
@@ -135,6 +138,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "in suspects.json and suspects.csv",
     )
     parser.add_argument(
+        "--statistics",
+        action="store_true",
+        help="with --from-run and --kinds: no pass over the images, but wrong_class, no_object "
+        "and, of a run with MODEL.SUPERLOSS.BOX_REG.ENABLED, misplaced_box without a suggested "
+        "box, by what the training noted of each annotation",
+    )
+    parser.add_argument(
         "--num-gpus",
         type=int,
         default=1,
@@ -149,6 +159,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--checkpoint or --folds and --config-file go together")
     if args.auto and (not args.from_run or args.correct_above is not None):
         parser.error("--auto needs --from-run, and estimates what --correct-above would set")
+    if args.statistics and (not args.from_run or args.auto or args.num_gpus > 1):
+        parser.error("--statistics needs --from-run, one process, and no --auto")
     if args.per_class and args.top is None:
         parser.error("--per-class needs --top")
     given = {key for key, value in vars(args).items() if value != parser.get_default(key)}

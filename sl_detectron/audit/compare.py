@@ -4,7 +4,7 @@ Shape legend: G given annotations of an image, T true ones; boxes are XYXY in pi
 """
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,7 +17,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from ..data.annotation_ids import AnnotationTable
-from ..data.formats.annotations import corners
+from ..data.formats.annotations import Record, corners
 from ..data.formats.coco_json import CocoFile
 from ..data.formats.flaws import Flaws
 from ..data.formats.voc_xml import parse_voc_xml, zero_based
@@ -40,14 +40,25 @@ __all__ = [
 PLACED = 0.75
 
 
-class MarkedObject(NamedTuple):
-    """One annotation: its box, the name of its class, whether it is of a crowd, and its position
-    among those of its image."""
+Corners = tuple[float, float, float, float]
 
-    box: tuple[float, float, float, float]
+
+class MarkedObject(NamedTuple):
+    """One annotation.
+
+    Args:
+        box, label: its box, and the name of its class
+        crowd: whether it is of a crowd
+        place: its position among the annotations of its image
+        origin: box and class before label noise, as far as noise changed one of them; box None
+            where noise added the annotation
+    """
+
+    box: Corners
     label: str
     crowd: bool
     place: int
+    origin: tuple[Corners | None, str] | None = None
 
 
 # {image: its annotations}; an image is called by its file's name without folders and suffix.
@@ -87,6 +98,8 @@ class SetComparison:
         num_given, num_true: annotations of the images that both have, without crowds
         num_matched: pairs of annotations of one object
         differences: image by image; a pair may differ by its box and by its class
+        num_other: true annotations that are no missing objects since they are of other classes
+        other: names of these classes, sorted
     """
 
     images: tuple[str, ...]
@@ -96,6 +109,8 @@ class SetComparison:
     num_true: int
     num_matched: int
     differences: tuple[Difference, ...]
+    num_other: int = 0
+    other: tuple[str, ...] = ()
 
 
 def read_annotation_set(path: str | os.PathLike) -> AnnotationSet:
@@ -153,12 +168,28 @@ def objects_of(table: AnnotationTable, classes: Sequence[str]) -> AnnotationSet:
             (a["bbox"], classes[a["category_id"]], "iscrowd" in a) for a in record["annotations"]
         ]
         rows.append((Path(record["file_name"]).stem, boxes))
-    return _by_image(rows, ", ".join(table.sources))
+    objects = _by_image(rows, ", ".join(table.sources))
+    for record in table.records():
+        image = objects[Path(record["file_name"]).stem]
+        annotations: list[Record] = record["annotations"]
+        for i, a in enumerate(annotations):
+            if "true_category_id" in a or "true_bbox" in a:
+                image[i] = image[i]._replace(origin=_origin(a, classes))
+    return objects
+
+
+def _origin(annotation: Record, classes: Sequence[str]) -> tuple[Corners | None, str]:
+    key = "true_category_id" if "true_category_id" in annotation else "category_id"
+    true_class = annotation[key]
+    if true_class == len(classes):
+        return None, ""
+    x0, y0, x1, y1 = annotation["true_bbox" if "true_bbox" in annotation else "bbox"]
+    return (x0, y0, x1, y1), classes[true_class]
 
 
 def _by_image(
     rows: Sequence[tuple[str, Sequence[tuple[Sequence[float], str, bool]]]], where: Any
-) -> AnnotationSet:
+) -> dict[str, list[MarkedObject]]:
     name, count = Counter(name for name, _ in rows).most_common(1)[0] if rows else ("", 0)
     if count > 1:
         raise ValueError(
@@ -173,7 +204,9 @@ def _by_image(
     }
 
 
-def compare_sets(given: AnnotationSet, true: AnnotationSet) -> SetComparison:
+def compare_sets(
+    given: AnnotationSet, true: AnnotationSet, classes: Sequence[str] = (), known: bool = False
+) -> SetComparison:
     """Compare a set of annotations with one that is taken for true.
 
     In each image, pairs with an IoU of at least 0.5 are formed so that the sum of their IoU is
@@ -182,6 +215,12 @@ def compare_sets(given: AnnotationSet, true: AnnotationSet) -> SetComparison:
     least 0.5, else ``no_object``. A pair of two classes is a ``wrong_class``, one whose IoU is
     below 0.75 a ``misplaced_box``. What lies by half and more in a crowd region of the other set
     is neither.
+
+    Args:
+        given, true: the two sets
+        classes: that the given set may have; true objects of others are not missing. () for any
+        known: whether the given set is the true one with label noise in memory: then an annotation
+            and its origin are a pair, however far the noise moved its box
 
     Raises:
         ValueError: no image is in both
@@ -196,9 +235,11 @@ def compare_sets(given: AnnotationSet, true: AnnotationSet) -> SetComparison:
     counts = Counter[str]()
     for image in images:
         mine, its = ([o for o in objects[image] if not o.crowd] for objects in (given, true))
-        pairs, overlaps = _pairs(mine, its)
+        pairs, overlaps = _pairs(mine, its, _known_pairs(mine, its) if known else [])
         counts.update(given=len(mine), true=len(its), matched=len(pairs))
         differences += _differences(image, mine, its, pairs, overlaps, given[image], true[image])
+    other = [d.true_label for d in differences if _is_other(d, classes)]
+    differences = [d for d in differences if not _is_other(d, classes)]
     return SetComparison(
         tuple(images),
         tuple(sorted(given.keys() - true.keys())),
@@ -207,21 +248,47 @@ def compare_sets(given: AnnotationSet, true: AnnotationSet) -> SetComparison:
         num_true=counts["true"],
         num_matched=counts["matched"],
         differences=tuple(differences),
+        num_other=len(other),
+        other=tuple(sorted({*other})),
     )
+
+
+def _is_other(difference: Difference, classes: Sequence[str]) -> bool:
+    is_missing = difference.kind == "missing_object"
+    return is_missing and bool(classes) and difference.true_label not in classes
 
 
 def _boxes(objects: Iterable[MarkedObject]) -> Boxes:
     return Boxes(torch.tensor([o.box for o in objects], dtype=torch.float64).reshape(-1, 4))
 
 
-def _pairs(
+def _known_pairs(
     mine: Sequence[MarkedObject], its: Sequence[MarkedObject]
+) -> list[tuple[int, int]]:
+    """Each annotation with the one that label noise made it from."""
+    places: dict[Any, list[int]] = defaultdict(list)
+    for j, one in enumerate(its):
+        places[one.box, one.label].append(j)
+    pairs = []
+    for i, one in enumerate(mine):
+        if left := places[one.origin or (one.box, one.label)]:
+            pairs.append((i, left.pop(0)))
+    return pairs
+
+
+def _pairs(
+    mine: Sequence[MarkedObject],
+    its: Sequence[MarkedObject],
+    known: Sequence[tuple[int, int]] = (),
 ) -> tuple[list[tuple[int, int]], Tensor]:
     overlaps = pairwise_iou(_boxes(mine), _boxes(its)).double()
     same = torch.tensor([[a.label == b.label for b in its] for a in mine]).reshape(overlaps.shape)
     worth = torch.where(overlaps >= SAME, overlaps + 1e-6 * same, 0.0)
+    for i, j in known:
+        worth[i], worth[:, j] = 0.0, 0.0
     rows, columns = linear_sum_assignment(worth.numpy(), maximize=True)
-    return [(int(i), int(j)) for i, j in zip(rows, columns) if worth[i, j] > 0], overlaps
+    found = [(int(i), int(j)) for i, j in zip(rows, columns) if worth[i, j] > 0]
+    return sorted([*known, *found]), overlaps
 
 
 def _differences(
@@ -283,6 +350,12 @@ def comparison_table(comparison: SetComparison) -> str:
         f"annotations, {c.num_matched} matched by IoU {SAME}; a box is off below {PLACED}",
         tabulate(rows, ["kind", "number", "share", ""], disable_numparse=True),
     ]
+    if c.num_other:
+        names = ", ".join(map(repr, c.other[:3])) + (", ..." if len(c.other) > 3 else "")
+        lines.append(
+            f"{c.num_other} unmatched true annotations are of classes that the given set does not "
+            f"have, {names}, and do not count as missing"
+        )
     for images, which in ((c.only_given, "given"), (c.only_true, "true")):
         if images:
             lines.append(f"{len(images)} images are in the {which} set only, as {images[0]!r}")

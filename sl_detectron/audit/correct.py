@@ -15,9 +15,10 @@ from dataclasses import replace
 from hashlib import sha256
 from itertools import chain, count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from detectron2.structures import BoxMode
+import torch
+from detectron2.structures import Boxes, BoxMode, pairwise_iou
 
 from ..data.formats.annotations import corners, from_corners
 from ..data.formats.changes import Change
@@ -30,6 +31,7 @@ from ..data.formats.voc_set import read_voc_annotations
 from ..data.formats.voc_xml import VOCAnnotation, zero_based
 from ..files import new_folder, refuse_to_overwrite, write_json
 from .decisions import Decision, Decisions
+from .kinds import SAME
 from .records import Box
 
 __all__ = ["apply_decisions", "folder_names"]
@@ -39,7 +41,9 @@ def apply_decisions(decisions: Decisions, out: str | os.PathLike) -> dict[str, i
     """Write a corrected copy of every dataset in which something was found wrong.
 
     Of several decisions about one annotation, one that takes its box away decides; else it gets
-    the class of one and the box of another. New boxes are clipped to their image, and rounded: to
+    the class of one and the box of another. Of several missing objects of one class that overlap by
+    an IoU of 0.5 and more, as reports of two detectors suggest them, the first is added: no report
+    suggests two such boxes. New boxes are clipped to their image, and rounded: to
     whole pixels in VOC's XML, to hundredths in a COCO json. A mask stays as it is.
 
     Args:
@@ -92,7 +96,19 @@ def _corrections(decisions: Iterable[Decision]) -> list[Decision]:
             key = decision.dataset, str(decision.image_id), decision.index
             about[key].append(decision)
     merged = map(_merged, about.values())
-    return [*(d for d in merged if d.label != d.given or d.box is not None), *added]
+    return [*(d for d in merged if d.label != d.given or d.box is not None), *_distinct(added)]
+
+
+def _distinct(added: Sequence[Decision]) -> list[Decision]:
+    """The first decision about each missing object."""
+    kept: dict[Any, list[Decision]] = defaultdict(list)
+    for decision in added:
+        same = kept[decision.dataset, str(decision.image_id), decision.label]
+        box = Boxes(torch.tensor([decision.box]))
+        others = Boxes(torch.tensor([d.box for d in same]).reshape(-1, 4))
+        if not (pairwise_iou(box, others) >= SAME).any():
+            same.append(decision)
+    return [*chain.from_iterable(kept.values())]
 
 
 def _merged(decisions: Sequence[Decision]) -> Decision:

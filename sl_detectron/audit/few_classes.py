@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 # With more classes, a row of all of them would take more than the 128 bytes of a compact one.
-MAX_DENSE = 23
+MAX_DENSE = 22
 # Classes that are kept of an annotation beside the given one.
 NUM_KEPT = 12
 # Entries of a dense block: 64 MB.

@@ -101,6 +101,13 @@ def evaluate_kinds(
         ]
         rankings = {OURS: ours, **references.get(kind, {})}
         rankings = {name: [r for r in rows if r.image in images] for name, rows in rankings.items()}
+        if kind != "missing_object":
+            # All scores are of the same annotations: not each has an answer of the detector.
+            places = {(r.image, r.index) for r in rankings[OURS]}
+            rankings = {
+                name: [r for r in rows if (r.image, r.index) in places]
+                for name, rows in rankings.items()
+            }
         result[kind] = _evaluate(kind, rankings, comparison)
         if kind == "misplaced_box":
             result[kind] = _with_ious(result[kind], rankings[OURS], comparison)
@@ -162,7 +169,7 @@ def _with_ious(
     pairs = [
         (d.iou, float(_iou([suggested[d.image, d.given]], [d.true_bbox or ()])))
         for d in comparison.differences
-        if d.kind == "misplaced_box" and (d.image, d.given) in suggested
+        if d.kind == "misplaced_box" and suggested.get((d.image, d.given))
     ]
     if not pairs:
         return evaluation
@@ -174,6 +181,8 @@ def objectlab_ranked(
     table: AnnotationTable, scores: AnnotationScores, num_classes: int
 ) -> dict[str, dict[str, list[Ranked]]]:
     """What cleanlab's ObjectLab ranks of each kind that it has a score of, by the same detections.
+
+    A box without an object is one that no detection is near to, as a box that is badly located.
 
     Args:
         table: the annotations
@@ -189,12 +198,19 @@ def objectlab_ranked(
         for record in records
         for index, a in enumerate(record["annotations"])
     }
-    swap = objectlab_scores(records, scores.detections, num_classes)["swap"]
+    of_label = objectlab_scores(records, scores.detections, num_classes)
     badly_located, overlooked = objectlab_box_scores(records, scores.detections, num_classes)
-    by_id = {"wrong_class": ("swap", swap), "misplaced_box": ("badloc", badly_located)}
+    by_id = {
+        "wrong_class": {name: of_label[name] for name in ("swap", "swap at 0.5")},
+        "misplaced_box": {"badloc": badly_located},
+        "no_object": {"badloc": badly_located},
+    }
     ranked = {
-        kind: {f"ObjectLab, {name}": [Ranked(*places[i], 1 - q) for i, q in qualities.items()]}
-        for kind, (name, qualities) in by_id.items()
+        kind: {
+            f"ObjectLab, {name}": [Ranked(*places[i], 1 - q) for i, q in qualities.items()]
+            for name, qualities in of_kind.items()
+        }
+        for kind, of_kind in by_id.items()
     }
     candidates = [
         Ranked(Path(record["file_name"]).stem, -1, 1 - quality, box)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -19,13 +20,13 @@ from ..data.formats.manifest import read_manifest
 from ..label_noise import noisy_dataset_dicts
 from ..losses import confidence
 from .compact_tracker import build_tracker, load_tracker
-from .few_classes import blocks, in_rows
+from .few_classes import blocks, dense, in_rows
 from .objectlab import objectlab_scores
 from .ranking import audit_annotations
 from .records import LabelAudit, SuspectList
 from .score_annotations import AnnotationScores, joined_scores, score_annotations
 from .scoring import AuditEvaluation, evaluate_audit, truth_from_manifest
-from .suspects import find_suspects
+from .suspects import find_suspects, tracked_suspects
 from .tracker import AnnotationStatistics
 from .true_classes import TrueClasses, cross_fit, estimate_true_classes
 
@@ -33,6 +34,7 @@ __all__ = [
     "audit_checkpoint",
     "audit_kinds",
     "audit_run",
+    "audit_statistics",
     "estimate_run",
     "evaluate_run",
     "score_checkpoint",
@@ -63,6 +65,24 @@ def audit_run(
     if estimate is not None:
         statistics = statistics._replace(probabilities=estimate.probabilities)
     return audit_annotations(table, statistics)
+
+
+def audit_statistics(
+    folder: str | os.PathLike, kinds: Collection[str], table: AnnotationTable | None = None
+) -> tuple[LabelAudit, SuspectList]:
+    """Rank what a run's statistics suffice for, without model, images or datasets.
+
+    Args:
+        folder: ``OUTPUT_DIR`` of the run
+        kinds: some of :data:`~sl_detectron.audit.suspects.TRACKED_KINDS`
+        table: the run's; None reads it
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`audit_run`, or the statistics do not suffice
+    """
+    table, statistics = _tracked(folder, table)
+    audit = audit_annotations(table, statistics)
+    return audit, tracked_suspects(table, statistics, audit, kinds)
 
 
 def _tracked(
@@ -144,11 +164,17 @@ def audit_checkpoint(
 
 def _audit_of(cfg: CfgNode, table: AnnotationTable, scores: AnnotationScores) -> LabelAudit:
     sigma = confidence(scores.losses, scores.losses.mean(), cfg.MODEL.SUPERLOSS.CLS.LAMBDA)
-    tracker = build_tracker(torch.tensor(table.labels()), num_classes_of(cfg))
+    num_classes = num_classes_of(cfg)
+    # Of one class no other can be suggested; the annotations are listed all the same.
+    tracker = build_tracker(torch.tensor(table.labels()), max(num_classes, 2))
     for rows, probabilities in blocks(scores.probabilities):
+        probabilities = F.pad(probabilities, (0, max(2 - num_classes, 0)))
         columns = (scores.ids[rows], scores.losses[rows], sigma[rows], probabilities)
         tracker(*columns, begins_step=rows.start == 0)
-    return audit_annotations(table, tracker.statistics())
+    statistics = tracker.statistics()
+    if num_classes < 2:
+        statistics = statistics._replace(probabilities=dense(statistics.probabilities)[:, :1])
+    return audit_annotations(table, statistics)
 
 
 def audit_kinds(

@@ -4,8 +4,8 @@ Shape legend: S samples (boxes or anchors), K classes.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from ..data.images import BrokenImage, read_image, warn_of_turned
 from ..data.train_loader import shield_workers
 from .features import FeaturePooler
 from .few_classes import MAX_DENSE, Distributions, FewClasses
-from .scorers import Scorer, scorer_of
+from .scorers import Scorer, SeenFeatures, scorer_of
 
 __all__ = ["AnnotationScores", "joined_scores", "score_annotations"]
 
@@ -104,8 +104,7 @@ def score_annotations(
     share = InferenceSampler(len(records))
     skips = cfg.DATALOADER.get("BROKEN_IMAGES", "error") == "skip"
     parts: list[AnnotationScores] = []
-    shared = _looks_once(model.backbone) if detect else nullcontext()
-    with shared, FeaturePooler(model.backbone) if pool else nullcontext() as pooler:
+    with FeaturePooler(model.backbone) if pool else nullcontext() as pooler:
         images = zip(share, _loader(records, cfg, share))
         hidden = not (progress and comm.is_main_process())
         for i, (image,) in tqdm(images, unit="image", total=len(share), disable=hidden):
@@ -127,7 +126,8 @@ def score_annotations(
 
 
 def _look(
-    model: nn.Module,
+    # mypy: an attribute of a Module is a Tensor or a Module.
+    model: Any,
     score: Scorer,
     inputs: Record,
     targets: Instances,
@@ -136,10 +136,15 @@ def _look(
     pooler: FeaturePooler | None,
 ) -> AnnotationScores:
     """What a detector says about one image."""
-    scores = _NOTHING
+    scores, seen = _NOTHING, None
     targets = targets.to(model.device)
+    found = _no_detections()
+    if detect:
+        # First: the features that the detector makes anyway are then at hand for the scores.
+        with SeenFeatures(model.backbone) as seen:
+            found = model([inputs])[0]["instances"]
     if len(targets):
-        ids, *values = (x.cpu() for x in score(model, inputs, targets, draw=detect))
+        ids, *values = (x.cpu() for x in score(model, inputs, targets, draw=detect, seen=seen))
         losses, every, background, boxes = (x.float() for x in values)
         probabilities: Distributions = every
         if every.shape[1] > MAX_DENSE:
@@ -154,7 +159,6 @@ def _look(
         places = torch.full_like(ids, position)
         scores = scores._replace(features=features, feature_ids=ids, feature_images=places)
     if detect:
-        found = model([inputs])[0]["instances"]
         # Masks as large as the image would not fit into memory for all images.
         kept = {name: found.get(name) for name in ("pred_boxes", "scores", "pred_classes")}
         scores = scores._replace(detections=[Instances(found.image_size, **kept).to("cpu")])
@@ -165,30 +169,6 @@ def _labels_of(targets: Instances, ids: Tensor) -> Tensor:
     """(S,) given classes of the annotations of an image's samples."""
     of_annotation = dict(zip(targets.gt_annotation_ids.tolist(), targets.gt_classes.tolist()))
     return torch.tensor([of_annotation[i] for i in ids.tolist()], dtype=torch.int64)
-
-
-@contextmanager
-def _looks_once(backbone: Any) -> Iterator[None]:
-    """Let a backbone look at an image once: detection asks for what scoring has asked for."""
-    stock, is_own = backbone.forward, "forward" in vars(backbone)
-    kept: list[Any] = []
-
-    def forward(pixels: Tensor) -> Any:
-        if kept and torch.equal(kept[0], pixels):
-            return kept[1]
-        maps = stock(pixels)
-        kept[:] = pixels, maps
-        # A head may work in place.
-        return {name: features.clone() for name, features in maps.items()}
-
-    backbone.forward = forward
-    try:
-        yield
-    finally:
-        if is_own:
-            backbone.forward = stock
-        else:
-            del backbone.forward
 
 
 def joined_scores(parts: Sequence[AnnotationScores]) -> AnnotationScores:

@@ -7,7 +7,7 @@ assigns to it.
 Shape legend: S samples (boxes or anchors), K classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..data.formats.annotations import Record
 
-__all__ = ["Answers", "Scorer", "scorer_of"]
+__all__ = ["Answers", "Scorer", "SeenFeatures", "scorer_of"]
 
 
 class Answers(NamedTuple):
@@ -36,9 +36,39 @@ class Answers(NamedTuple):
     boxes: Tensor = torch.empty(0, 4)
 
 
-# Of a detector in evaluation mode, an input of one image, its targets with annotation ids, and
-# ``draw``: whether boxes are asked for, which costs trips to the host.
+# Of a detector in evaluation mode, an input of one image, its targets with annotation ids;
+# ``draw``: whether boxes are asked for, which costs trips to the host; and ``seen``.
 Scorer = Callable[..., Answers]
+
+
+class SeenFeatures(ExitStack):
+    """While it is entered, notes what a backbone sees and makes.
+
+    Args:
+        backbone: of the detector
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self._pixels: Tensor | None = None
+        self._maps: dict[str, Tensor] = {}
+        self.callback(backbone.register_forward_hook(self._note).remove)
+
+    def _note(self, _: nn.Module, args: tuple[Tensor], maps: Mapping[str, Tensor]) -> None:
+        # A head may work in place.
+        self._pixels, self._maps = args[0], {name: x.clone() for name, x in maps.items()}
+
+    def of(self, pixels: Tensor) -> dict[str, Tensor] | None:
+        """The features of such an input; None if it was another one."""
+        same = self._pixels is not None and torch.equal(self._pixels, pixels)
+        return self._maps if same else None
+
+
+def _features(
+    model: GeneralizedRCNN | RetinaNet, pixels: Tensor, seen: SeenFeatures | None
+) -> dict[str, Tensor]:
+    maps = seen.of(pixels) if seen is not None else None
+    return model.backbone(pixels) if maps is None else maps
 
 
 def scorer_of(model: nn.Module) -> Scorer:
@@ -58,7 +88,11 @@ def scorer_of(model: nn.Module) -> Scorer:
 
 
 def _score_boxes(
-    model: GeneralizedRCNN, inputs: Record, targets: Instances, draw: bool = True
+    model: GeneralizedRCNN,
+    inputs: Record,
+    targets: Instances,
+    draw: bool = True,
+    seen: SeenFeatures | None = None,
 ) -> Answers:
     images = model.preprocess_image([inputs])
     proposals = Instances(targets.image_size, proposal_boxes=targets.gt_boxes)
@@ -83,7 +117,7 @@ def _score_boxes(
     with ExitStack() as hooks:
         for predictor in predictors:
             hooks.callback(predictor.register_forward_hook(ask).remove)
-        model.roi_heads(images, model.backbone(images.tensor), [proposals], None)
+        model.roi_heads(images, _features(model, images.tensor, seen), [proposals], None)
     # Several for a cascade, which averages its stages at inference too.
     losses, probabilities, background = (sum(v) / len(answers) for v in zip(*answers))
     if not draw:
@@ -109,10 +143,14 @@ def _losses_and_probabilities(
 
 
 def _score_anchors(
-    model: RetinaNet, inputs: Record, targets: Instances, draw: bool = True
+    model: RetinaNet,
+    inputs: Record,
+    targets: Instances,
+    draw: bool = True,
+    seen: SeenFeatures | None = None,
 ) -> Answers:
     images = model.preprocess_image([inputs])
-    pyramid = model.backbone(images.tensor)
+    pyramid = _features(model, images.tensor, seen)
     features = [pyramid[name] for name in model.head_in_features]
     all_logits, all_deltas = model.head(features)
     logits = [permute_to_N_HWA_K(x, model.num_classes)[0] for x in all_logits]

@@ -24,10 +24,21 @@ from .kinds import (
 )
 from .records import Box, LabelAudit, Suspect, SuspectList
 from .score_annotations import AnnotationScores
+from .tracker import AnnotationStatistics
 
-__all__ = ["find_suspects", "image_answers", "read_suspects", "wrong_classes", "write_suspects"]
+__all__ = [
+    "TRACKED_KINDS",
+    "find_suspects",
+    "image_answers",
+    "read_suspects",
+    "tracked_suspects",
+    "wrong_classes",
+    "write_suspects",
+]
 
 SUSPECTS_JSON = "suspects.json"
+# What the statistics of a training run suffice for.
+TRACKED_KINDS = ("wrong_class", "misplaced_box", "no_object")
 
 
 def find_suspects(
@@ -51,10 +62,58 @@ def find_suspects(
     if {*kinds} - {"wrong_class"}:
         for record, places, image in image_answers(table, scores):
             suspects += _of_image(record, places, image, audit.classes)
-    chosen = [s for s in suspects if s.kind in kinds]
+    return _ranked([s for s in suspects if s.kind in kinds], audit)
+
+
+def tracked_suspects(
+    table: AnnotationTable,
+    statistics: AnnotationStatistics,
+    audit: LabelAudit,
+    kinds: Collection[str],
+) -> SuspectList:
+    """The ranked list of chosen kinds by the statistics of a training run, without a pass.
+
+    The score of ``no_object`` is 1 - the mean probability of an object, that of ``misplaced_box``
+    1 - exp(-mean box loss), without a suggestion. Both are means over the whole training run, its
+    beginning included: they rank, and their scale is not that of a pass.
+
+    Args:
+        table: the annotations
+        statistics: of them
+        audit: of them, which ranks wrong classes
+        kinds: some of :data:`TRACKED_KINDS`
+
+    Raises:
+        ValueError: the statistics do not suffice for a kind; says what does
+    """
+    scores = {"no_object": 1 - statistics.mean_object}
+    scores["misplaced_box"] = 1 - (-statistics.mean_box_loss).exp()
+    for kind in kinds:
+        if kind not in TRACKED_KINDS:
+            raise ValueError(f"the statistics of a run say nothing about {kind}: look for it by a "
+                             "pass over the images, without --statistics")  # fmt: skip
+        if kind in scores and scores[kind].isnan().all():
+            why = "the box loss of this run had no SuperLoss (MODEL.SUPERLOSS.BOX_REG.ENABLED)"
+            if kind == "no_object":
+                why = "the run, or its beginning, is of a version that did not track it"
+            raise ValueError(
+                f"the statistics of the run do not suffice for {kind}: {why}; look for it by a "
+                "pass over the images, without --statistics"
+            )
+    suspects = [*wrong_classes(audit).suspects] if "wrong_class" in kinds else []
+    for a in audit.annotations:
+        of: dict[str, Any] = {"annotation_id": a.annotation_id, "index": a.index, "bbox": a.bbox,
+                              "label": a.label, "suggested_label": a.label}  # fmt: skip
+        for kind in (kind for kind in scores if kind in kinds):
+            score = _digits(scores[kind][a.annotation_id])
+            suspects.append(Suspect(kind, score, a.dataset, a.image_id, a.file_name, **of))
+    return _ranked(suspects, audit)
+
+
+def _ranked(suspects: list[Suspect], audit: LabelAudit) -> SuspectList:
     # A sort that is stable: the order of the sets among equals.
-    chosen.sort(key=lambda s: (-s.score, KINDS.index(s.kind)))
-    return SuspectList(audit.classes, table.sources, tuple(chosen), table.fingerprint)
+    ranked = sorted(suspects, key=lambda s: (-s.score, KINDS.index(s.kind)))
+    return SuspectList(audit.classes, audit.sources, tuple(ranked), audit.fingerprint)
 
 
 def wrong_classes(audit: LabelAudit) -> SuspectList:

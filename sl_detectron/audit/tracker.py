@@ -24,6 +24,9 @@ __all__ = [
 
 # Columns of the sums before those of the classes.
 _COUNT, _LOSS, _SIGMA, _WEIGHT, NUM_VALUES = range(5)
+# Columns of the sums about objects and boxes. They have a buffer of their own: states from before
+# there were any are still read.
+_OBJECT, _BOX_LOSS, _NUM_BOX_VALUES = range(3)
 # Above 0, so that a mean over uniform distributions is still a mean.
 _LEAST_WEIGHT = 1e-6
 
@@ -40,6 +43,9 @@ class AnnotationStatistics(NamedTuple):
         last_sigma: (A,) likewise
         probabilities: (A, K) mean predicted class distribution, every sample weighted by its
             :func:`entropy_weight`; of many classes the largest ones
+        mean_object: (A,) mean probability that a sample is of an object of any class
+        mean_box_loss: (A,) mean box regression loss; nan where no box term was observed, as those
+            of plain losses are not
     """
 
     num_samples: torch.Tensor
@@ -48,6 +54,8 @@ class AnnotationStatistics(NamedTuple):
     last_loss: torch.Tensor
     last_sigma: torch.Tensor
     probabilities: Distributions
+    mean_object: torch.Tensor
+    mean_box_loss: torch.Tensor
 
 
 def entropy_weight(probabilities: torch.Tensor) -> torch.Tensor:
@@ -70,7 +78,8 @@ def entropy_weight(probabilities: torch.Tensor) -> torch.Tensor:
 class AnnotationTracker(nn.Module):
     """Add up losses, confidences and predicted classes of every annotation.
 
-    It is an observer of a :class:`~sl_detectron.modeling.SuperLossTerm`. A step costs a few
+    It is an observer of a :class:`~sl_detectron.modeling.SuperLossTerm` of classes, and
+    :meth:`add_box_losses` is one of a term of boxes of the same samples. A step costs a few
     scatter operations on the device and no trip to the host. Under several processes each adds
     what it sees; the sum over the processes is the truth, which :meth:`synchronize` moves to the
     main one. The state dict of the main process is complete after that.
@@ -92,6 +101,7 @@ class AnnotationTracker(nn.Module):
     """
 
     sums: torch.Tensor
+    box_sums: torch.Tensor
     last: torch.Tensor
     last_step: torch.Tensor
     step: torch.Tensor
@@ -105,8 +115,10 @@ class AnnotationTracker(nn.Module):
         # could only drop after a trip to the host.
         rows = num_annotations + 1
         self.register_buffer("sums", torch.zeros(rows, self._num_columns(num_classes)))
+        self.register_buffer("box_sums", torch.zeros(rows, _NUM_BOX_VALUES))
         self.register_buffer("last", torch.zeros(rows, _WEIGHT))
-        self.register_buffer("last_step", torch.full((rows,), -1))
+        # 32 bits: enough for any training, and four bytes an annotation less.
+        self.register_buffer("last_step", torch.full((rows,), -1, dtype=torch.int32))
         self.register_buffer("step", torch.tensor(0))
         self.register_buffer("fingerprint", torch.tensor(fingerprint))
         self.register_load_state_dict_post_hook(lambda module, _: module._keep_on_main())
@@ -127,6 +139,7 @@ class AnnotationTracker(nn.Module):
         losses: torch.Tensor,
         sigma: torch.Tensor,
         probabilities: torch.Tensor,
+        objects: torch.Tensor | None = None,
         begins_step: bool = True,
     ) -> None:
         """Add samples of a step.
@@ -137,6 +150,7 @@ class AnnotationTracker(nn.Module):
             losses: (S,) nats
             sigma: (S,) confidence
             probabilities: (S, K) of the foreground classes
+            objects: (S,) probability of an object of any class; None for the largest of a class
             begins_step: whether they are the first of a step; not so for the later stages of a
                 cascade, whose samples are of the same step as those of the first
         """
@@ -155,12 +169,29 @@ class AnnotationTracker(nn.Module):
         of_classes = self._class_columns(rows, weights * probabilities)
         sums = torch.cat([values, weights, of_classes], dim=1)
         self.sums.index_add_(0, rows, sums)
+        objects = probabilities.amax(dim=1) if objects is None else objects.to(values)
+        objects = torch.where(known & objects.isfinite(), objects, 0)
+        self.box_sums[:, _OBJECT].index_add_(0, rows, objects)
         # A sum of its own rather than an assignment: of two samples of one annotation, which one
         # an assignment keeps is undefined. It starts anew with the first samples of a step.
         same_step = (self.last_step[rows] == self.step)[:, None]
         self.last.index_copy_(0, rows, torch.where(same_step, self.last[rows], 0))
         self.last.index_add_(0, rows, values)
-        self.last_step.index_copy_(0, rows, self.step.expand_as(rows))
+        self.last_step.index_copy_(0, rows, self.step.to(self.last_step).expand_as(rows))
+
+    @torch.no_grad()
+    def add_box_losses(self, annotation_ids: torch.Tensor, losses: torch.Tensor, *_: Any) -> None:
+        """Add the box losses of the samples of a step, in any order with their classes.
+
+        Args:
+            annotation_ids: (S,) int64, as there
+            losses: (S,) box losses, in the unit of the detector's
+        """
+        num_annotations = len(self.sums) - 1
+        known = (annotation_ids >= 0) & (annotation_ids < num_annotations) & losses.isfinite()
+        rows = torch.where(known, annotation_ids, num_annotations)
+        losses = torch.where(known, losses, 0).to(self.box_sums)
+        self.box_sums[:, _BOX_LOSS].index_add_(0, rows, losses)
 
     @torch.no_grad()
     def synchronize(self) -> None:
@@ -172,6 +203,7 @@ class AnnotationTracker(nn.Module):
         self.last[self.last_step != latest] = 0
         self.last_step.copy_(latest)
         dist.all_reduce(self.sums)
+        dist.all_reduce(self.box_sums)
         dist.all_reduce(self.last)
         self._keep_on_main()
 
@@ -201,6 +233,10 @@ class AnnotationTracker(nn.Module):
                 f"the checkpoint tracked {said}: resume with the same training sets and noise, or "
                 "set MODEL.SUPERLOSS.TRACK_ANNOTATIONS False"
             )
+        if "box_sums" not in state_dict:
+            # Of a training run from before there were any: a mean would lack its beginning.
+            unknown = torch.full_like(self.box_sums, torch.nan)
+            state_dict = {**state_dict, "box_sums": unknown}
         return super().load_state_dict(state_dict, *args, **kwargs)
 
     def statistics(self) -> AnnotationStatistics:
@@ -211,8 +247,12 @@ class AnnotationTracker(nn.Module):
         probabilities = self._means(self.sums)
         num_samples = sums[:, _COUNT].long()
         mean_loss, mean_sigma, last_loss, last_sigma = means.T
+        mean_object, mean_box_loss = (self.box_sums[:-1] / sums[:, :_LOSS]).T
+        if not self.box_sums[:-1, _BOX_LOSS].any():
+            mean_box_loss = torch.full_like(mean_box_loss, torch.nan)
         return AnnotationStatistics(
-            num_samples, mean_loss, mean_sigma, last_loss, last_sigma, probabilities
+            *(num_samples, mean_loss, mean_sigma, last_loss, last_sigma, probabilities),
+            *(mean_object, mean_box_loss),
         )
 
     def _means(self, sums: torch.Tensor) -> Distributions:
@@ -223,6 +263,7 @@ class AnnotationTracker(nn.Module):
         """What the main process holds, also from a checkpoint, must not count once a process."""
         if not comm.is_main_process():
             self.sums.zero_()
+            self.box_sums.zero_()
             self.last.zero_()
             self.last_step.fill_(-1)
 

@@ -26,7 +26,7 @@ from ..audit.records import LabelAudit, SuspectList, top_suspects
 from ..audit.report import write_report
 from ..audit.run import audit_checkpoint, audit_run, estimate_run, evaluate_run
 from ..audit.scoring import AuditEvaluation, evaluation_table, plot_evaluation, write_evaluation
-from ..audit.suspects import write_suspects
+from ..audit.suspects import TRACKED_KINDS, write_suspects
 from ..audit.true_classes import correction_table
 from ..checkpoint import check_checkpoint, last_checkpoint
 from ..config import num_classes_of
@@ -151,8 +151,10 @@ def _write(
         write_cleanlab(audit, out, suspects)
     if "fiftyone" in args.formats:
         write_fiftyone(audit, out / "fiftyone", suspects)
+    # All annotations are seen around a missing object, and what a suspect is about is among them.
+    about = kept if kept_suspects is None else audit
     page = write_report(
-        kept, out, args.crops, args.crop_size, progress=True, suspects=kept_suspects
+        about, out, args.crops, args.crop_size, progress=True, suspects=kept_suspects
     )
     lines = [_summary(audit, len(kept.annotations)), f"report: {page}"]
     above = MORE_PROBABLE if args.auto else args.correct_above
@@ -169,6 +171,20 @@ def _check_arguments(args: argparse.Namespace, out: Path) -> None:
     """What can be said without a config."""
     if args.folds is not None and args.folds < 2:
         raise ValueError(f"--folds must be at least 2; got {args.folds}")
+    lacking = [kind for kind in args.kinds if kind not in TRACKED_KINDS]
+    if args.statistics and _is_plain(args):
+        raise ValueError("--statistics is for --kinds or --truth: for wrong classes alone an audit "
+                         "of a run reads no image anyway")  # fmt: skip
+    if args.statistics and lacking:
+        raise ValueError(
+            f"--statistics does not suffice for {lacking[0]}: leave it out for a pass over the "
+            f"images, or look for {', '.join(TRACKED_KINDS)}"
+        )
+    if args.statistics and args.correct_above is not None and "misplaced_box" in args.kinds:
+        raise ValueError(
+            "--correct-above moves boxes to suggested ones, which --statistics does not have: "
+            "leave it out for a pass over the images"
+        )
     if args.num_gpus < 1:
         raise ValueError(f"--num-gpus must be at least 1; got {args.num_gpus}")
     if out.exists() and not out.is_dir():
@@ -183,6 +199,8 @@ def _check_arguments(args: argparse.Namespace, out: Path) -> None:
         read_manifest(args.manifest)
     evaluates = args.evaluate or args.manifest or args.truth
     needed = ("cleanlab", "sklearn", "matplotlib") if evaluates else ()
+    if args.statistics and args.manifest:
+        raise ValueError("--manifest needs a pass over the images: leave out --statistics")
     if args.truth:
         read_annotation_set(args.truth)
     if not all(map(find_spec, needed)):
@@ -236,4 +254,13 @@ def _summary(audit: LabelAudit, num_listed: int) -> str:
 
 def _correct(decisions: Decisions, out: Path) -> list[str]:
     counts, folders = apply_decisions(decisions, out), folder_names(decisions.sources)
-    return [f"{counts[name]} corrections of {name}: {out / folders[name]}" for name in counts]
+    lines = [f"{counts[name]} corrections of {name}: {out / folders[name]}" for name in counts]
+    # As of a misplaced box by the statistics of a run, which suggest no other one.
+    open_ones = sum(
+        d.verdict == "wrong" and d.index >= 0 and d.label == d.given and d.box is None
+        for d in decisions.decisions
+    )
+    if open_ones:
+        lines.append(f"{open_ones} decisions say wrong, but neither another class nor another box: "
+                     "they change nothing")  # fmt: skip
+    return lines

@@ -23,7 +23,7 @@ from ..audit.kind_scoring import (
     write_kinds_evaluation,
 )
 from ..audit.records import LabelAudit, SuspectList
-from ..audit.run import audit_kinds
+from ..audit.run import audit_kinds, audit_statistics
 from ..config import num_classes_of
 from ..data.annotation_ids import AnnotationTable
 from ..label_noise import noisy_dataset_dicts
@@ -73,13 +73,18 @@ def rank_kinds(
     kinds = [*dict.fromkeys(args.kinds)]
     # Before the pass: the sets may have no image in common.
     comparison = _compare(cfg, args, table)
-    found = audit_kinds(cfg, checkpoint, kinds, table, audit)
-    if found is None:
-        return None, None, []
-    audit, suspects, scores = found
+    lab: Any = {}
+    if args.statistics:
+        audit, suspects = audit_statistics(args.from_run, kinds, table)
+    else:
+        found = audit_kinds(cfg, checkpoint, kinds, table, audit)
+        if found is None:
+            return None, None, []
+        audit, suspects, scores = found
+        if comparison is not None:
+            lab = objectlab_ranked(table, scores, num_classes_of(cfg))
     lines = [_count(suspects, kinds)]
     if comparison is not None:
-        lab = objectlab_ranked(table, scores, num_classes_of(cfg))
         by_kind = evaluate_kinds(suspects, comparison, kinds, lab)
         write_comparison(comparison, args.output)
         write_kinds_evaluation(by_kind, Path(args.output, "evaluation_kinds.json"))
@@ -93,10 +98,10 @@ def _compare(
     """With the annotations that are known to be true: another set, or those before the noise."""
     classes = table.classes or [*map(str, range(num_classes_of(cfg)))]
     if args.truth:
-        return compare_sets(objects_of(table, classes), read_annotation_set(args.truth))
+        return compare_sets(objects_of(table, classes), read_annotation_set(args.truth), classes)
     if args.evaluate and not args.manifest:
         clean = _whole_table(without_noise(cfg))
-        return compare_sets(objects_of(table, classes), objects_of(clean, classes))
+        return compare_sets(objects_of(table, classes), objects_of(clean, classes), known=True)
     return None
 
 

@@ -123,8 +123,8 @@ class AnnotationTable:
         """Yield dataset dicts of the images, with the key "dataset".
 
         Annotations have ``annotation_id``, ``bbox`` (XYXY in pixels, to hundredths), the given
-        ``category_id``, ``true_category_id`` where label noise has changed it (K for a box without
-        an object), and ``iscrowd`` 1 where they are crowds.
+        ``category_id``, and ``iscrowd`` 1 where they are crowds; ``true_category_id`` (K for a box
+        without an object) and ``true_bbox`` where label noise has changed them.
         """
         return map(json.loads, self.images)
 
@@ -176,20 +176,26 @@ class AnnotationTable:
 
 
 def _compact(annotation: Record) -> Record:
+    compact = {
+        "annotation_id": int(annotation["annotation_id"]),
+        "bbox": _rounded_box(annotation),
+        "category_id": int(annotation["category_id"]),
+    }
+    if "true_category_id" in annotation:
+        compact["true_category_id"] = int(annotation["true_category_id"])
+    if "true_bbox" in annotation:
+        compact["true_bbox"] = _rounded_box({**annotation, "bbox": annotation["true_bbox"]})
+    return {**compact, "iscrowd": 1} if annotation.get("iscrowd", 0) else compact
+
+
+def _rounded_box(annotation: Record) -> list[float]:
     mode = annotation["bbox_mode"]
     if mode in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
         box = corners(annotation)  # for a million annotations BoxMode would take a minute
     else:
         box = BoxMode.convert([float(x) for x in annotation["bbox"]], mode, BoxMode.XYXY_ABS)
-    compact = {
-        "annotation_id": int(annotation["annotation_id"]),
-        # Finer than machines may differ by; + 0.0: no -0.0, which is written otherwise than 0.0.
-        "bbox": [round(x, 2) + 0.0 for x in box],
-        "category_id": int(annotation["category_id"]),
-    }
-    if "true_category_id" in annotation:
-        compact["true_category_id"] = int(annotation["true_category_id"])
-    return {**compact, "iscrowd": 1} if annotation.get("iscrowd", 0) else compact
+    # Finer than machines may differ by; + 0.0: no -0.0, which is written otherwise than 0.0.
+    return [round(x, 2) + 0.0 for x in box]
 
 
 def dataset_source(name: str) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class WarnOfUnusedTerms(HookBase):
 def build_annotation_tracker(
     model: nn.Module, annotations: AnnotationTable | None
 ) -> AnnotationTracker | None:
-    """A tracker that observes every classification term of a model, on the model's device.
+    """A tracker that observes the terms of a model, on the model's device.
 
     None where the model has no SuperLoss, the loader has no table of annotations, there is one
     class only, or the statistics would take more than 4 GiB: those of 33 million annotations,
@@ -117,16 +117,22 @@ def build_annotation_tracker(
     for i, term in enumerate(observed):
         # The stages of a cascade, which come in this order, make one step.
         term.observers.append(tracker if i == 0 else partial(tracker, begins_step=False))
+    for term in _terms(model, "box_reg"):
+        term.observers.append(tracker.add_box_losses)
     return tracker
 
 
 def _classification_terms(model: nn.Module) -> dict[SuperLossTerm, int]:
-    """{term: number of classes K of the module that has it}."""
+    return _terms(model, "cls")
+
+
+def _terms(model: nn.Module, name: str) -> dict[SuperLossTerm, int]:
+    """{term of that name: number of classes K of the module that has it}."""
     terms = {}
     for module in model.modules():
         num_classes: Any = getattr(module, "num_classes", 0)
         for child in module.children():
-            if isinstance(child, SuperLossTerm) and child.name == "cls":
+            if isinstance(child, SuperLossTerm) and child.name == name:
                 terms[child] = int(num_classes)
     return terms
 
@@ -235,7 +241,7 @@ class DrawTrainingImages(HookBase):
     def _keep_batch(self, _: Any, args: tuple[Any, ...]) -> None:
         self._batch = args[0]
 
-    def _keep_confidences(self, ids: Tensor, losses: Tensor, sigma: Tensor, _: Tensor) -> None:
+    def _keep_confidences(self, ids: Tensor, losses: Tensor, sigma: Tensor, *_: Any) -> None:
         self._seen.append((ids, sigma))
 
     def _boxes(self, item: Mapping[str, Any], sigma: Mapping[int, float]) -> list[LabelledBox]:

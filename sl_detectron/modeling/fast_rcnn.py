@@ -146,9 +146,10 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
         self._federated_classes = federated_classes
         losses, weights = self._losses_of_scores(scores, gt_classes, ids, probabilities)
         self._federated_classes = None
-        reduced = reduce_losses(
-            self.superloss_cls, losses, foreground, num_rois, ids, probabilities, weights
-        )
+        is_softmax = not getattr(self, "use_sigmoid_ce", False)
+        objects = partial(_object_probabilities, scores) if is_softmax else None
+        arguments = losses, foreground, num_rois, ids, probabilities, weights, objects
+        reduced = reduce_losses(self.superloss_cls, *arguments)
         weight: float = self.loss_weight.get("loss_cls", 1.0)
         return reduced * weight
 
@@ -207,6 +208,11 @@ class SuperLossFastRCNNOutputLayers(FastRCNNOutputLayers, PerRoILosses):
         if getattr(self, "use_sigmoid_ce", False):
             return scores.sigmoid()
         return scores.softmax(dim=1)
+
+
+def _object_probabilities(scores: Tensor) -> Tensor:
+    """(R,) of (R, K+1) logits of a softmax, the last of which is of background."""
+    return 1 - scores.float().softmax(dim=1)[:, -1]
 
 
 def _cat(tensors: list[Tensor], empty: Tensor) -> Tensor:

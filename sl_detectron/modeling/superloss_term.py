@@ -25,8 +25,9 @@ SCOPES = ("foreground", "all")
 # "class" is for the entries of a dense sigmoid loss: RetinaNet.
 GRANULARITIES = ("sample", "instance", "class")
 
-# Called with annotation ids (S,), losses (S,), sigma (S,) and class probabilities (S, K).
-Observer = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+# Called with annotation ids (S,), losses (S,), sigma (S,), class probabilities (S, K), and the
+# probability of an object of any class (S,), or None where that is the largest of a class.
+Observer = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], None]
 
 
 class SuperLossTerm(nn.Module):
@@ -120,6 +121,7 @@ class SuperLossTerm(nn.Module):
         annotation_ids: Tensor | None = None,
         probabilities: Callable[[], Tensor] | None = None,
         weights: Tensor | None = None,
+        objects: Callable[[], Tensor] | None = None,
     ) -> Tensor:
         """
         Args:
@@ -131,6 +133,8 @@ class SuperLossTerm(nn.Module):
             probabilities: makes (S, K) class probabilities, for the observers; None where the
                 detector has none of K classes
             weights: (S,) that the samples count with; tau leaves those of weight 0 out
+            objects: makes (S,) probabilities of an object of any class, for the observers; None
+                where it is the largest class probability
 
         Returns:
             0-d tensor; 0 with a gradient for an empty batch
@@ -168,7 +172,8 @@ class SuperLossTerm(nn.Module):
                 if not math.isnan(value):
                     storage.put_scalar(f"superloss_{self.name}/{key}", value, smoothing_hint=False)
         if learns and annotation_ids is not None and probabilities is not None and self.observers:
-            self._tell(annotation_ids, losses.detach(), sigma, probabilities().detach())
+            found = None if objects is None else objects().detach()
+            self._tell(annotation_ids, losses.detach(), sigma, probabilities().detach(), found)
         return reduced
 
     def _leave_other_training(self) -> None:
@@ -196,14 +201,22 @@ class SuperLossTerm(nn.Module):
             self.num_steps += 1
         return torch.where(is_warm, superlosses, losses), torch.where(is_warm, sigma, 1.0)
 
-    def _tell(self, ids: Tensor, losses: Tensor, sigma: Tensor, probabilities: Tensor) -> None:
+    def _tell(
+        self,
+        ids: Tensor,
+        losses: Tensor,
+        sigma: Tensor,
+        probabilities: Tensor,
+        objects: Tensor | None,
+    ) -> None:
         if losses.dim() > ids.dim():
             losses, sigma = losses.sum(dim=-1), sigma.mean(dim=-1)
         # Host trip: a dense detector has a million samples, of which a hundred are matched. The
         # losses of detectron2 have waited for the same samples in this step, so that it is short.
         matched = (ids != UNMATCHED).nonzero()[:, 0]
+        found = None if objects is None else objects[matched]
         for observer in self.observers:
-            observer(ids[matched], losses[matched], sigma[matched], probabilities[matched])
+            observer(ids[matched], losses[matched], sigma[matched], probabilities[matched], found)
 
     def extra_repr(self) -> str:
         return (
@@ -220,11 +233,13 @@ def reduce_losses(
     annotation_ids: Tensor | None,
     probabilities: Callable[[], Tensor] | None,
     weights: Tensor | None = None,
+    objects: Callable[[], Tensor] | None = None,
 ) -> Tensor:
     """A call of the term, or without one the weighted ``sum(losses) / divisor``."""
     if term is None:
         return _weighted(losses, weights).sum() / divisor
-    reduced: Tensor = term(losses, foreground, divisor, annotation_ids, probabilities, weights)
+    arguments = losses, foreground, divisor, annotation_ids, probabilities, weights, objects
+    reduced: Tensor = term(*arguments)
     return reduced
 
 

@@ -55,6 +55,37 @@ def test_crowds_are_no_objects():
     assert kinds_of([crowd], [(FAR, "cat"), (A, "cat")]) == [("missing_object", -1, 1)]
 
 
+def test_noise_in_memory_has_known_pairs():
+    """A box that noise moved far is off, not missing here and without an object there."""
+    far = (9, 9, 19, 19)  # IoU 0.005 with A
+    true = {"x": objects((A, "cat"), (FAR, "dog"), (AWAY, "cat"), (A, "cat"))}
+    moved = MarkedObject(far, "dog", False, 0, origin=(A, "cat"))
+    added = MarkedObject((60, 60, 70, 70), "cat", False, 2, origin=(None, ""))
+    given = {"x": [moved, MarkedObject(FAR, "dog", False, 1), added]}
+    # The second cat at A is missing: an origin is found once.
+    known = [("wrong_class", 0, 0), ("misplaced_box", 0, 0), ("no_object", 2, -1),
+             ("missing_object", -1, 2), ("missing_object", -1, 3)]  # fmt: skip
+    found = compare_sets(given, true, known=True)
+    assert [(d.kind, d.given, d.true) for d in found.differences] == known
+    assert found.num_matched == 2
+    # An added box that happens to lie on a missing object is one of it.
+    lying = [*given["x"][:2], MarkedObject(AWAY, "cat", False, 2, origin=(None, ""))]
+    found = compare_sets({"x": lying}, true, known=True)
+    assert [(d.kind, d.true) for d in found.differences] == [*((k, 0) for k, *_ in known[:2]),
+                                                             ("missing_object", 3)]  # fmt: skip
+
+
+def test_objects_of_classes_that_a_set_has_not_are_not_missing():
+    given = {"x": objects((A, "cat"))}
+    true = {"x": objects((A, "tiger"), (FAR, "dog"), (AWAY, "zebra"))}
+    comparison = compare_sets(given, true, ["cat", "dog"])
+    found = [(d.kind, d.true_label) for d in comparison.differences]
+    assert found == [("wrong_class", "tiger"), ("missing_object", "dog")]
+    assert (comparison.num_other, comparison.other) == (1, ("zebra",))
+    assert "1 unmatched true annotations are of classes" in comparison_table(comparison)
+    assert compare_sets(given, true).num_other == 0
+
+
 def test_images_of_one_set_are_counted(tmp_path):
     given = {"x": objects((A, "cat"), (FAR, "cat")), "y": objects((A, "cat"))}
     true = {"x": objects((A, "cat"), (AWAY, "cat"), ((70, 0, 80, 9), "dog")), "z": []}

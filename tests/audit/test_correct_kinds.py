@@ -69,6 +69,18 @@ def test_voc_of_every_kind_and_back(root, tmp_path):
     assert {p.name for p in restored.iterdir()} == {p.name for p in root.iterdir()}
 
 
+def test_an_object_is_added_once(root, tmp_path):
+    """Reports of two detectors suggest it with other edges; the page saves what both decided."""
+    again = replace(ADDED, box=(69.0, 1, 90, 21))
+    other_class, other_place = replace(again, label=CAT), replace(ADDED, box=(1, 40, 20, 55))
+    decisions = voc(root, ADDED, again, other_class, other_place, replace(ADDED, image_id="c"))
+    assert apply_decisions(decisions, tmp_path / "out") == {"set": 4}
+    new, clean = objects(tmp_path / "out" / "set"), objects(root)
+    added = new["b"][len(clean["b"]) :]
+    assert added == [(DOG, (70, 1, 80, 20)), (DOG, (1, 40, 20, 55)), (CAT, (69, 1, 80, 21))]
+    assert len(new["c"]) == len(clean["c"]) + 1
+
+
 def test_a_class_and_a_box_of_one_annotation(root, tmp_path):
     relabelled = Decision(*CAT_A, DOG)
     both = voc(root, MOVED, relabelled)

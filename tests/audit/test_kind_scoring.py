@@ -64,6 +64,19 @@ def test_misplaced_boxes_and_what_moves_them():
     assert "from 0.600 to 0.800" in kinds_table({"misplaced_box": found})
 
 
+def test_all_scores_are_of_the_same_annotations():
+    """One that the detector has no answer for is not ranked by a reference either."""
+    given = {"x": objects(NEAR, FAR, (20, 0, 26, 10))}
+    true = {"x": objects(A, FAR, (20, 0, 30, 10))}
+    ours = [("misplaced_box", 0.8, "x", 0, None), ("misplaced_box", 0.3, "x", 1, None)]
+    lab = [Ranked("x", i, score) for i, score in enumerate((0.2, 0.1, 0.9))]
+    found = evaluate(ours, given, true, "misplaced_box", {"lab": lab})
+    assert found.num_wrong == 1
+    assert found.scores["lab"] == found.scores["sl_detectron"]
+    # Without suggestions there is nothing to say about them.
+    assert found.iou_before is None
+
+
 def test_nothing_to_tell_apart(tmp_path):
     found = evaluate([("no_object", 0.4, "x", 0, None)], *[{"x": objects(A)}] * 2, "no_object")
     assert found.scores == {}

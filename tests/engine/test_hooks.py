@@ -111,7 +111,7 @@ def test_confidences_are_means_over_the_samples_of_an_annotation():
 
 
 def test_the_stages_of_a_cascade_are_one_step_of_the_tracker():
-    """And only classification terms are tracked: a box loss is in no nats."""
+    """And a box loss, which is in no nats, has a sum of its own."""
     cfg = small_config("cascade", superloss=True)
     cfg.MODEL.SUPERLOSS.BOX_REG.ENABLED, cfg.MODEL.DEVICE = True, "cpu"
     model, batch = build(cfg), make_batch((3, 1))
@@ -130,6 +130,10 @@ def test_the_stages_of_a_cascade_are_one_step_of_the_tracker():
     expected = sum(count for name, count in seen if name == "cls")
     assert tracker.statistics().num_samples.sum() == expected
     assert {name for name, _ in seen} == {"cls", "box_reg"}
+    # As many samples have a box loss as have one of their class.
+    assert expected == sum(count for name, count in seen if name == "box_reg")
+    assert (tracker.statistics().mean_box_loss > 0).all()
+    assert ((tracker.statistics().mean_object > 0) & (tracker.statistics().mean_object < 1)).all()
 
 
 def test_each_box_has_its_own_truth_and_confidence():

@@ -108,7 +108,14 @@ def test_observers_see_the_matched_annotations(detector, objects):
         owner.losses = lambda *args, losses=owner.losses: calls.append(args) or losses(*args)
     run_losses(model, batch)
     assert len(seen) == len(terms) == len(calls)
-    for (ids, losses, sigma, probabilities), arguments in zip(seen, calls):
+    for (ids, losses, sigma, probabilities, found), arguments in zip(seen, calls):
+        if detector in ("retinanet", "standard_sigmoid"):
+            assert found is None
+        else:
+            # The softmax cross-entropy of a class is that of an object and of the class of one.
+            classes_of = torch.tensor([classes[i] for i in ids.tolist()], dtype=torch.int64)
+            of_class = probabilities.gather(1, classes_of[:, None])[:, 0]
+            torch.testing.assert_close(found * of_class, (-losses).exp(), rtol=1e-4, atol=1e-6)
         assert not any(t.requires_grad for t in (losses, sigma, probabilities))
         if detector == "retinanet":
             rows = [*anchor_rows(arguments, batch)]
@@ -192,10 +199,10 @@ def test_instance_granularity_gives_an_annotation_one_confidence(detector):
     for step in range(2):  # the second one meets a tau that is not its own mean
         seen.clear()
         run_losses(model, make_batch(seed=step))
-        for ids, _, sigma, _ in seen:
+        for ids, _, sigma, *_ in seen:
             for i in ids.unique():
                 assert sigma[ids == i].unique().numel() == 1
-        ids, losses, sigma, _ = seen[0]
+        ids, losses, sigma, *_ = seen[0]
         assert sigma.unique().numel() > 1
         assert losses.unique().numel() > ids.unique().numel()
 
@@ -271,7 +278,7 @@ def test_only_a_step_that_trains_is_observed_logged_and_counted():
     """Not an evaluation of the loss, nor a forward in training mode under no_grad."""
     term = SuperLossTerm("cls", SuperLoss(0.5, 0.25), "all", warmup_iters=2)
     seen = []
-    term.observers.append(lambda ids, _, sigma, __: seen.append((ids.tolist(), sigma.tolist())))
+    term.observers.append(lambda ids, _, sigma, *__: seen.append((ids.tolist(), sigma.tolist())))
     losses, ids = torch.tensor([0.1, 2.0], requires_grad=True), torch.tensor([3, -1])
     arguments = losses, ids >= 0, 2, ids, lambda: torch.rand(2, 4)
     with EventStorage(19) as storage:  # of an iteration that is logged
@@ -297,7 +304,7 @@ def test_of_a_dense_loss_an_observer_gets_anchors():
     foreground = (ids >= 0)[:, None].expand_as(losses)
     value = term(losses.clone().requires_grad_(), foreground, 3, ids, lambda: scores)
     torch.testing.assert_close(value.detach(), superloss(losses, 0.5, 0.25).sum() / 3)
-    ((told_ids, told_losses, sigma, probabilities),) = seen
+    ((told_ids, told_losses, sigma, probabilities, _),) = seen
     assert told_ids.tolist() == [4, 2]
     torch.testing.assert_close(told_losses, torch.tensor([2.5, 0.7]))
     torch.testing.assert_close(sigma, confidence(losses, 0.5, 0.25)[[0, 2]].mean(dim=1))

@@ -148,6 +148,22 @@ def test_threshold_then_apply(main, run, noisy_set, tmp_path, capsys):
         assert path.read_bytes() == other.read_bytes()
 
 
+def test_a_decision_that_changes_nothing_is_counted(main, run, tmp_path, capsys):
+    audit = read_audit(run / "label_audit.json")
+    one, two = audit.annotations[:2]
+    decisions = [
+        Decision(a.dataset, a.image_id, a.index, a.bbox, a.label, "wrong", label, None, kind)
+        for a, label, kind in (
+            (one, one.suggested_label, "wrong_class"), (two, two.label, "misplaced_box")
+        )
+    ]  # fmt: skip
+    write_decisions(Decisions(audit.classes, audit.sources, (*decisions,)), tmp_path / "d.json")
+    assert main("--apply", tmp_path / "d.json", "--output", tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "1 corrections of" in printed
+    assert "1 decisions say wrong, but neither another class nor another box" in printed
+
+
 def test_auto_corrects_what_is_probably_wrong(main, small_run, tmp_path, capsys):
     out, cfg = tmp_path / "audit", setup_cfg(str(small_run / "config.yaml"), [])
     assert main("--from-run", small_run, "--output", out, "--auto") == 0
@@ -302,6 +318,57 @@ def test_kinds_are_one_list(main, small_run, tmp_path, capsys):
         assert all(0 <= s.score <= 1 for s in suspects)
 
 
+def test_kinds_by_the_statistics_of_a_run(main, small_run, tmp_path, capsys, monkeypatch):
+    """Without a pass over the images; what they do not suffice for is refused."""
+    monkeypatch.setattr("sl_detectron.audit.run.score_checkpoint", expensive)
+    out = tmp_path / "out"
+    args = ("--from-run", small_run, "--crops", 3, "--output", out, "--statistics", "--kinds")
+    assert main(*args, "wrong_class", "no_object") == 0
+    suspects = read_suspects(out / "suspects.json").suspects
+    statistics = torch.load(small_run / "model_final.pth")["annotation_tracker"]
+    objects = statistics["box_sums"][:, 0] / statistics["sums"][:, 0]
+    by_kind = {k: {s.annotation_id: s.score for s in suspects if s.kind == k} for k in KINDS}
+    assert by_kind["wrong_class"].keys() == by_kind["no_object"].keys()
+    for i, score in by_kind["no_object"].items():
+        assert score == pytest.approx(1 - float(objects[i]), abs=1e-5)
+    assert 0 < min(by_kind["no_object"].values()) < max(by_kind["no_object"].values()) <= 1
+    capsys.readouterr()
+    for kinds, message in (
+        (["misplaced_box"], "the box loss of this run had no SuperLoss"),
+        (["no_object", "duplicate"], "--statistics does not suffice for duplicate"),
+        (["wrong_class"], "--statistics is for --kinds"),
+        (["misplaced_box", "--correct-above", 0.9], "moves boxes to suggested ones"),
+    ):
+        assert main(*args, *kinds) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main("--checkpoint", "x", "--config-file", "y", "--output", out, "--statistics")
+    assert "--statistics needs --from-run" in capsys.readouterr().err
+
+
+def test_statistics_of_boxes_are_evaluated(main, noisy_config, tmp_path):
+    """Of a run with both terms, against noise in memory; ObjectLab needs a pass."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    opts = ["MODEL.SUPERLOSS.BOX_REG.ENABLED", "True", "DATASETS.TEST", "()"]
+    opts += ["SOLVER.MAX_ITER", "6", "SOLVER.IMS_PER_BATCH", "4", "OUTPUT_DIR", str(run)]
+    text = noisy_config.read_text().replace("faster_rcnn.yaml", "faster_rcnn_superloss.yaml")
+    noisy_config.write_text(text)
+    cfg = setup_cfg(str(noisy_config), opts)
+    run.mkdir()
+    (run / "config.yaml").write_text(cfg.dump())
+    SuperLossTrainer(cfg).train()
+    args = ("--from-run", run, "--crops", 0, "--output", out, "--statistics", "--evaluate")
+    assert main(*args, "--kinds", "misplaced_box", "no_object") == 0
+    evaluation = json.loads((out / "evaluation_kinds.json").read_text())
+    for kind in ("misplaced_box", "no_object"):
+        assert evaluation[kind]["num_wrong"] > 0
+        assert evaluation[kind]["scores"].keys() == {"sl_detectron"}
+    suspects = read_suspects(out / "suspects.json").suspects
+    assert {s.suggested_bbox for s in suspects} == {None}
+    assert all(0 <= s.score <= 1 for s in suspects)
+    assert len({s.score for s in suspects}) > 20
+
+
 def test_two_sets_are_compared_without_a_detector(main, noisy_set, toy_root, tmp_path, capsys):
     out = tmp_path / "differences"
     assert main("--compare", noisy_set, "--truth", toy_root, "--output", out) == 0
@@ -333,7 +400,9 @@ def test_kinds_are_evaluated_against_true_annotations(
     assert {d["kind"] for d in differences["differences"]} == {"wrong_class"}
     audit = read_audit(out / "label_audit.json")
     assert evaluation["wrong_class"]["num_ranked"] == len(audit.annotations)
-    assert {"sl_detectron", "ObjectLab, swap"} == evaluation["wrong_class"]["scores"].keys()
+    assert evaluation["wrong_class"]["scores"].keys() == {
+        *("sl_detectron", "ObjectLab, swap", "ObjectLab, swap at 0.5")
+    }
     assert evaluation["missing_object"] == {
         **evaluation["missing_object"],
         "num_wrong": 0,
@@ -363,6 +432,58 @@ def test_kinds_are_corrected_and_exported(main, small_run, tmp_path, capsys):
     assert "corrections of" in capsys.readouterr().out
 
 
+def test_a_short_report_sees_all_annotations(main, small_run, tmp_path, monkeypatch):
+    """They are drawn around a missing object, and facts about a suspect are those of one."""
+    seen = []
+    monkeypatch.setattr(
+        "sl_detectron.commands.audit.write_report",
+        lambda audit, *_, suspects, **__: seen.append((audit, suspects)),
+    )
+    args = ("--from-run", small_run, "--output", tmp_path / "out", "--top", 1)
+    assert main(*args, "--kinds", "no_object", "missing_object") == 0
+    assert main(*args) == 0
+    (audit, suspects), (plain, nothing) = seen
+    assert {s.annotation_id for s in suspects.suspects} - {-1}
+    assert [s.kind for s in suspects.suspects].count("no_object") == 1
+    annotations = [a for r in AnnotationTable.read(small_run).records() for a in r["annotations"]]
+    assert len(audit.annotations) + audit.num_unseen == len(annotations)
+    assert (len(plain.annotations), nothing) == (1, None)
+
+
+@pytest.mark.parametrize("detector", ["faster_rcnn", "retinanet"])
+def test_a_detector_of_one_class(main, detector, tmp_path, noisy_set, capsys):
+    """It suggests no other class, but every other kind of flaw."""
+    pytest.importorskip("cleanlab")
+    splits = noisy_set / "ImageSets" / "Main"
+    (splits / "four.txt").write_text("\n".join((splits / "train.txt").read_text().split()[:4]))
+    name = f"ones_{tmp_path.name}"
+    entry = {"NAME": name, "ROOT": str(noisy_set), "SPLIT": "four", "CLASSES": ["seven"],
+             "OTHER_CLASSES": "ignore"}  # fmt: skip
+    path, out = tmp_path / "one.yaml", tmp_path / "out"
+    path.write_text(
+        f"""_BASE_: "{REPO}/configs/Toy/{detector}.yaml"
+MODEL: {{ROI_HEADS: {{NUM_CLASSES: 1}}, RETINANET: {{NUM_CLASSES: 1}}}}
+DATASETS: {{CUSTOM_VOC: {json.dumps([entry])}, TRAIN: ["{name}"], LABEL_NOISE: {{RATE: 0.0}}}}
+"""
+    )
+    model = SuperLossTrainer.build_model(setup_cfg(str(path), ["DATASETS.TEST", "()"]))
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    args = ("--config-file", path, "--checkpoint", tmp_path / "model.pth", "--output", out)
+    args = (*args, "--crops", 5, "--formats", "cleanlab", "--truth", noisy_set, "--kinds")
+    others = [kind for kind in KINDS if kind != "wrong_class"]
+    assert main(*args, *others) == 0
+    # All other digits are of classes that this detector does not have.
+    assert "unmatched true annotations are of classes" in capsys.readouterr().out
+    counts = Counter(s.kind for s in read_suspects(out / "suspects.json").suspects)
+    assert counts["no_object"] == counts["misplaced_box"] == counts["duplicate"] > 0
+    evaluation = json.loads((out / "evaluation_kinds.json").read_text())
+    assert evaluation["missing_object"]["num_wrong"] == 0
+    audit = read_audit(out / "label_audit.json")
+    assert {a.suspicion for a in audit.annotations} == {0}
+    assert main(*args, *KINDS) == 2
+    assert "this detector has only one" in capsys.readouterr().err
+
+
 @pytest.fixture
 def noisy_config(toy_root, tmp_path):
     """60 images of the toy set with noise in memory that leaves some of them empty."""
@@ -381,6 +502,7 @@ DATASETS:
     RATE: 0.0
     MISSING: {{RATE: 0.6}}
     SPURIOUS: {{RATE: 0.2}}
+    BOX_JITTER: {{RATE: 0.5, MAGNITUDE: 0.4}}
 """
     )
     return path
@@ -452,9 +574,13 @@ def test_every_kind_against_noise_in_memory(main, noisy_config, tmp_path):
     assert differences["num_given"] == len(given)
     assert 0 < counts["no_object"] + counts["duplicate"] <= added
     # A box without an object may happen to lie on one that is missing.
+    # A box that was moved is off, however far; none of it is missing, nor without an object.
+    assert counts["misplaced_box"] <= sum("true_bbox" in a for a in given)
+    assert min(d["iou"] for d in differences["differences"] if d["kind"] == "misplaced_box") < 0.5
     missing = differences["num_true"] - (len(given) - added)
     assert missing - added <= counts["missing_object"] <= missing
     evaluation = json.loads((out / "evaluation_kinds.json").read_text())
+    assert evaluation["no_object"]["scores"].keys() == {"sl_detectron", "ObjectLab, badloc"}
     assert {k: e["num_wrong"] for k, e in evaluation.items()} == {
         k: counts[k] for k in ("missing_object", "no_object")
     }
