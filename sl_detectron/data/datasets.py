@@ -5,10 +5,8 @@ that training, tests, noise and audits take the same files in the same way.
 """
 
 import difflib
-import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -18,7 +16,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import (
     builtin,
     coco,
-    load_coco_json,
     pascal_voc,
     register_coco_instances,
 )
@@ -49,6 +46,9 @@ __all__ = [
 ]
 
 Record = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
 # {name: (signature of the files, bad_annotations, records, flaws)} of sets that were checked and
 # wait for the loader that takes them.
 _checked: dict[str, tuple[Any, str, list[Record], Flaws]] = {}
@@ -276,6 +276,8 @@ def check_classes(
     for record in records:
         for index, annotation in enumerate(record.get("annotations", ())):
             category = annotation.get("category_id")
+            if type(category) is int and 0 <= category < num_classes:
+                continue
             where = f"dataset {name!r}, image {record.get('image_id')!r:.80}, annotation {index}"
             if not isinstance(category, int):
                 raise ValueError(f"{where}: category_id {category!r:.80} is no class id")
@@ -356,19 +358,14 @@ def _load_coco(name: str, flaws: Flaws) -> list[Record]:
             f"{file.path} by ascending category id {file.class_names}; leave thing_classes to the "
             "loader, or correct the file"
         )
-    if file.is_plain():
-        return _load_stock(file.path, name)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, file.path.name)
-        path.write_text(json.dumps(file.plain()), encoding="utf-8")
-        return _load_stock(path, name)
-
-
-def _load_stock(path: Path, name: str) -> list[Record]:
+    records = file.dataset_dicts(metadata.image_root)
     try:
-        return load_coco_json(os.fspath(path), MetadataCatalog.get(name).image_root, name)
-    except AssertionError as error:
-        raise ValueError(f"dataset {name!r}: {path}: {error}") from error
+        metadata.thing_classes = file.class_names
+        metadata.thing_dataset_id_to_contiguous_id = file.class_ids
+    except AssertionError as error:  # it refuses another value than it has
+        raise ValueError(f"dataset {name!r}: {file.path}: {error}") from error
+    logger.info("Loaded %d images in COCO format from %s", len(records), file.path)
+    return records
 
 
 def _kind(name: str) -> str:
