@@ -111,8 +111,8 @@ class AnnotationTable:
                     annotations = record.get("annotations", ())
                     if not annotations and not keep_empty:
                         continue
-                    ids.extend(int(a["annotation_id"]) for a in annotations)
-                    given.extend(int(a["category_id"]) for a in annotations)
+                    ids.extend([int(a["annotation_id"]) for a in annotations])
+                    given.extend([int(a["category_id"]) for a in annotations])
                     image: Record = {"dataset": name, "image_id": image_id_of(record)}
                     if annotations:
                         # Training leaves crowds out; file names change where images are moved.

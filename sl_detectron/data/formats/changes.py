@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import is_
 from typing import Any
 
 from .annotations import Annotation, Record, image_id_of, make_spurious
@@ -40,19 +39,20 @@ def compare(
     """Return one image's noisy annotations and its net changes, whatever happened on the way."""
     image_id = image_id_of(record)
     clean = record["annotations"]
-    if len(clean) == len(annotations) and all(map(is_, clean, annotations)):
-        return list(clean), []
     noisy: list[Annotation] = []
     changes: list[Change] = []
     for index, (old, new) in enumerate(zip(clean, annotations)):
+        if new is old:
+            noisy.append(new)
+            continue
         if new is None:
             changes.append(Change(image_id, index, "missing", _summary(old), None))
             continue
         truth = {}
-        if new is not old and new["category_id"] != old["category_id"]:
+        if new["category_id"] != old["category_id"]:
             changes.append(Change(image_id, index, "label", _class(old), _class(new)))
             truth["true_category_id"] = old["category_id"]
-        if new is not old and "bbox" in old and _box(new) != _box(old):
+        if "bbox" in old and _box(new) != _box(old):
             changes.append(Change(image_id, index, "box", _box(old), _box(new)))
             truth["true_bbox"] = old["bbox"]
         noisy.append({**new, **truth} if truth else new)
