@@ -282,6 +282,10 @@ class SafeCheckpointer(DetectionCheckpointer):
         finally:
             self._parsed_url_during_load = None
 
+    def take(self, path: str | os.PathLike, content: dict[str, Any]) -> None:
+        """Let the next :meth:`load` of a file take its content, which was read before."""
+        self._content = {os.fspath(path): {**content}}
+
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = self._content.pop(filename, None) or self._parse(filename)
         query = parse_qs(getattr(self._parsed_url_during_load, "query", ""))

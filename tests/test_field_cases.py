@@ -36,8 +36,8 @@ from sl_detectron import SuperLossTrainer
 from sl_detectron.audit.correct import apply_decisions
 from sl_detectron.audit.decisions import Decision, Decisions
 from sl_detectron.data.annotation_ids import dataset_source
+from sl_detectron.data.class_checks import check_test_classes
 from sl_detectron.data.datasets import (
-    check_test_classes,
     load_dataset,
     register_coco_datasets,
     register_custom_datasets,

@@ -4,13 +4,13 @@ import os
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.utils import comm
 
 from ..checkpoint import SafeCheckpointer, check_checkpoint, last_checkpoint, read_checkpoint
 from ..config import num_classes_of, without_federated_loss
@@ -31,12 +31,14 @@ from .tracker import AnnotationStatistics
 from .true_classes import TrueClasses, cross_fit, estimate_true_classes
 
 __all__ = [
+    "TrackedRun",
     "audit_checkpoint",
     "audit_kinds",
     "audit_run",
     "audit_statistics",
     "estimate_run",
     "evaluate_run",
+    "read_run",
     "score_checkpoint",
 ]
 
@@ -44,10 +46,52 @@ __all__ = [
 Checkpoints = str | os.PathLike | Sequence[str]
 
 
+class TrackedRun(NamedTuple):
+    """What an audit takes of a run's last checkpoint, which is read once for all of it.
+
+    Args:
+        checkpoint: its path
+        weights: its content without statistics and optimizer
+        table: the run's annotations
+        statistics: of them
+    """
+
+    checkpoint: Path
+    weights: dict[str, Any]
+    table: AnnotationTable
+    statistics: AnnotationStatistics
+
+
+def read_run(folder: str | os.PathLike, table: AnnotationTable | None = None) -> TrackedRun:
+    """Read a run's last checkpoint.
+
+    Args:
+        folder: ``OUTPUT_DIR`` of the run
+        table: the run's; None reads it
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, or no table of annotations
+        ValueError: the run did not track annotations, or other ones
+    """
+    path = last_checkpoint(folder)
+    content = read_checkpoint(path)
+    state = content.get("annotation_tracker")
+    if state is None:
+        raise ValueError(
+            f"{path} holds no annotation statistics: the model had no SuperLoss, or "
+            "MODEL.SUPERLOSS.TRACK_ANNOTATIONS was off; audit it by --checkpoint"
+        )
+    table = table or AnnotationTable.read(folder)
+    tracker = load_tracker(state, torch.tensor(table.labels()), table.fingerprint)
+    weights = {key: content[key] for key in ("model",) if key in content}
+    return TrackedRun(path, weights, table, tracker.statistics())
+
+
 def audit_run(
     folder: str | os.PathLike,
     table: AnnotationTable | None = None,
     estimate: TrueClasses | None = None,
+    tracked: TrackedRun | None = None,
 ) -> LabelAudit:
     """Rank annotations by the statistics in a run's last checkpoint, without model or datasets.
 
@@ -56,15 +100,17 @@ def audit_run(
         table: the run's; None reads it
         estimate: from :func:`estimate_run`, whose probabilities rank better than those of the run;
             None for the latter
+        tracked: from :func:`read_run`; None reads it
 
     Raises:
         FileNotFoundError: there is no checkpoint, or no table of annotations
         ValueError: the run did not track annotations
     """
-    table, statistics = _tracked(folder, table)
+    tracked = tracked or read_run(folder, table)
+    statistics = tracked.statistics
     if estimate is not None:
         statistics = statistics._replace(probabilities=estimate.probabilities)
-    return audit_annotations(table, statistics)
+    return audit_annotations(tracked.table, statistics)
 
 
 def audit_statistics(
@@ -80,29 +126,16 @@ def audit_statistics(
     Raises:
         FileNotFoundError, ValueError: as :func:`audit_run`, or the statistics do not suffice
     """
-    table, statistics = _tracked(folder, table)
-    audit = audit_annotations(table, statistics)
-    return audit, tracked_suspects(table, statistics, audit, kinds)
-
-
-def _tracked(
-    folder: str | os.PathLike, table: AnnotationTable | None
-) -> tuple[AnnotationTable, AnnotationStatistics]:
-    """A run's annotations, read unless given, and the statistics in its last checkpoint."""
-    path = last_checkpoint(folder)
-    state = read_checkpoint(path).get("annotation_tracker")
-    if state is None:
-        raise ValueError(
-            f"{path} holds no annotation statistics: the model had no SuperLoss, or "
-            "MODEL.SUPERLOSS.TRACK_ANNOTATIONS was off; audit it by --checkpoint"
-        )
-    table = table or AnnotationTable.read(folder)
-    tracker = load_tracker(state, torch.tensor(table.labels()), table.fingerprint)
-    return table, tracker.statistics()
+    tracked = read_run(folder, table)
+    audit = audit_run(folder, tracked=tracked)
+    return audit, tracked_suspects(tracked.table, tracked.statistics, audit, kinds)
 
 
 def estimate_run(
-    cfg: CfgNode, folder: str | os.PathLike, table: AnnotationTable | None = None
+    cfg: CfgNode,
+    folder: str | os.PathLike,
+    table: AnnotationTable | None = None,
+    tracked: TrackedRun | None = None,
 ) -> TrueClasses | None:
     """Estimate the true classes of a run's annotations, from its statistics and one pass.
 
@@ -112,6 +145,7 @@ def estimate_run(
         cfg: of the run
         folder: its ``OUTPUT_DIR``
         table: the run's; None reads it
+        tracked: from :func:`read_run`; None reads it
 
     Returns:
         for all annotations; one that has no features, as a crowd, keeps its label. None in other
@@ -121,17 +155,17 @@ def estimate_run(
         FileNotFoundError: there is no checkpoint, or no table of annotations
         ValueError: the run did not track annotations, or has too few images
     """
-    table = table or AnnotationTable.read(folder)
-    # Only the main process keeps the statistics; it reads them first, for they may be missing.
-    statistics = _tracked(folder, table)[1] if comm.is_main_process() else None
-    scores = score_checkpoint(cfg, last_checkpoint(folder), table, pool=True)
-    if statistics is None or scores is None:
+    # Before the pass: the statistics may be missing.
+    tracked = tracked or read_run(folder, table)
+    path, weights, table, statistics = tracked
+    scores = score_checkpoint(cfg, path, table, pool=True, content=weights)
+    if scores is None:
         return None
-    tracked = statistics.probabilities
+    probabilities = statistics.probabilities
     labels = torch.tensor(table.labels())
-    rows, num_classes = scores.feature_ids, tracked.shape[1]
+    rows, num_classes = scores.feature_ids, probabilities.shape[1]
     held_out = cross_fit(scores.features, labels[rows], scores.feature_images, num_classes)
-    estimate = estimate_true_classes(held_out, labels[rows], tracked[rows])
+    estimate = estimate_true_classes(held_out, labels[rows], probabilities[rows])
     return estimate._replace(probabilities=in_rows(estimate.probabilities, rows, labels))
 
 
@@ -253,17 +287,22 @@ def score_checkpoint(
     table: AnnotationTable,
     detect: bool = False,
     pool: bool = False,
+    content: dict[str, Any] | None = None,
 ) -> AnnotationScores | None:
     """Build a config's detector, load weights and score the annotations of a table.
 
     All processes of detectron2's ``launch`` call it; it is None in others than the main one. Of
-    several checkpoints each scores the images of its fold, which it was not trained on.
+    several checkpoints each scores the images of its fold, which it was not trained on. Where the
+    content of the file is given, it is not read.
     """
     if not isinstance(checkpoint, str | os.PathLike):
         return _score_folds(cfg, checkpoint, table, detect)
     check_checkpoint(checkpoint)
     model = build_model(without_federated_loss(cfg))
-    _StrictCheckpointer(model).load(str(checkpoint))
+    checkpointer = _StrictCheckpointer(model)
+    if content is not None:
+        checkpointer.take(checkpoint, content)
+    checkpointer.load(str(checkpoint))
     return score_annotations(model, [*table.records()], cfg, detect, progress=True, pool=pool)
 
 

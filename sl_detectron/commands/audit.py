@@ -24,7 +24,7 @@ from ..audit.exchange import write_cleanlab, write_fiftyone
 from ..audit.files import write_audit
 from ..audit.records import LabelAudit, SuspectList, top_suspects
 from ..audit.report import write_report
-from ..audit.run import audit_checkpoint, audit_run, estimate_run, evaluate_run
+from ..audit.run import audit_checkpoint, audit_run, estimate_run, evaluate_run, read_run
 from ..audit.scoring import AuditEvaluation, evaluation_table, plot_evaluation, write_evaluation
 from ..audit.suspects import TRACKED_KINDS, write_suspects
 from ..audit.true_classes import correction_table
@@ -101,12 +101,15 @@ def _audit(cfg: CfgNode, args: argparse.Namespace) -> None:
     """The work of each process: its share of the images; the main one ranks, writes and prints."""
     # detectron2's launch starts fresh processes, without the datasets of this config.
     register_custom_datasets(cfg.DATASETS)
-    estimate, suspects = None, None
+    audit, estimate, suspects = None, None, None
     lines: list[str] = []
     if args.from_run:
         table = AnnotationTable.read(args.from_run)
-        estimate = estimate_run(cfg, args.from_run, table) if args.auto else None
-        audit = audit_run(args.from_run, table, estimate) if comm.is_main_process() else None
+        # Only the main process ranks; for an estimate all of them make a pass.
+        tracked = read_run(args.from_run, table) if args.auto or comm.is_main_process() else None
+        estimate = estimate_run(cfg, args.from_run, table, tracked) if args.auto else None
+        if comm.is_main_process():
+            audit = audit_run(args.from_run, table, estimate, tracked)
     else:
         table = AnnotationTable.of(noisy_dataset_dicts(cfg))
         audit = audit_checkpoint(cfg, _checkpoint(args), table) if _is_plain(args) else None

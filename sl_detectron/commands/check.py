@@ -14,9 +14,8 @@ from detectron2.utils.file_io import PathManager
 from tqdm import tqdm
 
 from ..config import num_classes_key, num_classes_of
+from ..data.class_checks import check_classes, check_test_classes
 from ..data.datasets import (
-    check_classes,
-    check_test_classes,
     is_without_annotations,
     load_dataset,
     register_coco_datasets,

@@ -25,6 +25,7 @@ PLAN: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     # Of detections.
     "evaluation": ((365,), (100_000, 5_000_000)),
     # Of rounds.
+    "toy steps": ((10,), (40,)),
     "steps": ((80,), (10,)),
 }
 BEGIN, END = "<!-- measured tables -->", "<!-- end -->"

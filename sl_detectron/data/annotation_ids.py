@@ -9,23 +9,29 @@ no trace of which tensor row was which annotation. Here every annotation gets an
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from itertools import count
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.structures import BoxMode, Instances
+from detectron2.structures import Instances
 
 from ..files import write_text
-from .formats.annotations import Record, corners, image_id_of
+from .annotation_texts import annotation_texts
+from .formats.annotations import Record, image_id_of
 
 __all__ = ["AnnotationIdMapper", "AnnotationTable", "dataset_source", "number_annotations"]
 
 # The file in a run's output folder.
 ANNOTATIONS = "annotations.jsonl"
+
+# Images whose texts are made together.
+_BLOCK = 2**13
 
 # Stand-ins for class ids start here, far from any class id: what comes out as another number did
 # not go through the mapper unchanged.
@@ -70,6 +76,7 @@ class AnnotationTable:
         classes: K names; none where the datasets have no class list
         sources: {dataset name: where its files are}, from :func:`dataset_source`
         images: JSON of those that have annotations, see :meth:`records`
+        given: (num_annotations,) int64, see :meth:`labels`; None reads it from the images
 
     Example:
         >>> cat = {"annotation_id": 0, "category_id": 3, "bbox": [1, 2, 7, 7], "bbox_mode": 1}
@@ -83,6 +90,7 @@ class AnnotationTable:
     classes: tuple[str, ...]
     sources: dict[str, dict[str, Any]]
     images: tuple[str, ...]
+    given: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -94,30 +102,33 @@ class AnnotationTable:
             sets: {dataset name: records}
             keep_empty: whether to keep images without annotations, which change no fingerprint
         """
-        digest, last, images = hashlib.sha256(), -1, []
+        digest, images = hashlib.sha256(), []
+        ids, given = array("q"), array("q")
         for name, records in sets.items():
-            for record in records:
-                try:
-                    annotations = [_compact(a) for a in record.get("annotations", ())]
-                except (KeyError, TypeError, ValueError, AssertionError) as error:
-                    where = f"dataset {name!r}, image {record.get('image_id')!r}"
-                    raise ValueError(f"{where}: an annotation cannot be read: {error!r}") from error
-                if not annotations and not keep_empty:
-                    continue
-                last = max((last, *(a["annotation_id"] for a in annotations)))
-                image: Record = {"dataset": name, "image_id": image_id_of(record)}
-                # Training leaves crowds out; file names change where images are moved.
-                trained = [a for a in annotations if "iscrowd" not in a]
-                kept = [(a["annotation_id"], a["category_id"], a["bbox"]) for a in trained]
-                if annotations:
-                    digest.update(repr((name, image["image_id"], kept)).encode())
-                image["file_name"] = str(record.get("file_name", ""))
-                image |= {key: int(record[key]) for key in ("height", "width") if record.get(key)}
-                images.append(json.dumps({**image, "annotations": annotations}))
+            remaining = iter(records)
+            while block := [*islice(remaining, _BLOCK)]:
+                for record, texts in zip(block, annotation_texts(name, block)):
+                    annotations = record.get("annotations", ())
+                    if not annotations and not keep_empty:
+                        continue
+                    ids.extend([int(a["annotation_id"]) for a in annotations])
+                    given.extend([int(a["category_id"]) for a in annotations])
+                    image: Record = {"dataset": name, "image_id": image_id_of(record)}
+                    if annotations:
+                        # Training leaves crowds out; file names change where images are moved.
+                        trained = ", ".join(trained for _, trained in texts if trained)
+                        shown = f"({name!r}, {image['image_id']!r}, [{trained}])"
+                        digest.update(shown.encode())
+                    image["file_name"] = str(record.get("file_name", ""))
+                    image |= {k: int(record[k]) for k in ("height", "width") if record.get(k)}
+                    line = ", ".join(line for line, _ in texts)
+                    images.append(f'{json.dumps(image)[:-1]}, "annotations": [{line}]}}')
         classes = MetadataCatalog.get(next(iter(sets))).get("thing_classes") or ()
         sources = {name: dataset_source(name) for name in sets}
+        labels = _by_id(ids, given, max(ids, default=-1) + 1)
         # 48 bits: a number that JSON and JavaScript keep exactly.
-        return cls(last + 1, int(digest.hexdigest()[:12], 16), (*classes,), sources, (*images,))
+        fingerprint = int(digest.hexdigest()[:12], 16)
+        return cls(len(labels), fingerprint, (*classes,), sources, (*images,), labels)
 
     def records(self) -> Iterator[Record]:
         """Yield dataset dicts of the images, with the key "dataset".
@@ -130,11 +141,10 @@ class AnnotationTable:
 
     def labels(self) -> list[int]:
         """The class that each annotation was given, by id; 0 for an id that none has."""
-        given = [0] * self.num_annotations
-        for record in self.records():
-            for annotation in record["annotations"]:
-                given[annotation["annotation_id"]] = annotation["category_id"]
-        return given
+        given = self.given
+        if given is None:
+            given = _given_of(self.images, self.num_annotations)
+        return given.tolist()
 
     def true_classes(self) -> dict[int, int]:
         """{annotation id: true class}, by the label noise in memory; K for no object."""
@@ -146,7 +156,8 @@ class AnnotationTable:
 
     def write(self, folder: str | os.PathLike) -> None:
         """Write ``annotations.jsonl``: a line with the other fields, then one for each image."""
-        head = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "images"}
+        names = [f.name for f in fields(self) if f.name not in ("images", "given")]
+        head = {name: getattr(self, name) for name in names}
         path = Path(folder, ANNOTATIONS)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, "\n".join([json.dumps(head), *self.images, ""]))
@@ -168,34 +179,30 @@ class AnnotationTable:
         try:
             head, *images = path.read_text(encoding="utf-8").split("\n")[:-1]
             values = json.loads(head)
-            table = cls(**{**values, "classes": (*values["classes"],)}, images=(*images,))
-            table.true_classes()  # each line is an image
+            given = _given_of(images, values["num_annotations"])  # each line is an image
+            values["classes"] = (*values["classes"],)
+            table = cls(**values, images=(*images,), given=given)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a table of annotations: {error!r}") from error
         return table
 
 
-def _compact(annotation: Record) -> Record:
-    compact = {
-        "annotation_id": int(annotation["annotation_id"]),
-        "bbox": _rounded_box(annotation),
-        "category_id": int(annotation["category_id"]),
-    }
-    if "true_category_id" in annotation:
-        compact["true_category_id"] = int(annotation["true_category_id"])
-    if "true_bbox" in annotation:
-        compact["true_bbox"] = _rounded_box({**annotation, "bbox": annotation["true_bbox"]})
-    return {**compact, "iscrowd": 1} if annotation.get("iscrowd", 0) else compact
+def _given_of(images: Iterable[str], num_annotations: int) -> np.ndarray:
+    """(A,) given classes, from the lines of a file."""
+    ids, given = array("q"), array("q")
+    for line in images:
+        annotations = json.loads(line)["annotations"]
+        ids.extend(a["annotation_id"] for a in annotations)
+        given.extend(a["category_id"] for a in annotations)
+    if len(ids) and not 0 <= min(ids) <= max(ids) < num_annotations:
+        raise ValueError(f"it has {num_annotations} annotations and ids {min(ids)} to {max(ids)}")
+    return _by_id(ids, given, num_annotations)
 
 
-def _rounded_box(annotation: Record) -> list[float]:
-    mode = annotation["bbox_mode"]
-    if mode in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
-        box = corners(annotation)  # for a million annotations BoxMode would take a minute
-    else:
-        box = BoxMode.convert([float(x) for x in annotation["bbox"]], mode, BoxMode.XYXY_ABS)
-    # Finer than machines may differ by; + 0.0: no -0.0, which is written otherwise than 0.0.
-    return [round(x, 2) + 0.0 for x in box]
+def _by_id(ids: array, given: array, num_annotations: int) -> np.ndarray:
+    labels = np.zeros(num_annotations, dtype=np.int64)
+    labels[np.array(ids, dtype=np.int64)] = np.array(given, dtype=np.int64)
+    return labels
 
 
 def dataset_source(name: str) -> dict[str, Any]:
@@ -261,6 +268,6 @@ class AnnotationIdMapper:
                 "it in AnnotationIdMapper"
             )
         # New objects: the mapper may keep what it returned.
-        for field, key in (("gt_classes", "category_id"), ("gt_annotation_ids", "annotation_id")):
-            fields[field] = torch.tensor([a[key] for a in annotations], dtype=torch.int64)[rows]
+        for name, key in (("gt_classes", "category_id"), ("gt_annotation_ids", "annotation_id")):
+            fields[name] = torch.tensor([a[key] for a in annotations], dtype=torch.int64)[rows]
         return {**mapped, "instances": Instances(instances.image_size, **fields)}

@@ -23,11 +23,9 @@ from ..config import (
     num_classes_of,
     train_sets,
 )
+from ..data.class_checks import check_classes, check_masks, check_test_classes
 from ..data.datasets import (
-    check_classes,
     check_dataset,
-    check_masks,
-    check_test_classes,
     custom_entries,
     dataset_signature,
     is_coco_set,

@@ -20,7 +20,7 @@ from ..audit.tracker import AnnotationTracker
 from ..checkpoint import SafeCheckpointer, check_checkpoint
 from ..config import check_has_keys, train_sets, without_federated_loss
 from ..data.annotation_ids import AnnotationTable
-from ..data.datasets import check_test_classes
+from ..data.class_checks import check_test_classes
 from ..data.test_loader import build_test_loader
 from ..data.train_loader import shield_workers
 from ..evaluation.evaluator_choice import build_evaluator

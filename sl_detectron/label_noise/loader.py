@@ -29,7 +29,8 @@ from ..data.annotation_ids import (
     AnnotationTable,
     number_annotations,
 )
-from ..data.datasets import check_classes, check_masks, load_dataset
+from ..data.class_checks import check_classes, check_masks
+from ..data.datasets import load_dataset
 from ..data.folds import check_folds, without_fold
 from ..data.formats.annotations import Record
 from ..data.formats.flaws import check_bad_annotations

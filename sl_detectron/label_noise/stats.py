@@ -69,10 +69,11 @@ def noise_statistics(
         [[0, 1, 0], [0, 1, 0], [0, 0, 0]]
     """
     confusion = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
-    for record in records:
-        for annotation in record["annotations"]:
-            if not annotation.get("iscrowd", 0):
-                confusion[annotation["category_id"], annotation["category_id"]] += 1
+    classes = [
+        a["category_id"] for r in records for a in r["annotations"] if not a.get("iscrowd", 0)
+    ]
+    counted = np.bincount(np.array(classes, dtype=np.int64), minlength=num_classes + 1)
+    np.fill_diagonal(confusion, counted)
     counts = dict.fromkeys(CHANGES, 0)
     for change in changes:
         counts[change.what] += 1

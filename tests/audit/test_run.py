@@ -12,6 +12,8 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from helpers import REPO
 from helpers.detectors import NUM_CLASSES, build, make_batch, run_losses, small_config
 from sl_detectron.audit import audit_checkpoint, audit_run, read_audit
+from sl_detectron.audit.compact_tracker import CompactTracker
+from sl_detectron.audit.ranking import suspicion
 from sl_detectron.audit.run import evaluate_run
 from sl_detectron.audit.score_annotations import AnnotationScores
 from sl_detectron.audit.tracker import AnnotationTracker
@@ -357,3 +359,29 @@ def test_json_is_plain(run):
     data = json.loads((run[1] / "label_audit.json").read_text())
     suspicions = [row["suspicion"] for row in data["annotations"]]
     assert suspicions == sorted(suspicions, reverse=True)
+
+
+def test_a_sketch_ranks_what_a_training_run_told_the_tracker(tmp_path):
+    """With fewer places than classes, all of which a detector gives a probability."""
+    trainer = SuperLossTrainer(config(tmp_path, iters=6))
+    steps = []
+    trainer.annotation_tracker.register_forward_pre_hook(
+        lambda module, args, kwargs: steps.append((args, kwargs)), with_kwargs=True
+    )
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    labels = torch.tensor(trainer.annotations.labels())
+    sketch = CompactTracker(labels, len(trainer.annotations.classes), num_kept=5)
+    for args, kwargs in steps:
+        sketch(*args, **kwargs)
+    exact = trainer.annotation_tracker.statistics()
+    seen = exact.num_samples > 0
+    found, wanted = sketch.statistics().probabilities[seen].dense(), exact.probabilities[seen]
+    assert (sketch.sums[:-1, -1][seen] > 0).double().mean() > 0.5
+    labels = labels[seen]
+    suspicions = [suspicion(p, labels) for p in (found, wanted)]
+    torch.testing.assert_close(*suspicions, atol=0.005, rtol=0)
+    suspects = suspicions[1] > 0.5
+    best = [p.scatter(1, labels[:, None], -1).argmax(dim=1)[suspects] for p in (found, wanted)]
+    assert suspects.sum() > 10
+    assert (best[0] == best[1]).double().mean() >= 0.99

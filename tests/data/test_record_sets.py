@@ -6,7 +6,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from helpers.field_cases import CLASSES, HEIGHT, IMAGES, OBJECTS, TINY, WIDTH, pixels
-from sl_detectron.data.datasets import check_classes, load_dataset
+from sl_detectron.data.class_checks import check_classes
+from sl_detectron.data.datasets import load_dataset
 from sl_detectron.engine.setup import check_test_sets
 from sl_detectron.label_noise import build_noisy_train_loader
 from sl_detectron.model_zoo import get_config

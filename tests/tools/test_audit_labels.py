@@ -164,9 +164,12 @@ def test_a_decision_that_changes_nothing_is_counted(main, run, tmp_path, capsys)
     assert "1 decisions say wrong, but neither another class nor another box" in printed
 
 
-def test_auto_corrects_what_is_probably_wrong(main, small_run, tmp_path, capsys):
+def test_auto_corrects_what_is_probably_wrong(main, small_run, tmp_path, capsys, monkeypatch):
     out, cfg = tmp_path / "audit", setup_cfg(str(small_run / "config.yaml"), [])
+    read, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda path, **k: read.append(path) or load(path, **k))
     assert main("--from-run", small_run, "--output", out, "--auto") == 0
+    assert len(read) == 1, "of a large set a checkpoint has gigabytes"
     printed = capsys.readouterr().out
     audit = read_audit(out / "label_audit.json")
     estimate = estimate_run(cfg, small_run)

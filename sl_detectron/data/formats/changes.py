@@ -42,14 +42,17 @@ def compare(
     noisy: list[Annotation] = []
     changes: list[Change] = []
     for index, (old, new) in enumerate(zip(clean, annotations)):
+        if new is old:
+            noisy.append(new)
+            continue
         if new is None:
             changes.append(Change(image_id, index, "missing", _summary(old), None))
             continue
         truth = {}
-        if new is not old and new["category_id"] != old["category_id"]:
+        if new["category_id"] != old["category_id"]:
             changes.append(Change(image_id, index, "label", _class(old), _class(new)))
             truth["true_category_id"] = old["category_id"]
-        if new is not old and "bbox" in old and _box(new) != _box(old):
+        if "bbox" in old and _box(new) != _box(old):
             changes.append(Change(image_id, index, "box", _box(old), _box(new)))
             truth["true_bbox"] = old["bbox"]
         noisy.append({**new, **truth} if truth else new)

@@ -2,11 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import load_coco_json
+from pycocotools import mask
 
 from helpers.label_noise_records import coco_json, content
+from sl_detectron.data.formats import coco_json as coco_json_module
+from sl_detectron.data.formats.coco_in_order import in_order
 from sl_detectron.data.formats.coco_json import CocoFile
 from sl_detectron.data.formats.flaws import Flaws
 
@@ -88,6 +92,19 @@ def odd_annotations():
         {"segmentation": None},
         {"segmentation": [[1, 2, 3, 4, 5, 6]]},
         {"segmentation": [[1, 2]]},
+        {"segmentation": [[1, 2, 9, 4, 5, 6.5]], "area": 17.5},
+        {"segmentation": [[1, 2, 9, 4, 5, 6.5]], "area": float("nan")},
+        {"segmentation": [[1, 2, 9, 4, 5, 6.5], [1, 2]], "area": 17.5},
+        {"segmentation": [[1, 2, 9, 4, 5, float("nan")]]},
+        {"segmentation": [[1, 2, 9, 4, 5, True]]},
+        {"segmentation": [[1, 2, 9, 4, 5, 2**2000]]},
+        {"segmentation": [[1, 2, 9, 4, 5, float("-inf")]]},
+        {"segmentation": {"counts": [3072], "size": [48, 64]}},
+        {"segmentation": "none"},
+        {"bbox": [1, 2, 10, 2**2000]},
+        {"area": 2**2000},
+        {"id": 2**40},
+        {"image_id": [1]},
         {"extra": "kept"},
     ]
     return [{**fine, "id": i + 1, **change} for i, change in enumerate(changes)]
@@ -112,5 +129,49 @@ def test_the_short_cut_reads_what_the_whole_check_reads(tmp_path, monkeypatch, n
         return json.dumps([file.records(), file.plain(), found, texts]), file.is_plain()
 
     ours = read()
-    monkeypatch.setattr(CocoFile, "_is_in_order", lambda *_: False)
+    monkeypatch.setattr(coco_json_module, "in_order", lambda entries, *_: [False] * len(entries))
     assert ours == read()
+
+
+def test_most_annotations_take_the_short_cut():
+    """Those with polygons too, as COCO's: else a large file would take minutes."""
+    fine = odd_annotations()[0]
+    polygons = {"segmentation": [[1, 2, 9, 4, 5, 6.5]], "area": 17.5}
+    entries = [fine, {**fine, "id": 2, **polygons}, {**fine, "id": 3, "image_id": 9}]
+    images = {1: {"width": 64, "height": 48}}
+    assert [*in_order(entries, images, {1}, ())] == [True, True, False]
+    assert [*in_order([], images, {1}, ())] == []
+
+
+def test_dataset_dicts_are_those_of_detectron2(tmp_path, coco_name):
+    """Polygons of three points and more, RLE in either form, and keypoints included."""
+    image = {"file_name": "a.jpg", "height": 48, "width": 64}
+    fine = odd_annotations()[0]
+    triangle = [1, 2, 9, 4, 5, 6.5]
+    rle = mask.encode(np.asfortranarray(np.eye(48, 64, dtype=np.uint8)))
+    changes = [
+        {"category_id": 7},
+        {"image_id": 1, "segmentation": [triangle, [1, 2]]},
+        {"segmentation": {"counts": [3000, 72], "size": [48, 64]}, "iscrowd": 1},
+        {"segmentation": {**rle, "counts": rle["counts"].decode()}, "iscrowd": 1},
+        {"segmentation": [], "keypoints": [3, 4, 2, 0, 0, 0]},
+        {"keypoints": []},
+    ]
+    annotations = [{**fine, "id": i, "image_id": 2, **c} for i, c in enumerate(changes)]
+    data = {
+        "categories": [{"id": 7, "name": "dog"}, {"id": 1, "name": "cat"}],
+        "images": [{"id": 2, **image}, {"id": 1, **image}, {"id": 3, **image}],
+        "annotations": annotations,
+    }
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps(data))
+    loaded = load_coco_json(str(path), "folder", coco_name)
+    file = CocoFile(path, "none://images", flaws=Flaws("set", "skip"))
+    ours = file.dataset_dicts("folder")
+    # One RLE is of bytes and the other of text.
+    assert json.dumps(ours, default=bytes.decode) == json.dumps(loaded, default=bytes.decode)
+    assert sum(len(record["annotations"]) for record in ours) >= 5
+    # Nothing is shared that a second call would change.
+    assert json.dumps(file.dataset_dicts("folder"), default=bytes.decode) == json.dumps(
+        ours, default=bytes.decode
+    )
