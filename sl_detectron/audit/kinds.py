@@ -1,11 +1,13 @@
 """What can be wrong with an annotation beside its class, each with a score of one image at a time.
 
-All scores are in [0, 1], **higher is more suspect**, and come from one pass of any detector. Within
-a kind they rank; a score of one kind is no likelihood that can be compared with that of another.
+All scores are in [0, 1], **higher is more suspect**, and come from one pass of any detector. Only
+the expected misplacement of a box is one of all images. Within a kind they rank; a score of one
+kind is no likelihood that can be compared with that of another.
 
 Shape legend: G annotations of an image, D detections in it; boxes are XYXY in pixels.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -17,6 +19,7 @@ __all__ = [
     "KINDS",
     "ImageAnswers",
     "duplicate_scores",
+    "expected_misplacement",
     "drawn_boxes",
     "misplaced_box_scores",
     "missing_objects",
@@ -80,11 +83,38 @@ def drawn_boxes(image: ImageAnswers) -> tuple[Tensor, Tensor]:
     return torch.where(total > 0, means, image.refined), weights.amax(dim=1)
 
 
-def misplaced_box_scores(image: ImageAnswers) -> Tensor:
-    """(G,): certainty of an object x (1 - IoU of the annotated and the :func:`drawn <drawn_boxes>`
-    box)."""
+def misplaced_box_scores(image: ImageAnswers, expected: float) -> Tensor:
+    """How far each annotated box is expected to be from the object.
+
+    1 - IoU of the annotated and the :func:`drawn <drawn_boxes>` box, as far as the detector is sure
+    of an object, and else what is expected of any box: in a box that is far off the detector often
+    sees nothing. certainty x (1 - IoU) + (1 - certainty) x expected.
+
+    Args:
+        image: with G annotations
+        expected: from :func:`expected_misplacement` of all images
+
+    Returns:
+        (G,) scores
+    """
+    distances, certainty = _misplacements(image)
+    return certainty * distances + (1 - certainty) * expected
+
+
+def expected_misplacement(images: Iterable[ImageAnswers]) -> float:
+    """The mean of 1 - IoU of annotated and drawn boxes, weighted by certainty; 0 of no box."""
+    total = weight = 0.0
+    for image in images:
+        distances, certainty = _misplacements(image)
+        total += float((certainty * distances).sum())
+        weight += float(certainty.sum())
+    return total / weight if weight else 0.0
+
+
+def _misplacements(image: ImageAnswers) -> tuple[Tensor, Tensor]:
+    """(G,) 1 - IoU of the annotated and the drawn box, and (G,) certainties of an object."""
     drawn, certainty = drawn_boxes(image)
-    return certainty * (1 - _iou(image.boxes, drawn).diagonal())
+    return 1 - _iou(image.boxes, drawn).diagonal(), certainty
 
 
 def no_object_scores(image: ImageAnswers) -> Tensor:

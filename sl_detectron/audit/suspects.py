@@ -18,6 +18,7 @@ from .kinds import (
     ImageAnswers,
     drawn_boxes,
     duplicate_scores,
+    expected_misplacement,
     misplaced_box_scores,
     missing_objects,
     no_object_scores,
@@ -60,8 +61,10 @@ def find_suspects(
         raise ValueError(f"there is no kind {unknown[0]!r}; the kinds are {KINDS}")
     suspects = [*wrong_classes(audit).suspects] if "wrong_class" in kinds else []
     if {*kinds} - {"wrong_class"}:
+        expected = expected_misplacement(image for *_, image in image_answers(table, scores))
         for record, places, image in image_answers(table, scores):
-            suspects += _of_image(record, places, image, audit.classes)
+            misplaced = misplaced_box_scores(image, expected)
+            suspects += _of_image(record, places, image, misplaced, audit.classes)
     return _ranked([s for s in suspects if s.kind in kinds], audit)
 
 
@@ -186,12 +189,16 @@ def _by_annotation(scores: AnnotationScores, num: int) -> tuple[Tensor, Tensor]:
 
 
 def _of_image(
-    record: Record, places: list[int], image: ImageAnswers, classes: tuple[str, ...]
+    record: Record,
+    places: list[int],
+    image: ImageAnswers,
+    misplaced: Tensor,
+    classes: tuple[str, ...],
 ) -> Iterator[Suspect]:
     where = {key: record[key] for key in ("dataset", "image_id", "file_name")}
     drawn, _ = drawn_boxes(image)
     repeats, better = duplicate_scores(image)
-    misplaced, background = misplaced_box_scores(image), no_object_scores(image)
+    background = no_object_scores(image)
     for row, index in enumerate(places):
         a = record["annotations"][index]
         label = classes[a["category_id"]]

@@ -7,6 +7,7 @@ from sl_detectron.audit.kinds import (
     ImageAnswers,
     drawn_boxes,
     duplicate_scores,
+    expected_misplacement,
     misplaced_box_scores,
     missing_objects,
     no_object_scores,
@@ -66,8 +67,18 @@ def test_a_detection_votes_once():
 
 def test_misplaced_box():
     # The detector draws A where LEFT is annotated: (1 - 0.25) x (1 - 0.6).
-    assert_list(misplaced_box_scores(answers([LEFT, A], [A, A], [0.25, 0.0])), [0.3, 0.0])
-    assert misplaced_box_scores(answers()).shape == (0,)
+    image = answers([LEFT, A], [A, A], [0.25, 0.0])
+    assert_list(misplaced_box_scores(image, 0.0), [0.3, 0.0])
+    # Where the detector is not sure of an object, what is expected of any box: 0.25 x 0.2 more.
+    assert_list(misplaced_box_scores(image, 0.2), [0.35, 0.0])
+    assert misplaced_box_scores(answers(), 0.2).shape == (0,)
+
+
+def test_expected_misplacement_is_a_mean_by_certainty():
+    image = answers([LEFT, A], [A, A], [0.25, 0.0])
+    unseen = answers([LEFT], [FAR], [1.0])
+    assert expected_misplacement([image, answers(), unseen]) == pytest.approx(0.3 / 1.75)
+    assert expected_misplacement([]) == expected_misplacement([answers()]) == 0.0
 
 
 def test_no_object():

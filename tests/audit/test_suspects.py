@@ -59,11 +59,13 @@ def test_a_list_by_hand(table, scores):
     assert (missing.suggested_label, missing.suggested_bbox) == ("dog", A)
     moved = {s.annotation_id: s for s in by_kind["misplaced_box"]}
     assert moved.keys() == {0, 2, 3}
-    # 0.75 x (1 - 0.6), and 0.75 x (1 - 10 / 11) for a box that is drawn one pixel wider.
-    assert moved[0].score == pytest.approx(0.3)
+    # 0.75 x (1 - 0.6), and 0.75 x (1 - 10 / 11) for a box that is drawn one pixel wider; to both
+    # 0.25 of what is expected of the three, whose certainties are 0.75, 0.75 and 1.
+    expected = (0.3 + 0.75 / 11) / 2.5
+    assert moved[0].score == pytest.approx(0.3 + 0.25 * expected, rel=1e-5)
     assert moved[0].suggested_bbox == A
     assert moved[3].suggested_bbox == (50, 50, 61, 60)
-    assert moved[3].score == pytest.approx(0.75 / 11, rel=1e-5)
+    assert moved[3].score == pytest.approx(0.75 / 11 + 0.25 * expected, rel=1e-5)
     assert [s.score for s in by_kind["no_object"]] == [0.25, 0.25, 0]
     repeated = by_kind["duplicate"][0]
     assert (repeated.annotation_id, repeated.index, repeated.label) == (0, 0, "cat")
