@@ -25,7 +25,7 @@ from ..data.images import BrokenImage, read_image, warn_of_turned
 from ..data.train_loader import shield_workers
 from .features import FeaturePooler
 from .few_classes import MAX_DENSE, Distributions, FewClasses
-from .scorers import Scorer, SeenFeatures, scorer_of
+from .scorers import Answers, Scorer, SeenFeatures, scorer_of
 
 __all__ = ["AnnotationScores", "joined_scores", "score_annotations"]
 
@@ -85,7 +85,9 @@ def score_annotations(
         model: a :class:`GeneralizedRCNN` or a :class:`RetinaNet`, or derived from one
         records: from :meth:`~sl_detectron.data.annotation_ids.AnnotationTable.records`, the same
             in all processes
-        cfg: of the model; ``INPUT`` and ``DATALOADER`` count
+        cfg: of the model; ``INPUT`` and ``DATALOADER`` count. With ``TEST.AUG.ENABLED`` and its
+            ``FLIP`` an annotation has samples of the mirrored image too; detections and features
+            stay those of the image as it is
         detect: whether to run its detection too
         progress: whether to show a progress bar
         pool: whether to pool features of the annotations
@@ -103,6 +105,7 @@ def score_annotations(
     warn_of_turned(records, "the audited images")
     share = InferenceSampler(len(records))
     skips = cfg.DATALOADER.get("BROKEN_IMAGES", "error") == "skip"
+    mirrors = cfg.TEST.AUG.ENABLED and cfg.TEST.AUG.FLIP
     parts: list[AnnotationScores] = []
     with FeaturePooler(model.backbone) if pool else nullcontext() as pooler:
         images = zip(share, _loader(records, cfg, share))
@@ -115,7 +118,7 @@ def score_annotations(
                 parts.append(_NOTHING._replace(detections=[_no_detections()]))
             else:
                 inputs, targets = image
-                parts.append(_look(model, score, inputs, targets, i, detect, pooler))
+                parts.append(_look(model, score, inputs, targets, i, detect, pooler, mirrors))
     shares = comm.gather(joined_scores(parts))
     if not comm.is_main_process():
         return None
@@ -134,6 +137,7 @@ def _look(
     position: int,
     detect: bool,
     pooler: FeaturePooler | None,
+    mirrors: bool,
 ) -> AnnotationScores:
     """What a detector says about one image."""
     scores, seen = _NOTHING, None
@@ -144,25 +148,49 @@ def _look(
         with SeenFeatures(model.backbone) as seen:
             found = model([inputs])[0]["instances"]
     if len(targets):
-        ids, *values = (x.cpu() for x in score(model, inputs, targets, draw=detect, seen=seen))
-        losses, every, background, boxes = (x.float() for x in values)
-        probabilities: Distributions = every
-        if every.shape[1] > MAX_DENSE:
-            probabilities = FewClasses.of(every, _labels_of(targets, ids))
-        height, width = targets.image_size
-        sizes = torch.tensor([inputs["width"] / width, inputs["height"] / height]).repeat(2)
-        scores = AnnotationScores(ids, losses, probabilities, [])
-        scores = scores._replace(background=background, boxes=boxes * sizes)
+        scores = _scores_of(score(model, inputs, targets, draw=detect, seen=seen), inputs, targets)
     if len(targets) and pooler is not None:
         ids = targets.gt_annotation_ids.cpu()
         features = pooler.pool(targets.gt_boxes.tensor)
         places = torch.full_like(ids, position)
         scores = scores._replace(features=features, feature_ids=ids, feature_images=places)
+    if len(targets) and mirrors:
+        other, others = _mirrored(inputs, targets)
+        answers = score(model, other, others, draw=detect)
+        answers = answers._replace(boxes=_mirrored_boxes(answers.boxes, targets.image_size[1]))
+        scores = joined_scores([scores, _scores_of(answers, inputs, targets)])
     if detect:
         # Masks as large as the image would not fit into memory for all images.
         kept = {name: found.get(name) for name in ("pred_boxes", "scores", "pred_classes")}
         scores = scores._replace(detections=[Instances(found.image_size, **kept).to("cpu")])
     return scores
+
+
+def _scores_of(answers: Answers, inputs: Record, targets: Instances) -> AnnotationScores:
+    """On the CPU, with boxes in pixels of the image on disk."""
+    ids, *values = (x.cpu() for x in answers)
+    losses, every, background, boxes = (x.float() for x in values)
+    probabilities: Distributions = every
+    if every.shape[1] > MAX_DENSE:
+        probabilities = FewClasses.of(every, _labels_of(targets, ids))
+    height, width = targets.image_size
+    sizes = torch.tensor([inputs["width"] / width, inputs["height"] / height]).repeat(2)
+    scores = AnnotationScores(ids, losses, probabilities, [])
+    return scores._replace(background=background, boxes=boxes * sizes)
+
+
+def _mirrored(inputs: Record, targets: Instances) -> tuple[Record, Instances]:
+    """An input with its annotations, left and right exchanged."""
+    boxes = Boxes(_mirrored_boxes(targets.gt_boxes.tensor, targets.image_size[1]))
+    others = Instances(targets.image_size, **{**targets.get_fields(), "gt_boxes": boxes})
+    return {**inputs, "image": inputs["image"].flip(-1)}, others
+
+
+def _mirrored_boxes(boxes: Tensor, width: int) -> Tensor:
+    if not len(boxes):
+        return boxes
+    x0, y0, x1, y1 = boxes.unbind(dim=1)
+    return torch.stack([width - x1, y0, width - x0, y1], dim=1)
 
 
 def _labels_of(targets: Instances, ids: Tensor) -> Tensor:

@@ -275,3 +275,36 @@ def test_features_of_another_input_are_not_taken(records):
     scores = score_annotations(model, records, cfg, detect=True)
     for name in ("losses", "probabilities", "background"):
         assert torch.equal(getattr(plain, name), getattr(scores, name))
+
+
+@pytest.mark.parametrize("detector", ["standard", "retinanet"])
+def test_a_mirrored_view_is_that_of_a_mirrored_file(detector, records, tmp_path):
+    model, cfg = model_of(detector)
+    mirrored = []
+    for record in records:
+        path = tmp_path / f"{record['image_id']}.png"
+        Image.open(record["file_name"]).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+        annotations = [
+            {**a, "bbox": [WIDTH - a["bbox"][2], a["bbox"][1], WIDTH - a["bbox"][0], a["bbox"][3]]}
+            for a in record["annotations"]
+        ]
+        mirrored.append({**record, "file_name": str(path), "annotations": annotations})
+    first = score_annotations(model, records, cfg, detect=True)
+    second = score_annotations(model, mirrored, cfg, detect=True)
+    cfg.TEST.AUG.ENABLED = True
+    both = score_annotations(model, records, cfg, detect=True)
+    # Samples of an image as it is, then those of its mirrored view.
+    order = torch.cat([first.ids, second.ids]).argsort(stable=True)
+    ordered = both.ids.argsort(stable=True)
+    left, top, right, bottom = second.boxes.unbind(dim=1)
+    unmirrored = torch.stack([WIDTH - right, top, WIDTH - left, bottom], dim=1)
+    pairs = {"boxes": (first.boxes, unmirrored)}
+    for name in ("ids", "losses", "probabilities", "background"):
+        pairs[name] = getattr(first, name), getattr(second, name)
+    for name, pair in pairs.items():
+        expected = torch.cat(pair)[order]
+        torch.testing.assert_close(getattr(both, name)[ordered], expected, rtol=1e-5, atol=1e-4)
+    for one, other in zip(first.detections, both.detections):
+        assert torch.equal(one.scores, other.scores)
+    cfg.TEST.AUG.FLIP = False
+    assert torch.equal(score_annotations(model, records, cfg, detect=True).ids, first.ids)
