@@ -182,7 +182,8 @@ def objectlab_ranked(
 ) -> dict[str, dict[str, list[Ranked]]]:
     """What cleanlab's ObjectLab ranks of each kind that it has a score of, by the same detections.
 
-    A box without an object is one that no detection is near to, as a box that is badly located.
+    It has none of boxes without an object: its score of a badly located box takes one that no
+    detection is near to for right.
 
     Args:
         table: the annotations
@@ -203,7 +204,6 @@ def objectlab_ranked(
     by_id = {
         "wrong_class": {name: of_label[name] for name in ("swap", "swap at 0.5")},
         "misplaced_box": {"badloc": badly_located},
-        "no_object": {"badloc": badly_located},
     }
     ranked = {
         kind: {

@@ -583,7 +583,7 @@ def test_every_kind_against_noise_in_memory(main, noisy_config, tmp_path):
     missing = differences["num_true"] - (len(given) - added)
     assert missing - added <= counts["missing_object"] <= missing
     evaluation = json.loads((out / "evaluation_kinds.json").read_text())
-    assert evaluation["no_object"]["scores"].keys() == {"sl_detectron", "ObjectLab, badloc"}
+    assert evaluation["no_object"]["scores"].keys() == {"sl_detectron"}
     assert {k: e["num_wrong"] for k, e in evaluation.items()} == {
         k: counts[k] for k in ("missing_object", "no_object")
     }
