@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from sl_detectron.audit.ranking import suspicion
 from sl_detectron.audit.run import evaluate_run
 from sl_detectron.audit.score_annotations import AnnotationScores
 from sl_detectron.audit.tracker import AnnotationTracker
-from sl_detectron.data import register_toy_datasets
+from sl_detectron.data import register_toy_datasets, toy
 from sl_detectron.data.annotation_ids import AnnotationTable
 from sl_detectron.data.toy import TOY_CLASS_NAMES
 from sl_detectron.engine import SuperLossTrainer, setup_cfg
@@ -38,11 +39,14 @@ def heard_by_caplog(caplog):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def toy_set(toy_root):
+def toy_set(tmp_path_factory):
+    """Of 60 images: detectors look at all of them, again and again."""
+    with patch.object(toy, "TOY_SPLITS", {"train": 60, "test": 4}):
+        root = toy.make_toy_dataset(tmp_path_factory.mktemp("datasets") / "toy_digits")
     registered = {}
     for name in ("toy_digits_train", "toy_digits_test"):
         registered[name] = DatasetCatalog.pop(name), MetadataCatalog.pop(name)
-    register_toy_datasets(toy_root)
+    register_toy_datasets(root)
     yield
     for name, (loader, metadata) in registered.items():
         DatasetCatalog.pop(name)

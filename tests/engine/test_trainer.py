@@ -371,7 +371,8 @@ def test_a_checkpoint_holds_what_resuming_needs_and_no_more(cfg, tmp_path):
     stock = torch.load(tmp_path / "stock" / "model_final.pth", weights_only=True)
     assert ours.keys() - stock.keys() == {"annotation_tracker"}
     rows, columns = 8 + 1, 4 + len(CLASSES)
-    tracker = rows * (columns + 3 + 1) + 2
+    # And the sums of the probability of an object and of the box loss.
+    tracker = rows * (columns + 3 + 1 + 2) + 2
     states = torch.get_rng_state().numel() + len(np.random.get_state()[1])  # noqa: NPY002
     if torch.cuda.is_available():
         states += torch.cuda.get_rng_state().numel()

@@ -3,15 +3,7 @@
 import pytest
 import yaml
 
-from helpers.forked import forked_runs
 from helpers.grid_cases import AP50, RESULTS_GRID, make_tiny_set, write_results, write_tiny_grid
-
-
-@pytest.fixture(autouse=True, scope="package")
-def runs_without_imports():
-    """Of sweeps in this process. Those of a sweep that has its own are new interpreters."""
-    with forked_runs():
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from helpers import REPO
-from helpers.forked import Program
+from helpers.forked import Program, forked_runs
 from helpers.grid_cases import run_here, write_tiny_grid
 from sl_detectron.engine.resume import STOPPED
 from sl_detectron.sweep import make_tables, read_grid
@@ -42,6 +42,13 @@ def start(grid_file, output, *args):
 
 def sweep(grid_file, output, *args):
     return run_here("sweep", "--config", grid_file, "--output", output, *args)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def runs_without_imports():
+    """Of sweeps in this process. Those of a sweep that has its own are new interpreters."""
+    with forked_runs():
+        yield
 
 
 @pytest.fixture(scope="module")
