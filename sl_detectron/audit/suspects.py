@@ -61,7 +61,9 @@ def find_suspects(
         raise ValueError(f"there is no kind {unknown[0]!r}; the kinds are {KINDS}")
     suspects = [*wrong_classes(audit).suspects] if "wrong_class" in kinds else []
     if {*kinds} - {"wrong_class"}:
-        expected = expected_misplacement(image for *_, image in image_answers(table, scores))
+        expected = 0.0
+        if "misplaced_box" in kinds:  # goes through all images once more
+            expected = expected_misplacement(image for *_, image in image_answers(table, scores))
         for record, places, image in image_answers(table, scores):
             misplaced = misplaced_box_scores(image, expected)
             suspects += _of_image(record, places, image, misplaced, audit.classes)

@@ -99,14 +99,16 @@ def _read_file(path: Path, grid: Grid) -> Results:
 
 def _in_order(runs: "DataFrame", grid: Grid) -> "DataFrame":
     """The rows in the order of the grid, which has each run once."""
-    order = [(run.method.detector, run.method.name, run.noise, run.seed) for run in grid.runs]
+    order = {
+        (run.method.detector, run.method.name, run.noise, run.seed): place
+        for place, run in enumerate(grid.runs)
+    }
     keys = list(runs[[*RUN]].itertuples(index=False, name=None))
     for i, key in enumerate(keys):
         if key not in order or key in keys[:i]:
             what = "comes twice" if key in order else f"is not in the {GRID_FILE} beside it"
             raise ValueError(f"the run {', '.join(map(str, key))} {what}")
-    places = sorted(range(len(keys)), key=lambda i: order.index(keys[i]))
-    return runs.iloc[places].reset_index(drop=True)
+    return runs.iloc[sorted(range(len(keys)), key=lambda i: order[keys[i]])].reset_index(drop=True)
 
 
 def _read_options(path: Path) -> tuple[list[str], float]:
