@@ -7,10 +7,11 @@ from collections import Counter
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator
 
 from ..data.datasets import is_coco_set, load_dataset, read_coco
 from .average_precision import check_choice
+from .coco_by_class import COCOEvaluatorByClass
 from .evaluator import VOCEvaluator
 from .results import ABSENT_CLASSES
 
@@ -114,13 +115,13 @@ def _is_coco(dataset_name: str) -> bool:
 
 def _evaluator_of_json(
     dataset_name: str, folder: str | None, bad_annotations: str
-) -> COCOEvaluator:
+) -> COCOEvaluatorByClass:
     """COCOEvaluator of the json, or of its plain form where areas, iscrowd or such are missing."""
     if not is_coco_set(dataset_name):
-        return COCOEvaluator(dataset_name, output_dir=folder)
+        return COCOEvaluatorByClass(dataset_name, output_dir=folder)
     file = read_coco(dataset_name, bad_annotations)
     if file.is_plain():
-        return COCOEvaluator(dataset_name, output_dir=folder)
+        return COCOEvaluatorByClass(dataset_name, output_dir=folder)
     name = f"{dataset_name}_completed"
     metadata = MetadataCatalog.get(dataset_name).as_dict()
     metadata |= {"name": name, "thing_classes": file.class_names}
@@ -131,12 +132,12 @@ def _evaluator_of_json(
             json.dump(file.plain(), f)
         try:
             MetadataCatalog.get(name).set(**{**metadata, "json_file": path})
-            return COCOEvaluator(name, output_dir=folder)
+            return COCOEvaluatorByClass(name, output_dir=folder)
         finally:
             MetadataCatalog.remove(name)
 
 
-def _coco_evaluator(dataset_name: str, folder: str, bad_annotations: str) -> COCOEvaluator:
+def _coco_evaluator(dataset_name: str, folder: str, bad_annotations: str) -> COCOEvaluatorByClass:
     # Under a temporary name: COCOEvaluator writes json_file into the metadata and would read that
     # same file in the next run, even after the dataset has changed.
     name = f"{dataset_name}_coco_style"
@@ -145,7 +146,7 @@ def _coco_evaluator(dataset_name: str, folder: str, bad_annotations: str) -> COC
     )
     try:
         MetadataCatalog.get(name).thing_classes = MetadataCatalog.get(dataset_name).thing_classes
-        return COCOEvaluator(
+        return COCOEvaluatorByClass(
             name, ("bbox",), output_dir=folder, use_fast_impl=False, allow_cached_coco=False
         )
     finally:
