@@ -18,12 +18,13 @@ __all__ = ["PLAN", "run_scale", "with_table"]
 # {job: (classes, sizes)}: minutes on two cores. LVIS has 1.27 million annotations.
 PLAN: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "statistics": ((20, 80, 365, 1203), (100_000, 10_000_000)),
-    "loader": ((80,), (100_000, 1_000_000)),
+    "loader": ((80,), (100_000, 5_000_000)),
     "stock loader": ((80,), (100_000, 1_000_000)),
     "audit": ((1203,), (100_000, 1_270_000)),
     "ranks": ((1203,), (100_000, 1_270_000)),
     # Of detections.
     "evaluation": ((365,), (100_000, 5_000_000)),
+    "COCO evaluation": ((365,), (100_000, 1_000_000)),
     # Of rounds.
     "toy steps": ((10,), (40,)),
     "steps": ((80,), (10,)),

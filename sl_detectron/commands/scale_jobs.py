@@ -21,9 +21,10 @@ from ..data.annotation_ids import AnnotationTable
 from ..data.datasets import check_dataset, register_coco_datasets
 from ..data.formats.annotations import Record
 from ..label_noise import SymmetricNoise, build_noisy_train_loader, noisy_sets
+from .scale_evaluation import coco_evaluation_job, evaluation_job
 from .scale_figures import MB, Figures, measured, own_bytes, peak_bytes, status_bytes
 from .scale_sets import SAMPLES, made_table, made_tracker, predictions, write_coco
-from .scale_training import evaluation_job, step_job, toy_step_job
+from .scale_training import step_job, toy_step_job
 
 __all__ = ["JOBS"]
 
@@ -179,6 +180,7 @@ JOBS: dict[str, Callable[[int, int], Figures]] = {
     "audit": audit_job,
     "ranks": ranks_job,
     "evaluation": evaluation_job,
+    "COCO evaluation": coco_evaluation_job,
     "toy steps": toy_step_job,
     "steps": step_job,
 }

@@ -1,7 +1,5 @@
-"""What a training step and an evaluation cost beside detectron2 and pycocotools."""
+"""What a training step costs beside detectron2's."""
 
-import contextlib
-import io
 import json
 import logging
 import multiprocessing
@@ -18,21 +16,14 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from detectron2.utils.events import EventStorage
 from PIL import Image
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from ..data.datasets import register_custom_datasets
 from ..engine.trainer import SuperLossTrainer
-from ..evaluation.average_precision import Detections, GroundTruth, evaluate_detections
 from ..model_zoo import get_config
 from .scale_figures import MB, Figures, measured, peak_bytes
-from .scale_sets import made_detections
 
-__all__ = ["evaluation_job", "step_job", "toy_step_job"]
+__all__ = ["step_job", "toy_step_job"]
 
-# Detections an image, and the most that pycocotools evaluates: it takes a minute for 100,000.
-PER_IMAGE = 125
-MOST_COCO = 100_000
 # Images of the set that is trained on, and objects of each.
 NUM_IMAGES, NUM_OBJECTS = 8, 7
 TRAINERS: dict[str, Any] = {"detectron2": DefaultTrainer, "ours": SuperLossTrainer}
@@ -51,68 +42,6 @@ class StepSize(NamedTuple):
 
 R50_FPN = StepSize("PascalVOC-Detection/faster_rcnn_R_50_FPN", 320, 240, 1)
 TOY = StepSize("Toy/faster_rcnn", 128, 128, 8)
-
-
-def evaluation_job(num_detections: int, num_classes: int) -> Figures:
-    """VOC AP at ten thresholds, and COCO's of a part of the images by pycocotools."""
-    figures: Figures = {}
-    images = [*made_detections(max(num_detections // PER_IMAGE, 1), PER_IMAGE, num_classes)]
-    before = peak_bytes()
-    with measured(figures, "VOC AP"):
-        evaluate_detections(*_arrays(images), num_classes)
-    figures["VOC AP, peak"] = ((peak_bytes() - before) / MB, "MB")
-    part = images[: MOST_COCO // PER_IMAGE]
-    with measured(figures, f"pycocotools, {len(part) * PER_IMAGE:,} of them"):
-        _run_coco(part, num_classes)
-    ours: Figures = {}
-    with measured(ours, "same"):
-        evaluate_detections(*_arrays(part), num_classes)
-    stock = next(v for key, (v, _) in figures.items() if key.startswith("pycocotools"))
-    figures["pycocotools / VOC AP, same detections"] = (stock / max(ours["same"][0], 1e-9), "times")
-    return figures
-
-
-def _arrays(images: list[Any]) -> tuple[Detections, GroundTruth]:
-    numbers = [i for i, *_ in images]
-    found = [instances for *_, instances in images]
-    counts = [len(x) for x in found]
-    detections = Detections(
-        np.repeat(numbers, counts),
-        np.concatenate([x.pred_classes.numpy() for x in found]),
-        np.concatenate([x.scores.numpy() for x in found]).astype(np.float64),
-        np.concatenate([x.pred_boxes.tensor.numpy() for x in found]).astype(np.float64),
-    )
-    boxes = np.concatenate([objects for _, objects, *_ in images]).astype(np.float64)
-    of_images = np.repeat(numbers, [len(objects) for _, objects, *_ in images])
-    classes = np.concatenate([c for *_, c, _ in images])
-    return detections, GroundTruth(of_images, classes, boxes, np.zeros(len(boxes), bool))
-
-
-def _run_coco(images: list[Any], num_classes: int) -> None:
-    truth: dict[str, list[dict[str, Any]]] = {
-        "images": [{"id": i} for i, *_ in images],
-        "categories": [{"id": c, "name": str(c)} for c in range(num_classes)],
-        "annotations": [],
-    }
-    found = []
-    for i, objects, classes, instances in images:
-        for box, c in zip(_xywh(objects), classes.tolist()):
-            new = {"id": len(truth["annotations"]) + 1, "image_id": i, "category_id": c}
-            truth["annotations"].append({**new, "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
-        columns = (instances.pred_classes.tolist(), instances.scores.tolist())
-        for box, c, score in zip(_xywh(instances.pred_boxes.tensor.numpy()), *columns):
-            found.append({"image_id": i, "category_id": c, "bbox": box, "score": score})
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = truth
-        coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(found), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-
-
-def _xywh(boxes: np.ndarray) -> list[list[float]]:
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
 
 
 def step_job(num_rounds: int, num_classes: int, size: StepSize | None = None) -> Figures:

@@ -9,9 +9,9 @@ import torch
 from sl_detectron.audit.compact_tracker import CompactTracker
 from sl_detectron.audit.ranking import audit_annotations
 from sl_detectron.commands import scale
+from sl_detectron.commands.scale_evaluation import coco_evaluation_job, evaluation_job
 from sl_detectron.commands.scale_jobs import JOBS, audit_job, statistics_job
 from sl_detectron.commands.scale_sets import made_detections, made_table, made_tracker, write_coco
-from sl_detectron.commands.scale_training import evaluation_job
 from sl_detectron.data.formats.coco_json import CocoFile
 
 
@@ -42,8 +42,9 @@ def test_jobs_say_what_they_measured():
     statistics = statistics_job(1000, 50)
     assert statistics["memory"][0] <= 128
     assert {"rank", "write json and csv", "all"} <= audit_job(500, 30).keys()
-    evaluation = evaluation_job(1250, 10)
-    assert evaluation["pycocotools / VOC AP, same detections"][0] > 0
+    assert {*evaluation_job(1250, 10)} == {"VOC AP", "VOC AP, peak"}
+    evaluation = coco_evaluation_job(1250, 10)
+    assert evaluation["detectron2's COCO AP / COCO AP by classes, same detections"][0] > 0
     assert {*scale.PLAN} == {*JOBS}
 
 
