@@ -2,29 +2,27 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 
-from ..checkpoint import SafeCheckpointer, check_checkpoint, last_checkpoint, read_checkpoint
-from ..config import num_classes_of, without_federated_loss
+from ..checkpoint import last_checkpoint, read_checkpoint
+from ..config import num_classes_of
 from ..data.annotation_ids import AnnotationTable
-from ..data.folds import fold_of
 from ..data.formats.manifest import read_manifest
 from ..label_noise import noisy_dataset_dicts
 from ..losses import confidence
+from .checkpoint_scores import Checkpoints, score_checkpoint
 from .compact_tracker import build_tracker, load_tracker
 from .few_classes import blocks, dense, in_rows
 from .objectlab import objectlab_scores
 from .ranking import audit_annotations
 from .records import LabelAudit, SuspectList
-from .score_annotations import AnnotationScores, joined_scores, score_annotations
+from .score_annotations import AnnotationScores
 from .scoring import AuditEvaluation, evaluate_audit, truth_from_manifest
 from .suspects import find_suspects, tracked_suspects
 from .tracker import AnnotationStatistics
@@ -39,11 +37,7 @@ __all__ = [
     "estimate_run",
     "evaluate_run",
     "read_run",
-    "score_checkpoint",
 ]
-
-# One detector, or one for each fold of the images, trained without it.
-Checkpoints = str | os.PathLike | Sequence[str]
 
 
 class TrackedRun(NamedTuple):
@@ -279,68 +273,6 @@ def evaluate_run(
     for name, qualities in lab.items():
         references[f"ObjectLab, {name}"] = {i: -quality for i, quality in qualities.items()}
     return evaluate_audit(audit, truth, references)
-
-
-def score_checkpoint(
-    cfg: CfgNode,
-    checkpoint: Checkpoints,
-    table: AnnotationTable,
-    detect: bool = False,
-    pool: bool = False,
-    content: dict[str, Any] | None = None,
-) -> AnnotationScores | None:
-    """Build a config's detector, load weights and score the annotations of a table.
-
-    All processes of detectron2's ``launch`` call it; it is None in others than the main one. Of
-    several checkpoints each scores the images of its fold, which it was not trained on. Where the
-    content of the file is given, it is not read.
-    """
-    if not isinstance(checkpoint, str | os.PathLike):
-        return _score_folds(cfg, checkpoint, table, detect)
-    check_checkpoint(checkpoint)
-    model = build_model(without_federated_loss(cfg))
-    checkpointer = _StrictCheckpointer(model)
-    if content is not None:
-        checkpointer.take(checkpoint, content)
-    checkpointer.load(str(checkpoint))
-    return score_annotations(model, [*table.records()], cfg, detect, progress=True, pool=pool)
-
-
-def _score_folds(
-    cfg: CfgNode, checkpoints: Sequence[str], table: AnnotationTable, detect: bool
-) -> AnnotationScores | None:
-    folds = [fold_of(record["image_id"], len(checkpoints)) for record in table.records()]
-    parts = []
-    for fold, checkpoint in enumerate(checkpoints):
-        images = tuple(image for image, of in zip(table.images, folds) if of == fold)
-        if not images:
-            continue
-        part = score_checkpoint(cfg, checkpoint, replace(table, images=images), detect)
-        if part is not None:
-            parts.append((fold, part))
-    if not parts:
-        return None
-    scores = joined_scores([part for _, part in parts])
-    # In the order of the table again.
-    found = {fold: iter(part.detections) for fold, part in parts}
-    return scores._replace(detections=[next(found[fold]) for fold in folds] if detect else [])
-
-
-class _StrictCheckpointer(SafeCheckpointer):
-    """Refuses what does not fill the detector: a random one would rank labels at random."""
-
-    def _log_incompatible_keys(self, incompatible: Any) -> None:
-        super()._log_incompatible_keys(incompatible)
-        parameters = dict(self.model.named_parameters())
-        missing = [key for key in incompatible.missing_keys if key in parameters]
-        missing += [key for key, *_ in incompatible.incorrect_shapes]
-        # DataParams' temperatures are of the training alone.
-        missing = [key for key in missing if "log_sample_temperature" not in key]
-        if missing:
-            raise ValueError(
-                f"the checkpoint does not match this config: {missing[0]} and {len(missing) - 1} "
-                "other parameters are missing or have a different shape"
-            )
 
 
 def _mean_losses(scores: AnnotationScores) -> dict[int, float]:

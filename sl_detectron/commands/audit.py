@@ -11,10 +11,10 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
+from ..audit.annotation_sets import read_annotation_set
 from ..audit.compare import (
     compare_sets,
     comparison_table,
-    read_annotation_set,
     write_comparison,
 )
 from ..audit.correct import apply_decisions, folder_names

@@ -8,12 +8,11 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from ..audit.annotation_sets import objects_of, read_annotation_set
 from ..audit.compare import (
     SetComparison,
     compare_sets,
     comparison_table,
-    objects_of,
-    read_annotation_set,
     write_comparison,
 )
 from ..audit.kind_scoring import (

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import CfgNode
 
+from ..audit.checkpoint_scores import score_checkpoint
 from ..audit.few_classes import dense
-from ..audit.run import score_checkpoint
 from ..config import num_classes_of
 from ..data.annotation_ids import AnnotationTable, number_annotations
 from ..data.formats.annotations import Record

@@ -4,11 +4,10 @@ import json
 
 import pytest
 
+from sl_detectron.audit.annotation_sets import MarkedObject, read_annotation_set
 from sl_detectron.audit.compare import (
-    MarkedObject,
     compare_sets,
     comparison_table,
-    read_annotation_set,
     write_comparison,
 )
 

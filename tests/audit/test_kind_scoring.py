@@ -6,7 +6,8 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from sl_detectron.audit.compare import MarkedObject, compare_sets
+from sl_detectron.audit.annotation_sets import MarkedObject
+from sl_detectron.audit.compare import compare_sets
 from sl_detectron.audit.kind_scoring import (
     Ranked,
     evaluate_kinds,

@@ -1,0 +1,82 @@
+"""The scores of a table's annotations by the detector of a checkpoint, or of one for each fold."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from ..checkpoint import SafeCheckpointer, check_checkpoint
+from ..config import without_federated_loss
+from ..data.annotation_ids import AnnotationTable
+from ..data.folds import fold_of
+from .score_annotations import AnnotationScores, joined_scores, score_annotations
+
+__all__ = ["Checkpoints", "score_checkpoint"]
+
+# One detector, or one for each fold of the images, trained without it.
+Checkpoints = str | os.PathLike | Sequence[str]
+
+
+def score_checkpoint(
+    cfg: CfgNode,
+    checkpoint: Checkpoints,
+    table: AnnotationTable,
+    detect: bool = False,
+    pool: bool = False,
+    content: dict[str, Any] | None = None,
+) -> AnnotationScores | None:
+    """Build a config's detector, load weights and score the annotations of a table.
+
+    All processes of detectron2's ``launch`` call it; it is None in others than the main one. Of
+    several checkpoints each scores the images of its fold, which it was not trained on. Where the
+    content of the file is given, it is not read.
+    """
+    if not isinstance(checkpoint, str | os.PathLike):
+        return _score_folds(cfg, checkpoint, table, detect)
+    check_checkpoint(checkpoint)
+    model = build_model(without_federated_loss(cfg))
+    checkpointer = _StrictCheckpointer(model)
+    if content is not None:
+        checkpointer.take(checkpoint, content)
+    checkpointer.load(str(checkpoint))
+    return score_annotations(model, [*table.records()], cfg, detect, progress=True, pool=pool)
+
+
+def _score_folds(
+    cfg: CfgNode, checkpoints: Sequence[str], table: AnnotationTable, detect: bool
+) -> AnnotationScores | None:
+    folds = [fold_of(record["image_id"], len(checkpoints)) for record in table.records()]
+    parts = []
+    for fold, checkpoint in enumerate(checkpoints):
+        images = tuple(image for image, of in zip(table.images, folds) if of == fold)
+        if not images:
+            continue
+        part = score_checkpoint(cfg, checkpoint, replace(table, images=images), detect)
+        if part is not None:
+            parts.append((fold, part))
+    if not parts:
+        return None
+    scores = joined_scores([part for _, part in parts])
+    # In the order of the table again.
+    found = {fold: iter(part.detections) for fold, part in parts}
+    return scores._replace(detections=[next(found[fold]) for fold in folds] if detect else [])
+
+
+class _StrictCheckpointer(SafeCheckpointer):
+    """Refuses what does not fill the detector: a random one would rank labels at random."""
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        super()._log_incompatible_keys(incompatible)
+        parameters = dict(self.model.named_parameters())
+        missing = [key for key in incompatible.missing_keys if key in parameters]
+        missing += [key for key, *_ in incompatible.incorrect_shapes]
+        # DataParams' temperatures are of the training alone.
+        missing = [key for key in missing if "log_sample_temperature" not in key]
+        if missing:
+            raise ValueError(
+                f"the checkpoint does not match this config: {missing[0]} and {len(missing) - 1} "
+                "other parameters are missing or have a different shape"
+            )
