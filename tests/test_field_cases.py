@@ -37,12 +37,9 @@ from sl_detectron.audit.correct import apply_decisions
 from sl_detectron.audit.decisions import Decision, Decisions
 from sl_detectron.data.annotation_ids import dataset_source
 from sl_detectron.data.class_checks import check_test_classes
-from sl_detectron.data.datasets import (
-    load_dataset,
-    register_coco_datasets,
-    register_custom_datasets,
-)
+from sl_detectron.data.datasets import load_dataset
 from sl_detectron.data.formats.coco_json import CocoFile
+from sl_detectron.data.registered_sets import register_coco_datasets, register_custom_datasets
 from sl_detectron.data.test_loader import build_test_loader
 from sl_detectron.engine import setup
 from sl_detectron.engine.setup import setup_cfg

@@ -31,9 +31,9 @@ from ..audit.true_classes import correction_table
 from ..checkpoint import check_checkpoint, last_checkpoint
 from ..config import num_classes_of
 from ..data.annotation_ids import AnnotationTable, dataset_source
-from ..data.datasets import register_custom_datasets
 from ..data.formats.manifest import read_manifest
 from ..data.formats.restore import restore_clean
+from ..data.registered_sets import register_custom_datasets
 from ..engine.launch import launch_job
 from ..files import refuse_to_overwrite
 from ..label_noise import noisy_dataset_dicts

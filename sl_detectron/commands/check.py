@@ -15,16 +15,12 @@ from tqdm import tqdm
 
 from ..config import num_classes_key, num_classes_of
 from ..data.class_checks import check_classes, check_test_classes
-from ..data.datasets import (
-    is_without_annotations,
-    load_dataset,
-    register_coco_datasets,
-    register_custom_datasets,
-)
+from ..data.datasets import is_without_annotations, load_dataset
 from ..data.formats.flaws import Flaws
 from ..data.formats.image_set import read_image_set
 from ..data.formats.voc_xml import parse_voc_xml
 from ..data.images import READ_ERRORS, BrokenImage, check_image, image_header, read_image
+from ..data.registered_sets import register_coco_datasets, register_custom_datasets
 from ..data.voc import register_voc_dataset
 from ..engine.setup import merge_cfg
 from ..evaluation.evaluator_choice import check_evaluator

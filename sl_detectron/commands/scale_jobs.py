@@ -18,8 +18,9 @@ from ..audit.ranking import audit_annotations
 from ..audit.records import top_suspects
 from ..audit.report import write_report
 from ..data.annotation_ids import AnnotationTable
-from ..data.datasets import check_dataset, register_coco_datasets
+from ..data.datasets import check_dataset
 from ..data.formats.annotations import Record
+from ..data.registered_sets import register_coco_datasets
 from ..label_noise import SymmetricNoise, build_noisy_train_loader, noisy_sets
 from .scale_evaluation import coco_evaluation_job, evaluation_job
 from .scale_figures import MB, Figures, measured, own_bytes, peak_bytes, status_bytes

@@ -17,7 +17,7 @@ from detectron2.engine import DefaultTrainer
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
-from ..data.datasets import register_custom_datasets
+from ..data.registered_sets import register_custom_datasets
 from ..engine.trainer import SuperLossTrainer
 from ..model_zoo import get_config
 from .scale_figures import MB, Figures, measured, peak_bytes

@@ -1,4 +1,4 @@
-"""Datasets by name: registered from a config, loaded and checked by the readers of this package.
+"""Datasets by name: loaded and checked by the readers of this package.
 
 A set that was registered for detectron2's VOC or COCO loader is read by :mod:`.formats` first, so
 that training, tests, noise and audits take the same files in the same way.
@@ -7,17 +7,11 @@ that training, tests, noise and audits take the same files in the same way.
 import difflib
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import (
-    builtin,
-    coco,
-    pascal_voc,
-    register_coco_instances,
-)
 from detectron2.utils.file_io import PathManager
 
 from . import voc
@@ -25,18 +19,15 @@ from .formats.coco_json import CocoFile
 from .formats.flaws import Flaws
 from .many_objects import many_objects
 from .record_sets import checked_records
+from .registered_sets import dataset_form, is_coco_set
 
 __all__ = [
     "check_dataset",
-    "custom_entries",
     "dataset_signature",
     "forget_checked_datasets",
-    "is_coco_set",
     "is_without_annotations",
     "load_dataset",
     "read_coco",
-    "register_custom_datasets",
-    "register_coco_datasets",
 ]
 
 Record = dict[str, Any]
@@ -46,78 +37,6 @@ logger = logging.getLogger(__name__)
 # {name: (signature of the files, bad_annotations, records, flaws)} of sets that were checked and
 # wait for the loader that takes them.
 _checked: dict[str, tuple[Any, str, list[Record], Flaws]] = {}
-_COCO_KEYS = ("NAME", "JSON_FILE", "IMAGE_ROOT")
-# Sets that detectron2 registers by itself: a config does not need to locate them.
-_BUILTIN = {name for group in builtin._PREDEFINED_SPLITS_COCO.values() for name in group}
-_BUILTIN |= {f"voc_{y}_{s}" for y in (2007, 2012) for s in ("trainval", "train", "val", "test")}
-
-
-def register_custom_datasets(node: Mapping[str, Any]) -> None:
-    """Register the sets of ``DATASETS.CUSTOM_VOC`` and ``DATASETS.CUSTOM_COCO``.
-
-    Args:
-        node: ``cfg.DATASETS``
-
-    Raises:
-        ValueError: an entry is wrong, or its name is taken by another set
-    """
-    voc.register_voc_datasets(node["CUSTOM_VOC"])
-    register_coco_datasets(node["CUSTOM_COCO"])
-
-
-def register_coco_datasets(entries: Iterable[Any]) -> None:
-    """Register the sets of ``DATASETS.CUSTOM_COCO`` by detectron2's ``register_coco_instances``.
-
-    Args:
-        entries: ``{"NAME", "JSON_FILE", "IMAGE_ROOT"}`` each
-
-    Raises:
-        ValueError: an entry is wrong, or its name is taken by another set
-    """
-    for i, entry in enumerate(entries):
-        key = f"DATASETS.CUSTOM_COCO[{i}]"
-        if not isinstance(entry, Mapping) or {*entry} != {*_COCO_KEYS}:
-            raise ValueError(f"{key} needs the keys {', '.join(_COCO_KEYS)}; got {entry!r}")
-        for field in _COCO_KEYS:
-            if not isinstance(entry[field], str) or not entry[field]:
-                raise ValueError(f"{key}.{field} must be a string; got {entry[field]!r}")
-        name, json_file, image_root = (entry[field] for field in _COCO_KEYS)
-        if name not in DatasetCatalog:
-            register_coco_instances(name, {}, json_file, image_root)
-            continue
-        metadata = MetadataCatalog.get(name)
-        given = [str(metadata.get(k, "")) for k in ("json_file", "image_root")]
-        if [*map(os.path.abspath, given)] != [*map(os.path.abspath, (json_file, image_root))]:
-            raise ValueError(
-                f"{key}: dataset name {name!r} is taken by another set; choose another"
-            )
-
-
-def custom_entries(names: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
-    """Entries of ``CUSTOM_VOC`` and ``CUSTOM_COCO`` for sets that a program registered.
-
-    Args:
-        names: of registered sets; those of other formats, and detectron2's own, get none
-
-    Returns:
-        {"CUSTOM_VOC": entries, "CUSTOM_COCO": entries}, with absolute paths
-    """
-    entries: dict[str, list[dict[str, Any]]] = {"CUSTOM_VOC": [], "CUSTOM_COCO": []}
-    for name in names:
-        kind, metadata = _kind(name), MetadataCatalog.get(name)
-        if name in _BUILTIN:
-            continue
-        if kind == "voc":
-            entry = {"NAME": name, "ROOT": os.path.abspath(metadata.dirname)}
-            entry |= {"SPLIT": metadata.split, "CLASSES": list(metadata.thing_classes)}
-            entry |= {"YEAR": metadata.get("year", 2012)}
-            other_classes = metadata.get("other_classes", "error")
-            entries["CUSTOM_VOC"].append({**entry, "OTHER_CLASSES": other_classes})
-        elif kind == "coco":
-            paths = (metadata.json_file, metadata.image_root)
-            entry = dict(zip(_COCO_KEYS, (name, *map(os.path.abspath, paths))))
-            entries["CUSTOM_COCO"].append(entry)
-    return entries
 
 
 @many_objects()
@@ -140,7 +59,7 @@ def load_dataset(
     kept = None if flaws is not None else _take_checked(name, bad_annotations)
     if kept is not None:
         return kept
-    kind, metadata = _kind(name), MetadataCatalog.get(name)
+    kind, metadata = dataset_form(name), MetadataCatalog.get(name)
     if kind == "voc":
         return voc.load_voc_dataset(
             *(metadata.dirname, metadata.split, metadata.thing_classes),
@@ -193,7 +112,7 @@ def check_dataset(
     keys = {"dirname", "split", "thing_classes"}
     if (
         not any_format
-        and not _kind(name)
+        and not dataset_form(name)
         and not keys <= MetadataCatalog.get(name).as_dict().keys()
     ):
         return None
@@ -225,7 +144,7 @@ def _take_checked(name: str, bad_annotations: str) -> list[Record] | None:
 
 def dataset_signature(name: str) -> Any:
     """What differs after a change of the files of a VOC or COCO set; None for other sets."""
-    kind, metadata = _kind(name), MetadataCatalog.get(name)
+    kind, metadata = dataset_form(name), MetadataCatalog.get(name)
     if kind == "coco":
         json_file = PathManager.get_local_path(os.fspath(metadata.json_file))
         files = [json_file, os.fspath(metadata.image_root)]
@@ -273,22 +192,6 @@ def _load_coco(name: str, flaws: Flaws) -> list[Record]:
         raise ValueError(f"dataset {name!r}: {file.path}: {error}") from error
     logger.info("Loaded %d images in COCO format from %s", len(records), file.path)
     return records
-
-
-def _kind(name: str) -> str:
-    """The format of a set that this package's readers take: "voc", "coco" or none."""
-    metadata = MetadataCatalog.get(name).as_dict()
-    module = getattr(DatasetCatalog[name], "__module__", "") if name in DatasetCatalog else ""
-    if module in (pascal_voc.__name__, voc.__name__):
-        return "voc" if {"dirname", "split", "thing_classes"} <= metadata.keys() else ""
-    return (
-        "coco" if module == coco.__name__ and {"json_file", "image_root"} <= metadata.keys() else ""
-    )
-
-
-def is_coco_set(name: str) -> bool:
-    """Whether a set was registered for detectron2's COCO loader."""
-    return _kind(name) == "coco"
 
 
 def is_without_annotations(name: str) -> bool:

@@ -26,7 +26,8 @@ from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ..cli import USER_ERRORS, run_tool
-from ..data.datasets import forget_checked_datasets, register_custom_datasets
+from ..data.datasets import forget_checked_datasets
+from ..data.registered_sets import register_custom_datasets
 
 __all__ = ["end_logs", "iterations_done", "launch_job", "setup_job"]
 

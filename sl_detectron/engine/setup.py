@@ -24,14 +24,8 @@ from ..config import (
     train_sets,
 )
 from ..data.class_checks import check_classes, check_masks, check_test_classes
-from ..data.datasets import (
-    check_dataset,
-    custom_entries,
-    dataset_signature,
-    is_coco_set,
-    is_without_annotations,
-    register_custom_datasets,
-)
+from ..data.datasets import check_dataset, dataset_signature, is_without_annotations
+from ..data.registered_sets import custom_entries, is_coco_set, register_custom_datasets
 from ..evaluation.evaluator_choice import check_evaluator
 from ..files import load_yaml, write_text
 from ..label_noise.config import check_label_noise, has_label_noise

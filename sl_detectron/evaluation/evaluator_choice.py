@@ -9,7 +9,8 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
-from ..data.datasets import is_coco_set, load_dataset, read_coco
+from ..data.datasets import load_dataset, read_coco
+from ..data.registered_sets import is_coco_set
 from .average_precision import check_choice
 from .coco_by_class import COCOEvaluatorByClass
 from .evaluator import VOCEvaluator

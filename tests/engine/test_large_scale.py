@@ -12,7 +12,7 @@ from sl_detectron.audit.compact_tracker import CompactTracker
 from sl_detectron.audit.run import audit_checkpoint, audit_run
 from sl_detectron.config import without_federated_loss
 from sl_detectron.data.annotation_ids import AnnotationTable
-from sl_detectron.data.datasets import register_custom_datasets
+from sl_detectron.data.registered_sets import register_custom_datasets
 from sl_detectron.engine.trainer import SuperLossTrainer, build_predictor
 from sl_detectron.label_noise.federated import set_image_counts
 from sl_detectron.model_zoo import get_config
