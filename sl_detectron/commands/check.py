@@ -27,7 +27,7 @@ from ..evaluation.evaluator_choice import check_evaluator
 from ..evaluation.results import check_report_path
 from ..files import write_json
 from ..label_noise.config import check_label_noise, has_label_noise, train_classes
-from ..label_noise.loader import check_train_loader, noisy_dataset_dicts
+from ..label_noise.training_sets import check_train_loader, noisy_dataset_dicts
 from ..model_zoo import find_config
 from .set_report import SetReport, count_annotations, numbered, repeats
 

@@ -29,7 +29,7 @@ from ..data.registered_sets import custom_entries, is_coco_set, register_custom_
 from ..evaluation.evaluator_choice import check_evaluator
 from ..files import load_yaml, write_text
 from ..label_noise.config import check_label_noise, has_label_noise
-from ..label_noise.loader import check_train_loader
+from ..label_noise.training_sets import check_train_loader
 from ..model_zoo import get_config_file
 from ..rivals import check_method
 from .label_correction import check_correction

@@ -9,9 +9,10 @@ from .boxes import BoxJitter, MissingAnnotations, SpuriousBoxes
 from .clean_seeds import CleanSeeds
 from .injection import inject
 from .instance import InstanceNoise
-from .loader import build_noisy_train_loader, noisy_dataset_dicts, noisy_sets
+from .loader import build_noisy_train_loader
 from .mapper import NoisyLabelMapper
 from .noises import NOISE_REGISTRY, Noise, SymmetricNoise
+from .training_sets import noisy_dataset_dicts, noisy_sets
 
 __all__ = [
     "NOISE_REGISTRY",

@@ -115,7 +115,7 @@ def test_a_run_is_audited_without_its_datasets(run, monkeypatch):
     def read(*_):
         raise AssertionError("a dataset was read")
 
-    monkeypatch.setattr("sl_detectron.label_noise.loader.load_dataset", read)
+    monkeypatch.setattr("sl_detectron.label_noise.training_sets.load_dataset", read)
     assert audit_run(run[1]).annotations
 
 

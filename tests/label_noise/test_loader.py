@@ -15,7 +15,8 @@ from sl_detectron.config import add_superloss_config
 from sl_detectron.data.formats.manifest import manifest_lines
 from sl_detectron.label_noise import inject
 from sl_detectron.label_noise.config import noises_from_config
-from sl_detectron.label_noise.loader import build_noisy_train_loader, noisy_dataset_dicts
+from sl_detectron.label_noise.loader import build_noisy_train_loader
+from sl_detectron.label_noise.training_sets import noisy_dataset_dicts
 
 CLASSES = ["cat", "dog", "cow", "owl"]
 SETS = {"noise_test_a": 30, "noise_test_b": 20}
@@ -85,7 +86,7 @@ def test_without_noise_the_sets_are_detectron2s(cfg):
 
 def test_noise_is_injected_set_by_set_before_the_filter(cfg, caplog):
     set_noise(cfg, RATE=0.4, MISSING__RATE=0.5)
-    with caplog.at_level(logging.INFO, logger="sl_detectron.label_noise.loader"):
+    with caplog.at_level(logging.INFO, logger="sl_detectron.label_noise.training_sets"):
         sets = noisy_dataset_dicts(cfg)
     for name, size in SETS.items():
         records = make_records(size)
