@@ -17,8 +17,9 @@ from .state import GRID_FILE, OPTIONS_FILE, read_result
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["CLASSES", "read_results"]
+__all__ = ["CLASSES", "RUNS_FILE", "read_results"]
 
+RUNS_FILE = "runs.csv"
 CLASSES = "classes"  # in the table of runs: a,b,c if the metrics are means over these
 
 
@@ -34,8 +35,9 @@ def read_results(source: str | os.PathLike, class_names: Sequence[str] = ()) -> 
 
     Raises:
         FileNotFoundError: it is not the folder of a sweep, or there is no such file
-        ValueError: a file in it is damaged, a result lacks AP, AP50 or AP75, of a class, or
-            ``class_names`` are given for a file, which has no metrics by class
+        ValueError: a file in it is damaged, a result lacks AP, AP50 or AP75, of a class, the
+            folder has no result but a ``runs.csv``, or ``class_names`` are given for a file,
+            which has no metrics by class
         ImportError: pandas is not installed
     """
     source = Path(source)
@@ -73,7 +75,14 @@ def _read_folder(folder: Path, grid: Grid, class_names: Sequence[str]) -> Result
             rows.append((run.method.detector, run.method.name, run.noise, run.seed, *values))
         else:
             undefined.append(run)
+    if not (rows or undefined) and _has_runs(folder / RUNS_FILE):
+        # Published runs: tables of the folder would replace them by those of no run.
+        raise ValueError(f"{folder} has no result of a run; its {RUNS_FILE} has: name that file")
     return Results(grid, as_frame(rows, (*RUN, *METRICS)), tuple(class_names), tuple(undefined))
+
+
+def _has_runs(path: Path) -> bool:
+    return path.is_file() and len(path.read_bytes().splitlines()) > 1
 
 
 def _read_file(path: Path, grid: Grid) -> Results:

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from helpers.grid_cases import run_here
 from sl_detectron.sweep import make_tables, read_results, write_summary
 from sl_detectron.sweep.table import markdown
 
@@ -78,3 +79,18 @@ def test_other_mistakes(published, tmp_path):
         read_results(published / "runs.csv")
     with pytest.raises(FileNotFoundError, match="so that it is not a sweep's"):
         read_results(tmp_path / "nothing")
+
+
+def test_a_folder_with_published_runs_alone_keeps_them(published, folder, tmp_path):
+    """Its tables would be those of no run, written over the runs."""
+    before = (published / "runs.csv").read_bytes()
+    for sources in ([published], [published, folder]):
+        done = run_here("make_table", *sources, "--output", published)
+        assert done.returncode == 2
+        assert f"{published} has no result of a run; its runs.csv has: name that file" in (
+            done.stderr
+        )
+        assert (published / "runs.csv").read_bytes() == before
+    # Nothing is lost where the file has no run either, as that of a sweep that has just begun.
+    (published / "runs.csv").write_bytes(before.splitlines(keepends=True)[0])
+    assert read_results(published).runs.empty
