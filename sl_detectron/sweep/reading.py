@@ -94,8 +94,8 @@ def _read_file(path: Path, grid: Grid) -> Results:
         if missing := [name for name in columns if name not in frame]:
             raise ValueError(f"no column {missing[0]}")
         runs = as_frame(list(frame[columns].itertuples(index=False)), tuple(columns))
-        if not runs[[*METRICS]].map(math.isfinite).all(axis=None):
-            raise ValueError("a metric that is no number")
+        if not runs[[*METRICS]].map(lambda percent: 0 <= percent <= 100).all(axis=None):
+            raise ValueError("a metric that is no number in [0, 100]")
         runs = _in_order(runs, grid)
         classes = set(frame.get(CLASSES, [""]))
         if len(classes) > 1:
@@ -112,6 +112,8 @@ def _in_order(runs: "DataFrame", grid: Grid) -> "DataFrame":
         (run.method.detector, run.method.name, run.noise, run.seed): place
         for place, run in enumerate(grid.runs)
     }
+    levels = {f"{noise:g}": noise for noise in grid.noise}  # as the file has them
+    runs["noise"] = [levels.get(f"{noise:g}", noise) for noise in runs["noise"]]
     keys = list(runs[[*RUN]].itertuples(index=False, name=None))
     for i, key in enumerate(keys):
         if key not in order or key in keys[:i]:

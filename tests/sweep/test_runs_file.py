@@ -5,8 +5,9 @@ import re
 import shutil
 
 import pytest
+import yaml
 
-from helpers.grid_cases import run_here
+from helpers.grid_cases import RESULTS_GRID, F, run_here, write_results
 from sl_detectron.sweep import make_tables, read_results, write_summary
 from sl_detectron.sweep.table import markdown
 
@@ -59,6 +60,7 @@ def test_a_summary_names_the_set(published, folder, tmp_path):
         ("baseline,0,1,", "baseline,0,9,", r"the run R.*, baseline, 0.0, 9 is not in the grid"),
         ("baseline,0,1,", "baseline,0,0,", r"the run R.*, baseline, 0.0, 0 comes twice"),
         ("50.0000", "nan", "a metric that is no number"),
+        ("50.0000", "500000", r"a metric that is no number in \[0, 100\]"),
         ("50.0000", "fifty", "fifty"),
         ("40.0000,", "40.0000,car", "means over different classes"),
         ("40.0000,\n", "40.0000,,\n", "literal|Expected 8 fields"),
@@ -94,3 +96,14 @@ def test_a_folder_with_published_runs_alone_keeps_them(published, folder, tmp_pa
     # Nothing is lost where the file has no run either, as that of a sweep that has just begun.
     (published / "runs.csv").write_bytes(before.splitlines(keepends=True)[0])
     assert read_results(published).runs.empty
+
+
+def test_a_level_that_the_file_has_rounded(tmp_path):
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(yaml.safe_dump({**RESULTS_GRID, "noise": [0.0, 1 / 3]}, sort_keys=False))
+    key = (F, "baseline", 1 / 3, 0)
+    write_results(grid, tmp_path / "output", {key: 50.0})
+    make_tables(tmp_path / "output", tmp_path / "output")
+    results = read_results(tmp_path / "output" / "runs.csv")
+    assert markdown(results) == (tmp_path / "output" / "table.md").read_text()
+    assert results.means["num_seeds"].sum() == 3
