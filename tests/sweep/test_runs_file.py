@@ -107,3 +107,17 @@ def test_a_level_that_the_file_has_rounded(tmp_path):
     results = read_results(tmp_path / "output" / "runs.csv")
     assert markdown(results) == (tmp_path / "output" / "table.md").read_text()
     assert results.means["num_seeds"].sum() == 3
+
+
+def test_a_folder_and_its_table_of_runs_are_one_set(folder, tmp_path):
+    make_tables(folder, folder)
+    with pytest.raises(ValueError, match=r"runs\.csv is given twice: its runs would count twice"):
+        write_summary([folder / "runs.csv", folder], tmp_path / "summary")
+
+
+def test_a_summary_names_the_classes_of_each_set(published, folder, tmp_path):
+    lines = (published / "runs.csv").read_text().splitlines()
+    named = [lines[0], *(f'{line}"car,cat"' for line in lines[1:])]
+    (published / "runs.csv").write_text("\n".join(named))
+    text = write_summary([published / "runs.csv", folder], tmp_path / "summary")[0].read_text()
+    assert text.startswith("2 sets: published (mean over car, cat), output.")
