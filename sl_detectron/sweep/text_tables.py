@@ -138,8 +138,11 @@ def _recovered_tables(results: Results) -> Iterator[Table]:
 def _recovered(row: Any) -> str:
     if math.isnan(row.mean):
         return MISSING
-    ends = f" ({row.lowest:.0f} to {row.highest:.0f})" if row.num_seeds > 1 else ""
-    return f"{row.mean:.0f} %{ends}".replace("-", "−")
+    # Whole numbers, so that there is no negative zero.
+    ends = ""
+    if row.num_seeds > 1 and not math.isnan(row.lowest):
+        ends = f" ({round(row.lowest)} to {round(row.highest)})"
+    return f"{round(row.mean)} %{ends}".replace("-", "−")
 
 
 def _lost(row: Any, num_seeds: int) -> str:
