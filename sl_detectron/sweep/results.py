@@ -113,7 +113,7 @@ class Results:
         noise 0.
         """
         rows = []
-        baselines = [pair for pair in self.grid.pairs if pair[1].name == self.grid.references[0]]
+        baselines = [pair for pair in self.grid.pairs if pair[1].name == self.grid.baseline]
         levels = [noise for noise in self.grid.noise if noise] if 0 in self.grid.noise else []
         for metric, (method, baseline), noise in product(METRICS, baselines, levels):
             clean = self._values(baseline, 0.0, metric)

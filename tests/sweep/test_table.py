@@ -361,3 +361,13 @@ def test_a_share_just_below_0_is_no_negative_zero(tmp_path):
     write_results(path, tmp_path / "output", {**values, (R, "τ_avg", 0.4, 0): 39.99})
     text = markdown(read_results(tmp_path / "output"))
     assert rows(text, "Recovered of what noise costs the baseline in AP50")[1][2] == "0 %"
+
+
+def test_a_control_is_no_baseline(folder):
+    """Without a baseline nothing is recovered of what the noise costs it."""
+    path = folder / "grid.yaml"
+    path.write_text(path.read_text().replace("baseline: baseline\n", "", 1))
+    results = read_results(folder)
+    assert results.grid.references == ("equal weight",)
+    assert results.recovered.empty
+    assert "Recovered" not in markdown(results)
