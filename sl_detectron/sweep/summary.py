@@ -14,17 +14,18 @@ from .statistics import difference_of, holm
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["read_many", "summarise", "write_summary"]
+__all__ = ["NOTE", "read_many", "summarise", "write_summary"]
 
 COLUMNS = (
     *("method", "reference", "noise", "metric", "num_groups", "num_better", "num_pairs"),
     *("mean", "standard_error", "ci95_low", "ci95_high", "p", "p_holm"),
 )
 NOTE = (
-    "Mean over all (set, detector, seed) that both methods have, each of which is one pair of a "
-    "paired t test: the interval is of these sets and detectors, not of others. In brackets the "
-    "95 % confidence interval, and in how many of the groups (set, detector) the mean is above 0. "
-    "* p below 0.05 after Holm's correction over all differences in a metric."
+    "mean over all (set, detector, seed) that both methods have, each of which is one pair of a "
+    "paired t test, counted as independent: the interval is of these sets and detectors, not of "
+    "others. In brackets the 95 % confidence interval, and in how many of the groups (set, "
+    "detector) the mean is above 0. * p below 0.05 after Holm's correction over all differences "
+    "of this summary in a metric."
 )
 
 
@@ -93,7 +94,7 @@ def write_summary(
     paths = [path.parent if path.suffix == ".csv" else path for path in paths]
     over = [f" (mean over {', '.join(r.class_names)})" if r.class_names else "" for r in results]
     names = ", ".join((path.name or str(path)) + text for path, text in zip(paths, over))
-    parts = [f"{len(folders)} sets: {names}.", NOTE]
+    parts = [f"{len(folders)} sets: {names}.", f"Differences: {NOTE}"]
     parts += [summary_table(frame, metric) for metric in METRICS]
     texts = {"summary.md": "\n\n".join(parts) + "\n", "summary.csv": as_csv(frame)}
     for name, text in texts.items():

@@ -13,6 +13,7 @@ from PIL import Image
 from helpers.grid_cases import AP50, RESULTS_GRID, F, R, run_here, write_results
 from sl_detectron.sweep import make_tables, read_results
 from sl_detectron.sweep.plots import _draw
+from sl_detectron.sweep.statistics import seeds_needed
 from sl_detectron.sweep.table import as_csv, latex, markdown
 
 
@@ -107,7 +108,9 @@ def test_what_is_lost_without_a_shared_seed_is_said_to_be_unpaired(tmp_path):
     values = {(R, "baseline", 0.0, 0): 50.0, (R, "baseline", 0.4, 1): 43.0}
     write_results(path, tmp_path / "output", values)
     text = markdown(read_results(tmp_path / "output"))
-    assert rows(text, "Lost from 0 % in AP50")[0] == [R, "baseline", "50.0", "+7.0 (unpaired)"]
+    assert rows(text, "Lost from 0 % in AP50")[0] == [
+        *(R, "baseline", "50.0 (n = 1)", "+7.0 (unpaired)")
+    ]
 
 
 def test_without_noise_0_nothing_is_lost_from_it(folder):
@@ -371,3 +374,12 @@ def test_a_control_is_no_baseline(folder):
     assert results.grid.references == ("equal weight",)
     assert results.recovered.empty
     assert "Recovered" not in markdown(results)
+
+
+def test_fewer_seeds_are_said_in_every_table(folder):
+    """Of equal weight without noise seeds 1 and 2 are left: differences of 4 and 7."""
+    next(folder.glob("retinanet/equal_weight/noise_0/seed_0/result.json")).unlink()
+    text = markdown(read_results(folder))
+    assert rows(text, "Lost from 0 % in AP50")[2][2] == "50.0 ± 0.0 (n = 2)"
+    needed = rows(text, "Seeds that a difference of 1 AP50 needs")
+    assert needed[2] == ["", "τ_avg − equal weight", f"{seeds_needed(4.5**0.5)} (n = 2)", "–"]
