@@ -69,6 +69,7 @@ class Grid:
         text: the file as it is
         noise: fractions of wrong labels
         references: names of the baseline and the controls, the baseline first
+        baseline: its name; empty if the file has none
         source: of the published numbers
         opts: ``[KEY, VALUE, ...]`` of all runs that are not in the file; the methods have them too
         scale: of the schedule of all runs, see :mod:`.schedule`
@@ -82,6 +83,7 @@ class Grid:
     source: str = ""
     opts: tuple[str, ...] = ()
     scale: float = 1.0
+    baseline: str = ""
 
     @property
     def runs(self) -> list[Run]:

@@ -98,6 +98,7 @@ def _grid(text: str, data: Any, more: tuple[str, ...], scale: float) -> Grid:
     return Grid(
         *(text, levels, tuple(seeds), methods, references, str(data.get("source") or "")),
         *(more, scale),
+        baseline=references[0] if data.get("baseline") is not None else "",
     )
 
 

@@ -17,8 +17,9 @@ from .state import GRID_FILE, OPTIONS_FILE, read_result
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["CLASSES", "read_results"]
+__all__ = ["CLASSES", "RUNS_FILE", "read_results"]
 
+RUNS_FILE = "runs.csv"
 CLASSES = "classes"  # in the table of runs: a,b,c if the metrics are means over these
 
 
@@ -34,8 +35,9 @@ def read_results(source: str | os.PathLike, class_names: Sequence[str] = ()) -> 
 
     Raises:
         FileNotFoundError: it is not the folder of a sweep, or there is no such file
-        ValueError: a file in it is damaged, a result lacks AP, AP50 or AP75, of a class, or
-            ``class_names`` are given for a file, which has no metrics by class
+        ValueError: a file in it is damaged, a result lacks AP, AP50 or AP75, of a class, the
+            folder has no result but a ``runs.csv``, or ``class_names`` are given for a file,
+            which has no metrics by class
         ImportError: pandas is not installed
     """
     source = Path(source)
@@ -73,7 +75,14 @@ def _read_folder(folder: Path, grid: Grid, class_names: Sequence[str]) -> Result
             rows.append((run.method.detector, run.method.name, run.noise, run.seed, *values))
         else:
             undefined.append(run)
+    if not (rows or undefined) and _has_runs(folder / RUNS_FILE):
+        # Published runs: tables of the folder would replace them by those of no run.
+        raise ValueError(f"{folder} has no result of a run; its {RUNS_FILE} has: name that file")
     return Results(grid, as_frame(rows, (*RUN, *METRICS)), tuple(class_names), tuple(undefined))
+
+
+def _has_runs(path: Path) -> bool:
+    return path.is_file() and len(path.read_bytes().splitlines()) > 1
 
 
 def _read_file(path: Path, grid: Grid) -> Results:
@@ -85,8 +94,8 @@ def _read_file(path: Path, grid: Grid) -> Results:
         if missing := [name for name in columns if name not in frame]:
             raise ValueError(f"no column {missing[0]}")
         runs = as_frame(list(frame[columns].itertuples(index=False)), tuple(columns))
-        if not runs[[*METRICS]].map(math.isfinite).all(axis=None):
-            raise ValueError("a metric that is no number")
+        if not runs[[*METRICS]].map(lambda percent: 0 <= percent <= 100).all(axis=None):
+            raise ValueError("a metric that is no number in [0, 100]")
         runs = _in_order(runs, grid)
         classes = set(frame.get(CLASSES, [""]))
         if len(classes) > 1:
@@ -103,6 +112,8 @@ def _in_order(runs: "DataFrame", grid: Grid) -> "DataFrame":
         (run.method.detector, run.method.name, run.noise, run.seed): place
         for place, run in enumerate(grid.runs)
     }
+    levels = {f"{noise:g}": noise for noise in grid.noise}  # as the file has them
+    runs["noise"] = [levels.get(f"{noise:g}", noise) for noise in runs["noise"]]
     keys = list(runs[[*RUN]].itertuples(index=False, name=None))
     for i, key in enumerate(keys):
         if key not in order or key in keys[:i]:

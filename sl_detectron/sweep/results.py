@@ -109,10 +109,11 @@ class Results:
 
         (method - baseline) / (baseline at noise 0 - baseline), of means over the seeds that all
         three have; ``lowest`` and ``highest`` are those of one seed. NaN where the noise costs
-        the baseline nothing. No row without a baseline or noise 0.
+        the baseline nothing, in the mean or in one of the seeds. No row without a baseline or
+        noise 0.
         """
         rows = []
-        baselines = [pair for pair in self.grid.pairs if pair[1].name == self.grid.references[0]]
+        baselines = [pair for pair in self.grid.pairs if pair[1].name == self.grid.baseline]
         levels = [noise for noise in self.grid.noise if noise] if 0 in self.grid.noise else []
         for metric, (method, baseline), noise in product(METRICS, baselines, levels):
             clean = self._values(baseline, 0.0, metric)
@@ -122,7 +123,8 @@ class Results:
             cost = [clean[seed] - other[seed] for seed in seeds]
             shares = [100 * x / y if y > 0 else math.nan for x, y in zip(won, cost)]
             mean = 100 * sum(won) / sum(cost) if sum(cost) > 0 else math.nan
-            ends = (min(shares), max(shares)) if shares else (None, None)
+            defined = bool(shares) and not any(map(math.isnan, shares))
+            ends = (min(shares), max(shares)) if defined else (None, None)
             level = (method.detector, method.name, noise, metric)
             rows.append((*level, len(seeds), mean, *ends))
         return as_frame(rows, RECOVERED)

@@ -7,24 +7,25 @@ from typing import TYPE_CHECKING
 
 from ..files import write_text
 from .grid import METRICS
-from .reading import read_results
+from .reading import RUNS_FILE, read_results
 from .results import Results, as_frame
 from .statistics import difference_of, holm
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["read_many", "summarise", "write_summary"]
+__all__ = ["NOTE", "read_many", "summarise", "write_summary"]
 
 COLUMNS = (
     *("method", "reference", "noise", "metric", "num_groups", "num_better", "num_pairs"),
     *("mean", "standard_error", "ci95_low", "ci95_high", "p", "p_holm"),
 )
 NOTE = (
-    "Mean over all (set, detector, seed) that both methods have, each of which is one pair of a "
-    "paired t test: the interval is of these sets and detectors, not of others. In brackets the "
-    "95 % confidence interval, and in how many of the groups (set, detector) the mean is above 0. "
-    "* p below 0.05 after Holm's correction over all differences in a metric."
+    "mean over all (set, detector, seed) that both methods have, each of which is one pair of a "
+    "paired t test, counted as independent: the interval is of these sets and detectors, not of "
+    "others. In brackets the 95 % confidence interval, and in how many of the groups (set, "
+    "detector) the mean is above 0. * p below 0.05 after Holm's correction over all differences "
+    "of this summary in a metric."
 )
 
 
@@ -64,7 +65,8 @@ def read_many(folders: Sequence[str | os.PathLike], class_names: Sequence[str]) 
     Raises:
         ValueError: a folder comes twice, or as :func:`read_results`
     """
-    paths = [os.path.realpath(folder) for folder in folders]
+    # A folder is the same set as its table of runs.
+    paths = [os.path.realpath(folder).removesuffix(f"{os.sep}{RUNS_FILE}") for folder in folders]
     twice = [folder for folder, path in zip(folders, paths) if paths.count(path) > 1]
     if twice:
         raise ValueError(f"{twice[0]} is given twice: its runs would count twice")
@@ -82,15 +84,17 @@ def write_summary(
     """
     from .table import as_csv, summary_table  # which imports this module
 
-    frame = summarise(read_many(folders, class_names))
+    results = read_many(folders, class_names)
+    frame = summarise(results)
     if frame.empty:
         raise ValueError("no grid has a baseline or controls, so that there is no difference")
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     paths = [Path(folder) for folder in folders]
     paths = [path.parent if path.suffix == ".csv" else path for path in paths]
-    names = ", ".join(path.name or str(path) for path in paths)
-    parts = [f"{len(folders)} sets: {names}.", NOTE]
+    over = [f" (mean over {', '.join(r.class_names)})" if r.class_names else "" for r in results]
+    names = ", ".join((path.name or str(path)) + text for path, text in zip(paths, over))
+    parts = [f"{len(folders)} sets: {names}.", f"Differences: {NOTE}"]
     parts += [summary_table(frame, metric) for metric in METRICS]
     texts = {"summary.md": "\n\n".join(parts) + "\n", "summary.csv": as_csv(frame)}
     for name, text in texts.items():

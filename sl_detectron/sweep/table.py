@@ -10,7 +10,7 @@ from tabulate import tabulate
 from ..files import write_text
 from .page import web_page
 from .plots import ap50_figure
-from .reading import CLASSES, read_results
+from .reading import CLASSES, RUNS_FILE, read_results
 from .results import Results
 from .text_tables import notes_of, summary_rows, tables
 
@@ -39,7 +39,7 @@ def make_tables(
 
     Raises:
         FileNotFoundError: ``folder`` is not the folder of a sweep
-        ValueError: a file in it is damaged, or has no such class
+        ValueError: as :func:`~sl_detectron.sweep.read_results`
         ImportError: pandas, scipy or matplotlib is not installed
     """
     results = read_results(folder, class_names)
@@ -47,7 +47,7 @@ def make_tables(
         "table.md": markdown(results),
         "table.tex": latex(results),
         "table.csv": as_csv(results.means),
-        "runs.csv": as_csv(results.runs.assign(**{CLASSES: ",".join(results.class_names)})),
+        RUNS_FILE: as_csv(results.runs.assign(**{CLASSES: ",".join(results.class_names)})),
         "differences.csv": as_csv(results.differences),
         "lost.csv": as_csv(results.lost),
         "recovered.csv": as_csv(results.recovered),

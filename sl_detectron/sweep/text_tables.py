@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .grid import METRICS
 from .results import SEEDS_NEEDED, Results
 from .statistics import LEVEL
-from .summary import summarise
+from .summary import NOTE, summarise
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -54,6 +54,8 @@ def notes_of(results: Results) -> list[str]:
             "of Student's paired t test is below 0.05 after Holm's correction over all of them. "
             "The intervals are not corrected."
         )
+        if _several_detectors(results):
+            notes.append(f"Differences over all detectors: {NOTE}")
     if results.class_names:
         notes.append(f"Mean over {', '.join(results.class_names)}.")
     if missing:
@@ -65,6 +67,10 @@ def notes_of(results: Results) -> list[str]:
         notes.append(f"Published: {grid.source or 'see the grid file'}.")
     # A note is one line: of LaTeX it is a comment.
     return [" ".join(note.split()) for note in notes]
+
+
+def _several_detectors(results: Results) -> bool:
+    return len({method.detector for method in results.grid.methods}) > 1
 
 
 def tables(results: Results) -> Iterator[Table]:
@@ -92,10 +98,10 @@ def tables(results: Results) -> Iterator[Table]:
         yield title, [["detector", "difference", *levels], *_once(rows)]
     if not results.grid.pairs or num_seeds < 2:
         return
-    if len({method.detector for method in results.grid.methods}) > 1:
+    if _several_detectors(results):
         yield "Differences in AP50 over all detectors", summary_rows(summarise([results]), "AP50")
     rows = [
-        [detector, " − ".join(names), *map(seeds_text, pair.itertuples())]
+        [detector, " − ".join(names), *(_needed(row, num_seeds) for row in pair.itertuples())]
         for (detector, *names), pair in _groups(results.differences, "AP50", "method", "reference")
     ]
     title = "Seeds that a difference of 1 AP50 needs (two-sided 5 %, power 80 %)"
@@ -111,7 +117,7 @@ def _lost_tables(results: Results) -> Iterator[Table]:
         rows = []
         for (detector, name), lost in _groups(results.lost, metric, "method"):
             first = clean[detector, name, metric]
-            rows.append([detector, name, mean_text(first) if first.num_seeds else MISSING])
+            rows.append([detector, name, _counted(first, mean_text, num_seeds)])
             rows[-1] += [_lost(row, num_seeds) for row in lost.itertuples()]
             if lost["paper"].notna().any():
                 rows.append([detector, "(published)", spread_text(first.paper_mean, math.nan)])
@@ -138,8 +144,11 @@ def _recovered_tables(results: Results) -> Iterator[Table]:
 def _recovered(row: Any) -> str:
     if math.isnan(row.mean):
         return MISSING
-    ends = f" ({row.lowest:.0f} to {row.highest:.0f})" if row.num_seeds > 1 else ""
-    return f"{row.mean:.0f} %{ends}".replace("-", "−")
+    # Whole numbers, so that there is no negative zero.
+    ends = ""
+    if row.num_seeds > 1 and not math.isnan(row.lowest):
+        ends = f" ({round(row.lowest)} to {round(row.highest)})"
+    return f"{round(row.mean)} %{ends}".replace("-", "−")
 
 
 def _lost(row: Any, num_seeds: int) -> str:
@@ -176,15 +185,24 @@ def seeds_text(row: Any) -> str:
     return text if text.isdigit() else MISSING
 
 
+def _needed(row: Any, num_seeds: int) -> str:
+    text = seeds_text(row)
+    return text if text == MISSING else _counted(row, seeds_text, num_seeds)
+
+
 def _groups(frame: "DataFrame", metric: str, *names: str) -> Any:
     """The rows of each detector and names, by noise level; in the order of the grid."""
     return frame[frame["metric"] == metric].groupby(["detector", *names], sort=False)
 
 
 def _texts(rows: "DataFrame", write: Callable[[Any], str], num_seeds: int) -> Iterator[str]:
-    for row in rows.itertuples():
-        count = f" (n = {row.num_seeds})" if row.num_seeds < num_seeds else ""
-        yield write(row) + count if row.num_seeds else MISSING
+    yield from (_counted(row, write, num_seeds) for row in rows.itertuples())
+
+
+def _counted(row: Any, write: Callable[[Any], str], num_seeds: int) -> str:
+    """With the number of its seeds where it is smaller than that of the grid."""
+    count = f" (n = {row.num_seeds})" if row.num_seeds < num_seeds else ""
+    return write(row) + count if row.num_seeds else MISSING
 
 
 def _once(rows: list[list[str]]) -> list[list[str]]:

@@ -9,6 +9,7 @@ from helpers.grid_cases import RESULTS_GRID, F, R, run_here, write_results
 from sl_detectron.sweep import read_results
 from sl_detectron.sweep.statistics import holm, seeds_needed
 from sl_detectron.sweep.summary import summarise
+from sl_detectron.sweep.table import markdown
 
 # {detector: differences by seed} of two sets; the mean of all six is 2, their deviation sqrt(2).
 SETS = {"first": {R: (1.0, 2.0), F: (4.0,)}, "second": {R: (3.0, 2.0, 0.0)}}
@@ -91,3 +92,11 @@ def test_seeds_needed_are_those_of_the_tables():
     assert [seeds_needed(1 / d) for d in (0.5, 0.8, 0.2)] == [34, 15, 199]
     assert seeds_needed(2.0, difference=2.0) == seeds_needed(1.0) == 10
     assert seeds_needed(1e3) is None
+
+
+def test_the_summary_in_the_tables_says_what_it_is_of(folders):
+    """Its * are of its own family of tests, not of that of the differences of one detector."""
+    text = markdown(read_results(folders[0]))
+    assert "\n\nDifferences over all detectors: mean over all (set, detector, seed)" in text
+    assert "Holm's correction over all differences of this summary in a metric" in text
+    assert "over all detectors" not in markdown(read_results(folders[1]))

@@ -13,6 +13,7 @@ from PIL import Image
 from helpers.grid_cases import AP50, RESULTS_GRID, F, R, run_here, write_results
 from sl_detectron.sweep import make_tables, read_results
 from sl_detectron.sweep.plots import _draw
+from sl_detectron.sweep.statistics import seeds_needed
 from sl_detectron.sweep.table import as_csv, latex, markdown
 
 
@@ -107,7 +108,9 @@ def test_what_is_lost_without_a_shared_seed_is_said_to_be_unpaired(tmp_path):
     values = {(R, "baseline", 0.0, 0): 50.0, (R, "baseline", 0.4, 1): 43.0}
     write_results(path, tmp_path / "output", values)
     text = markdown(read_results(tmp_path / "output"))
-    assert rows(text, "Lost from 0 % in AP50")[0] == [R, "baseline", "50.0", "+7.0 (unpaired)"]
+    assert rows(text, "Lost from 0 % in AP50")[0] == [
+        *(R, "baseline", "50.0 (n = 1)", "+7.0 (unpaired)")
+    ]
 
 
 def test_without_noise_0_nothing_is_lost_from_it(folder):
@@ -333,3 +336,50 @@ def test_a_line_goes_through_the_levels_in_order(folder):
     assert list(ours.get_xdata()) == [0.0, 40.0]
     assert list(ours.get_ydata()) == [52.0, 43.0]
     assert list(published.get_ydata()) == [74.6, 80.6]
+
+
+@pytest.mark.parametrize("seeds", [(0, 1), (1, 0)])
+def test_no_range_of_what_is_recovered_where_noise_costs_nothing_in_a_seed(seeds, tmp_path):
+    """The baseline loses 10 and -1, of which 5 and 1 are won back: 6 of 9, but of -1 no share."""
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(RESULTS_GRID, sort_keys=False))
+    values = {}
+    for seed, noisy, ours in zip(seeds, (40.0, 51.0), (45.0, 52.0)):
+        values |= {(R, "baseline", 0.0, seed): 50.0, (R, "baseline", 0.4, seed): noisy}
+        values[R, "τ_avg", 0.4, seed] = ours
+    write_results(path, tmp_path / "output", values)
+    results = read_results(tmp_path / "output")
+    recovered = rows(markdown(results), "Recovered of what noise costs the baseline in AP50")
+    assert recovered[1] == ["", "τ_avg", "67 % (n = 2)"]
+    (line,) = (
+        x for x in as_csv(results.recovered).splitlines() if x.startswith(f"{R},τ_avg,0.4,AP50")
+    )
+    assert line == f"{R},τ_avg,0.4,AP50,2,66.6667,,"
+
+
+def test_a_share_just_below_0_is_no_negative_zero(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump({**RESULTS_GRID, "seeds": [0]}, sort_keys=False))
+    values = {(R, "baseline", 0.0, 0): 50.0, (R, "baseline", 0.4, 0): 40.0}
+    write_results(path, tmp_path / "output", {**values, (R, "τ_avg", 0.4, 0): 39.99})
+    text = markdown(read_results(tmp_path / "output"))
+    assert rows(text, "Recovered of what noise costs the baseline in AP50")[1][2] == "0 %"
+
+
+def test_a_control_is_no_baseline(folder):
+    """Without a baseline nothing is recovered of what the noise costs it."""
+    path = folder / "grid.yaml"
+    path.write_text(path.read_text().replace("baseline: baseline\n", "", 1))
+    results = read_results(folder)
+    assert results.grid.references == ("equal weight",)
+    assert results.recovered.empty
+    assert "Recovered" not in markdown(results)
+
+
+def test_fewer_seeds_are_said_in_every_table(folder):
+    """Of equal weight without noise seeds 1 and 2 are left: differences of 4 and 7."""
+    next(folder.glob("retinanet/equal_weight/noise_0/seed_0/result.json")).unlink()
+    text = markdown(read_results(folder))
+    assert rows(text, "Lost from 0 % in AP50")[2][2] == "50.0 ± 0.0 (n = 2)"
+    needed = rows(text, "Seeds that a difference of 1 AP50 needs")
+    assert needed[2] == ["", "τ_avg − equal weight", f"{seeds_needed(4.5**0.5)} (n = 2)", "–"]
