@@ -10,6 +10,7 @@ import torch.distributed as dist
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from helpers import REPO
+from helpers.forked import forked_ranks
 from sl_detectron.audit import read_audit
 from sl_detectron.audit.decisions import Decision, Decisions, write_decisions
 from sl_detectron.audit.kinds import KINDS
@@ -294,7 +295,8 @@ def test_two_processes_write_what_one_writes(main, small_run, tmp_path, capfd):
     checkpoint = small_run / "model_final.pth"
     args = ("--config-file", small_run / "config.yaml", "--checkpoint", checkpoint, "--crops", 0)
     for num in (1, 2):
-        assert main("--output", tmp_path / str(num), "--num-gpus", num, *args) == 0
+        with forked_ranks():
+            assert main("--output", tmp_path / str(num), "--num-gpus", num, *args) == 0
         assert capfd.readouterr().out.count("annotations ranked") == 1
     one, two = ((tmp_path / str(num) / "label_audit.json").read_bytes() for num in (1, 2))
     assert one == two
