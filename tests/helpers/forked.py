@@ -2,16 +2,12 @@
 
 import atexit
 import ctypes
-import json
 import multiprocessing
 import os
 import runpy
-import socket
-import socketserver
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -58,7 +54,7 @@ def forked_ranks(torn_down: bool = False) -> Iterator[None]:
     def start(rank: Callable, *args: object, **kwargs: object) -> object:
         if "start_method" in kwargs:
             return start_all(rank, *args, **kwargs)
-        with _Streams(1, 2) as streams:
+        with Streams(1, 2) as streams:
             place = sys.argv, {**os.environ}, os.getcwd()
             rank = partial(_run_rank, rank, place, streams, torn_down)
             return start_all(rank, *args, **kwargs, start_method=METHOD)
@@ -67,7 +63,17 @@ def forked_ranks(torn_down: bool = False) -> Iterator[None]:
         yield
 
 
-class _Streams(list):
+class ForPools(type(CONTEXT)):
+    """A context for ``ProcessPoolExecutor``: processes have the environment of their parent."""
+
+    def Process(self, target: Callable, args: tuple) -> multiprocessing.Process:
+        start_server()
+        place = sys.argv, {**os.environ}, os.getcwd()
+        what = target, place, Streams(), False, *args
+        return CONTEXT.Process(target=_run_rank, args=what)
+
+
+class Streams(list):
     """Copies of open files that can be sent to a process."""
 
     def __init__(self, *numbers: int):
@@ -78,7 +84,7 @@ class _Streams(list):
         for number, stream in enumerate(self, start=first):
             os.dup2(stream.fileno(), number)
 
-    def __enter__(self) -> "_Streams":
+    def __enter__(self) -> "Streams":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -147,9 +153,9 @@ class Run:
         assert flag == "-m"
         start_server()
         stdin, self._stdin = CONTEXT.Pipe(duplex=False)
-        with stdin, _Streams(stdin.fileno(), stdout.fileno(), stdout.fileno()) as streams:
+        with stdin, Streams(stdin.fileno(), stdout.fileno(), stdout.fileno()) as streams:
             what = sys.executable, module, args, env, os.getcwd(), streams
-            self._process = CONTEXT.Process(target=_run_module, args=what)
+            self._process = CONTEXT.Process(target=run_module, args=what)
             self._process.start()
         self.pid = self._process.pid
 
@@ -182,64 +188,6 @@ def forked_runs() -> Iterator[None]:
         yield
 
 
-# ``python -m MODULE ARGS``: sends its words, environment, folder and streams, and ends as told.
-# submitit knows its controller, which imports little, by the number of the process.
-PYTHON = """
-import json, os, socket, sys
-if "submitit.local._local" in sys.argv:
-    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-with socket.socket(socket.AF_UNIX) as server:
-    server.connect(os.path.join(os.path.dirname(sys.argv[0]), "socket"))
-    socket.send_fds(server, [b"-"], [0, 1, 2])
-    with server.makefile("rw") as file:
-        print(json.dumps([sys.argv, dict(os.environ), os.getcwd()]), file=file, flush=True)
-        code = int(file.readline())
-sys.exit(code if code >= 0 else 128 - code)
-"""
-
-
-class _ForPython(socketserver.StreamRequestHandler):
-    """One start of ``PYTHON``."""
-
-    def handle(self) -> None:
-        _, files, *_ = socket.recv_fds(self.request, 1, 3)
-        words, env, folder = json.loads(self.rfile.readline())
-        module, *args = words[words.index("-m") + 1 :]
-        with _Streams(*files) as streams:
-            what = words[0], module, args, env, folder, streams
-            process = CONTEXT.Process(target=_run_module, args=what)
-            process.start()
-        for file in files:
-            os.close(file)
-        process.join()
-        self.wfile.write(f"{process.exitcode}\n".encode())
-
-
-@contextmanager
-def forked_python() -> Iterator[None]:
-    """``sys.executable`` is a program for which the server forks, here and in what it runs.
-
-    For code that starts ``python -m MODULE`` by itself. Signals do not reach what is run.
-    """
-    if METHOD == "spawn":
-        yield
-        return
-    start_server()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        socketserver.ThreadingUnixStreamServer(f"{folder}/socket", _ForPython) as server,
-    ):
-        path = Path(folder, "python")
-        path.write_text(f"#!{sys.executable} -IS{PYTHON}")
-        path.chmod(0o755)
-        threading.Thread(target=server.serve_forever).start()
-        try:
-            with patch.object(sys, "executable", str(path)):
-                yield
-        finally:
-            server.shutdown()
-
-
 def _run(
     path: str,
     args: list[str],
@@ -261,7 +209,7 @@ def _run(
 def _run_rank(
     rank: Callable,
     place: tuple[list[str], dict[str, str], str],
-    streams: _Streams,
+    streams: Streams,
     torn_down: bool,
     *args: object,
 ) -> None:
@@ -278,14 +226,21 @@ def _run_rank(
     ctypes.pythonapi.Py_Exit(code)
 
 
-def _run_module(
+def run_module(
     executable: str,
     module: str,
     args: list[str],
     env: dict[str, str],
     folder: str,
-    streams: "_Streams",
+    streams: Streams,
 ) -> None:
+    """``python -m MODULE ARGS``, in this process.
+
+    Args:
+        executable, module, args: what is started, by the path of which program
+        env, folder: where
+        streams: its standard input, output and error
+    """
     streams.take_over(0)
     sys.stdin = os.fdopen(0, closefd=False)  # that of the start reads from nothing
     sys.executable = executable

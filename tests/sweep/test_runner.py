@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from helpers import REPO
-from helpers.forked import Program, forked_python, forked_runs
+from helpers.forked import Program, forked_runs
+from helpers.forked_python import forked_python
 from helpers.grid_cases import run_here, write_tiny_grid
 from sl_detectron.engine.resume import STOPPED
 from sl_detectron.sweep import make_tables, read_grid
