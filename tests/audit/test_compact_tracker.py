@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from sklearn.metrics import roc_auc_score
 
+from helpers.forked import forked_ranks
 from sl_detectron.audit.compact_tracker import CompactTracker, build_tracker, load_tracker
 from sl_detectron.audit.few_classes import MAX_DENSE
 from sl_detectron.audit.ranking import suspicion
@@ -177,7 +178,8 @@ def train_half(rank: int, folder: Path, num_possible: int) -> None:
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
 @pytest.mark.parametrize("num_possible", [13, NUM_CLASSES])
 def test_two_processes_are_merged_into_one(tmp_path, num_possible):
-    mp.spawn(train_half, args=(tmp_path, num_possible), nprocs=2)
+    with forked_ranks():
+        mp.start_processes(train_half, args=(tmp_path, num_possible), nprocs=2)
     merged = CompactTracker(LABELS, NUM_CLASSES)
     merged.load_state_dict(torch.load(tmp_path / "0.pt", weights_only=True))
     # Every process computes label corrections from the same.

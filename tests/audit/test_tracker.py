@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from helpers.forked import forked_ranks
 from sl_detectron.audit.tracker import AnnotationTracker
 
 NUM_ANNOTATIONS, NUM_CLASSES = 5, 3
@@ -237,7 +238,8 @@ def train_half(rank: int, folder: Path) -> None:
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
 def test_two_processes_sum_up_to_one(tmp_path):
-    mp.spawn(train_half, args=(tmp_path,), nprocs=2)
+    with forked_ranks():
+        mp.start_processes(train_half, args=(tmp_path,), nprocs=2)
     tracker = AnnotationTracker(NUM_ANNOTATIONS, NUM_CLASSES)
     tracker.load_state_dict(torch.load(tmp_path / "0.pt", weights_only=True))
     check(tracker, random_steps(30, seed=2))

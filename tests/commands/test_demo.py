@@ -2,13 +2,14 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from helpers.browser import start
-from helpers.forked import forked_runs
+from helpers.forked import ForPools
 from sl_detectron.audit import read_audit
 from sl_detectron.commands.demo import METHODS, REPORT, _table, run_demo
 from sl_detectron.commands.demo_report import NUM_SUSPECTS, _suspects
@@ -28,7 +29,9 @@ def demo(toy_root, tmp_path_factory):
         registered[name] = DatasetCatalog.pop(name), MetadataCatalog.pop(name)
     register_toy_datasets(toy_root)
     try:
-        with pytest.MonkeyPatch.context() as patch, forked_runs():
+        with pytest.MonkeyPatch.context() as patch:
+            forked = SimpleNamespace(get_context=lambda _: ForPools())
+            patch.setattr("sl_detectron.commands.demo.multiprocessing", forked)
             # The runs are processes of their own and find the set by the environment.
             patch.setenv("DETECTRON2_DATASETS", str(toy_root.parent))
             opts = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2"]

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 from helpers import REPO
-from helpers.forked import Program
+from helpers.forked import CONTEXT, Program, start_server
 from sl_detectron.commands import gpu, gpu_job
 from sl_detectron.data.toy import TOY_CLASS_NAMES
 from sl_detectron.engine.setup import merge_cfg
@@ -93,17 +92,22 @@ def test_a_process_ends_with_its_work_or_at_the_deadline(tmp_path, monkeypatch):
         assert time.monotonic() - started < 10
 
 
+def wait_for(code):
+    gpu_job.Budget(time.monotonic() + 60).run([sys.executable, "-c", code], {}, 2)
+
+
 def test_sigterm_leaves_no_process_behind(tmp_path):
     pid = tmp_path / "pid"
     child = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    code = "import sys, time; from sl_detectron.commands.gpu_job import Budget; "
-    code += f"Budget(time.monotonic() + 60).run([sys.executable, '-c', {child!r}], {{}}, 2)"
-    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", code]) as process:
-        deadline = time.monotonic() + 60
-        while not (pid.exists() and pid.read_text()) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.terminate()
-        assert process.wait(20) == 143
+    start_server()
+    process = CONTEXT.Process(target=wait_for, args=(child,))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not (pid.exists() and pid.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    process.join(20)
+    assert process.exitcode == 143
     assert not Path("/proc", pid.read_text()).exists()
 
 

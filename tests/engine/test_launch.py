@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from helpers.detectors import build, make_batch, on_resnet_18, run_ranks, small_config
+from helpers.forked import CONTEXT, start_server
 from helpers.trainings import RETINANET, start, wait_for_iteration
 from sl_detectron.data import TrainLoader
 from sl_detectron.engine.finite import FiniteTrainer
@@ -60,9 +60,11 @@ def train(folder: Path) -> None:
 def test_ranks_end_with_the_weights_of_one_process(tmp_path, num):
     run_ranks(train, num, tmp_path)
     # Not in this process: it changes torch.
-    code = f"import runpy; runpy.run_path({__file__!r})['train'](__import__('pathlib').Path.cwd())"
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", code], check=True, env=env, cwd=tmp_path)
+    start_server()
+    alone = CONTEXT.Process(target=train, args=(tmp_path,))
+    alone.start()
+    alone.join()
+    assert alone.exitcode == 0
     one = torch.load(tmp_path / "0_of_1.pt", weights_only=True)
     states = [torch.load(tmp_path / f"{r}_of_{num}.pt", weights_only=True) for r in range(num)]
     assert any(key.endswith("threshold.mean") for key in one)
@@ -147,10 +149,10 @@ def end_as(folder: Path, end: str) -> None:
 def test_ranks_end_before_the_interpreter_is_torn_down(tmp_path, capfd, end):
     """In which gloo's threads may abort a process that has done all its work."""
     if end == "done":
-        run_ranks(end_as, 2, tmp_path, end, fresh=True)
+        run_ranks(end_as, 2, tmp_path, end, torn_down=True)
     else:
         with pytest.raises(SystemExit) as ended:
-            run_ranks(end_as, 2, tmp_path, end, debug=False, fresh=True)
+            run_ranks(end_as, 2, tmp_path, end, debug=False, torn_down=True)
         assert ended.value.code == {"stopped": 143, "diverged": 2}[end]
     printed = capfd.readouterr().out
     for rank in (0, 1) if end == "done" else (1,):
@@ -161,7 +163,7 @@ def test_ranks_end_before_the_interpreter_is_torn_down(tmp_path, capfd, end):
 
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_rank_that_dies_stops_the_others(tmp_path, toy_env, victim):
-    process = start(toy_env, RETINANET, tmp_path, "SOLVER.MAX_ITER", 10_000, num_gpus=2)
+    process = start(toy_env, RETINANET, tmp_path, "SOLVER.MAX_ITER", 10_000, num_gpus=2, fork=1)
     wait_for_iteration(process, tmp_path, 2)
     ranks = children(process.pid)
     assert len(ranks) == 2
@@ -175,9 +177,7 @@ def test_a_rank_that_dies_stops_the_others(tmp_path, toy_env, victim):
 
 def children(pid: int) -> list[int]:
     """The ranks of a launcher, in the order of their start."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    is_rank = lambda p: b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()  # noqa: E731
-    return sorted(int(p) for p in found if is_rank(p))
+    return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 def is_alive(pid: int) -> bool:

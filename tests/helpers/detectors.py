@@ -1,7 +1,6 @@
 """Small detectors and batches, and jobs on several ranks."""
 
 from argparse import Namespace
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -79,7 +78,7 @@ def on_resnet_18(cfg: CfgNode) -> CfgNode:
 
 
 def run_ranks(
-    job, num: int, *args, timeout: float = 120, debug: bool = True, fresh: bool = False
+    job, num: int, *args, timeout: float = 120, debug: bool = True, torn_down: bool = False
 ) -> None:
     """Call ``job(*args)`` in as many processes, as the trainings are started.
 
@@ -87,11 +86,11 @@ def run_ranks(
         job, num, args: what to call, by how many ranks, and its arguments
         timeout: in seconds, of a rank that waits for another
         debug: as the tools' ``--debug``
-        fresh: in new interpreters as in use, not forked with the imports done
+        torn_down: for :func:`helpers.forked.forked_ranks`
     """
     how = {"num_gpus": num, "dist_timeout": timeout, "debug": debug}
     where = {"num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
-    with nullcontext() if fresh else forked_ranks():
+    with forked_ranks(torn_down):
         launch_job(_call, (job, args), Namespace(**how, **where))
 
 

@@ -1,13 +1,14 @@
 """Processes that pay for no imports: a server, started once, has them and forks for each."""
 
 import atexit
+import ctypes
 import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from multiprocessing.connection import Connection
@@ -32,20 +33,63 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def start_server() -> None:
-    """Start the server unless it runs."""
-    if METHOD == "spawn":
+    """Start the server unless it runs, or has forked this process: then it forks for it too."""
+    if METHOD == "spawn" or multiprocessing.forkserver.get_inherited_fds() is not None:
         return
     with patch.dict(os.environ, ENVIRONMENT, clear=True):
         multiprocessing.forkserver.ensure_running()
 
 
 @contextmanager
-def forked_ranks() -> Iterator[None]:
-    """The server forks the ranks of detectron2's ``launch``, which are new interpreters else."""
+def forked_ranks(torn_down: bool = False) -> Iterator[None]:
+    """The server forks the ranks of detectron2's ``launch``, which are new interpreters else.
+
+    Args:
+        torn_down: whether the interpreter of a rank that ends is torn down, as that of a new one
+            is; what is forked ends without
+    """
     start_server()
-    start = partial(torch.multiprocessing.start_processes, start_method=METHOD)
+    start_all = torch.multiprocessing.start_processes
+
+    def start(rank: Callable, *args: object, **kwargs: object) -> object:
+        if "start_method" in kwargs:
+            return start_all(rank, *args, **kwargs)
+        with Streams(1, 2) as streams:
+            place = sys.argv, {**os.environ}, os.getcwd()
+            rank = partial(_run_rank, rank, place, streams, torn_down)
+            return start_all(rank, *args, **kwargs, start_method=METHOD)
+
     with patch.object(torch.multiprocessing, "start_processes", start):
         yield
+
+
+class ForPools(type(CONTEXT)):
+    """A context for ``ProcessPoolExecutor``: processes have the environment of their parent."""
+
+    def Process(self, target: Callable, args: tuple) -> multiprocessing.Process:
+        start_server()
+        place = sys.argv, {**os.environ}, os.getcwd()
+        what = target, place, Streams(), False, *args
+        return CONTEXT.Process(target=_run_rank, args=what)
+
+
+class Streams(list):
+    """Copies of open files that can be sent to a process."""
+
+    def __init__(self, *numbers: int):
+        super().__init__(Connection(os.dup(number)) for number in numbers)
+
+    def take_over(self, first: int) -> None:
+        """Make them those of this process from a number on."""
+        for number, stream in enumerate(self, start=first):
+            os.dup2(stream.fileno(), number)
+
+    def __enter__(self) -> "Streams":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in self:
+            stream.close()
 
 
 class Program:
@@ -57,6 +101,7 @@ class Program:
         env: its environment
         joins: whether what it writes to stderr goes to stdout, as with ``stderr=STDOUT``
         folder: where it is run
+        forks_runs: whether the runs of its sweeps are forked too, as by :func:`forked_runs`
     """
 
     def __init__(
@@ -66,11 +111,12 @@ class Program:
         env: dict[str, str],
         joins: bool = False,
         folder: Path = REPO,
+        forks_runs: bool = False,
     ):
         self._output = tempfile.TemporaryDirectory()
         self._files = [Path(self._output.name, name) for name in ("out", "out" if joins else "err")]
         start_server()
-        what = str(path), args, env, folder, self._files
+        what = str(path), args, env, folder, self._files, forks_runs
         self._process = CONTEXT.Process(target=_run, args=what)
         self._process.start()
         self.pid = self._process.pid
@@ -85,6 +131,9 @@ class Program:
 
     def poll(self) -> int | None:
         return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
 
     def communicate(self) -> tuple[str, str]:
         """What was written to stdout and stderr until its end."""
@@ -104,9 +153,9 @@ class Run:
         assert flag == "-m"
         start_server()
         stdin, self._stdin = CONTEXT.Pipe(duplex=False)
-        with stdin:
-            what = module, args, env, Path.cwd(), stdin, Path(stdout.name).resolve()
-            self._process = CONTEXT.Process(target=_run_module, args=what)
+        with stdin, Streams(stdin.fileno(), stdout.fileno(), stdout.fileno()) as streams:
+            what = sys.executable, module, args, env, os.getcwd(), streams
+            self._process = CONTEXT.Process(target=run_module, args=what)
             self._process.start()
         self.pid = self._process.pid
 
@@ -139,30 +188,74 @@ def forked_runs() -> Iterator[None]:
         yield
 
 
-def _run(path: str, args: list[str], env: dict[str, str], folder: Path, files: list[Path]) -> None:
-    _become([path, *args], env, folder, files)
-    sys.path.insert(0, os.path.dirname(path))
-    runpy.run_path(path, run_name="__main__")
-
-
-def _run_module(
-    module: str, args: list[str], env: dict[str, str], folder: Path, stdin: Connection, log: Path
+def _run(
+    path: str,
+    args: list[str],
+    env: dict[str, str],
+    folder: Path,
+    files: list[Path],
+    forks_runs: bool,
 ) -> None:
-    os.dup2(stdin.fileno(), 0)
-    stdin.close()
-    sys.stdin = os.fdopen(0, closefd=False)  # that of the start reads from nothing
-    os.setsid()
-    _become([module, *args], env, folder, [log, log])
-    torch.set_num_threads(int(env.get("OMP_NUM_THREADS") or os.cpu_count()))
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
-
-
-def _become(argv: list[str], env: dict[str, str], folder: Path, files: list[Path]) -> None:
-    """Take over arguments, environment, folder, and files for stdout and stderr."""
     for number, file in enumerate(files, start=1):
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, number)
         os.close(descriptor)
+    _become([path, *args], env, folder)
+    sys.path.insert(0, os.path.dirname(path))
+    with forked_ranks(), forked_runs() if forks_runs else nullcontext():
+        runpy.run_path(path, run_name="__main__")
+
+
+def _run_rank(
+    rank: Callable,
+    place: tuple[list[str], dict[str, str], str],
+    streams: Streams,
+    torn_down: bool,
+    *args: object,
+) -> None:
+    streams.take_over(1)
+    _become(*place)
+    if not torn_down:
+        rank(*args)
+        return
+    try:
+        rank(*args)
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    ctypes.pythonapi.Py_Exit(code)
+
+
+def run_module(
+    executable: str,
+    module: str,
+    args: list[str],
+    env: dict[str, str],
+    folder: str,
+    streams: Streams,
+) -> None:
+    """``python -m MODULE ARGS``, in this process.
+
+    Args:
+        executable, module, args: what is started, by the path of which program
+        env, folder: where
+        streams: its standard input, output and error
+    """
+    streams.take_over(0)
+    sys.stdin = os.fdopen(0, closefd=False)  # that of the start reads from nothing
+    sys.executable = executable
+    os.setsid()
+    _become([module, *args], env, folder)
+    torch.set_num_threads(int(env.get("OMP_NUM_THREADS") or os.cpu_count()))
+    with forked_ranks():
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _become(argv: list[str], env: dict[str, str], folder: str | Path) -> None:
+    """Take over arguments, environment and folder."""
+    if METHOD == "forkserver":
+        # Else this process would start a server that it could fork from, with all imports.
+        multiprocessing.forkserver._forkserver.ensure_running = lambda: None
     os.environ.clear()
     os.environ.update(env)
     os.chdir(folder)

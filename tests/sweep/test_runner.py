@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +17,15 @@ import torch
 
 from helpers import REPO
 from helpers.forked import Program, forked_runs
+from helpers.forked_python import forked_python
 from helpers.grid_cases import run_here, write_tiny_grid
 from sl_detectron.engine.resume import STOPPED
 from sl_detectron.sweep import make_tables, read_grid
+from sl_detectron.sweep.jobs import RunJob
 from sl_detectron.sweep.plan import PlannedRun, plan, shared_first_rounds
 from sl_detectron.sweep.progress import Progress, Unfinished
 from sl_detectron.sweep.runner import _explain_failure, _settle, _settle_first
+from sl_detectron.sweep.state import RUN_LOG
 
 BASELINE = {"config": "Toy/retinanet.yaml"}
 
@@ -36,8 +38,8 @@ def options(grid_file, output, *args):
 
 
 def start(grid_file, output, *args):
-    """A sweep in a process of its own."""
-    return Program(TOOL, options(grid_file, output, *args), {**os.environ})
+    """A sweep in a process of its own, with its runs in others; none pays for imports."""
+    return Program(TOOL, options(grid_file, output, *args), {**os.environ}, forks_runs=True)
 
 
 def sweep(grid_file, output, *args):
@@ -46,7 +48,7 @@ def sweep(grid_file, output, *args):
 
 @pytest.fixture(autouse=True, scope="module")
 def runs_without_imports():
-    """Of sweeps in this process. Those of a sweep that has its own are new interpreters."""
+    """Of sweeps in this process."""
     with forked_runs():
         yield
 
@@ -149,20 +151,23 @@ def test_a_half_done_run_goes_on_from_its_checkpoint(finished, grid_file, tmp_pa
 
 
 def test_no_run_outlives_its_sweep(tiny_root, tmp_path):
-    """SIGTERM or Ctrl-C leave a checkpoint, from which the next one goes on; SIGKILL does not."""
+    """SIGTERM or Ctrl-C leave a checkpoint, from which the next one goes on; SIGKILL does not.
+
+    The runs are new interpreters, as in use.
+    """
     grid_file = write_tiny_grid(
         tmp_path / "grid.yaml", tiny_root, 300, detectors={"RetinaNet": {"baseline": BASELINE}}
     )
     folder = plan(read_grid(grid_file), tmp_path / "out")[0].folder
 
     def start_and_send(number: int, is_time: Callable[[], bool]) -> int:
-        command = [sys.executable, TOOL, *options(grid_file, tmp_path / "out")]
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        process = Program(TOOL, options(grid_file, tmp_path / "out"), {**os.environ})
         while not is_time():
-            assert process.poll() is None
+            assert process.poll() is None, process.communicate()
             time.sleep(0.1)
         process.send_signal(number)
-        return process.wait()
+        process.communicate()
+        return process.returncode
 
     stop = random.SystemRandom().choice([signal.SIGTERM, signal.SIGINT])
     assert start_and_send(stop, (folder / "last_checkpoint").exists) == 128 + stop
@@ -230,17 +235,11 @@ def test_results_stay_where_a_new_training_cannot_start(finished, grid_file, tmp
 
 def run_alone(run: PlannedRun, folder: Path, *opts: str) -> tuple[int, str]:
     """Exit code and output of a planned run's process in another folder."""
-    command = [sys.executable, "-m", "sl_detectron.sweep.run", *run.args[:-1], str(folder), *opts]
-    # Standard input stays open: at its end the run would take its parent for dead.
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        said = process.stdout.read()
-    return process.returncode, said
+    (folder / RUN_LOG).unlink()
+    job = RunJob(folder, (*run.args[:-1], str(folder), *opts))
+    with job.start() as process:
+        code = process.wait()
+    return code, (folder / RUN_LOG).read_text()
 
 
 def test_a_run_leaves_the_result_of_another_grid(finished, grid_file, tmp_path):
@@ -386,7 +385,8 @@ def test_a_run_on_two_processes(tiny_root, tmp_path):
 def test_submitit_runs_runs(finished, grid_file, tmp_path):
     """Its local executor runs the two runs, with the same results."""
     pytest.importorskip("submitit", reason="submitit is not installed")
-    done = sweep(grid_file, tmp_path, "--executor", "local", "--slurm", "timeout_min=60")
+    with forked_python():
+        done = sweep(grid_file, tmp_path, "--executor", "local", "--slurm", "timeout_min=60")
     assert done.returncode == 0, done.stderr
     assert table(tmp_path) == table(finished[0])
     assert len(list((tmp_path / "submitit").glob("*_0_result.pkl"))) == 2
@@ -406,7 +406,8 @@ def test_slurm_runs_a_run_on_two_nodes(tiny_root, tmp_path, monkeypatch):
     )
     output = tmp_path / "out"
     args = ["--executor", "slurm", "--slurm", "partition=gpu", "nodes=2", "timeout_min=30"]
-    done = sweep(grid_file, output, *args)
+    with forked_python():
+        done = sweep(grid_file, output, *args)
     assert done.returncode == 0, done.stderr
     folder = output / "retinanet" / "baseline" / "noise_0.4" / "seed_0"
     assert "World size: 2" in (folder / "log.txt").read_text()

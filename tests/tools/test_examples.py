@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from helpers.forked import Program
+from helpers.forked import ForPools, Program
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "tools" / "examples"
 sys.path.insert(0, str(EXAMPLES))  # as Python does when an example is run
@@ -225,7 +225,8 @@ def test_example_runs(name, tmp_path):
     assert Image.open(tmp_path / f"{name}.png").size[0] > 500
 
 
-def test_workers_change_nothing():
+def test_workers_change_nothing(monkeypatch):
+    monkeypatch.setattr("study.get_context", lambda _: ForPools())
     few = replace(digit_pairs.STUDY, taus=("Avg",), lams=(0.1, 1.0), lrs=(1e-3,), sweep=None)
 
     def results(num_workers: int) -> list:

@@ -1,8 +1,8 @@
 """The figure of the confidence-aware losses: what it shows, and that it is drawn."""
 
 import math
+import os
 import runpy
-import subprocess
 import sys
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from helpers import REPO
+from helpers.forked import Program
 from tools.plot_confidence_losses import PANELS, evaluate_panel, plot_confidence_losses
 
 BY_TITLE = {panel.title.split()[0]: panel for panel in PANELS}
@@ -85,9 +86,10 @@ def test_all_pictures_are_drawn(tmp_path, monkeypatch):
 
 def test_tool(tmp_path):
     path = tmp_path / "figure.png"
-    tool = [sys.executable, "-W", "ignore", REPO / "tools" / "plot_confidence_losses.py"]
-    done = subprocess.run([*tool, "--output", path], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    tool = REPO / "tools" / "plot_confidence_losses.py"
+    program = Program(tool, ["--output", str(path)], {**os.environ})
+    _, err = program.communicate()
+    assert program.returncode == 0, err
     assert Image.open(path).size[0] > 800
 
 
