@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets, instances_to_coco_json
-from detectron2.structures import Instances
+from detectron2.structures import BoxMode, Instances
 from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -23,6 +24,7 @@ from pycocotools.cocoeval import COCOeval
 __all__ = ["COCOEvaluatorByClass"]
 
 _FIELDS = ("pred_boxes", "scores", "pred_classes")
+_OTHER_FIELDS = ("pred_masks", "pred_keypoints")
 # Arrays of COCOeval.eval, with the axis of the classes.
 _CLASS_AXES = {"precision": 2, "recall": 1, "scores": 2}
 
@@ -37,10 +39,11 @@ class COCOEvaluatorByClass(COCOEvaluator):
     tens of gigabytes. Here each class is evaluated by itself, on the images that have it, and the
     curves are put together. All results are the same to the last bit.
 
-    Sets with fewer pairs are evaluated by detectron2, and so are masks and keypoints.
+    Sets with fewer pairs are evaluated by detectron2, and so are masks, keypoints and proposals.
 
     Args:
-        dataset_name, args, kwargs: as :class:`COCOEvaluator` takes them
+        dataset_name, args, kwargs: as :class:`COCOEvaluator` takes them; ``use_fast_impl`` is for
+            what detectron2 evaluates, classes are evaluated by pycocotools
         min_pairs: number of images times that of classes, from which classes are evaluated one by
             one
     """
@@ -55,16 +58,15 @@ class COCOEvaluatorByClass(COCOEvaluator):
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
         """Take the predictions for a batch of images, boxes alone as tensors."""
         for image, output in zip(inputs, outputs):
-            fields = output["instances"].get_fields() if "instances" in output else {}
-            if not self._is_large or {*fields} != {*_FIELDS}:
+            if self._is_large and _is_of_boxes(output):
+                instances = _copied(output["instances"])
+                self._predictions.append({"image_id": image["image_id"], "instances": instances})
+            else:
                 super().process([image], [output])
-                continue
-            instances = output["instances"].to(self._cpu_device)
-            self._predictions.append({"image_id": image["image_id"], "instances": instances})
 
     def _eval_predictions(self, predictions: Dicts, img_ids: Sequence[Any] | None = None) -> None:
         is_boxes = all(isinstance(p.get("instances"), Instances) for p in predictions)
-        if not is_boxes or self._tasks not in (None, ["bbox"], ("bbox",)):
+        if not is_boxes or {*(self._tasks or ("bbox",))} != {"bbox"}:
             for prediction in predictions:
                 if isinstance(prediction.get("instances"), Instances):
                     listed = instances_to_coco_json(prediction["instances"], prediction["image_id"])
@@ -84,19 +86,32 @@ class COCOEvaluatorByClass(COCOEvaluator):
             result, "bbox", class_names=self._metadata.get("thing_classes")
         )
 
-    def _class_ids(self) -> dict[Any, int]:
-        """{category id: class id}, by ascending category id, as COCOeval orders them."""
+    def _class_ids(self) -> dict[Any, Any]:
+        """{category id: class id}, by ascending category id, as COCOeval orders them.
+
+        A category that the metadata does not number, as of a detector of some classes only, has
+        None.
+        """
         known = self._metadata.get("thing_dataset_id_to_contiguous_id")
         ids = sorted(self._coco_api.getCatIds())
-        return dict(zip(ids, ids)) if known is None else {i: known[i] for i in ids}
+        if known is None:
+            return dict(zip(ids, ids))
+        if sorted(known.values()) != [*range(len(known))]:
+            raise ValueError(
+                f"thing_dataset_id_to_contiguous_id of {self._metadata.name!r} must have the "
+                f"values 0 to {len(known) - 1}, once each; got {known!r:.200}"
+            )
+        return {i: known.get(i) for i in ids}
 
-    def _check(self, detections: "_Detections", class_ids: Mapping[Any, int]) -> None:
+    def _check(self, detections: "_Detections", class_ids: Mapping[Any, Any]) -> None:
         """Raise ValueError for a class or an image that the set does not have."""
-        unknown = {*np.unique(detections.classes).tolist()} - {*class_ids.values()}
+        known = [i for i in class_ids.values() if i is not None]
+        unknown = {*np.unique(detections.classes).tolist()} - {*known}
         if unknown:
             raise ValueError(
                 f"class {min(unknown)} is predicted, but {self._metadata.name!r} has "
-                f"{len(class_ids)} classes, from 0"
+                f"{len(known)} classes, with the ids {known!r:.80}; category ids become class ids "
+                "by thing_dataset_id_to_contiguous_id of its metadata"
             )
         images = [i for i in detections.image_ids if i not in self._coco_api.imgs]
         if images:
@@ -120,13 +135,13 @@ class COCOEvaluatorByClass(COCOEvaluator):
     def _evaluate(
         self,
         detections: "_Detections",
-        class_ids: Mapping[Any, int],
+        class_ids: Mapping[Any, Any],
         img_ids: Sequence[Any] | None,
     ) -> COCOeval:
         objects = defaultdict(list)
         for annotation in self._coco_api.dataset["annotations"]:
             objects[annotation["category_id"]].append(annotation)
-        images = None if img_ids is None else {*img_ids}
+        images = {*self._coco_api.imgs} & {*(self._coco_api.imgs if img_ids is None else img_ids)}
         parts: dict[str, list[np.ndarray]] = {name: [] for name in _CLASS_AXES}
         with contextlib.redirect_stdout(io.StringIO()):
             for category_id, class_id in class_ids.items():
@@ -136,18 +151,18 @@ class COCOEvaluatorByClass(COCOEvaluator):
                     arrays.append(of_class.eval[name])
         is_stock = self._max_dets_per_image[2] == 100
         joined = (COCOeval if is_stock else COCOevalMaxDets)(self._coco_api, iouType="bbox")
-        joined.params.maxDets = self._max_dets_per_image
+        joined.params.maxDets = sorted(self._max_dets_per_image)  # as COCOeval.evaluate does
         joined.eval = {k: np.concatenate(v, axis=_CLASS_AXES[k]) for k, v in parts.items()}
         joined.summarize()
         return joined
 
     def _of_class(
-        self, category_id: Any, objects: Dicts, detections: Dicts, images: set[Any] | None
+        self, category_id: Any, objects: Dicts, detections: Dicts, images: set[Any]
     ) -> COCOeval:
         """A class on the images that have objects or detections of it: of the others, no part."""
-        ids = {entry["image_id"] for entry in (*objects, *detections)}
-        ids = ids if images is None else ids & images
+        ids = {entry["image_id"] for entry in (*objects, *detections)} & images
         dataset = {
+            "info": {},  # some pycocotools ask for it
             "images": [self._coco_api.imgs[i] for i in sorted(ids)],
             "categories": [self._coco_api.cats[category_id]],
         }
@@ -168,16 +183,19 @@ class _Detections:
         self.image_ids = [p["image_id"] for p in predictions]
         instances = [p["instances"] for p in predictions]
         self.images = np.repeat(np.arange(len(instances)), [len(x) for x in instances])
-        boxes = np.concatenate([x.pred_boxes.tensor.numpy() for x in instances])
-        boxes[:, 2:] -= boxes[:, :2]
-        scores = np.concatenate([x.scores.numpy() for x in instances])
-        classes = np.concatenate([x.pred_classes.numpy() for x in instances])
+        corners = torch.cat([x.pred_boxes.tensor for x in instances])
+        boxes = BoxMode.convert(corners, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).numpy()
+        # Exact for all types of scores; numpy lacks one of them, bfloat16.
+        scores = torch.cat([x.scores.double() for x in instances]).numpy()
+        classes = torch.cat([x.pred_classes for x in instances]).numpy()
         order = np.argsort(classes, kind="stable")
         self.images, self.boxes, self.scores = self.images[order], boxes[order], scores[order]
         self.classes = classes[order]
 
-    def of_class(self, class_id: int, category_id: Any) -> Dicts:
-        """Its detections as COCO results."""
+    def of_class(self, class_id: Any, category_id: Any) -> Dicts:
+        """Its detections as COCO results; none of class None."""
+        if class_id is None:
+            return []
         rows = slice(*np.searchsorted(self.classes, (class_id, class_id + 1)))
         columns: Iterator[tuple[int, list[float], float]] = zip(
             self.images[rows].tolist(), self.boxes[rows].tolist(), self.scores[rows].tolist()
@@ -191,6 +209,22 @@ class _Detections:
             }
             for image, box, score in columns
         ]
+
+
+def _is_of_boxes(output: Mapping[str, Any]) -> bool:
+    """Whether detectron2 would keep nothing but upright boxes of an image."""
+    if "instances" not in output or "proposals" in output:
+        return False
+    instances = output["instances"]
+    if not all(map(instances.has, _FIELDS)) or any(map(instances.has, _OTHER_FIELDS)):
+        return False
+    return instances.pred_boxes.tensor.shape[1] == 4  # 5 if rotated
+
+
+def _copied(instances: Instances) -> Instances:
+    """Its boxes alone, on the CPU, in memory of their size: a view would keep all that it is of."""
+    fields = {name: instances.get(name).clone() for name in _FIELDS}
+    return Instances(instances.image_size, **fields).to(torch.device("cpu"))
 
 
 def _indexed(dataset: dict[str, Any]) -> COCO:

@@ -68,11 +68,18 @@ def check_evaluator(
     """Check before training whether :func:`build_evaluator` can evaluate a test set.
 
     Raises:
-        ValueError: an unknown value, or a dataset that is neither in VOC's form nor in COCO's, and
-            has no class list or records that COCO's metrics need more of
+        ValueError: an unknown value, a dataset in LVIS's form, or one that is neither in VOC's form
+            nor in COCO's, and has no class list or records that COCO's metrics need more of
     """
     check_choice("TEST.EVALUATOR", kind, EVALUATORS)
     check_choice("TEST.ABSENT_CLASSES", absent_classes, ABSENT_CLASSES)
+    if MetadataCatalog.get(dataset_name).get("evaluator_type") == "lvis":
+        raise ValueError(
+            f"test set {dataset_name!r} is in LVIS's form: COCO's metrics would count objects that "
+            "LVIS never looked for as false, and number its classes otherwise. Override "
+            "build_evaluator() of the trainer with detectron2's LVISEvaluator, or leave the set "
+            "out of DATASETS.TEST"
+        )
     if not _is_coco(dataset_name) and not _is_voc(dataset_name):
         _check_records(dataset_name, bad_annotations)
 

@@ -8,10 +8,7 @@ from detectron2.data import DatasetMapper
 from torch.utils.data import Sampler
 
 from ..config import needs_masks, train_sets
-from ..data.annotation_ids import (
-    AnnotationIdMapper,
-    AnnotationTable,
-)
+from ..data.annotation_ids import AnnotationIdMapper, AnnotationTable
 from ..data.class_checks import check_masks
 from ..data.formats.annotations import Record
 from ..data.images import CheckedImages, warn_of_turned

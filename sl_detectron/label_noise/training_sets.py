@@ -23,9 +23,7 @@ from detectron2.data.build import (
 )
 
 from ..config import check_has_keys, num_classes_key, num_classes_of, train_sets
-from ..data.annotation_ids import (
-    number_annotations,
-)
+from ..data.annotation_ids import number_annotations
 from ..data.class_checks import check_classes
 from ..data.datasets import load_dataset
 from ..data.folds import check_folds, without_fold

@@ -45,6 +45,8 @@ def test_jobs_say_what_they_measured():
     assert {*evaluation_job(1250, 10)} == {"VOC AP", "VOC AP, peak"}
     evaluation = coco_evaluation_job(1250, 10)
     assert evaluation["detectron2's COCO AP / COCO AP by classes, same detections"][0] > 0
+    # A table has a row for each, whatever the sizes.
+    assert coco_evaluation_job(2500, 10).keys() == evaluation.keys()
     assert {*scale.PLAN} == {*JOBS}
 
 

@@ -2,14 +2,17 @@
 
 import json
 import logging
+import pickle
 
 import numpy as np
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, RotatedBoxes
+from detectron2.utils import comm
 
 from sl_detectron.evaluation.coco_by_class import COCOEvaluatorByClass
 
@@ -74,7 +77,7 @@ def evaluated(evaluator, predictions, img_ids=None):
 
 
 @pytest.mark.parametrize("img_ids", [None, [7 * i for i in range(1, NUM_IMAGES, 2)]])
-@pytest.mark.parametrize("max_dets", [None, 2])
+@pytest.mark.parametrize("max_dets", [None, 1, 2])
 def test_results_and_files_equal_those_of_detectron2(truth, tmp_path, img_ids, max_dets):
     folders = [tmp_path / "stock", tmp_path / "ours"]
     keys = {"use_fast_impl": False, "max_dets_per_image": max_dets}
@@ -88,6 +91,151 @@ def test_results_and_files_equal_those_of_detectron2(truth, tmp_path, img_ids, m
     assert np.isnan(expected["bbox"]["AP-class 10"])
     first, second = ((f / "coco_instances_results.json").read_text() for f in folders)
     assert second == first
+
+
+def both(predictions, **keys):
+    """Results of detectron2's evaluator and of ours."""
+    found, keys = [*predictions], {"use_fast_impl": False, **keys}
+    ours = COCOEvaluatorByClass(NAME, min_pairs=0, **keys)
+    return evaluated(COCOEvaluator(NAME, **keys), found), evaluated(ours, found)
+
+
+def set_class_ids(numbers):
+    path = MetadataCatalog.get(NAME).json_file
+    MetadataCatalog.remove(NAME)
+    MetadataCatalog.get(NAME).set(json_file=path, thing_dataset_id_to_contiguous_id=numbers)
+
+
+def test_annotations_of_images_or_categories_that_the_json_lacks(truth):
+    lacked = {7 * 4, 7 * 9}
+    truth["images"] = [image for image in truth["images"] if image["id"] not in lacked]
+    found = [*predictions_of(truth)]
+    truth["annotations"][5]["category_id"] = 999
+    with open(MetadataCatalog.get(NAME).json_file, "w") as file:
+        json.dump(truth, file)
+    expected, results = both(found)
+    assert repr(results) == repr(expected)
+
+
+@pytest.mark.parametrize("spelt", [str, lambda i: 2 * i - 50, float])
+def test_ids_of_any_kind(truth, spelt):
+    for category in truth["categories"]:
+        category["id"] = spelt(category["id"])
+    found = [(spelt(image_id), x) for image_id, x in predictions_of(truth)]
+    for annotation in truth["annotations"]:
+        annotation["id"] -= 1  # pycocotools takes what matches id 0 for unmatched
+        for key in ("image_id", "category_id"):
+            annotation[key] = spelt(annotation[key])
+    for image in truth["images"]:
+        image["id"] = spelt(image["id"])
+    with open(MetadataCatalog.get(NAME).json_file, "w") as file:
+        json.dump(truth, file)
+    set_class_ids({c["id"]: i for i, c in enumerate(truth["categories"])})
+    expected, results = both(found)
+    assert repr(results) == repr(expected)
+    assert expected["bbox"]["AP50"] > 20
+
+
+def test_a_detector_of_some_of_the_classes(truth):
+    found = []
+    for image_id, instances in predictions_of(truth):
+        found.append((image_id, instances[instances.pred_classes < 2]))
+    set_class_ids({10: 0, 13: 1})
+    expected, results = both(found)
+    assert repr(results) == repr(expected)
+    assert expected["bbox"]["AP"] > 0
+
+
+def test_class_ids_that_two_categories_share_are_refused(truth):
+    set_class_ids({10: 0, 13: 0})
+    with pytest.raises(ValueError, match="'coco_by_class_test' must have the values 0 to 1"):
+        evaluated(COCOEvaluatorByClass(NAME, min_pairs=0), predictions_of(truth))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_scores_of_any_type(truth, kind):
+    found = [*predictions_of(truth)]
+    for _, instances in found:
+        instances.scores = instances.scores.to(kind)
+    expected, results = both(found)
+    assert repr(results) == repr(expected)
+
+
+def test_proposals_beside_boxes_are_evaluated_too(truth):
+    outputs = []
+    for image_id, instances in predictions_of(truth):
+        fields = {"proposal_boxes": instances.pred_boxes, "objectness_logits": instances.scores}
+        proposals = Instances((SIZE, SIZE), **fields)
+        outputs.append((image_id, {"instances": instances, "proposals": proposals}))
+    results = []
+    for kind, keys in ((COCOEvaluator, {}), (COCOEvaluatorByClass, {"min_pairs": 0})):
+        evaluator = kind(NAME, use_fast_impl=False, **keys)
+        evaluator.reset()
+        for image_id, output in outputs:
+            evaluator.process([{"image_id": image_id}], [output])
+        results.append(evaluator.evaluate())
+    assert [*results[0]] == ["box_proposals", "bbox"]
+    assert repr(results[1]) == repr(results[0])
+
+
+def test_rotated_boxes_are_not_taken_for_upright_ones(truth):
+    fields = {
+        "pred_boxes": RotatedBoxes(torch.tensor([[20.0, 20.0, 9.0, 9.0, 45.0]])),
+        "scores": torch.ones(1),
+        "pred_classes": torch.zeros(1, dtype=torch.int64),
+    }
+    instances = Instances((SIZE, SIZE), **fields)
+    for kind, keys in ((COCOEvaluator, {}), (COCOEvaluatorByClass, {"min_pairs": 0})):
+        with pytest.raises(Exception, match="list input can be bounding box"):
+            evaluated(kind(NAME, use_fast_impl=False, **keys), [(14, instances)])
+
+
+def test_what_is_kept_grows_with_the_detections_alone(truth):
+    """Of views of a large tensor no more than their numbers; fields of custom heads not at all."""
+    evaluator = COCOEvaluatorByClass(NAME, min_pairs=0)
+    evaluator.reset()
+    large = torch.rand(1000, 4)
+    fields = {"pred_boxes": Boxes(large[:2]), "scores": large[:2, 0]}
+    fields |= {"pred_classes": torch.zeros(2, dtype=torch.int64), "sigma": large[:2]}
+    instances = Instances((SIZE, SIZE), **fields)
+    evaluator.process([{"image_id": 7}], [{"instances": instances}])
+    (kept,) = (p["instances"] for p in evaluator._predictions)
+    assert {*kept.get_fields()} == {"pred_boxes", "scores", "pred_classes"}
+    assert kept.pred_boxes.tensor.untyped_storage().nbytes() == 2 * 4 * 4
+    assert kept.scores.untyped_storage().nbytes() == 2 * 4
+    # Nor does a later change of the model's tensors reach them.
+    before = kept.pred_boxes.tensor.clone()
+    large.zero_()
+    assert torch.equal(kept.pred_boxes.tensor, before)
+
+
+@pytest.mark.parametrize(
+    "tasks", [["bbox"], {"bbox"}, (), CfgNode({"TEST": {"KEYPOINT_OKS_SIGMAS": ()}})]
+)
+def test_boxes_are_the_task_however_it_is_given(truth, monkeypatch, tasks):
+    found = [*predictions_of(truth)]
+    expected = evaluated(COCOEvaluator(NAME, tasks, use_fast_impl=False), found)
+    monkeypatch.setattr(COCOEvaluator, "_eval_predictions", None)
+    ours = COCOEvaluatorByClass(NAME, tasks, min_pairs=0)
+    assert repr(evaluated(ours, found)) == repr(expected)
+
+
+def test_images_come_from_several_ranks(truth, monkeypatch):
+    """Some without any image, one with an image that another has too."""
+    found = [*predictions_of(truth)]
+    ranks = [[], found[:12], [], found[11:]]
+    results = []
+    for kind, keys in ((COCOEvaluator, {}), (COCOEvaluatorByClass, {"min_pairs": 0})):
+        kept = []
+        for of_rank in ranks:
+            evaluator = kind(NAME, use_fast_impl=False, **keys)
+            evaluator.reset()
+            for image_id, instances in of_rank:
+                evaluator.process([{"image_id": image_id}], [{"instances": instances}])
+            kept.append(pickle.dumps(evaluator._predictions))
+        monkeypatch.setattr(comm, "gather", lambda _, dst, kept=kept: [*map(pickle.loads, kept)])
+        results.append(evaluator.evaluate())
+    assert repr(results[1]) == repr(results[0])
 
 
 def test_nothing_of_a_pair_is_kept_for_large_sets_only(truth, tmp_path):

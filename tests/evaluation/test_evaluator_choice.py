@@ -2,12 +2,13 @@
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_lvis_instances
 from detectron2.evaluation import COCOEvaluator
 
 from helpers.devkit import make_instances, write_devkit
 from sl_detectron.data import register_voc_dataset
 from sl_detectron.evaluation import VOCEvaluator
-from sl_detectron.evaluation.evaluator_choice import build_evaluator
+from sl_detectron.evaluation.evaluator_choice import build_evaluator, check_evaluator
 
 NAME = "build_evaluator_test"
 
@@ -80,6 +81,18 @@ def test_a_coco_evaluation_elsewhere_does_not_change_the_kind(dataset):
     # detectron2's own COCOEvaluator leaves this in the metadata of any set that it has scored.
     MetadataCatalog.get(dataset).json_file = "converted.json"
     assert isinstance(build_evaluator(dataset, "voc"), VOCEvaluator)
+
+
+def test_a_set_in_the_form_of_lvis_is_refused(tmp_path):
+    """Its json numbers classes from 1 and detectron2's loader from 0: AP would be near 0."""
+    name = f"{NAME}_lvis"
+    register_lvis_instances(name, {}, str(tmp_path / "lvis.json"), str(tmp_path))
+    try:
+        with pytest.raises(ValueError, match=f"{name}.*LVISEvaluator, or leave the set out"):
+            check_evaluator(name, "coco")
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 def test_absent_classes_reach_the_evaluator(tmp_path):
