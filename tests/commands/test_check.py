@@ -235,8 +235,8 @@ def test_a_set_of_which_nothing_is_left_fails(commands):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--coco-json", "set.json", "--images", "images", "--classes", "a"), "are of --voc-root"),
-        (("--voc-root", "voc", "--images", "images"), "--images is of --coco-json"),
+        (("--coco-json", "set.json", "--images", "images", "--classes", "a"), "need --voc-root"),
+        (("--voc-root", "voc", "--images", "images"), "--images needs --coco-json"),
         (("--config-file", "Toy/retinanet.yaml", "--bad-annotations", "skip"), "after --opts"),
         (
             ("--config-file", "Toy/retinanet.yaml", "--opts", "DATASETS.TRAIN", "()",
