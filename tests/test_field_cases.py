@@ -831,7 +831,7 @@ BAD_IMAGES = {
     "not there": (lambda root: (root / "JPEGImages/b.jpg").write_bytes(b"x"), "cannot identify"),
     "another size": (
         lambda root: pixels(1).crop((0, 0, 50, 40)).save(root / "JPEGImages/b.jpg"),
-        "it has 50 x 40 pixels, and its annotation says 96 x 64",
+        "it has 50 x 40 pixels, but its annotation has 96 x 64",
     ),
 }
 

@@ -162,7 +162,7 @@ def _write(
     lines = [_summary(audit, len(kept.annotations)), f"report: {page}"]
     above = MORE_PROBABLE if args.auto else args.correct_above
     if above is not None:
-        # An estimate of the true classes says nothing about boxes.
+        # An estimate of the true classes contains nothing about boxes.
         decisions = decisions_above(audit if args.auto else suspects or audit, above)
         if not decisions.decisions:
             return [*lines, f"no suspicion reaches {above}: nothing is corrected"]
