@@ -250,8 +250,8 @@ def _summary(audit: LabelAudit, num_listed: int) -> str:
     suspects = sum(a.suspicion > 0.5 for a in audit.annotations)
     unseen = f"; {audit.num_unseen} more were never sampled" if audit.num_unseen else ""
     return (
-        f"{len(audit.annotations)} annotations ranked, for {suspects} another class is more "
-        f"probable{unseen}{listed}"
+        f"{len(audit.annotations)} annotations ranked; another class is more probable for "
+        f"{suspects}{unseen}{listed}"
     )
 
 
