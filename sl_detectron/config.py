@@ -46,9 +46,9 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.MODEL.SUPERLOSS.WARMUP_ITERS = 0
 
     # Collect statistics of every annotation during training, and write label_audit.json at the end.
-    # A step takes under 0.5 % longer; memory and checkpoints grow by at most 128 bytes per
-    # annotation: 4 * (K + 10) up to 22 classes, where all are kept, and 126 for any more, where the
-    # most probable ones are. Skipped if that exceeds 4 GiB.
+    # A step takes under 0.5 % longer. Memory and checkpoints grow by at most 128 bytes per
+    # annotation: 4 * (K + 10) bytes up to 22 classes, which keeps all of them, and 126 bytes for
+    # more classes, which keeps the most probable ones. Skipped if that exceeds 4 GiB.
     cfg.MODEL.SUPERLOSS.TRACK_ANNOTATIONS = True
 
     # The classification loss: one value per RoI (softmax or summed sigmoid cross-entropy) or per
@@ -62,8 +62,8 @@ def add_superloss_config(cfg: CN) -> None:
     # or "data_params", a learned temperature per annotation. The SuperLoss is computed from it;
     # with ENABLED False it is the training loss.
     cfg.MODEL.SUPERLOSS.CLS.LOSS = "cross_entropy"
-    # Fraction of the iterations trained on the cross-entropy before LOSS takes its place: a loss
-    # that leaves out what looks wrong needs a detector that predicts.
+    # Fraction of the iterations trained on the cross-entropy before LOSS takes its place. A loss
+    # that drops suspect samples needs a detector that already predicts objects.
     cfg.MODEL.SUPERLOSS.CLS.LOSS_START = 0.0
     # Fraction of wrong labels assumed by "forward_correction" and "curriculum_loss"; below 0.0: the
     # first estimates the confusion matrix, the second prunes nothing.
@@ -120,47 +120,48 @@ def add_superloss_config(cfg: CN) -> None:
     # Annotations without a class of at least this probability get no classification loss.
     cfg.MODEL.SUPERLOSS.CORRECTION.MIN_PROBABILITY = 0.0
 
-    # Methods of other papers, which change what annotations are trained as; docs/rivals.md. They
-    # need SuperLoss heads, and compare with the plain loss by CLS.FIXED_SIGMA 1.0.
+    # Methods of other papers, which change class targets and weights; see docs/rivals.md. They need
+    # SuperLoss heads. CLS.FIXED_SIGMA 1.0 gives them the plain loss, as in their papers.
     cfg.MODEL.METHOD = CN()
-    # "" for none, "CoTeaching", "CABBC", "CLC", "EMATeacher", "NoteRCNN", "SDLocNet", or one that a
-    # project registers.
+    # "" for none, "CoTeaching", "CABBC", "CLC", "EMATeacher", "NoteRCNN", "SDLocNet", or a custom
+    # method registered by your project.
     cfg.MODEL.METHOD.NAME = ""
-    # Warm-up on the given labels, as a fraction of the iterations; for Co-teaching the ramp to
-    # NOISE_RATE.
+    # Warm-up on the given labels, as a fraction of the iterations. Co-teaching drops more and more
+    # samples during it, up to NOISE_RATE.
     cfg.MODEL.METHOD.START = 0.1
-    # Fraction of wrong labels, for Co-teaching; below 0.0: estimated at START and as often again.
+    # Fraction of wrong labels, for Co-teaching. Below 0.0: estimated each time that a
+    # fraction START of the iterations has passed.
     cfg.MODEL.METHOD.NOISE_RATE = -1.0
-    # The META_ARCHITECTURE "PairedRCNN" or "PairedRetinaNet": two heads on one trunk, in place of
-    # two detectors. CABBC needs it.
+    # With META_ARCHITECTURE "PairedRCNN" or "PairedRetinaNet": two heads on one trunk, instead of
+    # two detectors. CABBC needs this.
     cfg.MODEL.METHOD.SHARED_TRUNK = False
     cfg.MODEL.METHOD.CO_TEACHING = CN()
-    # Keep the smallest losses of each given class, not of all together, which can leave out classes
-    # that are learned late.
+    # Keep the smallest losses of each given class. False keeps the smallest of all classes, which
+    # can drop whole classes that are learned late.
     cfg.MODEL.METHOD.CO_TEACHING.BY_CLASS = False
     # CA-BBC: soft labels and, with ALPHA above 0.0, corrected boxes.
     cfg.MODEL.METHOD.CA_BBC = CN()
-    # Of the soft labels; near 0.0 they are the most probable class.
+    # Temperature of the soft labels; near 0.0 they become the most probable class.
     cfg.MODEL.METHOD.CA_BBC.TEMPERATURE = 0.4
-    # Step of the boxes; the paper takes 0, 100 and 200 for 0, 20 and 40 % box noise.
+    # Step size of the box correction; the paper uses 0, 100 and 200 for 0, 20 and 40 % box noise.
     cfg.MODEL.METHOD.CA_BBC.ALPHA = 0.0
-    # Weight of the background's probability in what the step lowers.
+    # Weight of the background's probability in the objective of the box correction.
     cfg.MODEL.METHOD.CA_BBC.BACKGROUND = 0.1
     # Share of the heads' mean box deltas by which a box moves after the step.
     cfg.MODEL.METHOD.CA_BBC.REFINEMENT = 0.5
     # CLC of DN-TOD.
     cfg.MODEL.METHOD.CLC = CN()
-    # What happens to a sample that looks wrong: "drop", it has no class loss, or "relabel".
+    # "drop" leaves a suspect sample out of the class loss; "relabel" replaces its class.
     cfg.MODEL.METHOD.CLC.FORM = "drop"
     # NOTE-RCNN, with MODEL.ROI_HEADS.NAME "NoteRCNNROIHeads" and DATASETS.LABEL_NOISE.CLEAN_SHARE.
     cfg.MODEL.METHOD.NOTE_RCNN = CN()
-    # Weight of the class loss of background in images that are no seeds; 0.0 masks it.
+    # Weight of the class loss of background in images that are not seeds; 0.0 masks it.
     cfg.MODEL.METHOD.NOTE_RCNN.BACKGROUND = 0.0
-    # Weight of the box loss in images that are no seeds; 0.0 regresses boxes on seeds only.
+    # Weight of the box loss in images that are not seeds; 0.0 regresses boxes on seeds only.
     cfg.MODEL.METHOD.NOTE_RCNN.BOXES = 0.0
-    # Weight of the loss of the class head that is trained on the seeds alone; 0.0: no such head.
+    # Weight of the loss of a class head that is trained on the seeds alone; 0.0 removes it.
     cfg.MODEL.METHOD.NOTE_RCNN.SEED_HEAD = 1.0
-    # Weight of the loss of the head that is trained on what the seed head predicts; 0.0: none.
+    # Weight of the loss of a class head that is distilled from the seed head; 0.0 removes it.
     cfg.MODEL.METHOD.NOTE_RCNN.DISTILLATION = 1.0
     # Soft targets from an exponential average of the weights.
     cfg.MODEL.METHOD.TEACHER = CN()
@@ -189,7 +190,7 @@ def add_superloss_config(cfg: CN) -> None:
     # "mobilenet_v2", "efficientnet_lite0", or a custom trunk registered by your project.
     cfg.MODEL.FROZEN_TRUNK.NAME = "mobilenet_v2"
     # ImageNet weights: a file, or for torchvision's models a name such as "IMAGENET1K_V1", which is
-    # downloaded. Empty: random, or all from MODEL.WEIGHTS.
+    # downloaded. Empty: random weights, or those of MODEL.WEIGHTS.
     cfg.MODEL.FROZEN_TRUNK.WEIGHTS = ""
     # Folder that stores the features of a fully frozen trunk, on a CPU. Each image is computed once
     # for all runs and processes that use the folder, in training and evaluation. Empty: no store.
@@ -208,8 +209,8 @@ def add_superloss_config(cfg: CN) -> None:
     cfg.DATASETS.LABEL_NOISE = CN()
     # Class that replaces a corrupted label. "symmetric": any other class; "symmetric_inclusive":
     # any class, including the true one; "asymmetric": a class from a map of confusable classes; or
-    # a custom noise registered by your project. For the mistakes of a detector, set MANIFEST to one
-    # of sl-inject-noise --type instance.
+    # a custom noise registered by your project. For the mistakes of a detector, write a manifest
+    # with sl-inject-noise --type instance, and set MANIFEST.
     cfg.DATASETS.LABEL_NOISE.TYPE = "symmetric"
     # Fraction of annotations, in [0, 1]; 0.0 is off.
     cfg.DATASETS.LABEL_NOISE.RATE = 0.0
@@ -224,7 +225,7 @@ def add_superloss_config(cfg: CN) -> None:
     # A manifest written by sl-inject-noise, used in place of the rates.
     cfg.DATASETS.LABEL_NOISE.MANIFEST = ""
     # Share of the images that no noise changes, in [0, 1], chosen by SEED: the clean seed set of
-    # "NoteRCNN". The rates are of the annotations of the other images.
+    # "NoteRCNN". The rates apply to the annotations of the other images.
     cfg.DATASETS.LABEL_NOISE.CLEAN_SHARE = 0.0
 
     # Noise that moves boxes.
@@ -250,16 +251,16 @@ def add_superloss_config(cfg: CN) -> None:
     # Random seed; selects which boxes are added.
     cfg.DATASETS.LABEL_NOISE.SPURIOUS.SEED = 0
 
-    # What to do with an image that is missing or truncated, or has other than 8 bits per channel or
-    # another size than annotated. "error" stops and names it. "skip" warns, replaces it by another
+    # For images that are missing or truncated, do not have 8 bits per channel, or differ in size
+    # from the annotation. "error" stops and names the image. "skip" warns, replaces it by another
     # image in training, and leaves it out of tests, audits and pictures.
     cfg.DATALOADER.BROKEN_IMAGES = "error"
-    # What to do with flawed boxes and images in VOC and COCO files. "error" stops at the start and
-    # names up to 20 of them; "skip" leaves them out and warns with their number.
+    # For flawed boxes and images in VOC and COCO files. "error" stops at the start and names up to
+    # 20 of them; "skip" leaves them out and warns with their number.
     cfg.DATASETS.BAD_ANNOTATIONS = "error"
 
-    # Number of folds that the training images are divided into, by their ids, for cross-fitting. 1:
-    # all images are trained on. sl-audit --folds sets both.
+    # Number of folds that the training images are divided into, by their ids, for cross-fitting. 1
+    # trains on all images. sl-audit --folds sets both keys.
     cfg.DATASETS.FOLDS = 1
     # Fold that is left out of training, from 0.
     cfg.DATASETS.HELD_OUT_FOLD = 0
@@ -318,7 +319,7 @@ def num_classes_of(cfg: CN) -> int:
 
 
 def needs_masks(cfg: CN) -> bool:
-    """Whether the detector has a mask head, which a dense one has not whatever the key says."""
+    """Whether the detector has a mask head; a dense detector has none, whatever the key is."""
     return bool(cfg.MODEL.MASK_ON) and not is_dense_detector(cfg)
 
 

@@ -631,8 +631,8 @@ def alike_categories(content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (of_one_file, "images whose file another one has, so that each has a part of its objects"
-         r": 2 \(the first: set\.json: 'a\.jpg'\)"),
+        (of_one_file, "images that share a file with another, so that each has a part of the "
+         r"objects: 2 \(the first: set\.json: 'a\.jpg'\)"),
         (alike_categories, r"in case or spaces only: 1 \(the first: 'disc' and 'Disc '\)"),
     ],
 )  # fmt: skip
@@ -692,7 +692,7 @@ def test_options_of_noise_that_do_not_fit_are_refused(commands):
     write_coco(Path())
     for args, coco, message in (
         (("--images", "nowhere"), True, "--images nowhere is not a folder"),
-        (("--images", "images"), False, "--images is of --coco-json"),
+        (("--images", "images"), False, "--images needs --coco-json"),
         (("--split", "val"), True, "--classes and --split need --voc-root"),
     ):
         code, printed = commands.inject(*args, coco=coco)
@@ -708,7 +708,7 @@ def test_options_of_noise_that_do_not_fit_are_refused(commands):
         assert not Path("clean").exists()
     check = ("--voc-root", "voc", "--opts", "DATASETS.BAD_ANNOTATIONS", "skip")
     code, printed = commands.run("check_dataset.py", *check)
-    assert (code, "--opts is of --config-file" in printed) == (2, True)
+    assert (code, "--opts needs --config-file" in printed) == (2, True)
 
 
 @pytest.mark.parametrize("where", ["images", ".", "elsewhere"])
@@ -762,7 +762,7 @@ def test_annotations_of_no_image_are_counted(commands, caplog):
     content["annotations"][0]["image_id"] = 77
     write_coco(Path(), content)
     assert boxes_of(commands.load(coco=True).annotations)[0] == EXPECTED[0][1:]
-    assert "annotations of no image in the file (it has 1, 2, 3, ...): 1 (" in caplog.text
+    assert "annotations whose image is not in the file (it has 1, 2, 3, ...): 1 (" in caplog.text
 
 
 @pytest.mark.parametrize("box", [[10.2, 10.3, 0.2, 0.3], [95.9, 10, 40, 10], [0.1, 0.1, 1.1, 0.5]])
@@ -788,7 +788,7 @@ def test_long_ids_and_empty_lists_in_messages(commands, caplog):
     assert len(printed) < 1000
     write_coco(Path(), {**coco_content(), "images": []})
     CocoFile("set.json")
-    assert "annotations of no image in the file (it has no image): 8 (the first" in caplog.text
+    assert "annotations whose image is not in the file (it has no image): 8 (the" in caplog.text
     assert "no annotation of an image in the file, so the set has none\n" in caplog.text
     assert "(the first: )" not in caplog.text
 
@@ -831,7 +831,7 @@ BAD_IMAGES = {
     "not there": (lambda root: (root / "JPEGImages/b.jpg").write_bytes(b"x"), "cannot identify"),
     "another size": (
         lambda root: pixels(1).crop((0, 0, 50, 40)).save(root / "JPEGImages/b.jpg"),
-        "it has 50 x 40 pixels, and its annotation says 96 x 64",
+        "it has 50 x 40 pixels, but its annotation has 96 x 64",
     ),
 }
 

@@ -1,6 +1,7 @@
 """Every command and every Python block of the README and of docs/ runs, at tiny settings.
 
-The commands run in the order of the page in one folder, in this process; what replaces what is in
+The commands run in the order of the page in one folder, in this process. Commands in other blocks
+are only parsed. What replaces what is in
 ``REPLACED`` and ``ADDED``, what is not run in ``NOT_RUN``. Blocks of YAML whose first line is a
 comment with a file name become that file.
 """
@@ -20,7 +21,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from detectron2.modeling import StandardROIHeads
 
-from helpers import REPO
+from helpers import REPO, load_tool
 from helpers.detectors import build, small_config
 from sl_detectron.audit import decisions_above, read_audit
 from sl_detectron.audit.decisions import write_decisions
@@ -49,7 +50,10 @@ SPLITS = {"train": 12, "test": 6}
 
 
 def blocks(page: str, language: str) -> list[str]:
-    text = (REPO / page).read_text()
+    return blocks_of((REPO / page).read_text(), language)
+
+
+def blocks_of(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -259,6 +263,23 @@ def test_no_page_has_commands_that_are_not_run():
         *("docs/configs.md", "docs/sweep.md", "docs/evidence.md"),
         *("docs/label_noise.md", "docs/evaluation.md"),
     }
+
+
+def test_commands_that_are_only_shown_have_options_that_exist(monkeypatch):
+    """In blocks of text and indented ones: parsed, not run."""
+    shown = []
+    for page in sorted((REPO / "docs").glob("*.md")):
+        text = page.read_text().replace("\\\n", " ")
+        indented = re.findall(r"^    (sl-.*)", text, flags=re.MULTILINE)
+        lines = "".join(blocks_of(text, "text")).splitlines()
+        shown += [*indented, *(line for line in lines if line.startswith("sl-"))]
+    assert shown
+    for command in shown:
+        program, *args = shlex.split(command)
+        tool = load_tool(scripts()[program].stem)
+        monkeypatch.setattr(tool, "run_tool", lambda main, args: 0)
+        monkeypatch.setattr(sys, "argv", [program, *args])
+        assert tool.cli() == 0, command
 
 
 def test_label_correction_commands(project, monkeypatch):

@@ -2,7 +2,7 @@
 """Rank the annotations of a training set by suspicion, and correct wrong labels.
 
 Writes label_audit.json, label_audit.csv and index.html, a page to review labels. A higher suspicion
-is more suspect. With --kinds it looks for flaws of other kinds, too.
+is more suspect. --kinds also finds flaws of other kinds.
 
 Examples:
   A training run with the SuperLoss, whose checkpoints have the statistics:
@@ -15,23 +15,23 @@ Examples:
   A corrected dataset, from the decisions.json of the report, or for all labels above 0.95:
     tools/audit_labels.py --apply decisions.json --output corrected
     tools/audit_labels.py --from-run output --output audit --correct-above 0.95
-  The dataset as it was before a correction:
-    tools/audit_labels.py --restore corrected/my_set --output my_set_again
-  The same, with thresholds per class and the noise rate estimated from the run:
+  A corrected dataset, with thresholds per class and the noise rate estimated from the run:
     tools/audit_labels.py --from-run output --output audit --auto
-  Objects without an annotation, boxes that are off, annotations without an object, duplicates:
+  The original dataset, from a corrected copy:
+    tools/audit_labels.py --restore corrected/my_set --output my_set_again
+  Missing objects, misplaced boxes, annotations without an object, and duplicates:
     tools/audit_labels.py --config-file my.yaml --checkpoint model_final.pth --output audit \\
         --kinds wrong_class misplaced_box missing_object no_object duplicate
-  Two sets of annotations of the same images, without any detector: what is missing, added, off or
-  of another class in the first, written to differences.json and differences.csv:
+  Compare two sets of annotations of the same images, without any detector: objects that are
+  missing, added, misplaced or of another class in the first, in differences.json and .csv:
     tools/audit_labels.py --compare published --truth annotated_again.json --output differences
   Evaluate each kind against annotations that are known to be right:
     tools/audit_labels.py --config-file my.yaml --checkpoint model_final.pth --output audit \\
         --kinds misplaced_box missing_object --truth annotated_again.json
-  The same with cross-fitting, for any config: train on one half of the images, look at the other:
+  Cross-fitting, with any config: train on one half of the images, score the other half:
     tools/audit_labels.py --config-file my.yaml --folds 2 --output audit \\
         --kinds missing_object misplaced_box
-  Boxes that are off and annotations without an object, by the statistics of a training run alone:
+  Misplaced boxes and annotations without an object, from the statistics of a training run alone:
     tools/audit_labels.py --from-run output --output audit --kinds misplaced_box no_object \\
         --statistics
   The pass over the images on 4 GPUs:
@@ -83,8 +83,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--truth",
         default="",
         metavar="ROOT|JSON",
-        help="a second set of annotations of the same images, taken for true: each of the --kinds "
-        "is evaluated against it, beside cleanlab's ObjectLab",
+        help="a second set of annotations of the same images, regarded as true: each of the "
+        "--kinds is evaluated against it, beside cleanlab's ObjectLab",
     )
     parser.add_argument("--config-file", default="", help="config of --checkpoint or --folds")
     parser.add_argument("--output", required=True, help="folder for all output")
@@ -112,8 +112,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         metavar="SUSPICION",
         help="write OUTPUT/corrected, where suggestions replace labels of at least this suspicion; "
-        "with --kinds all suggestions are carried out, and without wrong_class any number above 0 "
-        "is a threshold",
+        "with --kinds all suggestions are applied, and without wrong_class any number above 0 is "
+        "accepted",
     )
     parser.add_argument(
         "--auto",
@@ -133,16 +133,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=["wrong_class"],
         metavar="KIND",
         help="what to look for: wrong_class, misplaced_box, missing_object, no_object, duplicate. "
-        "Other kinds than the default, wrong_class, need a pass over the images with detection, "
-        "which takes about twice as long as one without it; the chosen ones are one ranked list "
-        "in suspects.json and suspects.csv",
+        "The default is wrong_class. Other kinds need a pass over the images with detection, which "
+        "takes about twice as long as a pass without it. All chosen kinds form one ranked list in "
+        "suspects.json and suspects.csv",
     )
     parser.add_argument(
         "--statistics",
         action="store_true",
-        help="with --from-run and --kinds: no pass over the images, but wrong_class, no_object "
-        "and, of a run with MODEL.SUPERLOSS.BOX_REG.ENABLED, misplaced_box without a suggested "
-        "box, by what the training noted of each annotation",
+        help="with --from-run and --kinds: use what the training run recorded, without a pass over "
+        "the images. This covers wrong_class, no_object and, for a run with "
+        "MODEL.SUPERLOSS.BOX_REG.ENABLED, misplaced_box without a suggested box",
     )
     parser.add_argument(
         "--num-gpus",
@@ -156,9 +156,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config options")
     args = parser.parse_args(argv)
     if bool(args.config_file) != bool(args.checkpoint or args.folds is not None):
-        parser.error("--checkpoint or --folds and --config-file go together")
+        parser.error("--checkpoint and --folds need --config-file, and it needs one of them")
     if args.auto and (not args.from_run or args.correct_above is not None):
-        parser.error("--auto needs --from-run, and estimates what --correct-above would set")
+        parser.error("--auto needs --from-run; it replaces --correct-above")
     if args.statistics and (not args.from_run or args.auto or args.num_gpus > 1):
         parser.error("--statistics needs --from-run, one process, and no --auto")
     if args.per_class and args.top is None:

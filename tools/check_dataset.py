@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Report what is in a dataset and what is wrong with it, before training.
+"""Report the contents and the flaws of a dataset before training.
 
 The report has counts per class, sizes, boxes outside of images, duplicates, crowds, images without
 objects, and images that are rotated, truncated or deeper than 8 bits per channel. It lists up to 20
 flaws and their number. The exit code is 2 if there are any: a training run refuses the same flaws.
-What DATASETS.BAD_ANNOTATIONS skip and DATALOADER.BROKEN_IMAGES skip leave out is listed separately
-and is no flaw.
+Annotations and images that DATASETS.BAD_ANNOTATIONS skip and DATALOADER.BROKEN_IMAGES skip leave
+out are listed separately; they do not count as flaws.
 
 Examples:
   All datasets of a config:
@@ -52,11 +52,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.coco_json and not args.images:
         parser.error("--coco-json needs --images, the folder of its images")
     if args.images and not args.coco_json:
-        parser.error("--images is of --coco-json")
+        parser.error("--images needs --coco-json")
     if not args.voc_root and (args.classes or args.split):
-        parser.error("--classes and --split are of --voc-root")
+        parser.error("--classes and --split need --voc-root")
     if args.opts and not args.config_file:
-        parser.error("--opts is of --config-file")
+        parser.error("--opts needs --config-file")
     if args.config_file and (args.bad_annotations or args.broken_images):
         keys = "DATASETS.BAD_ANNOTATIONS and DATALOADER.BROKEN_IMAGES"
         parser.error(f"with --config-file give {keys} after --opts")

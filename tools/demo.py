@@ -2,9 +2,9 @@
 """Train a Faster R-CNN with and without the SuperLoss on digits with 40 % wrong labels; compare.
 
 Prints AP, AP50 and AP75 of both, and with several seeds the difference, paired by seed. Writes
-demo.json, the metrics of every run, and demo.png, the wrong labels beside the detections; with
---report also report.html, one page with all of it, training curves and the most suspect labels.
-Each run is what tools/train_net.py does with configs/Toy/faster_rcnn.yaml and
+demo.json, the metrics of every run, and demo.png, the wrong labels beside the detections. --report
+also writes report.html, one page with all of this, training curves and the most suspect labels.
+The runs equal those of tools/train_net.py with configs/Toy/faster_rcnn.yaml and
 configs/Toy/faster_rcnn_superloss.yaml.
 
 Examples:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Find out on a GPU whether all works there, what it costs, and train a short real job.
+"""Test and measure the package on a GPU, and train a short real job.
 
 Runs the tests of tests/gpu, then Faster R-CNN R50-FPN with and without the SuperLoss on a set in
-Pascal VOC's form with 40 % wrong labels, at a schedule that fits the time. Writes a report named
-after the card, <card>.json and <card>.md, also where a test fails. Exit code 1: a test or the job
+Pascal VOC's form with 40 % wrong labels, with a schedule that fits the time. Writes a report named
+after the card, <card>.json and <card>.md, also if a test fails. Exit code 1: a test or the job
 failed, or did not finish.
 
 Examples:
@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
 
 def cli() -> int:
     parser = tool_parser(__doc__)
-    parser.add_argument("--minutes", type=float, default=20.0, help="for everything")
+    parser.add_argument("--minutes", type=float, default=20.0, help="time for everything")
     parser.add_argument("--output", default=str(REPO / "docs" / "results" / "gpu"))
     parser.add_argument("--work", default="output/gpu", help="folder for logs and checkpoints")
     parser.add_argument(
@@ -54,8 +54,8 @@ def cli() -> int:
         "$DETECTRON2_DATASETS or datasets",
     )
     parser.add_argument("--no-job", action="store_true", help="run the tests only")
-    parser.add_argument("--weights", default="", help="of the backbone; default: from scratch")
-    parser.add_argument("--iterations", type=int, default=1000, help="of a run, if they fit")
+    parser.add_argument("--weights", default="", help="weights of the backbone; default: random")
+    parser.add_argument("--iterations", type=int, default=1000, help="at most, for each run")
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="config options for both runs: KEY VALUE ..."
     )

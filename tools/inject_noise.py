@@ -83,7 +83,7 @@ def inject(args: argparse.Namespace) -> None:
 
 
 def noise_config(args: argparse.Namespace) -> CfgNode:
-    """Return a config whose DATASETS.LABEL_NOISE says what the arguments say."""
+    """Return a config whose DATASETS.LABEL_NOISE has the values of the arguments."""
     cfg = get_cfg()
     add_superloss_config(cfg)
     node = cfg.DATASETS.LABEL_NOISE
@@ -235,15 +235,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     free = {"restore", "output", "workers"}
     given = [k for k in vars(args) if k not in free and getattr(args, k) != parser.get_default(k)]
     if args.restore and given:
-        parser.error(f"--{given[0].replace('_', '-')} makes a noisy copy, and --restore takes none")
+        parser.error(f"--{given[0].replace('_', '-')} makes a noisy copy; --restore excludes it")
     if (args.type == "instance") != bool(args.checkpoint and args.config_file):
-        parser.error("--type instance, --checkpoint and --config-file go together")
+        parser.error("--type instance needs --checkpoint and --config-file, and they need it")
     if args.type == "instance" and args.mode != "bernoulli":
-        parser.error("--type instance has no --mode exact: each annotation has a rate of its own")
+        parser.error("--type instance has no --mode exact: each annotation has a separate rate")
     if args.type == "instance" and args.coco_json and not args.images:
         parser.error("--type instance needs --images, the folder of the images of --coco-json")
     if args.images and not args.coco_json:
-        parser.error("--images is of --coco-json")
+        parser.error("--images needs --coco-json")
     if args.images and not Path(args.images).is_dir():
         parser.error(f"--images {args.images} is not a folder")
     if not args.voc_root and (args.classes or args.split):

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Make tables and plots of a sweep: table.html, table.md, table.tex, CSV, ap50.png.
 
-They have mean and standard deviation over seeds, published numbers where the grid names any, and
-the differences from the baseline and the controls, paired by seed. Runs that are not finished are
-shown as missing. The command may run while the sweep does.
+The tables show mean and standard deviation over seeds, published numbers if the grid has any, and
+the differences from the baseline and the controls, paired by seed. Unfinished runs are shown as
+missing. The command may run during the sweep.
 
 Examples:
   tools/make_table.py output/table5
@@ -45,13 +45,13 @@ def cli() -> int:
         "folder",
         nargs="+",
         help="--output of tools/sweep.py, or a runs.csv of this tool that has the sweep's "
-        "grid.yaml and options.json beside it; of several only a summary over all is written",
+        "grid.yaml and options.json beside it; for several, only a summary over all is written",
     )
     parser.add_argument(
-        "--output", help="folder for tables and plots; default: the same, if it is one"
+        "--output", help="folder for tables and plots; default: the given folder, if it is one"
     )
     parser.add_argument(
-        "--classes", default="", help="a,b,c: take means over these; default: over all"
+        "--classes", default="", help="a,b,c: classes to average over; default: all"
     )
     return run_tool(main, parser.parse_args())
 

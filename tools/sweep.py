@@ -2,9 +2,9 @@
 """Train detectors x methods x label noise x seeds; tools/make_table.py makes the tables.
 
 Each run is a run of tools/train_net.py. The sweep may be killed at any moment: the same command
-resumes what is missing and never repeats a finished run. Runs that failed are listed at the end and
-skipped until --retry-failed. Exit codes in addition: 1 if runs failed; 143 if SIGTERM stopped the
-sweep or some runs. The sweep passes SIGTERM on, and runs end with a checkpoint.
+trains the missing runs and never repeats a finished one. Failed runs are listed at the end, and
+skipped unless --retry-failed is given. Further exit codes: 1 if runs failed; 143 if SIGTERM stopped
+the sweep or some runs. The sweep passes SIGTERM on to its runs, which end with a checkpoint.
 
 Examples:
   The paper's Table 5 on 8 GPUs, one run on each:
@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
         rows = [[str(c.run), state, why, c.folder / RUN_LOG] for c, state, why in unfinished]
         print(tabulate(rows, headers=["run", "state", "why", "log"]))
         if any(end.state == "failed" for end in unfinished):
-            print("Run those that failed again with --retry-failed.")
+            print("Train the failed runs again with --retry-failed.")
             sys.exit(1)
         sys.exit(STOPPED)
     make_table = "sl-make-table" if script else "tools/make_table.py"
@@ -87,7 +87,7 @@ def cli() -> int:
         type=float,
         default=1.0,
         metavar="FACTOR",
-        help="0.5 or 0.25, say: iterations, steps, warm-up and periods of all runs times this",
+        help="multiply iterations, steps, warm-up and periods of all runs by this, e.g. by 0.25",
     )
     parser.add_argument(
         "--jobs", type=_count, help="parallel runs; default: 1 on this machine, no limit on Slurm"
@@ -112,7 +112,7 @@ def cli() -> int:
     )
     parser.add_argument("--retry-failed", action="store_true", help="train failed runs again")
     parser.add_argument(
-        "--rerun-changed", action="store_true", help="train runs again whose config changed"
+        "--rerun-changed", action="store_true", help="train runs again if their config changed"
     )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="config options for all runs: KEY VALUE ..."

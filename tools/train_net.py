@@ -49,7 +49,7 @@ def cli() -> int:
         type=float,
         default=1800,
         metavar="SECONDS",
-        help="how long a process waits for one that does not answer; default 1800",
+        help="time after which a process that does not answer is an error; default 1800",
     )
     return run_tool(main, parser.parse_args())
 

@@ -5,8 +5,8 @@ Each image becomes one picture with panels side by side: the true labels (where
 DATASETS.LABEL_NOISE is on), the labels used in training, the detections. Labels are red, "given
 (true)", where they are wrong, orange where the SuperLoss's mean confidence is below 1, else green.
 Detections are green for the true class, red for a wrong label that the detector has memorised,
-orange for anything else. Images come in the order of the dataset (--first set), with most wrong
-labels first (wrong) or with least confidence first (doubted).
+orange for anything else. --first orders the images: as in the dataset (set), by most wrong labels
+(wrong), or by least confidence (doubted).
 
 --curves draws loss, tau, sigma and AP50 over the iterations of one or more runs, finished or not.
 

@@ -261,7 +261,7 @@ def _exchange(sketch: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     num_rows, num_kept = sketch.shape
     world_size = comm.get_world_size()
     share = -(-num_rows // world_size)
-    # As bytes: not every backend knows 16-bit integers.
+    # As bytes: not every backend supports 16-bit integers.
     sent = torch.cat([sketch.view(torch.uint8), classes.contiguous().view(torch.uint8)], dim=1)
     sent = torch.cat([sent, sent.new_zeros(share * world_size - num_rows, sent.shape[1])])
     received = torch.empty_like(sent)

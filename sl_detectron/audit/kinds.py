@@ -32,7 +32,7 @@ SAME = 0.5
 
 
 class ImageAnswers(NamedTuple):
-    """One image's annotations, and what a detector says about them and finds.
+    """One image's annotations, a detector's scores of them, and its detections.
 
     Args:
         boxes: (G, 4) as annotated

@@ -1,4 +1,4 @@
-"""From what a training run or a model says about annotations to the ranked list of a label audit.
+"""From the scores that a training run or a model gives annotations to the ranked list of an audit.
 
 Shape legend: A annotations of the training sets, K classes.
 """

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 class AnnotationScores(NamedTuple):
-    """What a detector says about annotations.
+    """The scores that a detector gives annotations.
 
     Args:
         ids: (S,) int64 annotation ids
@@ -139,7 +139,7 @@ def _look(
     pooler: FeaturePooler | None,
     mirrors: bool,
 ) -> AnnotationScores:
-    """What a detector says about one image."""
+    """The scores that a detector gives the annotations of one image."""
     scores, seen = _NOTHING, None
     targets = targets.to(model.device)
     found = _no_detections()

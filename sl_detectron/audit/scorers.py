@@ -1,4 +1,4 @@
-"""What a detector says about the annotations of one image.
+"""The scores that a detector gives the annotations of one image.
 
 ROI heads get the annotated boxes as proposals. A hook reads the output of their predictors, so that
 any heads and predictors work. A RetinaNet scores an annotation by the anchors that its matcher

@@ -206,7 +206,7 @@ def _noisy_annotation(
         if annotation["category_id"] == classes.index(new):
             return annotation
     raise ValueError(
-        f"the manifest says {change['what']} noise made annotation {change['annotation']} of image "
+        f"by the manifest {change['what']} noise made annotation {change['annotation']} of image "
         f"{record['image_id']!r} a {new!r}, but it is not in the dataset: not this dataset's "
         "manifest"
     )

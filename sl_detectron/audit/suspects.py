@@ -89,21 +89,21 @@ def tracked_suspects(
         kinds: some of :data:`TRACKED_KINDS`
 
     Raises:
-        ValueError: the statistics do not suffice for a kind; says what does
+        ValueError: the statistics do not suffice for a kind; the message names the remedy
     """
     scores = {"no_object": 1 - statistics.mean_object}
     scores["misplaced_box"] = 1 - (-statistics.mean_box_loss).exp()
     for kind in kinds:
         if kind not in TRACKED_KINDS:
-            raise ValueError(f"the statistics of a run say nothing about {kind}: look for it by a "
-                             "pass over the images, without --statistics")  # fmt: skip
+            raise ValueError(f"a run has no statistics for {kind}: leave out --statistics, so that "
+                             "the images are read")  # fmt: skip
         if kind in scores and scores[kind].isnan().all():
-            why = "the box loss of this run had no SuperLoss (MODEL.SUPERLOSS.BOX_REG.ENABLED)"
+            why = "its box loss had no SuperLoss (MODEL.SUPERLOSS.BOX_REG.ENABLED)"
             if kind == "no_object":
-                why = "the run, or its beginning, is of a version that did not track it"
+                why = "a version that did not track it started the run"
             raise ValueError(
-                f"the statistics of the run do not suffice for {kind}: {why}; look for it by a "
-                "pass over the images, without --statistics"
+                f"the statistics of the run do not suffice for {kind}: {why}; leave out "
+                "--statistics, so that the images are read"
             )
     suspects = [*wrong_classes(audit).suspects] if "wrong_class" in kinds else []
     for a in audit.annotations:

@@ -162,7 +162,7 @@ def _write(
     lines = [_summary(audit, len(kept.annotations)), f"report: {page}"]
     above = MORE_PROBABLE if args.auto else args.correct_above
     if above is not None:
-        # An estimate of the true classes says nothing about boxes.
+        # An estimate of the true classes contains nothing about boxes.
         decisions = decisions_above(audit if args.auto else suspects or audit, above)
         if not decisions.decisions:
             return [*lines, f"no suspicion reaches {above}: nothing is corrected"]
@@ -176,17 +176,17 @@ def _check_arguments(args: argparse.Namespace, out: Path) -> None:
         raise ValueError(f"--folds must be at least 2; got {args.folds}")
     lacking = [kind for kind in args.kinds if kind not in TRACKED_KINDS]
     if args.statistics and _is_plain(args):
-        raise ValueError("--statistics is for --kinds or --truth: for wrong classes alone an audit "
-                         "of a run reads no image anyway")  # fmt: skip
+        raise ValueError("--statistics needs --kinds or --truth: for wrong classes alone an audit "
+                         "of a run never reads images")  # fmt: skip
     if args.statistics and lacking:
         raise ValueError(
-            f"--statistics does not suffice for {lacking[0]}: leave it out for a pass over the "
-            f"images, or look for {', '.join(TRACKED_KINDS)}"
+            f"--statistics does not suffice for {lacking[0]}: leave it out, so that the images are "
+            f"read, or choose --kinds {' '.join(TRACKED_KINDS)}"
         )
     if args.statistics and args.correct_above is not None and "misplaced_box" in args.kinds:
         raise ValueError(
             "--correct-above moves boxes to suggested ones, which --statistics does not have: "
-            "leave it out for a pass over the images"
+            "leave out --statistics, so that the images are read"
         )
     if args.num_gpus < 1:
         raise ValueError(f"--num-gpus must be at least 1; got {args.num_gpus}")
@@ -218,8 +218,8 @@ def _check_run(args: argparse.Namespace, cfg: CfgNode, table: AnnotationTable | 
     sources = table.sources if table else {n: dataset_source(n) for n in cfg.DATASETS.TRAIN}
     if num_classes_of(cfg) < 2 and "wrong_class" in args.kinds:
         raise ValueError(
-            "an audit suggests another class, but this detector has only one: it cannot be audited "
-            "but for --kinds other than wrong_class"
+            "wrong_class suggests another class, but this detector has only one: choose other "
+            "--kinds than wrong_class"
         )
     # The classes of a COCO json are not known before it is read.
     first = next(iter(sources))
@@ -228,7 +228,7 @@ def _check_run(args: argparse.Namespace, cfg: CfgNode, table: AnnotationTable | 
     has_noise = has_label_noise(cfg)
     if args.evaluate and not args.manifest and not args.truth and not has_noise:
         raise ValueError(
-            "--evaluate compares with known noise, and DATASETS.LABEL_NOISE of this run is off; "
+            "--evaluate compares with known noise, but DATASETS.LABEL_NOISE of this run is off; "
             "give the --manifest of the noise in the files, or true annotations by --truth"
         )
     if args.correct_above is None and not args.auto:
@@ -250,8 +250,8 @@ def _summary(audit: LabelAudit, num_listed: int) -> str:
     suspects = sum(a.suspicion > 0.5 for a in audit.annotations)
     unseen = f"; {audit.num_unseen} more were never sampled" if audit.num_unseen else ""
     return (
-        f"{len(audit.annotations)} annotations ranked, for {suspects} another class is more "
-        f"probable{unseen}{listed}"
+        f"{len(audit.annotations)} annotations ranked; another class is more probable for "
+        f"{suspects}{unseen}{listed}"
     )
 
 
@@ -264,6 +264,6 @@ def _correct(decisions: Decisions, out: Path) -> list[str]:
         for d in decisions.decisions
     )
     if open_ones:
-        lines.append(f"{open_ones} decisions say wrong, but neither another class nor another box: "
-                     "they change nothing")  # fmt: skip
+        lines.append(f"{open_ones} decisions mark an annotation as wrong without another class or "
+                     "box: they change nothing")  # fmt: skip
     return lines

@@ -47,8 +47,8 @@ def check_fold_folders(configs: list[CfgNode]) -> None:
             before = {*path.read_text(encoding="utf-8").splitlines()}
             line = next((x for x in cfg.dump().splitlines() if x not in before), "its keys")
             raise ValueError(
-                f"{path.parent} is of a training run with another config, where {line.strip()!r} "
-                "differs: give another --output, or remove the folder"
+                f"{path.parent} belongs to a training run with another config, where "
+                f"{line.strip()!r} differs: give another --output, or remove the folder"
             )
 
 

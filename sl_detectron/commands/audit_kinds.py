@@ -1,4 +1,4 @@
-"""The part of an audit that looks for flaws of every kind, and says how well it finds them."""
+"""The part of an audit that finds flaws of every kind, and evaluates how well it does."""
 
 import argparse
 from collections import Counter
@@ -47,9 +47,9 @@ def with_empty_images(
     full = _whole_table(cfg)
     if full.fingerprint != table.fingerprint:
         raise ValueError(
-            f"the training sets {', '.join(table.sources)} have other annotations than "
-            f"{args.from_run} was trained on, so that its missing objects cannot be looked for: "
-            "audit its checkpoint by --checkpoint"
+            f"the annotations of {', '.join(table.sources)} differ from those that "
+            f"{args.from_run} was trained on, so missing objects cannot be found: audit the "
+            "checkpoint with --checkpoint"
         )
     return full
 

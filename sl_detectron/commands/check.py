@@ -194,7 +194,7 @@ def report_of(
     if skip_images and broken and len(broken) == len(records):
         report.flaws.append(f"none of the {len(records)} images can be read")
     report.counts["images turned by their EXIF orientation"] = turned
-    report.counts["images with the bytes of another one"] = repeats(digests.values())
+    report.counts["copies of another image"] = repeats(digests.values())
     return report, digests
 
 

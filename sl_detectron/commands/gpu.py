@@ -57,7 +57,7 @@ def run_gpu_report(
         tests: the folder tests/gpu of a clone; the job's tools are beside it
         output: folder of the report
         work: folder for all else
-        minutes: for everything; what does not fit is left out, and the report says so
+        minutes: for everything; what does not fit is left out, and the report lists it
         voc_root: a folder in Pascal VOC's form for the job; None for no job
         weights: for the backbone; empty for a training from scratch
         iterations: of each run of the job, if they fit

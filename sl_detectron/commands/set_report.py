@@ -81,9 +81,9 @@ def count_annotations(
         "annotations": len(annotations),
         "crowds": sum(bool(a.get("iscrowd", 0)) for a in annotations),
         "difficult objects": sum(bool(a.get("difficult", 0)) for a in annotations),
-        "boxes that are partly outside of their image": outside,
-        "annotations with class and box of another one": exact,
-        "boxes that two classes have": boxes,
+        "boxes partly outside of their image": outside,
+        "copies of another annotation": exact,
+        "boxes with two classes": boxes,
     }
     sides = np.array([c for a in annotations for c in _sides(corners(a))]).reshape(-1, 2)
     sizes = np.array([(r["width"], r["height"]) for r in records if "width" in r]).reshape(-1, 2)

@@ -44,7 +44,7 @@ def check_classes(
                 continue
             where = f"dataset {name!r}, image {record.get('image_id')!r:.80}, annotation {index}"
             if not isinstance(category, int):
-                raise ValueError(f"{where}: category_id {category!r:.80} is no class id")
+                raise ValueError(f"{where}: category_id {category!r:.80} is not a class id")
             if not 0 <= category < num_classes:
                 raise ValueError(
                     f"{where}: category_id {category!r:.80} is outside 0..{num_classes - 1}; "

@@ -155,7 +155,7 @@ def _size_flaw(header: ImageHeader, record: Mapping[str, Any]) -> str:
             "orientation from the file, not from the annotation (exiftool -Orientation= FILE)"
         )
     has = f"{header.width} x {header.height}"
-    return f"it has {has} pixels, and its annotation says {given[0]} x {given[1]}"
+    return f"it has {has} pixels, but its annotation has {given[0]} x {given[1]}"
 
 
 def image_name(record: Any) -> Any:

@@ -47,7 +47,7 @@ class VOCEvaluator(DatasetEvaluator):
     Args:
         dataset_name: a dataset whose metadata has thing_classes, dirname and split
         metric: "07", VOC 2007's 11-point AP; "area" under the curve; None for "07" if the
-            metadata says year 2007, else "area"
+            metadata has year 2007, else "area"
         rounding: round scores to 3 decimals and coordinates to 1, as detectron2's text files do;
             False scores the detections as they are
         absent_classes: "skip" leaves classes without ground truth out of the mean; "zero" counts

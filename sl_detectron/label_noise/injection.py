@@ -19,7 +19,7 @@ from .noises import DRAWS_PER_ANNOTATION, Noise
 
 __all__ = ["NOISE_KEY", "apply_changes", "inject"]
 
-# The key of a record that says where its noise came from.
+# The key of a record for the source of its noise.
 NOISE_KEY = "label_noise"
 
 _DRAWS = Struct(f"<{DRAWS_PER_ANNOTATION}Q")

@@ -57,7 +57,7 @@ NOISE_REGISTRY = _Registry("NOISE")
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """What all noises share; a subclass says what happens to an annotation.
+    """What all noises share; a subclass defines what happens to an annotation.
 
     Args:
         rate: fraction of the annotations in [0, 1]
@@ -76,7 +76,7 @@ class Noise:
         'FirstClass'
     """
 
-    # Part of the hash of every draw; the class's name, unless a subclass says otherwise.
+    # Part of the hash of every draw; the class's name, unless a subclass sets another.
     kind: ClassVar[str] = ""
     # Whether `corrupt` gives one more annotation instead of a replacement.
     adds: ClassVar[bool] = False

@@ -236,7 +236,7 @@ def _filter(cfg: CfgNode, sets: Mapping[str, list[Record]]) -> dict[str, list[Re
 
 
 def _why(records: Sequence[Record]) -> str:
-    """What a message says about records of which no image is left."""
+    """The part of a message about a dataset of which no image is left."""
     annotations = [a for record in records for a in record.get("annotations", ())]
     crowds = sum(bool(a.get("iscrowd", 0)) for a in annotations)
     if annotations and crowds == len(annotations):

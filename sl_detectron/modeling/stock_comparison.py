@@ -173,7 +173,7 @@ def _check_changed(
 
 
 def remedy(stock: type, *per_sample: str) -> str:
-    """What a message advises: a subclass that says what its loss is for each sample."""
+    """The advice of a message: a subclass that defines its loss for each sample."""
     sample, mixin = SAMPLES[stock]
     methods = per_sample or tuple(method for _, method in MAKERS[stock].values())
     return (

@@ -63,7 +63,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Grid:
-    """What a grid file says, in its order.
+    """The contents of a grid file, in its order.
 
     Attributes:
         text: the file as it is

@@ -69,7 +69,7 @@ def train_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Train, evaluate and write the result, unless there is one; on every rank.
 
     A run that was killed goes on from its checkpoint. One of another config starts anew: the sweep
-    has asked for that. ``args.keep`` says which checkpoints stay.
+    has asked for that. ``args.keep`` selects the checkpoints that stay.
 
     Raises:
         ValueError: the folder has a result of another config, which is not this one's to remove

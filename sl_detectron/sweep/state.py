@@ -39,7 +39,7 @@ ABSENT = "(no such key)"
 
 
 def fingerprint(cfg: CfgNode) -> str:
-    """A hash of all that a config says, but for where its output goes.
+    """A hash of all values of a config, except its output folder.
 
     Example:
         >>> first, second = (CfgNode({"SEED": 1, "OUTPUT_DIR": folder}) for folder in ("a", "b"))

@@ -56,11 +56,11 @@ def test_what_is_wrong_is_counted_and_named(commands):
         "annotations": 7,
         "crowds": 0,
         "difficult objects": 0,
-        "boxes that are partly outside of their image": 1,
-        "annotations with class and box of another one": 1,
-        "boxes that two classes have": 0,
+        "boxes partly outside of their image": 1,
+        "copies of another annotation": 1,
+        "boxes with two classes": 0,
         "images turned by their EXIF orientation": 1,
-        "images with the bytes of another one": 1,
+        "copies of another image": 1,
     }
     (flaw,) = report["flaws"]
     assert "image 'd'" in flaw
@@ -235,8 +235,8 @@ def test_a_set_of_which_nothing_is_left_fails(commands):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--coco-json", "set.json", "--images", "images", "--classes", "a"), "are of --voc-root"),
-        (("--voc-root", "voc", "--images", "images"), "--images is of --coco-json"),
+        (("--coco-json", "set.json", "--images", "images", "--classes", "a"), "need --voc-root"),
+        (("--voc-root", "voc", "--images", "images"), "--images needs --coco-json"),
         (("--config-file", "Toy/retinanet.yaml", "--bad-annotations", "skip"), "after --opts"),
         (
             ("--config-file", "Toy/retinanet.yaml", "--opts", "DATASETS.TRAIN", "()",

@@ -74,8 +74,8 @@ BAD = {
     "a mode's name": (lambda a, i: i == 3 and a.update(bbox_mode="XYXY_ABS"), "needs a bbox_mode"),
     "no box": (lambda a, i: i == 3 and a.pop("bbox"), "a bbox of four numbers; got None"),
     "below one pixel": (lambda a, i: a.update(bbox=[4, 4, 4.5, 5]), "all 8 boxes have less than"),
-    "a word": (lambda a, i: i == 3 and a.update(category_id="disc"), "'disc' is no class id"),
-    "no class": (lambda a, i: i == 3 and a.pop("category_id"), "None is no class id"),
+    "a word": (lambda a, i: i == 3 and a.update(category_id="disc"), "'disc' is not a class id"),
+    "no class": (lambda a, i: i == 3 and a.pop("category_id"), "None is not a class id"),
     "classes from 1": (
         lambda a, i: a.update(category_id=a["category_id"] + 1),
         r"category_id 3 is outside 0\.\.2",
@@ -114,7 +114,7 @@ def test_class_ids_count_by_value(register, kind):
 
 def test_a_class_id_with_a_fraction_is_none(register):
     register(lambda a, i: a.update(category_id=0.5))
-    with pytest.raises(ValueError, match=r"category_id 0\.5 is no class id"):
+    with pytest.raises(ValueError, match=r"category_id 0\.5 is not a class id"):
         build_noisy_train_loader(config())
 
 

@@ -133,7 +133,7 @@ def test_on_the_command_line(detector, toy, tmp_path, capsys):
         assert (out / "Annotations" / file.name).read_bytes() == file.read_bytes()
     capsys.readouterr()
     for arguments, message in (
-        ([*common], "go together"),
+        ([*common], "needs --checkpoint and --config-file"),
         ([*common, "--mode", "exact", *detector], "has no --mode exact"),
         ([*common[:4], "--classes", "a,b", *common[6:], *detector], "class"),
     ):

@@ -162,7 +162,7 @@ def test_a_decision_that_changes_nothing_is_counted(main, run, tmp_path, capsys)
     assert main("--apply", tmp_path / "d.json", "--output", tmp_path / "out") == 0
     printed = capsys.readouterr().out
     assert "1 corrections of" in printed
-    assert "1 decisions say wrong, but neither another class nor another box" in printed
+    assert "1 decisions mark an annotation as wrong without another class or box" in printed
 
 
 def test_auto_corrects_what_is_probably_wrong(main, small_run, tmp_path, capsys, monkeypatch):
@@ -280,11 +280,11 @@ def test_a_missing_extra_is_named_before_any_work(main, run, tmp_path, capsys, m
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--checkpoint", "x.pth"), "--checkpoint or --folds and --config-file go together"),
+        (("--checkpoint", "x.pth"), "--checkpoint and --folds need --config-file"),
         (("--from-run", "x", "--per-class"), "--per-class needs --top"),
         (("--apply", "x.json", "--top", "5"), "--apply takes --output and nothing else"),
         (("--restore", "x", "--top", "5"), "--restore takes --output and nothing else"),
-        (("--folds", "2"), "--checkpoint or --folds and --config-file go together"),
+        (("--folds", "2"), "--checkpoint and --folds need --config-file"),
     ],
 )
 def test_options_that_do_not_go_together(main, tmp_path, capsys, args, message):
@@ -342,9 +342,9 @@ def test_kinds_by_the_statistics_of_a_run(main, small_run, tmp_path, capsys, mon
     assert 0 < min(by_kind["no_object"].values()) < max(by_kind["no_object"].values()) <= 1
     capsys.readouterr()
     for kinds, message in (
-        (["misplaced_box"], "the box loss of this run had no SuperLoss"),
+        (["misplaced_box"], "its box loss had no SuperLoss"),
         (["no_object", "duplicate"], "--statistics does not suffice for duplicate"),
-        (["wrong_class"], "--statistics is for --kinds"),
+        (["wrong_class"], "--statistics needs --kinds"),
         (["misplaced_box", "--correct-above", 0.9], "moves boxes to suggested ones"),
     ):
         assert main(*args, *kinds) == 2
@@ -556,7 +556,7 @@ def test_folds_are_trained_once_and_score_what_they_have_not_seen(
     assert (out / "label_audit.json").read_bytes() == (tmp_path / "first.json").read_bytes()
     capsys.readouterr()
     assert main(*args[:-1], 3) == 2
-    assert "fold_0 is of a training run with another config, where 'MAX_ITER: 3'" in (
+    assert "fold_0 belongs to a training run with another config, where 'MAX_ITER: 3'" in (
         capsys.readouterr().err
     )
     assert main(*args[:3], 1, *args[4:]) == 2

@@ -319,7 +319,7 @@ def test_a_failed_rename_leaves_the_noisy_copy(devkit, tmp_path, monkeypatch, fa
     ("description", "message"),
     [
         ("{", "noise.json is not JSON"),
-        ("[]", 'noise.json must say {"file"'),
+        ("[]", 'noise.json must hold {"file"'),
         ("{}", "got None"),
         ('{"file": "../victim.xml"}', "got '../victim.xml'"),
         ('{"file": "VICTIM"}', "victim.xml'"),

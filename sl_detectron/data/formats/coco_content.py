@@ -132,7 +132,7 @@ def read_images(
     files = Counter(image["file_name"] for image in images.values())
     for name, number in files.items():
         if number > 1:
-            text = "images whose file another one has, so that each has a part of its objects"
+            text = "images that share a file with another, so that each has a part of the objects"
             flaws.note(text, f"{path}: {name!r:.200}", number)
     return images
 

@@ -248,7 +248,7 @@ class CocoFile:
         if image is None:
             listed = [f"{i!r:.80}" for i in [*self._images][:3]] or ["no image"]
             listed += ["..."] if len(self._images) > 3 else []
-            text = f"annotations of no image in the file (it has {', '.join(listed)})"
+            text = f"annotations whose image is not in the file (it has {', '.join(listed)})"
             self._flaws.note(text, where)
             return None
         category_id = plain_id(annotation.get("category_id"))
@@ -258,7 +258,7 @@ class CocoFile:
                 f"have the ids {[*self.class_ids]!r:.200}"
             )
         if annotation.get("ignore", 0):
-            raise ValueError(f"{where}: ignore is not supported; a region of many is iscrowd 1")
+            raise ValueError(f"{where}: ignore is not supported; mark a group by iscrowd 1")
         box = box_of(annotation, image, where, self._flaws)
         crowd = is_crowd(annotation, where, self._flaws)
         shape = segmentation_of(annotation.get("segmentation"), image, where, self._flaws)

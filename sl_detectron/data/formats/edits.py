@@ -1,7 +1,7 @@
 """Edits of files: what they are about changes, no other byte does, and they can be undone.
 
 Rewriting a file through a parser loses white space and number formats. An edit replaces bytes at
-an offset instead, and knows what it replaced.
+an offset instead, and stores what it replaced.
 """
 
 from collections.abc import Iterable

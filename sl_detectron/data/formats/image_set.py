@@ -99,7 +99,7 @@ def _check_image_id(image_id: str, path: Path) -> None:
         raise ValueError(f"{path}: image id {image_id!r:.80} has control characters")
     advice = ""
     if is_image_name(image_id) and len(PurePath(image_id).parts) > 1:
-        advice = "; the paths of a YOLO set are no image ids: convert it (docs/data.md, YOLO)"
+        advice = "; the paths of a YOLO set are not image ids: convert it (docs/data.md, YOLO)"
     if os.path.isabs(image_id) or ".." in PurePath(image_id).parts:
         raise ValueError(f"{path}: image id {image_id!r} leads out of the set's folder{advice}")
     # "./a" finds the files of "a", but detections of "a" would not be its detections.

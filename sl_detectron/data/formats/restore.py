@@ -88,7 +88,7 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON: {error}") from error
     file = description.get("file") if isinstance(description, dict) else None
     if not isinstance(file, str) or file != Path(file).name:
-        raise ValueError(f'{path} must say {{"file": a name in its folder, or ""}}; got {file!r}')
+        raise ValueError(f'{path} must hold {{"file": a name in its folder, or ""}}; got {file!r}')
     return description
 
 

@@ -1,4 +1,4 @@
-"""Changes written into VOC's XML files: what a file says changes, no other byte does."""
+"""Changes written into VOC's XML files: only the changed values differ, no other byte."""
 
 import re
 from collections.abc import Sequence
