@@ -118,7 +118,7 @@ def test_each_row_of_voc():
 
 
 def test_each_row_of_label_correction():
-    rows = table_after("docs/label_correction.md", "On the test set, with")
+    rows = table_after("docs/label_correction.md", "Then these settings were fixed")
     names = [("baseline", 0.4), ("SuperLoss logC", 0.4), ("two rounds", 0.4), ("baseline", 0.0)]
     for cells, (method, noise) in zip(rows, names, strict=True):
         assert cells[1:] == [spread(levels("voc")[F, method, noise, m]) for m in METRICS]
