@@ -97,7 +97,7 @@ def loader_job(num_annotations: int, num_classes: int) -> Figures:
         loader.close()
         if len(held) < NUM_WORKERS:
             raise ValueError(f"{len(held)} of {NUM_WORKERS} loader workers were found")
-        figures["each worker, memory of its own"] = (max(held) / MB, "MB")
+        figures["each worker, private memory"] = (max(held) / MB, "MB")
     return figures
 
 
