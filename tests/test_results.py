@@ -117,9 +117,15 @@ def test_each_row_of_voc():
         assert cells[2:] == [text + (" (3)" if n == 3 else "") for text, n in texts], cells[:2]
 
 
-def test_each_row_of_label_correction():
-    rows = table_after("docs/label_correction.md", "Then these settings were fixed")
+@pytest.mark.parametrize(
+    ("page", "mark", "name"),
+    [
+        ("docs/label_correction.md", "Then these settings were fixed", "voc"),
+        ("docs/results/deeppcb/README.md", "Test set, mean", "deeppcb"),
+    ],
+)
+def test_each_row_of_label_correction(page, mark, name):
     names = [("baseline", 0.4), ("SuperLoss logC", 0.4), ("two rounds", 0.4), ("baseline", 0.0)]
-    for cells, (method, noise) in zip(rows, names, strict=True):
-        assert cells[1:] == [spread(levels("voc")[F, method, noise, m]) for m in METRICS]
-        assert all(len(levels("voc")[F, method, noise, m]) == 3 for m in METRICS)
+    for cells, (method, noise) in zip(table_after(page, mark), names, strict=True):
+        assert cells[1:] == [spread(levels(name)[F, method, noise, m]) for m in METRICS]
+        assert all(len(levels(name)[F, method, noise, m]) == 3 for m in METRICS)
