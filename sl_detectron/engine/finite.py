@@ -11,7 +11,10 @@ from detectron2.utils import comm
 from ..data.train_loader import image_name
 from .resume import any_rank
 
-__all__ = ["FiniteAMPTrainer", "FiniteTrainer", "trainer_class"]
+# AMP is float16 with a scaler on the first, bfloat16 on the second.
+AMP_DEVICES = ("cuda", "cpu")
+
+__all__ = ["AMP_DEVICES", "FiniteAMPTrainer", "FiniteBF16Trainer", "FiniteTrainer", "trainer_class"]
 
 
 class FiniteTrainer(SimpleTrainer):
@@ -68,6 +71,35 @@ class FiniteAMPTrainer(FiniteTrainer, AMPTrainer):
     """:class:`AMPTrainer` with the check of :class:`FiniteTrainer`."""
 
 
-def trainer_class(amp: bool) -> type[SimpleTrainer]:
+class FiniteBF16Trainer(FiniteTrainer):
+    """Mixed precision on a CPU, where :class:`AMPTrainer` does not run: bfloat16, without a scaler.
+
+    The range of bfloat16 is that of float32, so gradients need no scaling.
+    """
+
+    def run_step(self) -> None:
+        autocast = torch.autocast("cpu", torch.bfloat16)
+
+        def enter(*_: Any) -> None:
+            autocast.__enter__()
+
+        def leave(*_: Any) -> None:
+            autocast.__exit__(None, None, None)
+
+        # The forward pass alone, as AMPTrainer does; also left where it raises.
+        hooks = [
+            self.model.register_forward_pre_hook(enter),
+            self.model.register_forward_hook(leave, always_call=True),
+        ]
+        try:
+            super().run_step()
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def trainer_class(amp: bool, device: str | torch.device) -> type[SimpleTrainer]:
     """The class that runs a step, with or without mixed precision."""
-    return FiniteAMPTrainer if amp else FiniteTrainer
+    if not amp:
+        return FiniteTrainer
+    return FiniteBF16Trainer if torch.device(device).type == "cpu" else FiniteAMPTrainer

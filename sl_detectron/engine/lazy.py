@@ -19,7 +19,7 @@ from ..config import config_keys
 from ..data.annotation_ids import AnnotationTable
 from ..data.train_loader import shield_workers
 from ..rivals import Method
-from .finite import trainer_class
+from .finite import AMP_DEVICES, trainer_class
 from .hooks import LogTau, TrackAnnotations, WarnOfUnusedTerms, build_annotation_tracker
 from .label_correction import LabelCorrection
 from .launch import setup_job
@@ -62,9 +62,9 @@ def setup_lazy_cfg(config_file: str, overrides: list[str]) -> DictConfig:
     missing = [name for name in NEEDED if name not in cfg]
     if missing:
         raise ValueError(f"{config_file} has no {', '.join(missing)}; training needs {NEEDED}")
-    if cfg.train.amp.enabled and not cfg.train.device.startswith("cuda"):
+    if cfg.train.amp.enabled and not cfg.train.device.startswith(AMP_DEVICES):
         raise ValueError(
-            "train.amp.enabled needs train.device cuda: detectron2's AMPTrainer runs there only"
+            f"train.amp.enabled needs train.device cuda or cpu; got {cfg.train.device!r}"
         )
     check_checkpoint(cfg.train.init_checkpoint, "train.init_checkpoint")
     return cfg
@@ -96,7 +96,7 @@ def train_lazy_net(cfg: DictConfig, args: argparse.Namespace) -> dict[str, Any]:
     train_loader = shield_workers(instantiate(cfg.dataloader.train))
     _check_num_classes(model, train_loader)
     model = distribute(model, **cfg.train.get("ddp", {}))
-    trainer = trainer_class(cfg.train.amp.enabled)(model, train_loader, optimizer)
+    trainer = trainer_class(cfg.train.amp.enabled, cfg.train.device)(model, train_loader, optimizer)
     checkpointer = SafeCheckpointer(model, cfg.train.output_dir, trainer=trainer)
     stop = StopOnSignal(cfg.train.checkpointer.period, cfg.train.eval_period)
     results: dict[str, Any] = {}

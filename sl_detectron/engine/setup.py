@@ -32,6 +32,7 @@ from ..label_noise.config import check_label_noise, has_label_noise
 from ..label_noise.training_sets import check_train_loader
 from ..model_zoo import get_config_file
 from ..rivals import check_method
+from .finite import AMP_DEVICES
 from .label_correction import check_correction
 
 __all__ = [
@@ -260,9 +261,9 @@ def check_device(cfg: CfgNode) -> None:
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} but torch sees no GPU here; "
             "add MODEL.DEVICE cpu to the command"
         )
-    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith(AMP_DEVICES):
         raise ValueError(
-            "SOLVER.AMP.ENABLED needs MODEL.DEVICE cuda: detectron2's AMPTrainer runs there only"
+            f"SOLVER.AMP.ENABLED needs MODEL.DEVICE cuda or cpu; got {cfg.MODEL.DEVICE!r}"
         )
 
 

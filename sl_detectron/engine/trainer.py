@@ -26,7 +26,7 @@ from ..data.train_loader import shield_workers
 from ..evaluation.evaluator_choice import build_evaluator
 from ..label_noise import build_noisy_train_loader
 from ..losses import DataParams
-from ..modeling import SuperLossTerm
+from ..modeling import SuperLossTerm, use_matrix_roi_align
 from ..rivals import build_method
 from .finite import trainer_class
 from .hooks import (
@@ -93,7 +93,8 @@ class SuperLossTrainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         model = distribute(model)
-        self._trainer = trainer_class(cfg.SOLVER.AMP.ENABLED)(model, data_loader, optimizer)
+        step_trainer = trainer_class(cfg.SOLVER.AMP.ENABLED, cfg.MODEL.DEVICE)
+        self._trainer = step_trainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         # None where nothing is tracked.
@@ -166,6 +167,8 @@ class SuperLossTrainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """The stock model builder; warns where the keys of the SuperLoss have no effect."""
         model = super().build_model(cfg)
+        if cfg.MODEL.ROI_HEADS.MATRIX_ROI_ALIGN:
+            use_matrix_roi_align(model)
         stock = merge_cfg("", [])
         has_superloss = any(isinstance(m, SuperLossTerm) for m in model.modules())
         if cfg.MODEL.SUPERLOSS != stock.MODEL.SUPERLOSS and not has_superloss:

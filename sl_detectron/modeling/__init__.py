@@ -6,6 +6,7 @@ from .fast_rcnn import to_superloss_output_layers
 from .per_anchor_losses import PerAnchorLosses
 from .per_roi_losses import PerRoILosses
 from .retinanet import SuperLossRetinaNet
+from .roi_align import MatrixROIAlign, use_matrix_roi_align
 from .roi_heads import (
     SuperLossCascadeROIHeads,
     SuperLossRes5ROIHeads,
@@ -24,6 +25,7 @@ __all__ = [
     "SuperLossRROIHeads",
     "SuperLossRetinaNet",
     "SuperLossROIHeadsMixin",
+    "MatrixROIAlign",
     "SuperLossTerm",
     "PerAnchorLosses",
     "PerRoILosses",
@@ -32,5 +34,6 @@ __all__ = [
     "TRUNK_REGISTRY",
     "Trunk",
     "superloss_roi_heads",
+    "use_matrix_roi_align",
     "to_superloss_output_layers",
 ]

@@ -92,11 +92,13 @@ class FrozenTrunk(Backbone):
         if not (self._is_frozen and images.device.type == "cpu" and len(images)):
             return self._compute(images)
         store = self._store
-        if store is None:
-            each = [self._compute(image) for image in images.split(1)]
-        else:
-            trunk = self._trunk_key()
-            each = [self._stored(store, trunk, image) for image in images.split(1)]
+        # Without autocast: what is stored serves runs with AMP and without.
+        with torch.autocast("cpu", enabled=False):
+            if store is None:
+                each = [self._compute(image) for image in images.split(1)]
+            else:
+                trunk = self._trunk_key()
+                each = [self._stored(store, trunk, image) for image in images.split(1)]
         return {n: torch.cat([x[n] for x in each]) for n in self._out_features}
 
     def load_pretrained(self, weights: str) -> None:

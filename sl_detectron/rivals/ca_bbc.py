@@ -3,6 +3,7 @@
 Shape legend: G annotations of a batch, K classes.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -10,12 +11,12 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import RROIHeads, StandardROIHeads
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from ..modeling import SuperLossStandardROIHeads
-from .box_gradients import pool_boxes
+from ..modeling import SuperLossStandardROIHeads, use_matrix_roi_align
 from .method import METHOD_REGISTRY, check_is_pair, check_key, one_hot, start_of
 from .pair import PairMixin
 from .soft_targets import SoftTargets
@@ -157,8 +158,8 @@ class CABBC(SoftTargets):
         # Gradients of a box are small: those of 16 bits could vanish.
         with torch.enable_grad(), torch.autocast(boxes[0].device.type, enabled=False):
             leaves = [b.detach().clone().requires_grad_() for b in boxes]
-            constants = {name: value.detach() for name, value in features.items()}
-            scores = [_predict(h, constants, leaves, pool_boxes)[0] for h in heads]
+            constants = {name: value.detach().float() for name, value in features.items()}
+            scores = [_predict(h, constants, leaves, _differentiable(h))[0] for h in heads]
             p1, p2 = (s.float().softmax(dim=1) for s in scores)
             unsure = (p1 - p2).square().sum() + self.background * (p1 + p2)[:, -1].sum()
             gradients = torch.autograd.grad(unsure, leaves, allow_unused=True)
@@ -184,15 +185,22 @@ def _fits(heads: Any) -> bool:
 
 
 def _predict(
-    heads: Any, features: dict[str, Tensor], boxes: Sequence[Tensor], pool: Any = None
+    heads: Any,
+    features: dict[str, Tensor],
+    boxes: Sequence[Tensor],
+    pooler: ROIPooler | None = None,
 ) -> Any:
     """Scores and deltas of a head for boxes, not sampled and not matched."""
     levels = [features[name] for name in heads.box_in_features]
-    if pool is None:
-        pooled = heads.box_pooler(levels, [Boxes(b) for b in boxes])
-    else:
-        pooled = pool(heads.box_pooler, levels, boxes)
+    pooled = (pooler or heads.box_pooler)(levels, [Boxes(b) for b in boxes])
     return heads.box_predictor(heads.box_head(pooled))
+
+
+def _differentiable(heads: Any) -> ROIPooler:
+    """The pooler of a head with a gradient for the boxes, which detectron2's does not have."""
+    pooler: ROIPooler = copy.deepcopy(heads.box_pooler)
+    use_matrix_roi_align(pooler)
+    return pooler
 
 
 def _with_boxes(target: Instances, boxes: Tensor) -> Instances:

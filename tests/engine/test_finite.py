@@ -9,7 +9,12 @@ from detectron2.utils.events import EventStorage
 
 from helpers.detectors import build, make_batch, small_config
 from sl_detectron.data import TrainLoader
-from sl_detectron.engine.finite import FiniteAMPTrainer, FiniteTrainer, trainer_class
+from sl_detectron.engine.finite import (
+    FiniteAMPTrainer,
+    FiniteBF16Trainer,
+    FiniteTrainer,
+    trainer_class,
+)
 
 
 class Diverges(torch.nn.Module):
@@ -112,8 +117,8 @@ class Scaler:
 
 def test_mixed_precision_has_the_same_check(monkeypatch):
     """Its step too is not made on a loss of nan, whose images are named; autocast does nothing."""
-    assert trainer_class(True) is FiniteAMPTrainer
-    assert trainer_class(False) is FiniteTrainer
+    assert trainer_class(True, "cuda:1") is FiniteAMPTrainer
+    assert trainer_class(False, "cuda") is trainer_class(False, "cpu") is FiniteTrainer
     assert issubclass(FiniteAMPTrainer, AMPTrainer)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda.amp, "autocast", lambda dtype: nullcontext())
@@ -125,3 +130,42 @@ def test_mixed_precision_has_the_same_check(monkeypatch):
         trainer.train(0, 3)
     assert model.calls == 2
     assert model.weight.item() == 0  # one step of length 1: of the finite batch
+
+
+class Precise(torch.nn.Module):
+    """Notes the types of a product in the forward and the backward pass."""
+
+    def __init__(self, raises=False):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1, 1))
+        self.raises, self.seen = raises, []
+
+    def forward(self, batch):
+        product = torch.ones(1, 1) @ self.weight
+        self.seen.append(product.dtype)
+        product.register_hook(lambda _: self.seen.append(torch.is_autocast_enabled("cpu")))
+        if self.raises:
+            raise RuntimeError("no memory")
+        return {"loss": product.sum()}
+
+
+def test_mixed_precision_on_a_cpu_is_bfloat16_in_the_forward_pass_alone():
+    assert trainer_class(True, "cpu") is FiniteBF16Trainer
+    model = Precise()
+    trainer = FiniteBF16Trainer(model, [[0], [0]], torch.optim.SGD(model.parameters(), lr=1.0))
+    trainer.train(0, 2)
+    assert model.seen == [torch.bfloat16, False] * 2
+    assert model.weight.dtype == torch.float32
+    assert model.weight.item() == -1  # two steps, each with the weight of before
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+
+
+def test_mixed_precision_ends_with_a_step_that_raises():
+    model = Precise(raises=True)
+    trainer = FiniteBF16Trainer(model, [[0]], torch.optim.SGD(model.parameters(), lr=1.0))
+    with pytest.raises(RuntimeError, match="no memory"):
+        trainer.train(0, 1)
+    assert model.seen == [torch.bfloat16]
+    assert not torch.is_autocast_enabled("cpu")
+    assert not model._forward_hooks

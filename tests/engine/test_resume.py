@@ -27,16 +27,25 @@ def assert_checkpoints_are_whole(output):
     assert not list(output.glob(".*.tmp"))
 
 
+FAST = ("SOLVER.AMP.ENABLED", True, "MODEL.ROI_HEADS.MATRIX_ROI_ALIGN", True)
+
+
 @pytest.mark.parametrize(
-    ("config", "ranks"),
-    [(FASTER_RCNN, 1), (FASTER_RCNN, 2), pytest.param(RETINANET, 1, marks=pytest.mark.long)],
+    ("config", "ranks", "more"),
+    [
+        (FASTER_RCNN, 1, ()),
+        (FASTER_RCNN, 2, ()),
+        (FASTER_RCNN, 1, FAST),
+        pytest.param(RETINANET, 1, (), marks=pytest.mark.long),
+        pytest.param(RETINANET, 2, FAST, marks=pytest.mark.long),
+    ],
 )
-def test_resumed_losses_equal_the_uninterrupted_ones(toy_env, tmp_path, config, ranks):
+def test_resumed_losses_equal_the_uninterrupted_ones(toy_env, tmp_path, config, ranks, more):
     """Bit for bit: crops, flips, an evaluation on the way, corrected labels, other workers."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     opts = ["SOLVER.MAX_ITER", NUM_ITERS, "INPUT.CROP.ENABLED", True]
     opts += ["INPUT.RANDOM_FLIP", "horizontal", "TEST.EVAL_PERIOD", 4]
-    opts += ["SOLVER.CHECKPOINT_PERIOD", 4, *few_test_images(toy_env)]
+    opts += ["SOLVER.CHECKPOINT_PERIOD", 4, *few_test_images(toy_env), *more]
     opts += ["MODEL.SUPERLOSS.CORRECTION.START", 0.25, "MODEL.SUPERLOSS.CORRECTION.PERIOD", 2]
     code, printed = run(toy_env, config, whole, *opts, num_gpus=ranks, fork=1)
     assert code == 0, printed

@@ -35,7 +35,10 @@ def toy_sets(toy_root):
         (["MODEL.SUPERLOSS.CLS.TAU", "Mean"], r"MODEL\.SUPERLOSS\.CLS\.TAU.*ExpAvg.*'Mean'"),
         (["MODEL.DEVICE", "cuda"], r"MODEL\.DEVICE cpu"),
         (["TEST.EVALUATOR", "kitti"], r"TEST\.EVALUATOR.*voc.*coco.*'kitti'"),
-        (["SOLVER.AMP.ENABLED", "True"], r"SOLVER\.AMP\.ENABLED needs MODEL\.DEVICE cuda"),
+        (
+            ["SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "meta"],
+            r"SOLVER\.AMP\.ENABLED needs MODEL\.DEVICE cuda or cpu; got 'meta'",
+        ),
         (["TEST.ABSENT_CLASSES", "drop"], r"TEST\.ABSENT_CLASSES.*skip.*zero.*'drop'"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "9"], r"ROI_HEADS\.NUM_CLASSES is 9.* set it to 10"),
         (["DATASETS.CUSTOM_VOC", "[{'NAME': 'x'}]"], r"DATASETS\.CUSTOM_VOC\[0\] needs the keys"),

@@ -15,7 +15,6 @@ from sl_detectron.modeling import SuperLossTerm
 from sl_detectron.modeling.class_targets import ClassTargets
 from sl_detectron.modeling.superloss_term import GRANULARITIES, SCOPES
 from sl_detectron.rivals import Method
-from sl_detectron.rivals.box_gradients import roi_align
 from sl_detectron.rivals.ca_bbc import soft_labels
 from sl_detectron.rivals.clc import CLC
 from sl_detectron.rivals.co_teaching import CoTeaching
@@ -153,12 +152,6 @@ def co_teaching(num_groups: int, device: str) -> Call:
     return call
 
 
-def boxes_with_gradient(device: str) -> Call:
-    features = torch.rand(8, 16, 16, device=device)
-    boxes = torch.rand(5, 4, device=device, requires_grad=True)
-    return lambda: roi_align(features, boxes, (7, 7), 0.25).sum().backward()
-
-
 # Each makes its call for a device: what it needs is there before.
 PARTS: dict[str, Callable[[str], Call]] = {
     **{f"loss {name}": lambda device, name=name: loss(name, device) for name in CASES},
@@ -177,5 +170,4 @@ PARTS: dict[str, Callable[[str], Call]] = {
     "method with soft targets": partial(method, SoftTargets),
     "method CoTeaching": partial(co_teaching, 1),
     "method CoTeaching, by class": partial(co_teaching, 5),
-    "boxes with a gradient": boxes_with_gradient,
 }

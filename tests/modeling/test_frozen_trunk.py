@@ -106,6 +106,15 @@ def test_each_image_is_computed_once(tmp_path, weights, count):
             assert torch.equal(features[name], expected[name][order])
 
 
+def test_mixed_precision_stores_the_features_of_full_precision(tmp_path, weights):
+    expected = stored_trunk(tmp_path / "full", weights)(images())
+    with torch.autocast("cpu", torch.bfloat16):
+        new, stored = (stored_trunk(tmp_path / "mixed", weights)(images()) for _ in range(2))
+    for name in expected:
+        assert torch.equal(new[name], expected[name])
+        assert torch.equal(stored[name], expected[name])
+
+
 def test_features_of_other_weights_are_apart(tmp_path, weights, count):
     trunk = stored_trunk(tmp_path, weights)
     before = trunk(images(1))["res5"]

@@ -2,16 +2,12 @@
 
 import pytest
 import torch
-from detectron2.modeling.poolers import ROIPooler
-from detectron2.structures import Boxes
 from torch import nn
-from torchvision.ops import roi_align as torchvision_roi_align
 
-from helpers.detectors import build, random_boxes, run_losses, small_config
+from helpers.detectors import build, run_losses, small_config
 from helpers.method_cases import NODE, detector_with, numbered_batch, options
 from sl_detectron.modeling import SuperLossRROIHeads
 from sl_detectron.rivals import build_method, check_method
-from sl_detectron.rivals.box_gradients import pool_boxes, roi_align
 from sl_detectron.rivals.ca_bbc import CABBC, _fits, _inside, soft_labels
 
 ALPHA = NODE + "CA_BBC.ALPHA"
@@ -29,30 +25,6 @@ def test_soft_labels_by_hand():
     labels = soft_labels(given, first, first, 0.5, 2)[0]
     torch.testing.assert_close(labels, torch.tensor([1.4**2, 1.2**2]) / (1.4**2 + 1.2**2))
     assert soft_labels(given, first, first, 1e-3, 2).tolist() == [[1.0, 0.0]]
-
-
-def test_roi_align_is_torchvisions():
-    features = torch.randn(3, 25, 30, generator=generator())
-    boxes = random_boxes(6, generator())
-    rois = torch.cat([torch.zeros(6, 1), boxes], dim=1)
-    expected = torchvision_roi_align(features[None], rois, (4, 5), 0.25, 2, aligned=True)
-    torch.testing.assert_close(roi_align(features, boxes, (4, 5), 0.25), expected)
-
-
-def test_roi_align_has_a_gradient_of_boxes():
-    features = torch.randn(2, 12, 12, generator=generator(), dtype=torch.float64)
-    boxes = torch.tensor([[3.3, 4.1, 20.7, 18.9]], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda b: roi_align(features, b, (2, 2), 0.5), [boxes])
-
-
-def test_boxes_are_pooled_from_their_level():
-    pooler = ROIPooler((3, 3), (0.25, 0.125), 2, "ROIAlignV2", canonical_box_size=32)
-    features = [torch.randn(2, 4, n, n, generator=generator()) for n in (32, 16)]
-    boxes = list(random_boxes(8, generator()).split([5, 3]))
-    boxes[1] *= 1.3
-    expected = pooler(features, [Boxes(b) for b in boxes])
-    torch.testing.assert_close(pool_boxes(pooler, features, boxes), expected)
-    assert pool_boxes(pooler, features, [b[:0] for b in boxes]).shape == (0, 4, 3, 3)
 
 
 def boxes_after(*opts):
@@ -87,9 +59,7 @@ def test_a_step_lowers_what_the_heads_are_unsure_of():
         before = [image["instances"].gt_boxes.tensor for image in numbered_batch()]
         for boxes in (before, [t.gt_boxes.tensor for t in method._targets]):
             heads = model.roi_heads, model.second.roi_heads
-            p1, p2 = (
-                ca_bbc._predict(h, args[1], boxes, pool_boxes)[0].softmax(dim=1) for h in heads
-            )
+            p1, p2 = (ca_bbc._predict(h, args[1], boxes)[0].softmax(dim=1) for h in heads)
             unsure = (p1 - p2).square().sum() + 0.1 * (p1 + p2)[:, -1].sum()
             seen.append(unsure.item())
 
