@@ -11,7 +11,6 @@ from .text_tables import (
     clean_means,
     mean_text,
     notes_of,
-    seeds_text,
     signed,
     spread_text,
 )
@@ -67,7 +66,7 @@ def _means_part(results: Results) -> str:
 
 def _differences_part(results: Results) -> str:
     head = ["detector", "difference", "metric", "wrong labels, %", "mean", "standard error"]
-    head += ["95 % from", "to", "p", "p, Holm", "seeds", "seeds for 1 point"]
+    head += ["95 % from", "to", "p", "p, Holm", "seeds"]
     rows = [
         [
             *(row.detector, f"{row.method} − {row.reference}", row.metric),
@@ -81,7 +80,6 @@ def _differences_part(results: Results) -> str:
             ),
             *(_number(value, with_sign=False, form=".3f") for value in (row.p, row.p_holm)),
             Cell(str(row.num_seeds), row.num_seeds),
-            _count_cell(row),
         ]
         for row in results.differences.itertuples()
     ]
@@ -111,11 +109,6 @@ def _number(value: float | None, with_sign: bool, form: str = ".1f") -> Cell:
     if value is None or math.isnan(value):
         return Cell(MISSING)
     return Cell(signed(value) if with_sign else f"{value:{form}}", value)
-
-
-def _count_cell(row: Any) -> Cell:
-    text = seeds_text(row)
-    return Cell(text, None if text == MISSING else int(text))
 
 
 def _cell(row: Any, text: str) -> Cell:

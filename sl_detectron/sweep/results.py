@@ -21,16 +21,21 @@ LEVEL = ("detector", "method", "noise", "metric")
 MEANS = (*LEVEL, "num_seeds", "mean", "std", "paper_mean", "paper_std")
 PAIR = ("detector", "method", "reference", "noise", "metric")
 TEST = ("num_seeds", "mean", "standard_error", "ci95_low", "ci95_high", "p")
-# Pairs that a difference of 1 point needs, by the spread of the differences.
-SEEDS_NEEDED = "seeds_for_1_point"
-DIFFERENCES = (*PAIR, *TEST, "p_holm", SEEDS_NEEDED)
+DIFFERENCES = (*PAIR, *TEST, "p_holm")
+# {column: true difference in points}: seeds that a test of it needs.
+SEEDS_FOR = {f"seeds_for_{n}": n for n in (1, 2, 5)}
+POWER = ("detector", "metric", "std", "freedom", *SEEDS_FOR)
 LOST = (*LEVEL, *TEST, "paper")
 RECOVERED = (*LEVEL, "num_seeds", "mean", "lowest", "highest")
 NOTHING = (0, None, None, None, None, None)
 NAMES = ("detector", "method", "reference", "metric")
-INTEGERS = ("seed", "num_seeds", "num_pairs", "num_groups", "num_better")
+INTEGERS = ("seed", "num_seeds", "num_pairs", "num_groups", "num_better", "freedom")
 # Of columns that hold no floats.
-DTYPES = {**dict.fromkeys(NAMES, str), **dict.fromkeys(INTEGERS, int), SEEDS_NEEDED: "Int64"}
+DTYPES = {
+    **dict.fromkeys(NAMES, str),
+    **dict.fromkeys(INTEGERS, int),
+    **dict.fromkeys(SEEDS_FOR, "Int64"),
+}
 
 
 @dataclass(frozen=True)
@@ -76,10 +81,30 @@ class Results:
             ]
             for (pair, noise, test), p in zip(found, holm([test[-1] for _, _, test in found])):
                 names = (pair[0].detector, pair[0].name, pair[1].name)
-                num, error = test[0], test[2]
-                needed = None if error is None else seeds_needed(error * math.sqrt(num))
-                rows.append((*names, noise, metric, *test, p, needed))
+                rows.append((*names, noise, metric, *test, p))
         return as_frame(rows, DIFFERENCES)
+
+    @cached_property
+    def power(self) -> "DataFrame":
+        """A row for each metric and detector: the seeds that a difference of some points needs.
+
+        ``std`` of a paired difference is pooled over all pairs of methods and levels of noise,
+        weighted by their degrees of freedom, whose sum is ``freedom``: a single difference of
+        two or three seeds tells its own spread to within a factor of ten. No row of a detector
+        without two seeds.
+        """
+        rows = []
+        for (metric, detector), found in self.differences.groupby(
+            ["metric", "detector"], sort=False
+        ):
+            known = found[found["num_seeds"] > 1]
+            freedom = int((known["num_seeds"] - 1).sum())
+            if freedom:
+                squares = known["standard_error"] ** 2 * known["num_seeds"]
+                std = math.sqrt((squares * (known["num_seeds"] - 1)).sum() / freedom)
+                needed = (seeds_needed(std, points) for points in SEEDS_FOR.values())
+                rows.append((detector, metric, std, freedom, *needed))
+        return as_frame(rows, POWER)
 
     @cached_property
     def lost(self) -> "DataFrame":

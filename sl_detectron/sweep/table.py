@@ -51,6 +51,7 @@ def make_tables(
         "differences.csv": as_csv(results.differences),
         "lost.csv": as_csv(results.lost),
         "recovered.csv": as_csv(results.recovered),
+        "power.csv": as_csv(results.power),
         PAGE: web_page(results),
     }
     output = Path(output)
@@ -86,7 +87,8 @@ def latex(results: Results) -> str:
 
 def as_csv(frame: "DataFrame") -> str:
     """A table of :class:`Results` with four decimals, and nothing where a number is missing."""
-    frame = frame.assign(noise=frame["noise"].map("{:g}".format))
+    if "noise" in frame:
+        frame = frame.assign(noise=frame["noise"].map("{:g}".format))
     return frame.to_csv(index=False, float_format="%.4f", lineterminator="\n")
 
 

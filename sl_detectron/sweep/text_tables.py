@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .grid import METRICS
-from .results import SEEDS_NEEDED, Results
+from .results import SEEDS_FOR, Results
 from .statistics import LEVEL
 from .summary import NOTE, summarise
 
@@ -17,7 +17,6 @@ __all__ = [
     "clean_means",
     "mean_text",
     "notes_of",
-    "seeds_text",
     "signed",
     "spread_text",
     "summary_rows",
@@ -100,12 +99,13 @@ def tables(results: Results) -> Iterator[Table]:
         return
     if _several_detectors(results):
         yield "Differences in AP50 over all detectors", summary_rows(summarise([results]), "AP50")
+    head = ["detector", "std of a difference", *(f"{n} AP50" for n in SEEDS_FOR.values())]
+    power = results.power[results.power["metric"] == "AP50"]
     rows = [
-        [detector, " − ".join(names), *(_needed(row, num_seeds) for row in pair.itertuples())]
-        for (detector, *names), pair in _groups(results.differences, "AP50", "method", "reference")
+        [row.detector, f"{row.std:.1f} ({row.freedom} degrees of freedom)", *_seeds_texts(row)]
+        for row in power.itertuples()
     ]
-    title = "Seeds that a difference of 1 AP50 needs (two-sided 5 %, power 80 %)"
-    yield title, [["detector", "difference", *levels], *_once(rows)]
+    yield "Seeds that a difference in AP50 needs (two-sided 5 %, power 80 %)", [head, *rows]
 
 
 def _lost_tables(results: Results) -> Iterator[Table]:
@@ -179,15 +179,10 @@ def summary_rows(frame: "DataFrame", metric: str) -> list[list[str]]:
     return rows
 
 
-def seeds_text(row: Any) -> str:
-    """Of a row of the differences; a missing value of the column is no number."""
-    text = str(getattr(row, SEEDS_NEEDED))
-    return text if text.isdigit() else MISSING
-
-
-def _needed(row: Any, num_seeds: int) -> str:
-    text = seeds_text(row)
-    return text if text == MISSING else _counted(row, seeds_text, num_seeds)
+def _seeds_texts(row: Any) -> list[str]:
+    """Of a row of the power; a missing value is more seeds than anyone has."""
+    texts = [str(getattr(row, column)) for column in SEEDS_FOR]
+    return [text if text.isdigit() else MISSING for text in texts]
 
 
 def _groups(frame: "DataFrame", metric: str, *names: str) -> Any:

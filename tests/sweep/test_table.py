@@ -134,8 +134,14 @@ def test_a_difference_that_many_tests_leave_is_marked(tmp_path):
     assert sure[2] == "+5.1 ± 0.1 [+4.9, +5.3] *"
     assert open_[2] == "+2.0 ± 0.6 [−0.5, +4.5]"
     assert "2 differences in AP50 are tested at once" in text
-    needed = rows(text, "Seeds that a difference of 1 AP50 needs")
-    assert [row[2] for row in needed] == ["3", "10"]
+    # Pooled: sqrt((0.1^2 + 1^2) / 2) with two degrees of freedom each.
+    (needed,) = rows(text, "Seeds that a difference in AP50 needs")
+    std = (1.01 / 2) ** 0.5
+    assert needed == [
+        R,
+        "0.7 (4 degrees of freedom)",
+        *(str(seeds_needed(std, d)) for d in (1, 2, 5)),
+    ]
 
 
 def test_a_bound_just_below_0_shows_its_sign(tmp_path):
@@ -183,7 +189,7 @@ def test_a_bar_in_a_name_is_no_column(tmp_path):
 def test_files(folder, tmp_path):
     paths = make_tables(folder, tmp_path / "tables")
     names = ["table.md", "table.tex", "table.csv", "runs.csv", "differences.csv", "lost.csv"]
-    names += ["recovered.csv"]
+    names += ["recovered.csv", "power.csv"]
     assert [path.name for path in paths] == [*names, "table.html", "ap50.png", "ap50.pdf"]
     with open(tmp_path / "tables" / "runs.csv") as file:
         runs = list(csv.DictReader(file))
@@ -217,8 +223,7 @@ def test_files(folder, tmp_path):
     keys = ("num_seeds", "mean", "standard_error", "ci95_low", "ci95_high")
     assert [line[k] for k in keys] == ["3", "2.0000", "0.5774", "-0.4841", "4.4841"]
     # p of t(2) = 3.46; the smallest of the four that are tested.
-    keys = ("p", "p_holm", "seeds_for_1_point")
-    assert [line[k] for k in keys] == ["0.0742", "0.2967", "10"]
+    assert [line[k] for k in ("p", "p_holm")] == ["0.0742", "0.2967"]
     picture = Image.open(tmp_path / "tables" / "ap50.png")
     assert picture.size[0] > 800  # two panels
     assert len(picture.convert("RGB").getcolors(1 << 16)) > 50
@@ -381,5 +386,3 @@ def test_fewer_seeds_are_said_in_every_table(folder):
     next(folder.glob("retinanet/equal_weight/noise_0/seed_0/result.json")).unlink()
     text = markdown(read_results(folder))
     assert rows(text, "Lost from 0 % in AP50")[2][2] == "50.0 ± 0.0 (n = 2)"
-    needed = rows(text, "Seeds that a difference of 1 AP50 needs")
-    assert needed[2] == ["", "τ_avg − equal weight", f"{seeds_needed(4.5**0.5)} (n = 2)", "–"]
