@@ -17,7 +17,6 @@ Examples:
 
 import argparse
 import sys
-from pathlib import Path
 
 from sl_detectron.cli import run_tool, tool_parser
 from sl_detectron.sweep import make_tables, write_summary
@@ -27,14 +26,15 @@ def main(args: argparse.Namespace) -> None:
     classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
     if "" in classes or len(set(classes)) < len(classes):
         raise ValueError(f"--classes must be different names a,b,c; got {args.classes!r}")
-    if len(args.folder) > 1:
-        if not args.output:
-            raise ValueError("a summary of several sweeps needs --output, a folder for it")
+    several = len(args.folder) > 1
+    if not args.output and (several or args.folder[0].endswith(".csv")):
+        # The default would write over the published runs.
+        what = "a summary of several sweeps" if several else f"the tables of {args.folder[0]}"
+        raise ValueError(f"--output must name a folder for {what}")
+    if several:
         paths = write_summary(args.folder, args.output, classes)
     else:
-        source = Path(args.folder[0])
-        default = source.parent if source.suffix == ".csv" else source
-        paths = make_tables(source, args.output or default, classes)
+        paths = make_tables(args.folder[0], args.output or args.folder[0], classes)
     for path in paths:
         print(path)
 
@@ -48,7 +48,7 @@ def cli() -> int:
         "grid.yaml and options.json beside it; for several, only a summary over all is written",
     )
     parser.add_argument(
-        "--output", help="folder for tables and plots; default: the given folder, if it is one"
+        "--output", help="folder for tables and plots; default: the given folder of a sweep"
     )
     parser.add_argument(
         "--classes", default="", help="a,b,c: classes to average over; default: all"

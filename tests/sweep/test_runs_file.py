@@ -85,7 +85,7 @@ def test_other_mistakes(published, tmp_path):
 
 def test_a_folder_with_published_runs_alone_keeps_them(published, folder, tmp_path):
     """Its tables would be those of no run, written over the runs."""
-    before = (published / "runs.csv").read_bytes()
+    before, names = (published / "runs.csv").read_bytes(), [*published.iterdir()]
     for sources in ([published], [published, folder]):
         done = run_here("make_table", *sources, "--output", published)
         assert done.returncode == 2
@@ -93,6 +93,10 @@ def test_a_folder_with_published_runs_alone_keeps_them(published, folder, tmp_pa
             done.stderr
         )
         assert (published / "runs.csv").read_bytes() == before
+    done = run_here("make_table", published / "runs.csv")
+    assert done.returncode == 2
+    assert f"--output must name a folder for the tables of {published / 'runs.csv'}" in done.stderr
+    assert [*published.iterdir()] == names
     # Nothing is lost where the file has no run either, as that of a sweep that has just begun.
     (published / "runs.csv").write_bytes(before.splitlines(keepends=True)[0])
     assert read_results(published).runs.empty
