@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw the labels of a dataset with confidences and detections, or the training curves of runs.
+"""Draw labels with confidences and detections, corrected labels, or the training curves of runs.
 
 Each image becomes one picture with panels side by side: the true labels (where
 DATASETS.LABEL_NOISE is on), the labels used in training, the detections. Labels are red, "given
@@ -7,6 +7,9 @@ DATASETS.LABEL_NOISE is on), the labels used in training, the detections. Labels
 Detections are green for the true class, red for a wrong label that the detector has memorised,
 orange for anything else. --first orders the images: as in the dataset (set), by most wrong labels
 (wrong), or by least confidence (doubted).
+
+--corrections draws labels as the last of several training rounds had them, --num of each kind:
+mended, made wrong, and still wrong where label noise was on, else those that changed.
 
 --curves draws loss, tau, sigma and AP50 over the iterations of one or more runs, finished or not.
 
@@ -18,6 +21,8 @@ Examples:
     tools/visualize.py --from-run output --first doubted --num 10 --output pictures
   Detections on a test set, in windows:
     tools/visualize.py --config-file my.yaml --checkpoint model_final.pth --dataset my_test --show
+  Labels that a training in two rounds corrected, pictures/corrections.png:
+    tools/visualize.py --corrections output --num 8 --output pictures
   Training curves of two runs in one picture, pictures/curves.png:
     tools/visualize.py --curves output/baseline output/superloss --output pictures
 """
@@ -27,11 +32,15 @@ import sys
 from pathlib import Path
 
 from sl_detectron.cli import run_tool, tool_parser
+from sl_detectron.commands.corrections import run_corrections
 from sl_detectron.commands.visualize import ORDERS, run_curves, run_visualize
 
 
 def main(args: argparse.Namespace) -> None:
-    print(run_curves(args) if args.curves else run_visualize(args))
+    if args.corrections:
+        print(run_corrections(args))
+    else:
+        print(run_curves(args) if args.curves else run_visualize(args))
 
 
 def cli() -> int:
@@ -45,6 +54,9 @@ def cli() -> int:
     )
     source.add_argument(
         "--curves", nargs="+", metavar="RUN", help="OUTPUT_DIR of each run whose curves are drawn"
+    )
+    source.add_argument(
+        "--corrections", metavar="RUN", help="OUTPUT_DIR of a run with CORRECTION.ROUNDS above 1"
     )
     parser.add_argument("--checkpoint", help="weights whose detections are drawn")
     parser.add_argument("--audit", metavar="FILE", help="label_audit.json with the confidences")
@@ -63,9 +75,13 @@ def cli() -> int:
     args = parser.parse_args()
     if not (args.output or args.show):
         parser.error("give --output DIR, --show, or both")
+    if args.corrections and (args.show or not args.output):
+        parser.error("--corrections writes a picture: give --output DIR, and no --show")
     given = {key for key, value in vars(args).items() if value != parser.get_default(key)}
     if args.curves and not given <= {"curves", "output", "show", "debug", "imports"}:
         parser.error("--curves takes --output, --show and nothing else")
+    if args.corrections and not given <= {"corrections", "num", "output", "debug", "imports"}:
+        parser.error("--corrections takes --num, --output and nothing else")
     return run_tool(main, args)
 
 

@@ -4,6 +4,7 @@ docs/label_correction.md explains the correction and when it helps.
 """
 
 import logging
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ from ..audit.true_classes import infer_true_classes
 from ..checkpoint import check_checkpoint, read_checkpoint
 from ..data.annotation_ids import AnnotationTable
 from ..files import replacing
-from ..modeling.class_targets import ClassTargets, attach_class_targets
+from ..modeling.class_targets import ClassTargets, Distributions, attach_class_targets
 
 __all__ = [
     "CorrectLabels",
     "LabelCorrection",
     "check_correction",
     "is_estimated",
+    "read_class_targets",
     "round_config",
     "write_class_targets",
 ]
@@ -189,17 +191,27 @@ class LabelCorrection:
         return CorrectLabels(tracker, targets, start, self.period, hard, self.min_probability)
 
     def _set_from_file(self, targets: ClassTargets, annotations: AnnotationTable) -> None:
-        state = read_checkpoint(self.targets)
-        if state.get("fingerprint") != annotations.fingerprint:
-            raise ValueError(
-                f"{NODE}.TARGETS: {self.targets} does not match the annotations of "
-                "the training sets with their label noise"
-            )
-        hard = self.form == "hard"
-        probabilities = state["probabilities"]
-        if not isinstance(probabilities, torch.Tensor):
-            probabilities = FewClasses(**probabilities)
-        targets.set_distributions(probabilities, None, hard, self.min_probability)
+        try:
+            probabilities = read_class_targets(self.targets, annotations)
+        except ValueError as error:
+            raise ValueError(f"{NODE}.TARGETS: {error}") from error
+        targets.set_distributions(probabilities, None, self.form == "hard", self.min_probability)
+
+
+def read_class_targets(path: str | os.PathLike, annotations: AnnotationTable) -> Distributions:
+    """What :func:`write_class_targets` wrote: the class distributions of annotations by their ids.
+
+    Raises:
+        FileNotFoundError: there is no such file
+        ValueError: they are of other annotations
+    """
+    state = read_checkpoint(path)
+    if state.get("fingerprint") != annotations.fingerprint:
+        raise ValueError(
+            f"{path} does not match the annotations of the training sets with their label noise"
+        )
+    probabilities: Distributions | dict[str, Any] = state["probabilities"]
+    return FewClasses(**probabilities) if isinstance(probabilities, dict) else probabilities
 
 
 def check_correction(cfg: CfgNode) -> None:

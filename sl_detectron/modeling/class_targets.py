@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .matched_annotations import FIELD
 
-__all__ = ["ClassTargets", "SampleTargets", "attach_class_targets", "mean_losses"]
+__all__ = ["ClassTargets", "Distributions", "SampleTargets", "attach_class_targets", "mean_losses"]
 
 # Makes (S,) or (S, K) losses of (S,) classes.
 LossOf = Callable[[Tensor], Tensor]
