@@ -1,5 +1,6 @@
 """Trainers that stop all ranks at a loss that is not finite, and report where it comes from."""
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -70,6 +71,11 @@ class FiniteTrainer(SimpleTrainer):
 class FiniteAMPTrainer(FiniteTrainer, AMPTrainer):
     """:class:`AMPTrainer` with the check of :class:`FiniteTrainer`."""
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Also of a run without a scaler, as those on a CPU are: the new one stays."""
+        scaler = {"grad_scaler": self.grad_scaler.state_dict()}
+        super().load_state_dict({**scaler, **state_dict})
+
 
 class FiniteBF16Trainer(FiniteTrainer):
     """Mixed precision on a CPU, where :class:`AMPTrainer` does not run: bfloat16, without a scaler.
@@ -78,24 +84,25 @@ class FiniteBF16Trainer(FiniteTrainer):
     """
 
     def run_step(self) -> None:
-        autocast = torch.autocast("cpu", torch.bfloat16)
+        # The forward pass alone, as AMPTrainer does; left at the latest with the step, also where
+        # the forward pass is interrupted.
+        with contextlib.ExitStack() as stack:
 
-        def enter(*_: Any) -> None:
-            autocast.__enter__()
+            def enter(*_: Any) -> None:
+                stack.enter_context(torch.autocast("cpu", torch.bfloat16))
 
-        def leave(*_: Any) -> None:
-            autocast.__exit__(None, None, None)
+            def leave(*_: Any) -> None:
+                stack.close()
 
-        # The forward pass alone, as AMPTrainer does; also left where it raises.
-        hooks = [
-            self.model.register_forward_pre_hook(enter),
-            self.model.register_forward_hook(leave, always_call=True),
-        ]
-        try:
-            super().run_step()
-        finally:
-            for hook in hooks:
-                hook.remove()
+            hooks = [
+                self.model.register_forward_pre_hook(enter),
+                self.model.register_forward_hook(leave),
+            ]
+            try:
+                super().run_step()
+            finally:
+                for hook in hooks:
+                    hook.remove()
 
 
 def trainer_class(amp: bool, device: str | torch.device) -> type[SimpleTrainer]:

@@ -26,7 +26,7 @@ from ..data.train_loader import shield_workers
 from ..evaluation.evaluator_choice import build_evaluator
 from ..label_noise import build_noisy_train_loader
 from ..losses import DataParams
-from ..modeling import SuperLossTerm, use_matrix_roi_align
+from ..modeling import MatrixROIAlign, SuperLossTerm, use_matrix_roi_align
 from ..rivals import build_method
 from .finite import trainer_class
 from .hooks import (
@@ -165,10 +165,15 @@ class SuperLossTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The stock model builder; warns where the keys of the SuperLoss have no effect."""
+        """The stock model builder; warns where our keys of the model have no effect."""
         model = super().build_model(cfg)
         if cfg.MODEL.ROI_HEADS.MATRIX_ROI_ALIGN:
             use_matrix_roi_align(model)
+            if not any(isinstance(m, MatrixROIAlign) for m in model.modules()):
+                logger.warning(
+                    "MODEL.ROI_HEADS.MATRIX_ROI_ALIGN is set but has no effect: the model has no "
+                    "ROIPooler of type ROIAlign or ROIAlignV2"
+                )
         stock = merge_cfg("", [])
         has_superloss = any(isinstance(m, SuperLossTerm) for m in model.modules())
         if cfg.MODEL.SUPERLOSS != stock.MODEL.SUPERLOSS and not has_superloss:

@@ -16,7 +16,7 @@ from detectron2.modeling.roi_heads import RROIHeads, StandardROIHeads
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from ..modeling import SuperLossStandardROIHeads, use_matrix_roi_align
+from ..modeling import MatrixROIAlign, SuperLossStandardROIHeads, use_matrix_roi_align
 from .method import METHOD_REGISTRY, check_is_pair, check_key, one_hot, start_of
 from .pair import PairMixin
 from .soft_targets import SoftTargets
@@ -119,6 +119,13 @@ class CABBC(SoftTargets):
             raise ValueError(
                 "CABBC is two heads on one trunk: set MODEL.METHOD.SHARED_TRUNK True, or "
                 "shared_trunk of the PairedRCNN in a LazyConfig"
+            )
+        poolers = [p for h in heads for p in _differentiable(h).level_poolers]
+        if self.alpha and not all(isinstance(p, MatrixROIAlign) for p in poolers):
+            raise ValueError(
+                "CA_BBC.ALPHA above 0 needs the gradient of RoIAlign: set "
+                "MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIAlignV2 or ROIAlign; the poolers are "
+                f"{type(poolers[0]).__name__}"
             )
         super().attach(model)
         heads[0].register_forward_pre_hook(partial(self._correct, heads))

@@ -8,6 +8,8 @@ from itertools import product
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .grid import METRICS, Grid, Method, Run
 from .statistics import Difference, holm, paired_difference, seeds_needed
 
@@ -89,22 +91,43 @@ class Results:
         """A row for each metric and detector: the seeds that a difference of some points needs.
 
         ``std`` of a paired difference is pooled over all pairs of methods and levels of noise,
-        weighted by their degrees of freedom, whose sum is ``freedom``: a single difference of
-        two or three seeds tells its own spread to within a factor of ten. No row of a detector
-        without two seeds.
+        weighted by their seeds but one: a single difference of two or three seeds tells its own
+        spread to within a factor of ten. ``freedom`` is the number of independent ones of these
+        deviations: A - C is known where A - B and B - C are. No row of a detector without a
+        pair of two seeds.
         """
         rows = []
         for (metric, detector), found in self.differences.groupby(
             ["metric", "detector"], sort=False
         ):
             known = found[found["num_seeds"] > 1]
-            freedom = int((known["num_seeds"] - 1).sum())
-            if freedom:
+            weights = known["num_seeds"] - 1
+            if len(known):
                 squares = known["standard_error"] ** 2 * known["num_seeds"]
-                std = math.sqrt((squares * (known["num_seeds"] - 1)).sum() / freedom)
+                std = math.sqrt((squares * weights).sum() / weights.sum())
                 needed = (seeds_needed(std, points) for points in SEEDS_FOR.values())
-                rows.append((detector, metric, std, freedom, *needed))
+                rows.append((detector, metric, std, self._freedom(detector, metric), *needed))
         return as_frame(rows, POWER)
+
+    def _freedom(self, detector: str, metric: str) -> int:
+        """How many deviations of paired differences from their means are independent."""
+        pairs = [pair for pair in self.grid.pairs if pair[0].detector == detector]
+        methods, seeds = [*dict.fromkeys(m for pair in pairs for m in pair)], [*self.grid.seeds]
+        freedom = 0
+        for noise in self.grid.noise:
+            # Each as what it is of the values: one minus their mean, of both methods.
+            deviations = [np.zeros((len(methods), len(seeds)))]
+            for pair in pairs:
+                first, second = (self._values(method, noise, metric) for method in pair)
+                shared = [seeds.index(seed) for seed in first.keys() & second]
+                own, other = map(methods.index, pair)
+                for place in shared:
+                    deviations.append(np.zeros_like(deviations[0]))
+                    deviations[-1][own, shared] = -1 / len(shared)
+                    deviations[-1][own, place] += 1
+                    deviations[-1][other] = -deviations[-1][own]
+            freedom += int(np.linalg.matrix_rank(np.stack(deviations).reshape(len(deviations), -1)))
+        return freedom
 
     @cached_property
     def lost(self) -> "DataFrame":

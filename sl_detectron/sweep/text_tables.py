@@ -105,7 +105,8 @@ def tables(results: Results) -> Iterator[Table]:
         [row.detector, f"{row.std:.1f} ({row.freedom} degrees of freedom)", *_seeds_texts(row)]
         for row in power.itertuples()
     ]
-    yield "Seeds that a difference in AP50 needs (two-sided 5 %, power 80 %)", [head, *rows]
+    if rows:
+        yield "Seeds that a difference in AP50 needs (two-sided 5 %, power 80 %)", [head, *rows]
 
 
 def _lost_tables(results: Results) -> Iterator[Table]:

@@ -3,7 +3,7 @@
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..data.images import read_image
 from .boxes import OTHER, RIGHT, WRONG
@@ -22,10 +22,11 @@ MARGIN, LEAST_MARGIN = 1.1, 4.0
 class Correction(NamedTuple):
     """An annotation: its box in pixels (XYXY), the given and the most probable class.
 
-    ``truth`` is the class before label noise, None where there was no noise.
+    ``image`` is a dataset dict, of which the image is read. ``truth`` is the class before label
+    noise, None where there was no noise.
     """
 
-    file_name: str
+    image: Mapping[str, Any]
     box: tuple[float, float, float, float]
     given: int
     estimate: int
@@ -89,14 +90,18 @@ def draw_corrections(
 def _draw(axis: "Axes", correction: Correction, names: Mapping[int, str]) -> None:
     from matplotlib.patches import Rectangle
 
-    image = read_image({"file_name": correction.file_name}, "RGB")
+    image = read_image(correction.image, "RGB")
     x0, y0, x1, y1 = correction.box
     reach = MARGIN * max(x1 - x0, y1 - y0) + LEAST_MARGIN
     x, y = (x0 + x1) / 2, (y0 + y1) / 2
-    top, left = (max(int(middle - reach), 0) for middle in (y, x))
-    piece = image[top : math.ceil(y + reach), left : math.ceil(x + reach)]
+    # A box may lie outside of its image: then there is nothing to show around it.
+    (top, bottom), (left, right) = (
+        (max(int(middle - reach), 0), max(math.ceil(middle + reach), 0)) for middle in (y, x)
+    )
+    piece = image[top:bottom, left:right]
     height, width = piece.shape[:2]
-    axis.imshow(piece, extent=(left, left + width, top + height, top))
+    if piece.size:
+        axis.imshow(piece, extent=(left, left + width, top + height, top))
     axis.set(xlim=(x - reach, x + reach), ylim=(y + reach, y - reach))
     known = correction.truth is not None
     colour = (RIGHT if correction.is_right else WRONG) if known else OTHER
@@ -106,4 +111,5 @@ def _draw(axis: "Axes", correction: Correction, names: Mapping[int, str]) -> Non
     lines = [f"given {given}", f"{estimate} {correction.probability:.2f}"]
     if known and not correction.is_right:
         lines.append(f"truth {truth}")
-    axis.set_title("\n".join(lines), fontsize=8)
+    # A class name with dollar signs is no formula.
+    axis.set_title("\n".join(lines), fontsize=8, parse_math=False)

@@ -135,7 +135,7 @@ def test_mixed_precision_has_the_same_check(monkeypatch):
 class Precise(torch.nn.Module):
     """Notes the types of a product in the forward and the backward pass."""
 
-    def __init__(self, raises=False):
+    def __init__(self, raises=None):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(1, 1))
         self.raises, self.seen = raises, []
@@ -145,7 +145,7 @@ class Precise(torch.nn.Module):
         self.seen.append(product.dtype)
         product.register_hook(lambda _: self.seen.append(torch.is_autocast_enabled("cpu")))
         if self.raises:
-            raise RuntimeError("no memory")
+            raise self.raises("no memory")
         return {"loss": product.sum()}
 
 
@@ -161,11 +161,25 @@ def test_mixed_precision_on_a_cpu_is_bfloat16_in_the_forward_pass_alone():
     assert not model._forward_pre_hooks
 
 
-def test_mixed_precision_ends_with_a_step_that_raises():
-    model = Precise(raises=True)
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_mixed_precision_ends_with_a_step_that_raises(error):
+    model = Precise(error)
     trainer = FiniteBF16Trainer(model, [[0]], torch.optim.SGD(model.parameters(), lr=1.0))
-    with pytest.raises(RuntimeError, match="no memory"):
+    with pytest.raises(error, match="no memory"):
         trainer.train(0, 1)
     assert model.seen == [torch.bfloat16]
     assert not torch.is_autocast_enabled("cpu")
     assert not model._forward_hooks
+
+
+def test_a_checkpoint_without_a_scaler_is_resumed_with_one(monkeypatch):
+    """As one of a CPU on a GPU; AMPTrainer ends with a KeyError."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    model = Precise()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    state = {**FiniteBF16Trainer(model, [[0]], optimizer).state_dict(), "iteration": 7}
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    trainer = FiniteAMPTrainer(model, [[0]], optimizer, grad_scaler=scaler)
+    trainer.load_state_dict(state)
+    assert trainer.iter == 7
+    assert scaler.get_scale() == 8.0

@@ -6,6 +6,7 @@ from detectron2.structures import Boxes
 from detectron2.utils.testing import convert_scripted_instances
 
 from helpers.detectors import build, make_batch, run_losses, small_config
+from sl_detectron.modeling import use_matrix_roi_align
 
 # v0.6 cannot import its exports without Caffe2.
 export = pytest.importorskip("detectron2.export")
@@ -86,3 +87,20 @@ def test_traced_inference_is_the_models(detector):
     assert len(got) == len(expected) > 0
     torch.testing.assert_close(got.pred_boxes.tensor, expected.pred_boxes.tensor)
     torch.testing.assert_close(got.scores, expected.scores)
+
+
+def test_roi_align_by_matrices_is_exported_as_the_stock_one():
+    """A trace would keep the numbers of boxes of its example, and TorchScript has no such code."""
+    model = use_matrix_roi_align(build(config("standard"))).eval()
+    adapter = export.TracingAdapter(model, image(), detect)
+    other = make_batch((2,), seed=1)[0]["image"].flip(2)
+    with torch.no_grad():
+        traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
+        got, expected = adapter.outputs_schema(traced(other)), detect(model, other)
+    assert len(got) == len(expected) > 0
+    torch.testing.assert_close(got.scores, expected.scores)
+    torch.testing.assert_close(got.pred_boxes.tensor, expected.pred_boxes.tensor)
+    scripted = export.scripting_with_instances(model, FIELDS["standard"])
+    with torch.no_grad():
+        found = convert_scripted_instances(detect(scripted, other))
+    assert len(found) == len(expected)

@@ -1,12 +1,15 @@
 """RoIAlign by matrices is torchvision's, and has a gradient for the boxes."""
 
+import math
 from itertools import product
 
 import pytest
 import torch
+from detectron2.config import LazyCall, instantiate
 from detectron2.layers import ROIAlign
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
+from torch.overrides import TorchFunctionMode
 
 from helpers.detectors import build, make_batch, random_boxes, run_losses, small_config
 from sl_detectron.engine import SuperLossTrainer
@@ -99,3 +102,56 @@ def test_losses_of_a_detector_are_the_same_but_for_rounding(detector):
     model.load_state_dict(build(cfg).state_dict())
     losses = run_losses(model.train(), make_batch())[0]
     torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_without_roi_align_is_said_to_ignore_the_key(caplog):
+    cfg = small_config("retinanet", superloss=True)
+    cfg.MODEL.ROI_HEADS.MATRIX_ROI_ALIGN = True
+    SuperLossTrainer.build_model(cfg)
+    assert "MATRIX_ROI_ALIGN is set but has no effect" in caplog.text
+
+
+def test_a_long_thin_box_takes_little_memory():
+    """It has a sample for each pixel of its length, and all boxes had as many."""
+    rois = torch.tensor([[0, 0, 0, 30.0, 30.0]]).repeat(50, 1)
+    rois[0, 3] = 700
+    module = MatrixROIAlign((7, 7), 1.0, 0)
+    sizes = []
+
+    class Sizes(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                sizes.append(result.numel())
+            return result
+
+    with Sizes():
+        module(torch.zeros(1, 1, 8, 700), rois)
+    assert max(sizes) <= 50 * 7 * 700
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_boxes_that_are_not_finite_are_refused(value, ratio):
+    rois = torch.tensor([[0, 1.0, 1.0, 5.0, 5.0], [0, 1.0, 1.0, value, 5.0]])
+    with pytest.raises(FloatingPointError, match="infinite or nan"):
+        MatrixROIAlign((3, 3), 1.0, ratio)(torch.zeros(1, 1, 8, 8), rois)
+
+
+def test_the_gradient_on_a_pixels_centre_is_a_slope():
+    """Samples on the centres of pixels, as those of boxes of whole pixels may be."""
+    features = torch.arange(8.0)[None, None, None].repeat(1, 1, 8, 1)
+    boxes = torch.tensor([[1.0, 1.0, 4.0, 4.0]], requires_grad=True)
+    module = MatrixROIAlign((3, 3), 1.0, 1)
+    pooled = module(features, torch.cat([torch.zeros(1, 1), boxes], dim=1))
+    pooled.sum().backward()
+    # A step to the right raises each of nine bins by as much.
+    torch.testing.assert_close(boxes.grad[0, [0, 2]].sum(), torch.tensor(9.0))
+
+
+def test_a_lazy_config_calls_it():
+    pooler = LazyCall(ROIPooler)(
+        output_size=7, scales=(0.25,), sampling_ratio=0, pooler_type="ROIAlignV2"
+    )
+    built = instantiate(LazyCall(use_matrix_roi_align)(model=pooler))
+    assert [type(p) for p in built.level_poolers] == [MatrixROIAlign]

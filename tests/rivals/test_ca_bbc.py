@@ -103,6 +103,11 @@ def test_what_it_needs():
     cascade.merge_from_list(options("CABBC", "cascade"))
     with pytest.raises(ValueError, match="SuperLossCascadeROIHeads"):
         build_method(cascade, build(cascade), 1)
+    pool = small_config("standard", superloss=True)
+    pool.merge_from_list(options("CABBC", "standard", ALPHA, 20.0))
+    pool.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIPool"
+    with pytest.raises(ValueError, match=r"CA_BBC\.ALPHA above 0.*POOLER_TYPE.*are RoIPool"):
+        build_method(pool, build(pool), 1)
     # As a LazyConfig may have it: the second head would score features of another trunk.
     apart, _ = detector_with("CoTeaching")
     with pytest.raises(ValueError, match="SHARED_TRUNK True, or shared_trunk"):

@@ -144,6 +144,28 @@ def test_a_difference_that_many_tests_leave_is_marked(tmp_path):
     ]
 
 
+def test_differences_of_the_same_methods_are_not_counted_as_independent(folder):
+    """Clean: 2 x 2 of three methods and seeds, not 3 x 2; at 40 % one pair has two seeds."""
+    results = read_results(folder)
+    (power,) = results.power.query("metric == 'AP50'").itertuples()
+    assert (power.detector, power.freedom) == (R, 5)
+    # Variances by hand: clean 4 (of three seeds), 1 and 9, at 40 % 8 of two seeds.
+    assert power.std == pytest.approx(((2 * 4 + 2 * 1 + 2 * 9 + 8) / 7) ** 0.5)
+
+
+def test_no_pair_has_two_seeds(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump(RESULTS_GRID, sort_keys=False))
+    values = {(R, "baseline", 0.0, 0): 50.0, (R, "τ_avg", 0.0, 0): 51.0}
+    write_results(path, tmp_path / "output", values)
+    results = read_results(tmp_path / "output")
+    assert as_csv(results.power).splitlines() == [
+        "detector,metric,std,freedom,seeds_for_1,seeds_for_2,seeds_for_5"
+    ]
+    assert "Seeds that a difference" not in markdown(results)
+    assert "Seeds that a difference" not in latex(results)
+
+
 def test_a_bound_just_below_0_shows_its_sign(tmp_path):
     """1.46, 2.46, 3.46: mean 2.46, low 2.46 - 4.3027 / sqrt(3) = -0.024, so 0 is included."""
     path = tmp_path / "grid.yaml"

@@ -1,5 +1,7 @@
 """tools/visualize.py --corrections: what became of labels, by kind, with pictures of some."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from PIL import Image
 from helpers.grid_cases import run_here
 from sl_detectron.audit.few_classes import FewClasses
 from sl_detectron.data.annotation_ids import AnnotationTable
+from sl_detectron.visualization.corrections import Correction, draw_corrections
 
 CLASSES = 3
 # Given, true and most probable class: mended, made wrong, still wrong twice, right and left so.
@@ -87,3 +90,45 @@ def test_bad_input(tmp_path):
     assert run_here(*command[:3], "--show").returncode == 2
     assert run_here(*command, "--first", "wrong").returncode == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_images_that_cannot_be_read(tmp_path):
+    """Training may have skipped some; others are drawn in their place, and without any it ends."""
+    write_run(tmp_path / "run", tmp_path)
+    (tmp_path / "2.png").unlink()
+    (tmp_path / "3.png").write_bytes((tmp_path / "3.png").read_bytes()[:60])
+    command = ("visualize", "--corrections", tmp_path / "run", "--output", tmp_path / "out")
+    done = run_here(*command)
+    assert done.returncode == 0, done.stderr
+    assert "6 labels: 1 wrong labels mended" in done.stdout
+    whole = count(tmp_path / "out" / "corrections.png", RED)
+    assert 0.8 < whole / count(tmp_path / "out" / "corrections.png", GREEN) < 1.2
+    for number in range(len(LABELS)):
+        (tmp_path / f"{number}.png").unlink(missing_ok=True)
+    done = run_here(*command[:3], "--output", tmp_path / "none")
+    assert done.returncode == 2
+    assert "no image of a label can be read. The paths are those of the training" in done.stderr
+    assert "BROKEN_IMAGES" not in done.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_that_is_no_round_is_passed_over(tmp_path):
+    write_run(tmp_path / "run", tmp_path)
+    shutil.copytree(tmp_path / "run" / "round_1", tmp_path / "run" / "round_old")
+    done = run_here("visualize", "--corrections", tmp_path / "run", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "box", [[200, 200, 230, 240], [-90, -90, -60, -60], [30, 30, 30, 30], [-10, 5, 200, 90]]
+)
+def test_odd_boxes_and_names(tmp_path, box):
+    """Outside of the image, of no size, larger than it; a name that is no formula."""
+    write_run(tmp_path, tmp_path)
+    image = {"file_name": str(tmp_path / "0.png")}
+    correction = Correction(image, box, 0, 1, 0.5, None)
+    figure = draw_corrections({"changed": [correction]}, ("a$x", "$\\frac$"))
+    figure.savefig(tmp_path / "x.png")
+    shown = [image.get_array().size for image in figure.axes[0].images]
+    is_outside = max(box) < 0 or min(box) > 100
+    assert shown == [] if is_outside else shown[0] > 0
