@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.utils import comm
+from torch import Tensor, nn
 
 from ..data.train_loader import image_name
 from .resume import any_rank
@@ -83,6 +85,11 @@ class FiniteBF16Trainer(FiniteTrainer):
     The range of bfloat16 is that of float32, so gradients need no scaling.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        convolutions = (m for m in self.model.modules() if isinstance(m, nn.Conv2d))
+        self._strided = [m for m in convolutions if m.stride[1] > 1]
+
     def run_step(self) -> None:
         # The forward pass alone, as AMPTrainer does; left at the latest with the step, also where
         # the forward pass is interrupted.
@@ -97,12 +104,24 @@ class FiniteBF16Trainer(FiniteTrainer):
             hooks = [
                 self.model.register_forward_pre_hook(enter),
                 self.model.register_forward_hook(leave),
+                *(m.register_forward_pre_hook(_widen) for m in self._strided),
             ]
             try:
                 super().run_step()
             finally:
                 for hook in hooks:
                     hook.remove()
+
+
+def _widen(convolution: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Pad an input to the width of the stride, which leaves the output of same padding unchanged.
+
+    In bfloat16 the weights of a convolution whose input is narrower than its stride, as level p6 of
+    a small image, get gradients from memory that nothing was written to (oneDNN in torch 2.14).
+    """
+    images, *others = args
+    missing = convolution.stride[1] - images.shape[-1]
+    return (F.pad(images, (0, missing)), *others) if missing > 0 else args
 
 
 def trainer_class(amp: bool, device: str | torch.device) -> type[SimpleTrainer]:

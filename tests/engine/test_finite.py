@@ -183,3 +183,36 @@ def test_a_checkpoint_without_a_scaler_is_resumed_with_one(monkeypatch):
     trainer.load_state_dict(state)
     assert trainer.iter == 7
     assert scaler.get_scale() == 8.0
+
+
+class Narrow(torch.nn.Module):
+    """A convolution over images that are narrower than its stride."""
+
+    def __init__(self, kernel, stride, dtype=torch.float32):
+        super().__init__()
+        torch.manual_seed(0)
+        same = kernel // 2
+        self.convolution = torch.nn.Conv2d(64, 64, kernel, stride, same, bias=False, dtype=dtype)
+
+    def forward(self, batch):
+        # Memory that was in use before: new tensors would be zero by chance.
+        for size in (64 * 64 * 9, 2 * 64 * 8, 10_000):
+            torch.full((size,), float("nan"), dtype=torch.bfloat16)
+        return {"loss": self.convolution(batch).square().sum()}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "width"), [(3, 2, 1), (3, 3, 2), (5, 2, 1), (7, 4, 3)]
+)
+def test_gradients_of_images_narrower_than_a_stride(kernel, stride, width):
+    images = torch.randn(2, 64, 5, width, generator=torch.Generator().manual_seed(1))
+    expected = Narrow(kernel, stride)
+    loss = expected(images)["loss"]
+    loss.backward()
+    for _ in range(5):
+        model = Narrow(kernel, stride)
+        trainer = FiniteBF16Trainer(model, [images], torch.optim.SGD(model.parameters(), lr=0.0))
+        trainer.train(0, 1)
+        gradients = [m.convolution.weight.grad for m in (model, expected)]
+        torch.testing.assert_close(*gradients, rtol=0.05, atol=0.02 * gradients[1].abs().max())
+        assert not model.convolution._forward_pre_hooks
