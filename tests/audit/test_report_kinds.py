@@ -249,21 +249,25 @@ def test_decisions_come_back_by_kind_and_box(page, tmp_path):
 
 
 @pytest.mark.slow
-def test_ten_thousand_of_mixed_kinds_open_in_three_seconds(chromium, audit, tmp_path):
+def test_ten_thousand_of_mixed_kinds_open_as_fast_as_their_text(chromium, audit, tmp_path):
+    """Cards are made as they are scrolled to: ten times the rows take at most ten times as long."""
     rows = suspects_of(audit).suspects
     many = tuple(
         dataclasses.replace(row, suggested_bbox=row.suggested_bbox, image_id=f"{row.image_id}{i}")
         for i in range(1112)
         for row in rows
     )[:10_000]
-    listed = SuspectList(audit.classes, audit.sources, many, 1)
-    report = write_report(audit, tmp_path / "report", suspects=listed)
-    times = []
-    for _ in range(3):
+    reports = {}
+    for num in (1_000, 10_000):
+        listed = SuspectList(audit.classes, audit.sources, many[:num], 1)
+        reports[num] = write_report(audit, tmp_path / str(num), suspects=listed)
+    times = {num: [] for num in reports}
+    for num in [*reports] * 3:
         began = time.perf_counter()
-        chromium.get(report.as_uri())
-        assert text(chromium, "shown") == "10,000 shown"
-        times.append(time.perf_counter() - began)
-    print(f"opened in {min(times):.2f} s, {report.stat().st_size / 2**20:.1f} MiB")
-    assert min(times) < 3
+        chromium.get(reports[num].as_uri())
+        assert text(chromium, "shown") == f"{num:,} shown"
+        times[num].append(time.perf_counter() - began)
+    few, all_of_them = (min(times[num]) for num in reports)
+    print(f"opened in {few:.2f} and {all_of_them:.2f} s")
+    assert all_of_them < 10 * few
     assert len(cards(chromium)) < 100
