@@ -188,11 +188,10 @@ def test_a_checkpoint_without_a_scaler_is_resumed_with_one(monkeypatch):
 class Narrow(torch.nn.Module):
     """A convolution over images that are narrower than its stride."""
 
-    def __init__(self, kernel, stride, dtype=torch.float32):
+    def __init__(self, kernel, stride):
         super().__init__()
         torch.manual_seed(0)
-        same = kernel // 2
-        self.convolution = torch.nn.Conv2d(64, 64, kernel, stride, same, bias=False, dtype=dtype)
+        self.convolution = torch.nn.Conv2d(64, 64, kernel, stride, kernel // 2, bias=False)
 
     def forward(self, batch):
         # Memory that was in use before: new tensors would be zero by chance.
