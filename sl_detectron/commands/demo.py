@@ -15,7 +15,7 @@ from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 from tqdm import tqdm
 
-from ..engine.launch import iterations_done, setup_job
+from ..engine.launch import iterations_done, metrics_stamp, setup_job
 from ..engine.setup import setup_cfg
 from ..engine.trainer import SuperLossTrainer, build_predictor
 from ..files import write_json
@@ -86,13 +86,14 @@ def _train_pair(pair: dict[Key, CfgNode], bar: tqdm) -> dict[Key, dict[str, floa
 
     Each has a process: detectron2's loggers write to all files that a process has ever given them.
     """
-    started, done_before = time.time(), bar.n
+    outputs = {cfg.OUTPUT_DIR: metrics_stamp(cfg.OUTPUT_DIR) for cfg in pair.values()}
+    done_before = bar.n
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(pair), mp_context=context) as pool:
         futures = {key: pool.submit(_train, cfg) for key, cfg in pair.items()}
         while not all(future.done() for future in futures.values()):
             time.sleep(1)
-            done = sum(iterations_done(cfg.OUTPUT_DIR, started) for cfg in pair.values())
+            done = sum(iterations_done(folder, before) for folder, before in outputs.items())
             bar.update(done_before + done - bar.n)
         results = {key: future.result() for key, future in futures.items()}
     bar.update(done_before + sum(cfg.SOLVER.MAX_ITER for cfg in pair.values()) - bar.n)

@@ -29,7 +29,7 @@ from ..cli import USER_ERRORS, run_tool
 from ..data.datasets import forget_checked_datasets
 from ..data.registered_sets import register_custom_datasets
 
-__all__ = ["end_logs", "iterations_done", "launch_job", "setup_job"]
+__all__ = ["end_logs", "iterations_done", "launch_job", "metrics_stamp", "setup_job"]
 
 
 def launch_job(job: Callable[[Any, argparse.Namespace], Any], cfg: Any, args: Any) -> None:
@@ -156,14 +156,26 @@ class _WithoutTraceback(logging.Formatter):
         return self.stock.format(record)
 
 
-def iterations_done(output: str | os.PathLike, since: float = 0.0) -> int:
+def metrics_stamp(output: str | os.PathLike) -> tuple[int, int] | None:
+    """Time and size of a run's metrics file, which tell one state of it from the next.
+
+    A file's time is compared with its own only: file systems and servers keep other clocks.
+    """
+    try:
+        status = (Path(output) / "metrics.json").stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+def iterations_done(output: str | os.PathLike, before: tuple[int, int] | None = None) -> int:
     """Number of iterations in the metrics file of a run, also of one in another process.
 
-    A file last written before ``since``, in seconds since the epoch, belongs to an older run.
+    A file whose stamp is still the one ``before`` the start belongs to an older run: 0.
     """
     path = Path(output) / "metrics.json"
     try:
-        if path.stat().st_mtime < since:
+        if before is not None and metrics_stamp(output) == before:
             return 0
         return int(json.loads(path.read_text().splitlines()[-1])["iteration"]) + 1
     except (OSError, ValueError, IndexError):  # not there yet, or caught in the middle of a write

@@ -2,13 +2,12 @@
 
 import json
 import sys
-import time
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from ..engine.launch import iterations_done
+from ..engine.launch import iterations_done, metrics_stamp
 from .plan import PlannedRun
 from .state import RESULT, RUN_LOG, has_checkpoint
 
@@ -30,7 +29,7 @@ class Progress(AbstractContextManager["Progress"]):
     """Iterations over all runs, as a bar on a terminal and as lines in a file."""
 
     def __init__(self, waiting: list[PlannedRun], finished: list[PlannedRun]):
-        self._started = time.time()
+        self._stamps = {run.folder: metrics_stamp(run.folder) for run in waiting}
         self._open = list(waiting)
         self._settled, self._total = len(finished), len(waiting) + len(finished)
         self._done = sum(run.cfg.SOLVER.MAX_ITER for run in finished)
@@ -74,7 +73,8 @@ class Progress(AbstractContextManager["Progress"]):
         self._bar.update(self._done + sum(map(self._iterations, self._open)) - self._bar.n)
 
     def _iterations(self, run: PlannedRun) -> int:
-        return iterations_done(run.folder, self._started) or self._before.get(run.folder, 0)
+        done = iterations_done(run.folder, self._stamps[run.folder])
+        return done or self._before.get(run.folder, 0)
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
