@@ -17,9 +17,20 @@ class Evidence:
 
     Args:
         prior: (A, C) predictions raised to the power 1 / temperature, normalised
+        num_classes: K
     """
 
     prior: Tensor
+    num_classes: int
+
+    def posterior(self, likelihood: Tensor) -> Tensor:
+        """(A, C) by Bayes' rule, of an (A, C) likelihood up to a factor of each annotation."""
+        joint = self.prior * likelihood
+        return joint / joint.sum(dim=1, keepdim=True)
+
+    def marginal(self) -> Tensor:
+        """(A, C) or (C,) mean prior of the candidate's class."""
+        raise NotImplementedError
 
     def likelihood(self, confusion: Tensor) -> Tensor:
         """(A, C) probability of the label, by true class."""
@@ -45,9 +56,12 @@ class _Every(Evidence):
     """What EM needs of (A, K) predictions."""
 
     def __init__(self, predictions: Tensor, labels: Tensor, temperature: float):
-        self.labels = labels
+        self.labels, self.num_classes = labels, predictions.shape[1]
         self.given = F.one_hot(labels, predictions.shape[1]).to(predictions)
         self.prior = (predictions.clamp_min(1e-6).log() / temperature).softmax(dim=1)
+
+    def marginal(self) -> Tensor:
+        return self.prior.mean(dim=0)
 
     def likelihood(self, confusion: Tensor) -> Tensor:
         return confusion[:, self.labels].T
@@ -75,6 +89,12 @@ class _Candidates(Evidence):
         lacks = predictions.values <= 0
         lacks[:, 0] = False
         self.prior = logs.masked_fill(lacks, -torch.inf).softmax(dim=1)
+
+    def marginal(self) -> Tensor:
+        sums = torch.zeros(self.num_classes, dtype=torch.float64)
+        sums.index_add_(0, self.classes.flatten(), self.prior.double().flatten())
+        # Of no class at a place without one.
+        return (sums / len(self.prior)).to(self.prior)[self.classes] * (self.prior > 0)
 
     def likelihood(self, confusion: Tensor) -> Tensor:
         return confusion[self.classes, self.labels]

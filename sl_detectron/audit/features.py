@@ -20,13 +20,18 @@ MAX_STRIDE = 32
 MAX_FEATURES = 2048
 # Width and height of the surroundings that are pooled beside the box itself.
 CONTEXT = 1.5
+# Rows and columns of a box; beside their mean its middle is kept, which small objects fill.
+CELLS = 3
 
 
 class FeaturePooler(ExitStack):
-    """While it is entered, notes the feature maps of a backbone, and under an FPN of its trunk.
+    """While it is entered, notes the feature maps of a backbone, or of the trunk under an FPN.
+
+    The FPN itself has seen the labels more closely: with its features wrong ones look more right.
 
     Args:
         backbone: of the detector; in its next passes there is one image
+        mirrored: whether features of the mirrored image are wanted too
 
     Example::
 
@@ -35,25 +40,23 @@ class FeaturePooler(ExitStack):
             features = pooler.pool(boxes)
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, mirrored: bool = False) -> None:
         super().__init__()
-        trunk = getattr(backbone, "bottom_up", None)
-        self.modules = [m for m in (trunk, backbone) if m is not None]
-        self._maps: dict[int, Mapping[str, Tensor]] = {}
+        self.mirrored = mirrored
+        self.trunk = getattr(backbone, "bottom_up", backbone)
+        self._maps: Mapping[str, Tensor] = {}
         self._projection: Tensor | None = None
 
     def __enter__(self) -> "FeaturePooler":
         super().__enter__()
-        for i, module in enumerate(self.modules):
-
-            def note(_: Any, __: Any, maps: Mapping[str, Tensor], i: int = i) -> None:
-                self._maps[i] = maps
-
-            self.callback(module.register_forward_hook(note).remove)
+        self.callback(self.trunk.register_forward_hook(self._note).remove)
         return self
 
+    def _note(self, _: Any, __: Any, maps: Mapping[str, Tensor]) -> None:
+        self._maps = maps
+
     def pool(self, boxes: Tensor) -> Tensor:
-        """Mean features of boxes and of their surroundings in the image of the last pass.
+        """Mean and middle features of boxes and of their surroundings in the last pass's image.
 
         Args:
             boxes: (G, 4) XYXY in pixels of the network's input
@@ -63,15 +66,14 @@ class FeaturePooler(ExitStack):
         """
         centers, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
         around = torch.cat([centers - CONTEXT / 2 * sizes, centers + CONTEXT / 2 * sizes], dim=1)
-        parts = []
-        for i, module in enumerate(self.modules):
-            shapes = module.output_shape()
-            for name, features in self._maps[i].items():
-                if shapes[name].stride <= MAX_STRIDE:
-                    scale = 1 / shapes[name].stride
-                    for rois in (boxes, around):
-                        pooled = roi_align(features, [rois.to(features)], 2, scale, 2, True)
-                        parts.append(pooled.float().mean(dim=(2, 3)))
+        parts, shapes = [], self.trunk.output_shape()
+        for name, features in self._maps.items():
+            if shapes[name].stride <= MAX_STRIDE:
+                scale = 1 / shapes[name].stride
+                for rois in (boxes, around):
+                    pooled = roi_align(features, [rois.to(features)], CELLS, scale, 2, True)
+                    parts.append(pooled.float().mean(dim=(2, 3)))
+                    parts.append(pooled.float()[:, :, CELLS // 2, CELLS // 2])
         return self._projected(torch.cat(parts, dim=1).cpu())
 
     def _projected(self, features: Tensor) -> Tensor:

@@ -86,11 +86,12 @@ def score_annotations(
         records: from :meth:`~sl_detectron.data.annotation_ids.AnnotationTable.records`, the same
             in all processes
         cfg: of the model; ``INPUT`` and ``DATALOADER`` count. With ``TEST.AUG.ENABLED`` and its
-            ``FLIP`` an annotation has samples of the mirrored image too; detections and features
-            stay those of the image as it is
+            ``FLIP`` an annotation has samples of the mirrored image too; detections stay those
+            of the image as it is
         detect: whether to run its detection too
         progress: whether to show a progress bar
-        pool: whether to pool features of the annotations
+        pool: whether to pool features of the annotations; with ``INPUT.RANDOM_FLIP`` horizontal
+            they are the mean of those of the image and of the mirrored one
 
     Returns:
         on the CPU, of all images; None in other processes than the main one
@@ -106,8 +107,9 @@ def score_annotations(
     share = InferenceSampler(len(records))
     skips = cfg.DATALOADER.get("BROKEN_IMAGES", "error") == "skip"
     mirrors = cfg.TEST.AUG.ENABLED and cfg.TEST.AUG.FLIP
+    flips = cfg.INPUT.RANDOM_FLIP == "horizontal"
     parts: list[AnnotationScores] = []
-    with FeaturePooler(model.backbone) if pool else nullcontext() as pooler:
+    with FeaturePooler(model.backbone, flips) if pool else nullcontext() as pooler:
         images = zip(share, _loader(records, cfg, share))
         hidden = not (progress and comm.is_main_process())
         for i, (image,) in tqdm(images, unit="image", total=len(share), disable=hidden):
@@ -152,6 +154,10 @@ def _look(
     if len(targets) and pooler is not None:
         ids = targets.gt_annotation_ids.cpu()
         features = pooler.pool(targets.gt_boxes.tensor)
+        if pooler.mirrored:
+            other, others = _mirrored(inputs, targets)
+            model.backbone(model.preprocess_image([other]).tensor)
+            features = (features + pooler.pool(others.gt_boxes.tensor)) / 2
         places = torch.full_like(ids, position)
         scores = scores._replace(features=features, feature_ids=ids, feature_images=places)
     if len(targets) and mirrors:

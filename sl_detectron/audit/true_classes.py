@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor
 
-from .evidence import evidence_of
+from .evidence import Evidence, evidence_of
 from .few_classes import MAX_DENSE, Distributions, FewClasses, dense, joined
 
 __all__ = [
@@ -27,10 +27,12 @@ FOLDS = 5
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0)
 # Annotations that a classifier is fitted to; more would cost gigabytes and gain nothing.
 MAX_FITTED = 50_000
-# Annotations of many classes by which the temperatures are chosen.
+# Annotations by which temperature and power are chosen.
 MAX_COMPARED = 100_000
-# Exponents that sharpen or soften predictions, from sharpest to softest as 1 / exponent.
-TEMPERATURES = (0.2, 0.25, 0.3, 0.35, 0.42, 0.5, 0.6, 0.75, 0.9, 1.1, 1.3, 1.6, 2.0)
+# That sharpen or soften held-out predictions.
+TEMPERATURES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.42, 0.5, 0.6, 0.75, 0.9, 1.1, 1.3, 1.6, 2.0)
+# That the predictions of a run are raised to.
+POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Annotations that each row of the confusion matrix is given beforehand, of symmetric noise.
 PRIOR_COUNT = 5.0
 NUM_STEPS = 50
@@ -44,7 +46,7 @@ class TrueClasses(NamedTuple):
             classes the candidates, of which no other has any
         confusion: (K, K); row y holds the probabilities of the labels that objects of class y got
         noise_rate: estimated fraction of wrong labels
-        temperature: that the predictions were raised to the power 1 / temperature
+        temperature: the predictions, or the held-out ones, were raised to the power 1 / temperature
     """
 
     probabilities: Distributions
@@ -75,16 +77,14 @@ def infer_true_classes(
         >>> estimate.probabilities[7]  # predicted 0, labelled 1
         tensor([0.8826, 0.1174])
     """
-    num_classes = predictions.shape[1]
     em = evidence_of(predictions, labels, temperature)
     # A start, which EM moves.
-    confusion = _symmetric(0.4, num_classes).to(em.prior)
+    confusion = _symmetric(0.4, em.num_classes).to(em.prior)
     for _ in range(NUM_STEPS):
-        joint = em.prior * em.likelihood(confusion)
-        posterior = joint / joint.sum(dim=1, keepdim=True)
+        posterior = em.posterior(em.likelihood(confusion))
         counts = em.counts(posterior)
         rate = 1 - counts.diagonal().sum() / counts.sum()
-        counts += PRIOR_COUNT * _symmetric(rate, num_classes).to(em.prior)
+        counts += PRIOR_COUNT * _symmetric(rate, em.num_classes).to(em.prior)
         confusion = counts / counts.sum(dim=1, keepdim=True)
     return TrueClasses(em.distributions(posterior), confusion, float(rate), temperature)
 
@@ -92,69 +92,86 @@ def infer_true_classes(
 def estimate_true_classes(
     cross_fitted: Distributions, labels: Tensor, tracked: Distributions | None = None
 ) -> TrueClasses:
-    """Combine held-out predictions with those of a training run, and calibrate both.
+    """Combine held-out predictions with those of a training run.
 
     Each is the prior of the classes times what it sees of an object, so their product is divided by
-    that prior: rare classes would vanish if it counted twice. Held-out predictions are calibrated
-    by the likelihood of the labels. Those of a training run are not held out: it agrees with wrong
-    labels that it has memorised. The product is therefore given the temperature at which it finds
-    as much noise as the held-out ones do.
+    that prior: rare classes would vanish if it counted twice. A classifier that was fitted to noisy
+    labels predicts too softly; the temperature is the one at which the labels are likeliest.
+
+    Predictions of a training run are not held out: it agrees with wrong labels that it has
+    memorised. So they are no evidence of how the labels were confused. They are raised to the
+    power, at most 1, at which they and the labels predict best what the held-out ones see.
 
     Args:
         cross_fitted: (A, K) from :func:`cross_fit`
         labels: (A,) int64 given classes
         tracked: (A, K) mean predictions over a training run; rows of nan are left out
+
+    Returns:
+        with confusion, noise rate and temperature of the held-out predictions
     """
-    if isinstance(cross_fitted, FewClasses):
-        return _estimate_of_candidates(cross_fitted, labels, tracked)
-    held_out = [infer_true_classes(cross_fitted, labels, t) for t in TEMPERATURES]
-    best = max(held_out, key=lambda e: _log_likelihood(cross_fitted, labels, e))
-    if tracked is None:
-        return best
-    # nan: never sampled. A sigmoid's probabilities need not sum to 1.
-    tracked = dense(tracked).nan_to_num(0.0).clamp_min(1e-6)
-    tracked = tracked / tracked.sum(dim=1, keepdim=True)
-    product = cross_fitted.clamp_min(1e-6) * tracked / tracked.mean(dim=0)
-    product = product / product.sum(dim=1, keepdim=True)
-    estimates = [infer_true_classes(product, labels, t) for t in TEMPERATURES]
-    return min(estimates, key=lambda e: abs(e.noise_rate - best.noise_rate))
-
-
-def _estimate_of_candidates(
-    cross_fitted: FewClasses, labels: Tensor, tracked: Distributions | None
-) -> TrueClasses:
-    """As :func:`estimate_true_classes`; the temperatures are chosen by part of the annotations."""
     some = slice(0, None, max(len(labels) // MAX_COMPARED, 1))
-    few, given = cross_fitted[some], labels[some]
-    held_out = [infer_true_classes(few, given, t) for t in TEMPERATURES]
-    best = max(held_out, key=lambda e: _log_likelihood(few, given, e))
-    if not isinstance(tracked, FewClasses):
-        return infer_true_classes(cross_fitted, labels, best.temperature)
-    product = _product(cross_fitted, tracked)
-    estimates = [infer_true_classes(product[some], given, t) for t in TEMPERATURES]
-    chosen = min(estimates, key=lambda e: abs(e.noise_rate - best.noise_rate))
-    return infer_true_classes(product, labels, chosen.temperature)
+    temperature = max(
+        TEMPERATURES, key=lambda t: _log_likelihood(cross_fitted[some], labels[some], t)
+    )
+    held_out = infer_true_classes(cross_fitted, labels, temperature)
+    if tracked is None:
+        return held_out
+    cross_fitted, factors = _aligned(cross_fitted, tracked)
+    em = evidence_of(cross_fitted, labels, temperature)
+    factors, likelihood = factors.to(em.prior), em.likelihood(held_out.confusion)
+    power = max(POWERS, key=lambda p: _agreement(em, factors**p * likelihood))
+    posterior = em.posterior(factors**power * likelihood)
+    return held_out._replace(probabilities=em.distributions(posterior))
 
 
-def _product(cross_fitted: FewClasses, tracked: FewClasses) -> FewClasses:
-    """Products of held-out and tracked predictions, over the mean of the latter."""
+def _log_likelihood(predictions: Distributions, labels: Tensor, temperature: float) -> float:
+    """Of the labels, given predictions of the true classes."""
+    em = evidence_of(predictions, labels, temperature)
+    confusion = infer_true_classes(predictions, labels, temperature).confusion
+    return float((em.prior * em.likelihood(confusion)).sum(dim=1).log().mean())
+
+
+def _agreement(held_out: Evidence, known: Tensor) -> float:
+    """Mean log likelihood of held-out predictions, given what else is known of the true classes.
+
+    That depends on the former through the true class y only. So its likelihood of annotation i is,
+    up to a factor, the sum over y of q_i(y) / p(y) times P(y | known), where q_i is the held-out
+    prediction and p its mean.
+
+    Args:
+        held_out: of the held-out predictions
+        known: (A, C) likelihood of the true class, up to a factor
+    """
+    seen = (held_out.prior * known).sum(dim=1)
+    return float((seen / (held_out.marginal() * known).sum(dim=1)).log().mean())
+
+
+def _aligned(cross_fitted: Distributions, tracked: Distributions) -> tuple[Distributions, Tensor]:
+    """Held-out predictions, and what a run's say beside the prior: (A, C), as their candidates."""
+    if not isinstance(cross_fitted, FewClasses) or not isinstance(tracked, FewClasses):
+        cross_fitted, tracked = dense(cross_fitted), dense(tracked).nan_to_num(0.0)
+        # A sigmoid's probabilities need not sum to 1.
+        total = tracked.sum(dim=1, keepdim=True)
+        tracked = (tracked / total).clamp_min(1e-6)
+        seen = total > 0
+        factors = tracked / tracked[seen[:, 0]].mean(dim=0)
+        return cross_fitted, torch.where(seen, factors, 1.0)
     values, rest = tracked.values.nan_to_num(0.0), tracked.rest.nan_to_num(0.0)
     total = values.sum(dim=1) + rest * (tracked.num_classes - values.shape[1])
-    unseen = total <= 0
-    # Of what was never sampled, as of a uniform prediction, the others decide.
-    values = torch.where(unseen[:, None], 1.0, values / total.clamp_min(1e-6)[:, None])
-    rest = torch.where(unseen, 1.0, rest / total.clamp_min(1e-6))
+    seen = total > 0
+    values, rest = values / total[:, None], rest / total
     tracked = FewClasses(tracked.classes, values, rest, tracked.num_classes)
-    mean = tracked[~unseen].mean_over_rows().clamp_min(1e-6)
+    mean = tracked[seen].mean_over_rows().clamp_min(1e-6)
     classes = torch.cat([cross_fitted.classes, tracked.classes[:, 1:]], dim=1)
+    factors = tracked.at(classes).clamp_min(1e-6) / mean[classes]
     ours = cross_fitted.at(classes).clamp_min(1e-6)
-    product = ours * tracked.at(classes).clamp_min(1e-6) / mean[classes]
-    num_first = cross_fitted.classes.shape[1]
-    for column in range(num_first, classes.shape[1]):  # a class of both has one place
+    for column in range(cross_fitted.classes.shape[1], classes.shape[1]):
+        # A class of both has one place.
         again = (classes[:, :column] == classes[:, column : column + 1]).any(dim=1)
-        product[:, column].masked_fill_(again, 0.0)
-    product = product / product.sum(dim=1, keepdim=True)
-    return FewClasses(classes, product, torch.zeros_like(rest), tracked.num_classes)
+        ours[:, column].masked_fill_(again, 0.0)
+    cross_fitted = FewClasses(classes, ours, torch.zeros_like(rest), tracked.num_classes)
+    return cross_fitted, torch.where(seen[:, None], factors, 1.0)
 
 
 def correction_table(probabilities: Distributions, labels: Tensor, classes: Sequence[str]) -> str:
@@ -248,11 +265,6 @@ def _fit_fold(
             for x, y in zip(rows, given)
         ]
     )
-
-
-def _log_likelihood(predictions: Distributions, labels: Tensor, estimate: TrueClasses) -> float:
-    em = evidence_of(predictions, labels, estimate.temperature)
-    return float((em.prior * em.likelihood(estimate.confusion)).sum(dim=1).log().mean())
 
 
 def _symmetric(rate: float | Tensor, num_classes: int) -> Tensor:

@@ -26,14 +26,50 @@ def test_a_box_and_its_surroundings():
     backbone = Maps()
     with FeaturePooler(backbone) as pooler:
         backbone(torch.zeros(1, 3, 160, 160))
-        features = pooler.pool(torch.tensor([[40.0, 40.0, 80.0, 80.0], [0.0, 40.0, 40.0, 80.0]]))
-    # Two channels of the box, two of 1.5 times its size around it, none of the coarse map. The
-    # ramp has its own position as value: the mean is the middle of what is pooled.
-    torch.testing.assert_close(features[0], torch.full((4,), 60.0))
-    assert features.shape == (2, 4)
-    assert features[1, 0] == pytest.approx(20.0)
+        features = pooler.pool(torch.tensor([[40.0, 40.0, 80.0, 80.0], [8.0, 40.0, 48.0, 80.0]]))
+    # Mean and middle of two channels of the box, and of 1.5 times its size around it, none of the
+    # coarse map. The ramp has its own position as value: both are the middle of what is pooled.
+    torch.testing.assert_close(features[0], torch.full((8,), 60.0))
+    assert features.shape == (2, 8)
+    assert features[1, 0] == pytest.approx(28.0)
     with_hook = backbone._forward_hooks
     assert not with_hook
+
+
+def test_the_middle_of_a_small_object():
+    """It is lost in the mean of a loose box."""
+
+    class Spot(Maps):
+        def forward(self, images):
+            spot = torch.zeros(1, 2, 20, 20)
+            spot[..., 10, 10] = 9.0
+            return {"p3": spot}
+
+    with FeaturePooler(backbone := Spot()) as pooler:
+        backbone(torch.zeros(1, 3, 160, 160))
+        mean, middle = pooler.pool(torch.tensor([[72.0, 72.0, 96.0, 96.0]]))[0, :4].view(2, 2)[:, 0]
+    assert mean == pytest.approx(1.0)
+    assert middle > 3 * mean
+
+
+@pytest.mark.parametrize("flip", ["horizontal", "none"])
+def test_a_mirrored_image_has_the_same_features_if_training_mirrors(flip, tmp_path):
+    from PIL import Image, ImageOps
+
+    height, width = IMAGE_SIZE
+    image = Image.new("RGB", (width, height))
+    image.paste((255, 90, 10), (20, 20, 40, 60))
+    records = []
+    for i, (pixels, x0) in enumerate(((image, 10), (ImageOps.mirror(image), width - 70))):
+        pixels.save(path := tmp_path / f"{i}.png")
+        annotation = {"bbox": [x0, 10, x0 + 60, 70], "category_id": 1, "annotation_id": i}
+        annotations = [{**annotation, "bbox_mode": 0}]
+        records.append({"file_name": str(path), "image_id": i, "annotations": annotations})
+    cfg = small_config("standard", superloss=False)
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.RANDOM_FLIP = height, flip
+    first, second = score_annotations(build(cfg).eval(), records, cfg, pool=True).features
+    same = torch.allclose(first, second, rtol=1e-4, atol=1e-4)
+    assert same == (flip == "horizontal")
 
 
 @pytest.mark.parametrize("detector", ["standard", "c4", "retinanet"])
