@@ -136,6 +136,66 @@ def test_statistics_of_a_run_add_to_held_out_predictions(rate, generator):
     assert wrong[1] < wrong[0] < (labels != true).sum()
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.2, 0.4, 0.6])
+@pytest.mark.parametrize(
+    ("accuracy", "memorised"), [(0.8, 0.4), (0.5, 0.15), (0.3, 0.6), (0.2, 0.9)]
+)
+def test_statistics_of_a_run_that_memorised_labels_do_no_harm(rate, accuracy, memorised, generator):
+    true = torch.randint(0, NUM_CLASSES, (3000,), generator=generator)
+    labels, groups = noisy(true, rate, generator), torch.arange(3000)
+    held_out = cross_fit(features_of(true, generator, 2.5), labels, groups, NUM_CLASSES)
+    seen = predictions_of(true, accuracy, generator)
+    tracked = memorised * F.one_hot(labels, NUM_CLASSES) + (1 - memorised) * seen
+    estimates = (
+        estimate_true_classes(held_out, labels),
+        estimate_true_classes(held_out, labels, tracked),
+    )
+    wrong = [int((e.probabilities.argmax(dim=1) != true).sum()) for e in estimates]
+    assert wrong[1] <= wrong[0] + 5
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_held_out_predictions_may_be_too_soft(few, generator):
+    """They are calibrated before those of the run, which are not, are multiplied with them."""
+    true = torch.randint(0, NUM_CLASSES, (3000,), generator=generator)
+    labels = noisy(true, 0.4, generator)
+    groups, tracked = torch.arange(3000), predictions_of(true, 0.7, generator)
+    held_out = cross_fit(features_of(true, generator, 2.5), labels, groups, NUM_CLASSES)
+    soft = (0.5 * held_out.log()).softmax(dim=1)
+    if few:
+        held_out, soft, tracked = (
+            FewClasses.of(p, labels, NUM_CLASSES - 1) for p in (held_out, soft, tracked)
+        )
+    wanted, found = (
+        estimate_true_classes(p, labels, tracked).probabilities for p in (held_out, soft)
+    )
+    wanted, found = (p.dense() if few else p for p in (wanted, found))
+    assert (found.argmax(dim=1) != true).sum() <= 1.05 * (wanted.argmax(dim=1) != true).sum()
+    # The temperatures to choose from are up to 1.33 times apart.
+    torch.testing.assert_close(found, wanted, atol=0.25, rtol=0)
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_the_held_out_prediction_decides_where_the_run_saw_nothing(few, generator):
+    true = torch.randint(0, NUM_CLASSES, (1000,), generator=generator).clamp_max(3)
+    labels, groups = noisy(true, 0.4, generator), torch.arange(1000)
+    held_out = cross_fit(features_of(true, generator, 2.5), labels, groups, NUM_CLASSES)
+    tracked = predictions_of(true, 0.8, generator)
+    tracked[::2] = torch.nan
+    if few:
+        held_out = FewClasses.of(held_out, labels, NUM_CLASSES - 1)
+        tracked = FewClasses.of(tracked, labels, NUM_CLASSES - 1)
+    alone, both = (
+        e.probabilities.dense() if few else e.probabilities
+        for e in (
+            estimate_true_classes(held_out, labels),
+            estimate_true_classes(held_out, labels, tracked),
+        )
+    )
+    torch.testing.assert_close(both[::2], alone[::2], atol=1e-5, rtol=0)
+    assert not torch.allclose(both[1::2], alone[1::2], atol=0.05)
+
+
 def test_sigmoid_statistics_need_not_sum_to_one(generator):
     true = torch.randint(0, NUM_CLASSES, (500,), generator=generator)
     held_out, tracked = (predictions_of(true, 0.8, generator) for _ in range(2))
