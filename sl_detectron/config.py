@@ -105,8 +105,11 @@ def add_superloss_config(cfg: CN) -> None:
     # OUTPUT_DIR/round_N and ends with an estimate of the true classes; the next round trains on it
     # from scratch.
     cfg.MODEL.SUPERLOSS.CORRECTION.ROUNDS = 1
-    # Loss of the rounds after the first: "plain", which learns better from corrected labels, or
-    # "superloss", the loss of the first round.
+    # Estimate the true classes before the first round too, from features of the pretrained weights
+    # in MODEL.WEIGHTS or of a frozen trunk. It takes one pass over the images, and no round more.
+    cfg.MODEL.SUPERLOSS.CORRECTION.FROM_FEATURES = False
+    # Loss of the rounds that train on estimates: "plain", which learns better from corrected
+    # labels, or "superloss", that of the config.
     cfg.MODEL.SUPERLOSS.CORRECTION.LATER_LOSS = "plain"
     # Path of the class_targets.pth of an earlier run; "" for none. Set by ROUNDS.
     cfg.MODEL.SUPERLOSS.CORRECTION.TARGETS = ""

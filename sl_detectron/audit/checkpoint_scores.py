@@ -14,7 +14,7 @@ from ..data.annotation_ids import AnnotationTable
 from ..data.folds import fold_of
 from .score_annotations import AnnotationScores, joined_scores, score_annotations
 
-__all__ = ["Checkpoints", "score_checkpoint"]
+__all__ = ["Checkpoints", "score_checkpoint", "score_weights"]
 
 # One detector, or one for each fold of the images, trained without it.
 Checkpoints = str | os.PathLike | Sequence[str]
@@ -43,6 +43,13 @@ def score_checkpoint(
         checkpointer.take(checkpoint, content)
     checkpointer.load(str(checkpoint))
     return score_annotations(model, [*table.records()], cfg, detect, progress=True, pool=pool)
+
+
+def score_weights(cfg: CfgNode, table: AnnotationTable) -> AnnotationScores | None:
+    """As :func:`score_checkpoint` with features, by the weights that a training run starts from."""
+    model = build_model(without_federated_loss(cfg))
+    SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    return score_annotations(model, [*table.records()], cfg, progress=True, pool=True)
 
 
 def _score_folds(

@@ -16,9 +16,9 @@ from ..data.annotation_ids import AnnotationTable
 from ..data.formats.manifest import read_manifest
 from ..label_noise import noisy_dataset_dicts
 from ..losses import confidence
-from .checkpoint_scores import Checkpoints, score_checkpoint
+from .checkpoint_scores import Checkpoints, score_checkpoint, score_weights
 from .compact_tracker import build_tracker, load_tracker
-from .few_classes import blocks, dense, in_rows
+from .few_classes import Distributions, blocks, dense, in_rows
 from .objectlab import objectlab_scores
 from .ranking import audit_annotations
 from .records import LabelAudit, SuspectList
@@ -34,6 +34,7 @@ __all__ = [
     "audit_kinds",
     "audit_run",
     "audit_statistics",
+    "estimate_from_features",
     "estimate_run",
     "evaluate_run",
     "read_run",
@@ -155,11 +156,33 @@ def estimate_run(
     scores = score_checkpoint(cfg, path, table, pool=True, content=weights)
     if scores is None:
         return None
-    probabilities = statistics.probabilities
-    labels = torch.tensor(table.labels())
-    rows, num_classes = scores.feature_ids, probabilities.shape[1]
+    return _estimate(scores, table, statistics.probabilities)
+
+
+def estimate_from_features(cfg: CfgNode, table: AnnotationTable) -> TrueClasses | None:
+    """Estimate the true classes of annotations before training, from pretrained features.
+
+    As :func:`estimate_run`, without statistics.
+
+    Args:
+        cfg: its ``MODEL.WEIGHTS`` are loaded, and those of a frozen trunk
+        table: what is estimated
+
+    Raises:
+        ValueError: there are too few images
+    """
+    scores = score_weights(cfg, table)
+    return None if scores is None else _estimate(scores, table, None)
+
+
+def _estimate(
+    scores: AnnotationScores, table: AnnotationTable, tracked: Distributions | None
+) -> TrueClasses:
+    labels, rows = torch.tensor(table.labels()), scores.feature_ids
+    num_classes = scores.probabilities.shape[1]
     held_out = cross_fit(scores.features, labels[rows], scores.feature_images, num_classes)
-    estimate = estimate_true_classes(held_out, labels[rows], probabilities[rows])
+    tracked = None if tracked is None else tracked[rows]
+    estimate = estimate_true_classes(held_out, labels[rows], tracked)
     return estimate._replace(probabilities=in_rows(estimate.probabilities, rows, labels))
 
 

@@ -76,7 +76,8 @@ def _read(run: Path) -> tuple[tuple[str, ...], list[Correction]]:
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no {TARGETS} in {run} or a round_N in it: "
-            "MODEL.SUPERLOSS.CORRECTION.ROUNDS above 1 writes it after a round"
+            "MODEL.SUPERLOSS.CORRECTION.ROUNDS above 1 writes it after a round, and FROM_FEATURES "
+            "before the first"
         )
     table = AnnotationTable.read(path.parent)
     best = read_class_targets(path, table).topk(1, dim=1)

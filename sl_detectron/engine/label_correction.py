@@ -16,12 +16,13 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..audit.few_classes import FewClasses, in_rows, seen_rows
-from ..audit.run import estimate_run
+from ..audit.run import estimate_from_features, estimate_run
 from ..audit.tracker import AnnotationTracker
-from ..audit.true_classes import infer_true_classes
+from ..audit.true_classes import TrueClasses, infer_true_classes
 from ..checkpoint import check_checkpoint, read_checkpoint
 from ..data.annotation_ids import AnnotationTable
 from ..files import replacing
+from ..label_noise import noisy_dataset_dicts
 from ..modeling.class_targets import ClassTargets, Distributions, attach_class_targets
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "read_class_targets",
     "round_config",
     "write_class_targets",
+    "write_first_targets",
 ]
 
 logger = logging.getLogger(__name__)
@@ -228,6 +230,8 @@ def check_correction(cfg: CfgNode) -> None:
         given = node.LATER_LOSS
         raise ValueError(f"{NODE}.LATER_LOSS must be one of {LATER_LOSSES}; got {given!r}")
     correction = LabelCorrection.from_cfg(cfg)
+    if node.FROM_FEATURES:
+        _check_features(cfg)
     if (node.ROUNDS > 1 or correction.start < 1) and not cfg.MODEL.SUPERLOSS.TRACK_ANNOTATIONS:
         raise ValueError(
             f"{NODE} corrects by the statistics of the annotations, and "
@@ -235,20 +239,38 @@ def check_correction(cfg: CfgNode) -> None:
         )
 
 
+def _check_features(cfg: CfgNode) -> None:
+    if cfg.MODEL.SUPERLOSS.CORRECTION.TARGETS:
+        raise ValueError(
+            f"{NODE}.TARGETS and {NODE}.FROM_FEATURES both set the targets of the first round: "
+            "switch one off"
+        )
+    frozen = cfg.MODEL.BACKBONE.NAME == "build_frozen_trunk_fpn_backbone"
+    if not cfg.MODEL.WEIGHTS and not frozen:
+        raise ValueError(
+            f"{NODE}.FROM_FEATURES needs a pretrained backbone, and MODEL.WEIGHTS is empty: name "
+            "weights there, or set ROUNDS to 2 instead, which takes the features of a first round"
+        )
+
+
 def round_config(cfg: CfgNode, number: int) -> CfgNode:
     """The config of a training round from 1 to ``CORRECTION.ROUNDS``.
 
-    The last one writes to ``OUTPUT_DIR``, those before it to a folder in it.
+    The last one writes to ``OUTPUT_DIR``, those before it to a folder in it. Round 0 is the
+    estimate of ``CORRECTION.FROM_FEATURES``, without training.
     """
-    if cfg.MODEL.SUPERLOSS.CORRECTION.ROUNDS == 1:
+    node = cfg.MODEL.SUPERLOSS.CORRECTION
+    if node.ROUNDS == 1 and not node.FROM_FEATURES:
         return cfg
+    first = 0 if node.FROM_FEATURES else 1
     node, output = cfg.MODEL.SUPERLOSS.CORRECTION, Path(cfg.OUTPUT_DIR)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.SUPERLOSS.CORRECTION.ROUNDS = 1
+    cfg.MODEL.SUPERLOSS.CORRECTION.FROM_FEATURES = False
     if number < node.ROUNDS:
         cfg.OUTPUT_DIR = str(output / f"round_{number}")
-    if number > 1:
+    if number > first:
         cfg.MODEL.SUPERLOSS.CORRECTION.TARGETS = str(output / f"round_{number - 1}" / TARGETS)
         if node.LATER_LOSS == "plain":
             # Not ENABLED False: the term also feeds the tracker.
@@ -263,15 +285,29 @@ def is_estimated(cfg: CfgNode) -> bool:
     return Path(cfg.OUTPUT_DIR, TARGETS).is_file()
 
 
+def write_first_targets(cfg: CfgNode) -> None:
+    """Before the first round: estimate the true classes from pretrained features.
+
+    All processes share the images of the pass; the main one writes, as after a round.
+    """
+    table = AnnotationTable.of(noisy_dataset_dicts(cfg))
+    if comm.is_main_process():
+        table.write(cfg.OUTPUT_DIR)
+    _write(cfg, table, estimate_from_features(cfg, table))
+
+
 def write_class_targets(cfg: CfgNode) -> None:
     """After a round: estimate the true classes of its annotations, for the next one.
 
     All processes share the images of the pass; the main one writes.
     """
-    path = Path(cfg.OUTPUT_DIR, TARGETS)
     comm.synchronize()  # the main process has written what the others read now
     table = AnnotationTable.read(cfg.OUTPUT_DIR)
-    estimate = estimate_run(cfg, cfg.OUTPUT_DIR, table)
+    _write(cfg, table, estimate_run(cfg, cfg.OUTPUT_DIR, table))
+
+
+def _write(cfg: CfgNode, table: AnnotationTable, estimate: TrueClasses | None) -> None:
+    path = Path(cfg.OUTPUT_DIR, TARGETS)
     if estimate is not None:
         probabilities = estimate.probabilities
         # Few classes as plain tensors, which can be read without running code.

@@ -10,7 +10,12 @@ from detectron2.utils import comm
 
 from ..checkpoint import SafeCheckpointer, check_checkpoint
 from ..config import without_federated_loss
-from .label_correction import is_estimated, round_config, write_class_targets
+from .label_correction import (
+    is_estimated,
+    round_config,
+    write_class_targets,
+    write_first_targets,
+)
 from .launch import end_logs, setup_job
 from .trainer import SuperLossTrainer
 
@@ -37,6 +42,12 @@ def train_net(
     if not args.resume:  # to resume needs none
         check_checkpoint(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
     num_rounds = cfg.MODEL.SUPERLOSS.CORRECTION.ROUNDS
+    if cfg.MODEL.SUPERLOSS.CORRECTION.FROM_FEATURES and not args.eval_only:
+        first = round_config(cfg, 0)
+        if not (args.resume and is_estimated(first)):
+            setup_job(first, args)
+            write_first_targets(first)
+            end_logs()
     for number in () if args.eval_only else range(1, num_rounds):
         round_cfg = round_config(cfg, number)
         if args.resume and is_estimated(round_cfg):

@@ -143,7 +143,8 @@ def check_method(cfg: CfgNode) -> None:
     if not node.NAME:
         return
     correction = cfg.MODEL.SUPERLOSS.CORRECTION
-    if correction.TARGETS or correction.START < 1 or correction.ROUNDS > 1:
+    estimates = correction.FROM_FEATURES or correction.TARGETS or correction.ROUNDS > 1
+    if estimates or correction.START < 1:
         raise ValueError(
             f"MODEL.METHOD.NAME {node.NAME!r} and MODEL.SUPERLOSS.CORRECTION both set the "
             "training targets: switch one off"

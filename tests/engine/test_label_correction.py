@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from torch import nn
 
 from helpers.detectors import build, run_ranks, small_config
@@ -13,12 +14,14 @@ from sl_detectron.audit.compact_tracker import CompactTracker
 from sl_detectron.audit.tracker import AnnotationTracker
 from sl_detectron.data.annotation_ids import AnnotationTable
 from sl_detectron.data.toy import TOY_CLASS_NAMES
+from sl_detectron.engine import setup_cfg
 from sl_detectron.engine.label_correction import (
     CorrectLabels,
     LabelCorrection,
     check_correction,
     round_config,
 )
+from sl_detectron.model_zoo import find_config
 from sl_detectron.modeling.class_targets import ClassTargets
 
 LABELS = [0, 0, 0, 1, 1, 1, 2]
@@ -139,6 +142,16 @@ def test_what_correction_needs(tmp_path):
     with pytest.raises(ValueError, match="TRACK_ANNOTATIONS is off"):
         check_correction(cfg)
     check_correction(config())
+    cfg = config(FROM_FEATURES=True)
+    cfg.MODEL.WEIGHTS = ""
+    with pytest.raises(ValueError, match="needs a pretrained backbone"):
+        check_correction(cfg)
+    cfg.MODEL.WEIGHTS = "weights.pth"
+    check_correction(cfg)
+    (tmp_path / "targets.pth").touch()
+    cfg.MODEL.SUPERLOSS.CORRECTION.TARGETS = str(tmp_path / "targets.pth")
+    with pytest.raises(ValueError, match=r"TARGETS and .*FROM_FEATURES both set"):
+        check_correction(cfg)
 
 
 def table_of(labels, fingerprint=7):
@@ -193,6 +206,19 @@ def test_configs_of_rounds():
     cfg.MODEL.SUPERLOSS.CORRECTION.LATER_LOSS = "superloss"
     assert round_config(cfg, 3).MODEL.SUPERLOSS.CLS.FIXED_SIGMA == 0.0
     assert round_config(config(), 1).OUTPUT_DIR == config().OUTPUT_DIR
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_configs_of_rounds_after_an_estimate_from_features(rounds):
+    cfg = config(ROUNDS=rounds, FROM_FEATURES=True)
+    cfg.OUTPUT_DIR = "out"
+    cfgs = [round_config(cfg, number) for number in range(rounds + 1)]
+    folders = [f"out/round_{number}" for number in range(rounds)]
+    assert [c.OUTPUT_DIR for c in cfgs] == [*folders, "out"]
+    nodes = [c.MODEL.SUPERLOSS.CORRECTION for c in cfgs]
+    assert not any(node.FROM_FEATURES for node in nodes)
+    assert [node.TARGETS for node in nodes] == ["", *(f"{x}/class_targets.pth" for x in folders)]
+    assert [c.MODEL.SUPERLOSS.CLS.FIXED_SIGMA for c in cfgs] == [0.0] + [1.0] * rounds
 
 
 @pytest.fixture(scope="module")
@@ -250,3 +276,33 @@ def test_a_round_of_its_own_equals_a_run_on_its_targets(toy_env, tmp_path, few_i
     assert code == 0, printed
     final = [torch.load(tmp_path / x / "model_final.pth", weights_only=True) for x in "ab"]
     assert_equal(*(state["model"] for state in final))
+
+
+@pytest.mark.parametrize("detector", [FASTER_RCNN, RETINANET])
+def test_one_round_on_an_estimate_from_features(toy_env, tmp_path, few_images, detector):
+    weights = tmp_path / "weights.pth"
+    torch.manual_seed(0)
+    torch.save({"model": build_model(setup_cfg(find_config(detector), [])).state_dict()}, weights)
+    opts = [*few_images, "MODEL.WEIGHTS", weights, "MODEL.SUPERLOSS.CORRECTION.FROM_FEATURES", True]
+    for ranks in (1, 2):
+        out = tmp_path / f"ranks_{ranks}"
+        code, printed = run(toy_env, detector, out, *opts, num_gpus=ranks, fork=1)
+        assert code == 0, printed
+        assert "get another class" in (out / "round_0" / "log.txt").read_text()
+    one, two = (
+        torch.load(tmp_path / f"ranks_{n}" / "round_0" / "class_targets.pth", weights_only=True)
+        for n in (1, 2)
+    )
+    assert_equal(one, two)
+    table, first = (AnnotationTable.read(tmp_path / "ranks_1" / x) for x in ("", "round_0"))
+    assert table.fingerprint == first.fingerprint == one["fingerprint"]
+    final = torch.load(tmp_path / "ranks_1" / "model_final.pth", weights_only=True)
+    assert torch.equal(final["class_targets"]["classes"][:, 0], one["probabilities"].argmax(dim=1))
+    # A run that was stopped in its only round of training takes up the estimate.
+    rest = tmp_path / "rest"
+    rest.mkdir()
+    (tmp_path / "ranks_1" / "round_0").rename(rest / "round_0")
+    code, printed = run(toy_env, detector, rest, *opts, fork=1, resume=True)
+    assert code == 0, printed
+    assert "get another class" not in printed
+    assert_equal(torch.load(rest / "model_final.pth", weights_only=True), final)
