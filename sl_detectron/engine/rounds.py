@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from ..checkpoint import SafeCheckpointer, check_checkpoint
 from ..config import without_federated_loss
 from .label_correction import (
+    forget_estimates,
     is_estimated,
     round_config,
     write_class_targets,
@@ -41,6 +42,8 @@ def train_net(
     """
     if not args.resume:  # to resume needs none
         check_checkpoint(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
+        if comm.is_main_process() and not args.eval_only:
+            forget_estimates(cfg)
     num_rounds = cfg.MODEL.SUPERLOSS.CORRECTION.ROUNDS
     if cfg.MODEL.SUPERLOSS.CORRECTION.FROM_FEATURES and not args.eval_only:
         first = round_config(cfg, 0)
