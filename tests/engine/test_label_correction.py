@@ -310,6 +310,14 @@ def test_two_rounds(toy_env, tmp_path, few_images, detector, ranks):
     assert_equal(torch.load(rest / "model_final.pth", weights_only=True), final)
 
 
+def test_a_round_without_statistics_is_refused_before_it_trains(toy_env, tmp_path, few_images):
+    opts = ["MODEL.SUPERLOSS.CORRECTION.ROUNDS", 2, "MODEL.SUPERLOSS.CLS.ENABLED", False]
+    code, printed = run(toy_env, FASTER_RCNN, tmp_path / "out", *few_images, *opts)
+    assert code == 2, printed
+    assert "ROUNDS corrects by the statistics of the annotations" in printed
+    assert "Starting training" not in printed
+
+
 def test_a_round_of_its_own_equals_a_run_on_its_targets(toy_env, tmp_path, few_images):
     code, printed = run(
         *(toy_env, FASTER_RCNN, tmp_path / "a", *few_images),
