@@ -11,6 +11,7 @@ __all__ = [
     "add_superloss_config",
     "check_has_keys",
     "config_keys",
+    "has_pretrained_trunk",
     "is_dense_detector",
     "needs_masks",
     "num_classes_key",
@@ -111,7 +112,7 @@ def add_superloss_config(cfg: CN) -> None:
     # Loss of the rounds that train on estimates: "plain", which learns better from corrected
     # labels, or "superloss", that of the config.
     cfg.MODEL.SUPERLOSS.CORRECTION.LATER_LOSS = "plain"
-    # Path of the class_targets.pth of an earlier run; "" for none. Set by ROUNDS.
+    # Path of the class_targets.pth of an earlier run; "" for none. Set by ROUNDS and FROM_FEATURES.
     cfg.MODEL.SUPERLOSS.CORRECTION.TARGETS = ""
     # Correction within one training run: fraction of the iterations after which targets are
     # estimated from the statistics so far; 1.0 for never.
@@ -323,6 +324,12 @@ def is_dense_detector(cfg: CN) -> bool:
 def num_classes_of(cfg: CN) -> int:
     """K, the number of foreground classes that a config's detector has."""
     return (cfg.MODEL.RETINANET if is_dense_detector(cfg) else cfg.MODEL.ROI_HEADS).NUM_CLASSES
+
+
+def has_pretrained_trunk(cfg: CN) -> bool:
+    """Whether the backbone is one of ``MODEL.FROZEN_TRUNK`` that loads weights by itself."""
+    is_trunk = cfg.MODEL.BACKBONE.NAME == "build_frozen_trunk_fpn_backbone"
+    return is_trunk and bool(cfg.MODEL.FROZEN_TRUNK.WEIGHTS)
 
 
 def needs_masks(cfg: CN) -> bool:

@@ -56,7 +56,9 @@ def cli() -> int:
         "--curves", nargs="+", metavar="RUN", help="OUTPUT_DIR of each run whose curves are drawn"
     )
     source.add_argument(
-        "--corrections", metavar="RUN", help="OUTPUT_DIR of a run with CORRECTION.ROUNDS above 1"
+        "--corrections",
+        metavar="RUN",
+        help="OUTPUT_DIR of a run with CORRECTION.ROUNDS above 1 or CORRECTION.FROM_FEATURES",
     )
     parser.add_argument("--checkpoint", help="weights whose detections are drawn")
     parser.add_argument("--audit", metavar="FILE", help="label_audit.json with the confidences")

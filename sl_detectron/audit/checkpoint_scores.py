@@ -7,11 +7,13 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from torch import nn
 
 from ..checkpoint import SafeCheckpointer, check_checkpoint
-from ..config import without_federated_loss
+from ..config import has_pretrained_trunk, without_federated_loss
 from ..data.annotation_ids import AnnotationTable
 from ..data.folds import fold_of
+from .features import trunk_of
 from .score_annotations import AnnotationScores, joined_scores, score_annotations
 
 __all__ = ["Checkpoints", "score_checkpoint", "score_weights"]
@@ -45,10 +47,21 @@ def score_checkpoint(
     return score_annotations(model, [*table.records()], cfg, detect, progress=True, pool=pool)
 
 
-def score_weights(cfg: CfgNode, table: AnnotationTable) -> AnnotationScores | None:
-    """As :func:`score_checkpoint` with features, by the weights that a training run starts from."""
-    model = build_model(without_federated_loss(cfg))
-    SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+def score_weights(
+    model: nn.Module, cfg: CfgNode, table: AnnotationTable
+) -> AnnotationScores | None:
+    """As :func:`score_checkpoint` with features, by the weights that a training run starts from.
+
+    Args:
+        model: as built from cfg, which gets the weights
+        cfg: of the run
+        table: what is scored
+
+    Raises:
+        ValueError: the weights are none of the backbone, whose features would be random
+    """
+    checkpointer = SafeCheckpointer if has_pretrained_trunk(cfg) else _TrunkCheckpointer
+    checkpointer(model).load(cfg.MODEL.WEIGHTS)
     return score_annotations(model, [*table.records()], cfg, progress=True, pool=True)
 
 
@@ -86,4 +99,19 @@ class _StrictCheckpointer(SafeCheckpointer):
             raise ValueError(
                 f"the checkpoint does not match this config: {missing[0]} and {len(missing) - 1} "
                 "other parameters are missing or have a different shape"
+            )
+
+
+class _TrunkCheckpointer(SafeCheckpointer):
+    """Refuses what fills no parameter of the trunk that features are pooled from."""
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        super()._log_incompatible_keys(incompatible)
+        lacking = {*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)}
+        of_trunk = {id(p) for p in trunk_of(self.model.backbone).parameters()}
+        names = {key for key, p in self.model.named_parameters() if id(p) in of_trunk}
+        if names <= lacking:
+            raise ValueError(
+                f"MODEL.WEIGHTS has no weight that fits the backbone, as {min(names, default='')}: "
+                "an estimate from random features would be worthless"
             )

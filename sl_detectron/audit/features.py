@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from detectron2.modeling.backbone import Backbone
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-__all__ = ["FeaturePooler"]
+__all__ = ["FeaturePooler", "trunk_of"]
 
 # Coarser maps than this describe the image rather than an object in it.
 MAX_STRIDE = 32
@@ -22,6 +22,12 @@ MAX_FEATURES = 2048
 CONTEXT = 1.5
 # Rows and columns of a box; beside their mean its middle is kept, which small objects fill.
 CELLS = 3
+
+
+def trunk_of(backbone: nn.Module) -> Any:
+    """What makes the features under an FPN, or the backbone itself."""
+    trunk = getattr(backbone, "bottom_up", None)
+    return trunk if isinstance(trunk, Backbone) else backbone
 
 
 class FeaturePooler(ExitStack):
@@ -43,7 +49,7 @@ class FeaturePooler(ExitStack):
     def __init__(self, backbone: Backbone, mirrored: bool = False) -> None:
         super().__init__()
         self.mirrored = mirrored
-        self.trunk = getattr(backbone, "bottom_up", backbone)
+        self.trunk = trunk_of(backbone)
         self._maps: Mapping[str, Tensor] = {}
         self._projection: Tensor | None = None
 
@@ -67,9 +73,10 @@ class FeaturePooler(ExitStack):
         centers, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
         around = torch.cat([centers - CONTEXT / 2 * sizes, centers + CONTEXT / 2 * sizes], dim=1)
         parts, shapes = [], self.trunk.output_shape()
-        for name, features in self._maps.items():
-            if shapes[name].stride <= MAX_STRIDE:
-                scale = 1 / shapes[name].stride
+        # Those that it declares: it may make other maps too.
+        for name, shape in shapes.items():
+            if shape.stride <= MAX_STRIDE:
+                features, scale = self._maps[name], 1 / shape.stride
                 for rois in (boxes, around):
                     pooled = roi_align(features, [rois.to(features)], CELLS, scale, 2, True)
                     parts.append(pooled.float().mean(dim=(2, 3)))

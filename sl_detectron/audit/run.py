@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
+from torch import nn
 
 from ..checkpoint import last_checkpoint, read_checkpoint
 from ..config import num_classes_of
@@ -159,19 +160,22 @@ def estimate_run(
     return _estimate(scores, table, statistics.probabilities)
 
 
-def estimate_from_features(cfg: CfgNode, table: AnnotationTable) -> TrueClasses | None:
+def estimate_from_features(
+    model: nn.Module, cfg: CfgNode, table: AnnotationTable
+) -> TrueClasses | None:
     """Estimate the true classes of annotations before training, from pretrained features.
 
     As :func:`estimate_run`, without statistics.
 
     Args:
-        cfg: its ``MODEL.WEIGHTS`` are loaded, and those of a frozen trunk
+        model: as built from cfg
+        cfg: its ``MODEL.WEIGHTS`` are loaded into the model
         table: what is estimated
 
     Raises:
-        ValueError: there are too few images
+        ValueError: there are too few images, or the weights are none of the backbone
     """
-    scores = score_weights(cfg, table)
+    scores = score_weights(model, cfg, table)
     return None if scores is None else _estimate(scores, table, None)
 
 

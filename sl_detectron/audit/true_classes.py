@@ -120,7 +120,8 @@ def estimate_true_classes(
     cross_fitted, factors = _aligned(cross_fitted, tracked)
     em = evidence_of(cross_fitted, labels, temperature)
     factors, likelihood = factors.to(em.prior), em.likelihood(held_out.confusion)
-    power = max(POWERS, key=lambda p: _agreement(em, factors**p * likelihood))
+    few = evidence_of(cross_fitted[some], labels[some], temperature)
+    power = max(POWERS, key=lambda p: _agreement(few, factors[some] ** p * likelihood[some]))
     posterior = em.posterior(factors**power * likelihood)
     return held_out._replace(probabilities=em.distributions(posterior))
 
@@ -219,9 +220,13 @@ def cross_fit(
     Raises:
         ValueError: there are fewer groups than folds
     """
-    num_groups = int(groups.max()) + 1 if len(groups) else 0
+    # Without those that have no annotation here: a fold of such images only could not be fitted.
+    different, groups = groups.unique(return_inverse=True)
+    num_groups = len(different)
     if num_groups < FOLDS:
-        raise ValueError(f"cross-fitting needs at least {FOLDS} images; got {num_groups}")
+        raise ValueError(
+            f"cross-fitting needs at least {FOLDS} images with annotations; got {num_groups}"
+        )
     generator = torch.Generator().manual_seed(seed)
     folds = (torch.randperm(num_groups, generator=generator) % FOLDS)[groups]
     features = (features - features.mean(dim=0)) / features.std(dim=0).clamp_min(1e-6)

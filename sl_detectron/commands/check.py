@@ -22,6 +22,7 @@ from ..data.formats.voc_xml import parse_voc_xml
 from ..data.images import READ_ERRORS, BrokenImage, check_image, image_header, read_image
 from ..data.registered_sets import register_coco_datasets, register_custom_datasets
 from ..data.voc import register_voc_dataset
+from ..engine.label_correction import check_correction
 from ..engine.setup import merge_cfg
 from ..evaluation.evaluator_choice import check_evaluator
 from ..evaluation.results import check_report_path
@@ -29,6 +30,7 @@ from ..files import write_json
 from ..label_noise.config import check_label_noise, has_label_noise, train_classes
 from ..label_noise.training_sets import check_train_loader, noisy_dataset_dicts
 from ..model_zoo import find_config
+from ..rivals import check_method
 from .set_report import SetReport, count_annotations, numbered, repeats
 
 __all__ = ["report_of", "run_check"]
@@ -78,6 +80,7 @@ def _flaws_of_config(cfg: CfgNode, sound: bool) -> list[str]:
     checks += [lambda name=name: check_evaluator(name, *choices) for name in test]  # type: ignore[misc]
     if train:
         checks += [lambda: check_train_loader(cfg), lambda: check_label_noise(cfg)]
+        checks += [lambda: check_correction(cfg), lambda: check_method(cfg)]
         if all(MetadataCatalog.get(name).get("thing_classes") for name in train):
             checks.append(lambda: train_classes(cfg))
         if sound and has_label_noise(cfg):

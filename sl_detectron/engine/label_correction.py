@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import nn
 
@@ -20,6 +21,7 @@ from ..audit.run import estimate_from_features, estimate_run
 from ..audit.tracker import AnnotationTracker
 from ..audit.true_classes import TrueClasses, infer_true_classes
 from ..checkpoint import check_checkpoint, read_checkpoint
+from ..config import has_pretrained_trunk, num_classes_of, without_federated_loss
 from ..data.annotation_ids import AnnotationTable
 from ..files import replacing
 from ..label_noise import noisy_dataset_dicts
@@ -29,6 +31,8 @@ __all__ = [
     "CorrectLabels",
     "LabelCorrection",
     "check_correction",
+    "check_one_round",
+    "forget_estimates",
     "is_estimated",
     "read_class_targets",
     "round_config",
@@ -166,11 +170,7 @@ class LabelCorrection:
         if self.targets:
             self._set_from_file(targets, annotations)
         targets.to(next(model.parameters()).device)
-        if not attach_class_targets(model, targets):
-            raise ValueError(
-                f"{NODE} needs SuperLoss heads or SuperLossRetinaNet; set MODEL.ROI_HEADS.NAME or "
-                "MODEL.META_ARCHITECTURE to a SuperLoss one"
-            )
+        _attach(model, targets)
         return targets
 
     def build_hook(
@@ -198,6 +198,14 @@ class LabelCorrection:
         except ValueError as error:
             raise ValueError(f"{NODE}.TARGETS: {error}") from error
         targets.set_distributions(probabilities, None, self.form == "hard", self.min_probability)
+
+
+def _attach(model: nn.Module, targets: ClassTargets | None) -> None:
+    if not attach_class_targets(model, targets):
+        raise ValueError(
+            f"{NODE} needs SuperLoss heads or SuperLossRetinaNet; set MODEL.ROI_HEADS.NAME or "
+            "MODEL.META_ARCHITECTURE to a SuperLoss one"
+        )
 
 
 def read_class_targets(path: str | os.PathLike, annotations: AnnotationTable) -> Distributions:
@@ -232,6 +240,11 @@ def check_correction(cfg: CfgNode) -> None:
     correction = LabelCorrection.from_cfg(cfg)
     if node.FROM_FEATURES:
         _check_features(cfg)
+    if (node.ROUNDS > 1 or node.FROM_FEATURES) and num_classes_of(cfg) < 2:
+        raise ValueError(
+            f"{NODE} estimates which class each object has, and the detector has one class only: "
+            "set ROUNDS to 1 and FROM_FEATURES to False"
+        )
     if (node.ROUNDS > 1 or correction.start < 1) and not cfg.MODEL.SUPERLOSS.TRACK_ANNOTATIONS:
         raise ValueError(
             f"{NODE} corrects by the statistics of the annotations, and "
@@ -245,12 +258,38 @@ def _check_features(cfg: CfgNode) -> None:
             f"{NODE}.TARGETS and {NODE}.FROM_FEATURES both set the targets of the first round: "
             "switch one off"
         )
-    frozen = cfg.MODEL.BACKBONE.NAME == "build_frozen_trunk_fpn_backbone"
-    if not cfg.MODEL.WEIGHTS and not frozen:
+    if not cfg.MODEL.WEIGHTS and not has_pretrained_trunk(cfg):
         raise ValueError(
             f"{NODE}.FROM_FEATURES needs a pretrained backbone, and MODEL.WEIGHTS is empty: name "
             "weights there, or set ROUNDS to 2 instead, which takes the features of a first round"
         )
+
+
+def check_one_round(cfg: CfgNode) -> None:
+    """Refuse a config whose rounds one training run would ignore.
+
+    Raises:
+        ValueError: ``ROUNDS`` is above 1, or ``FROM_FEATURES`` is on
+    """
+    node = cfg.MODEL.SUPERLOSS.CORRECTION
+    if node.ROUNDS > 1 or node.FROM_FEATURES:
+        key = "FROM_FEATURES" if node.FROM_FEATURES else "ROUNDS"
+        raise ValueError(
+            f"a trainer trains one round, without an estimate before or after it, and {NODE}.{key} "
+            f"is {node[key]}: call sl_detectron.engine.train_net, which does both"
+        )
+
+
+def forget_estimates(cfg: CfgNode) -> None:
+    """Remove the estimates that an earlier run with this ``OUTPUT_DIR`` left.
+
+    If a new run is killed and then resumed, it would take them for those of its rounds.
+    """
+    node = cfg.MODEL.SUPERLOSS.CORRECTION
+    for number in range(0 if node.FROM_FEATURES else 1, node.ROUNDS):
+        path = Path(round_config(cfg, number).OUTPUT_DIR, TARGETS)
+        if not (node.TARGETS and path.resolve() == Path(node.TARGETS).resolve()):
+            path.unlink(missing_ok=True)
 
 
 def round_config(cfg: CfgNode, number: int) -> CfgNode:
@@ -289,11 +328,16 @@ def write_first_targets(cfg: CfgNode) -> None:
     """Before the first round: estimate the true classes from pretrained features.
 
     All processes share the images of the pass; the main one writes, as after a round.
+
+    Raises:
+        ValueError: the model takes no targets; as :func:`estimate_from_features`
     """
+    model = build_model(without_federated_loss(cfg))
+    _attach(model, None)  # fails before the pass, not after it
     table = AnnotationTable.of(noisy_dataset_dicts(cfg))
     if comm.is_main_process():
         table.write(cfg.OUTPUT_DIR)
-    _write(cfg, table, estimate_from_features(cfg, table))
+    _write(cfg, table, estimate_from_features(model, cfg, table))
 
 
 def write_class_targets(cfg: CfgNode) -> None:

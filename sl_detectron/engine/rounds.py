@@ -11,6 +11,7 @@ from detectron2.utils import comm
 from ..checkpoint import SafeCheckpointer, check_checkpoint
 from ..config import without_federated_loss
 from .label_correction import (
+    forget_estimates,
     is_estimated,
     round_config,
     write_class_targets,
@@ -41,6 +42,8 @@ def train_net(
     """
     if not args.resume:  # to resume needs none
         check_checkpoint(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
+        if comm.is_main_process() and not args.eval_only:
+            forget_estimates(cfg)
     num_rounds = cfg.MODEL.SUPERLOSS.CORRECTION.ROUNDS
     if cfg.MODEL.SUPERLOSS.CORRECTION.FROM_FEATURES and not args.eval_only:
         first = round_config(cfg, 0)
@@ -52,13 +55,15 @@ def train_net(
         round_cfg = round_config(cfg, number)
         if args.resume and is_estimated(round_cfg):
             continue
-        after_round(number, round_cfg, _train_round(round_cfg, args))
+        after_round(number, round_cfg, _train_round(round_cfg, args, is_estimated_from=True))
         write_class_targets(round_cfg)
         end_logs()
     return _train_round(round_config(cfg, num_rounds), args)
 
 
-def _train_round(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
+def _train_round(
+    cfg: CfgNode, args: argparse.Namespace, is_estimated_from: bool = False
+) -> dict[str, Any]:
     setup_job(cfg, args)
     if args.eval_only:
         model = SuperLossTrainer.build_model(without_federated_loss(cfg))
@@ -69,5 +74,10 @@ def _train_round(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
             verify_results(cfg, results)
         return results
     trainer = SuperLossTrainer(cfg)
+    if is_estimated_from and trainer.annotation_tracker is None:  # not after the training
+        raise ValueError(
+            "MODEL.SUPERLOSS.CORRECTION.ROUNDS corrects by the statistics of the annotations, and "
+            "this run tracks none: it needs SuperLoss heads with MODEL.SUPERLOSS.CLS.ENABLED"
+        )
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

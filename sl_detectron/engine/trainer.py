@@ -36,7 +36,7 @@ from .hooks import (
     WarnOfUnusedTerms,
     build_annotation_tracker,
 )
-from .label_correction import LabelCorrection
+from .label_correction import LabelCorrection, check_one_round
 from .methods import TrainMethod
 from .resume import ResumeState, SaveAndStop, StopOnSignal, resume_or_load
 from .rng import keep_rng_state
@@ -71,6 +71,7 @@ class SuperLossTrainer(DefaultTrainer):
         # Not DefaultTrainer.__init__, which cannot pass device_ids to create_ddp_model.
         TrainerBase.__init__(self)
         check_has_keys(cfg)
+        check_one_round(cfg)
         cfg = _with_tuples(cfg)
         for name in ("detectron2", "sl_detectron"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):

@@ -29,7 +29,8 @@ NOTES = (
     "linear layers at the test size, with images of 4:3; three times a forward, once for frozen "
     f"layers; / (peak x {OF_TENSOR_CORES:g} on tensor cores, {OF_CUDA_CORES:g} without). Memory: "
     "weights, gradients and momentum, outputs of these layers twice, and 1 GiB. Left out: data "
-    "loading, evaluation, masks, launch of kernels, which bounds small detectors."
+    "loading, evaluation, estimates of label correction, masks, launch of kernels, which bounds "
+    "small detectors."
 )
 # RoIs that are counted; the rest is as much again.
 ROIS = 8

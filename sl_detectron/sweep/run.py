@@ -180,7 +180,8 @@ def _clear(folder: Path) -> None:
 def _discard_checkpoints(folder: Path, keep: str) -> None:
     for part in rounds_of(folder):
         if keep == "none":
-            (part / "last_checkpoint").unlink()
+            # An estimate before the first round has none.
+            (part / "last_checkpoint").unlink(missing_ok=True)
         for path in part.glob("model_*.pth") if keep != "all" else ():
             if keep == "none" or path.name != "model_final.pth":
                 path.unlink()

@@ -14,6 +14,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from ..config import config_keys
+from ..engine.label_correction import round_config
 from ..engine.setup import merge_cfg
 from ..files import write_text
 
@@ -83,7 +84,11 @@ def same_config(cfg: CfgNode, folder: Path) -> bool:
         recorded = recorded or json.loads((folder / BEGUN).read_text())
         if recorded["fingerprint"] == fingerprint(cfg):
             return True
-    return not differences(cfg, folder)
+    if not differences(cfg, folder):
+        return True
+    # Of several rounds of label correction config.yaml is that of the last.
+    rounds = cfg.get("MODEL", {}).get("SUPERLOSS", {}).get("CORRECTION")
+    return bool(rounds) and not differences(round_config(cfg, rounds.ROUNDS), folder)
 
 
 def differences(cfg: CfgNode, folder: Path) -> dict[str, tuple[Any, Any]]:

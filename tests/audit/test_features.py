@@ -5,8 +5,10 @@ import torch
 
 from helpers.detectors import IMAGE_SIZE, build, small_config
 from sl_detectron.audit import features as module
-from sl_detectron.audit.features import FeaturePooler
+from sl_detectron.audit.checkpoint_scores import score_weights
+from sl_detectron.audit.features import FeaturePooler, trunk_of
 from sl_detectron.audit.score_annotations import score_annotations
+from sl_detectron.data.annotation_ids import AnnotationTable
 
 
 class Maps(torch.nn.Module):
@@ -99,6 +101,36 @@ def test_features_of_a_set(detector, tmp_path):
     plain = score_annotations(model, records, cfg)
     assert torch.equal(plain.losses, scores.losses)
     assert len(plain.features) == 0
+
+
+def test_maps_that_a_trunk_does_not_declare():
+    class More(Maps):
+        def forward(self, images):
+            return {"more": torch.zeros(1, 7, 10, 10), **super().forward(images)}
+
+    with FeaturePooler(backbone := More()) as pooler:
+        backbone(torch.zeros(1, 3, 160, 160))
+        assert pooler.pool(torch.tensor([[40.0, 40.0, 80.0, 80.0]])).shape == (1, 8)
+
+
+@pytest.mark.parametrize("detector", ["standard", "c4", "retinanet"])
+def test_weights_that_are_none_of_the_trunk(detector, tmp_path):
+    cfg = small_config(detector, superloss=True)
+    cfg.MODEL.WEIGHTS = str(tmp_path / "weights.pth")
+    model = build(cfg)
+    trunk = {id(p) for p in trunk_of(model.backbone).parameters()}
+    every = dict(model.named_parameters())
+    others = {key: p.detach() for key, p in every.items() if id(p) not in trunk}
+    assert 0 < len(others) < len(every)
+    torch.save({"model": others}, cfg.MODEL.WEIGHTS)
+    table = AnnotationTable.of({"none": []})
+    with pytest.raises(ValueError, match="no weight that fits the backbone"):
+        score_weights(model, cfg, table)
+    # A part is enough: some backbones have layers that pretrained weights lack.
+    key = next(key for key, p in every.items() if id(p) in trunk)
+    torch.save({"model": {key: every[key].detach()}}, cfg.MODEL.WEIGHTS)
+    with pytest.raises(ValueError, match="have no annotation"):
+        score_weights(model, cfg, table)
 
 
 def test_many_features_are_projected(monkeypatch):

@@ -102,6 +102,35 @@ def test_cross_fitted_predictions_never_saw_the_label(generator):
     assert not torch.equal(again, predictions)
 
 
+def test_images_without_annotations_make_no_fold(generator):
+    """As those that have crowds only, or cannot be read: a fold of them could not be fitted."""
+    true = torch.randint(0, NUM_CLASSES, (12,), generator=generator)
+    features, groups = features_of(true, generator), torch.arange(12) // 2
+    predictions = cross_fit(features, true, groups, NUM_CLASSES)
+    assert torch.equal(cross_fit(features, true, 50 * groups, NUM_CLASSES), predictions)
+    with pytest.raises(ValueError, match="needs at least 5 images with annotations; got 1"):
+        cross_fit(features[:1], true[:1], torch.tensor([90]), NUM_CLASSES)
+    with pytest.raises(ValueError, match="got 0"):
+        cross_fit(features[:0], true[:0], groups[:0], NUM_CLASSES)
+
+
+@pytest.mark.parametrize("seen", ["none", "all"])
+def test_few_classes_estimate_as_all_of_them(seen, generator):
+    """The candidates are all classes, also of a run that saw no annotation and a class without."""
+    true = torch.randint(0, NUM_CLASSES - 1, (800,), generator=generator)
+    labels = noisy(true, 0.4, generator).clamp_max(NUM_CLASSES - 2)
+    held_out = cross_fit(features_of(true, generator, 2.5), labels, torch.arange(800), NUM_CLASSES)
+    tracked = predictions_of(true, 0.7, generator)
+    if seen == "none":
+        tracked[:] = torch.nan
+    dense = estimate_true_classes(held_out, labels, tracked)
+    few = (FewClasses.of(p, labels, NUM_CLASSES - 1) for p in (held_out, tracked))
+    of_few = estimate_true_classes(next(few), labels, next(few))
+    assert dense.probabilities.isfinite().all()
+    found = of_few.probabilities.dense()
+    torch.testing.assert_close(found, dense.probabilities, atol=1e-4, rtol=0)
+
+
 def test_cross_fit_is_of_any_scale_and_repeats(generator):
     true = torch.randint(0, NUM_CLASSES, (300,), generator=generator)
     features, groups = features_of(true, generator), torch.arange(300)
@@ -115,7 +144,7 @@ def test_cross_fit_is_of_any_scale_and_repeats(generator):
 
 
 def test_cross_fit_needs_images():
-    with pytest.raises(ValueError, match="at least 5 images; got 4"):
+    with pytest.raises(ValueError, match="at least 5 images with annotations; got 4"):
         cross_fit(torch.ones(8, 2), torch.zeros(8).long(), torch.arange(8) // 2, NUM_CLASSES)
 
 

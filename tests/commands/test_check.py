@@ -109,6 +109,8 @@ TWICE = {"NAME": "turned", "ROOT": "voc", "SPLIT": "train", "CLASSES": CLASSES[:
         (["DATASETS.BAD_ANNOTATIONS", "ignore"], "DATASETS.BAD_ANNOTATIONS must be one of"),
         (["DATALOADER.BROKEN_IMAGES", "ignore"], "DATALOADER.BROKEN_IMAGES must be one of"),
         (["DATASETS.LABEL_NOISE.MISSING.RATE", "1.0"], "no image left to train on"),
+        (["MODEL.SUPERLOSS.CORRECTION.FROM_FEATURES", "True"], "needs a pretrained backbone"),
+        (["MODEL.METHOD.NAME", "Mixup"], "MODEL.METHOD.NAME must be"),
         (["DATASETS.LABEL_NOISE.MANIFEST", "set.json"], "set.json, line 1: a change needs"),
     ],
 )

@@ -14,11 +14,12 @@ from sl_detectron.audit.compact_tracker import CompactTracker
 from sl_detectron.audit.tracker import AnnotationTracker
 from sl_detectron.data.annotation_ids import AnnotationTable
 from sl_detectron.data.toy import TOY_CLASS_NAMES
-from sl_detectron.engine import setup_cfg
+from sl_detectron.engine import SuperLossTrainer, label_correction, setup_cfg
 from sl_detectron.engine.label_correction import (
     CorrectLabels,
     LabelCorrection,
     check_correction,
+    forget_estimates,
     round_config,
 )
 from sl_detectron.model_zoo import find_config
@@ -154,6 +155,54 @@ def test_what_correction_needs(tmp_path):
         check_correction(cfg)
 
 
+@pytest.mark.parametrize("node", [{"ROUNDS": 2}, {"FROM_FEATURES": True}])
+def test_one_class_leaves_nothing_to_estimate(node):
+    cfg = config(**node)
+    cfg.MODEL.WEIGHTS = "weights.pth"
+    check_correction(cfg)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
+    with pytest.raises(ValueError, match="one class only"):
+        check_correction(cfg)
+
+
+def test_a_frozen_trunk_needs_weights_too():
+    cfg = config(FROM_FEATURES=True)
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.WEIGHTS = "build_frozen_trunk_fpn_backbone", ""
+    cfg.MODEL.FROZEN_TRUNK.WEIGHTS = "trunk.pth"
+    check_correction(cfg)
+    cfg.MODEL.FROZEN_TRUNK.WEIGHTS = ""
+    with pytest.raises(ValueError, match="needs a pretrained backbone"):
+        check_correction(cfg)
+
+
+@pytest.mark.parametrize(("key", "value"), [("ROUNDS", 2), ("FROM_FEATURES", True)])
+def test_a_trainer_refuses_rounds_that_it_would_leave_out(key, value):
+    with pytest.raises(ValueError, match=rf"CORRECTION.{key} is {value}: call .*train_net"):
+        SuperLossTrainer(config(**{key: value}))
+
+
+def test_stock_heads_are_refused_before_the_pass(tmp_path, monkeypatch):
+    cfg = small_config("standard", superloss=False)
+    cfg.OUTPUT_DIR = str(tmp_path)
+    monkeypatch.setattr(label_correction, "noisy_dataset_dicts", lambda cfg: pytest.fail("read"))
+    with pytest.raises(ValueError, match="needs SuperLoss heads"):
+        label_correction.write_first_targets(cfg)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_new_run_forgets_the_estimates_of_an_earlier_one(tmp_path):
+    cfg = config(ROUNDS=3, FROM_FEATURES=True)
+    cfg.OUTPUT_DIR = str(tmp_path)
+    paths = [tmp_path / f"round_{number}" / "class_targets.pth" for number in range(4)]
+    for path in paths:
+        path.parent.mkdir()
+        path.touch()
+    # What it starts from stays.
+    cfg.MODEL.SUPERLOSS.CORRECTION.TARGETS = f"{tmp_path}/round_3/../round_1/class_targets.pth"
+    forget_estimates(cfg)
+    assert [path.exists() for path in paths] == [False, True, False, True]
+
+
 def table_of(labels, fingerprint=7):
     annotations = [
         {"annotation_id": i, "category_id": c, "bbox": [0, 0, 9, 9]} for i, c in enumerate(labels)
@@ -259,6 +308,14 @@ def test_two_rounds(toy_env, tmp_path, few_images, detector, ranks):
     assert lines == (whole / "curve.jsonl").read_text().splitlines()[-len(lines) :]
     assert len(lines) == 3
     assert_equal(torch.load(rest / "model_final.pth", weights_only=True), final)
+
+
+def test_a_round_without_statistics_is_refused_before_it_trains(toy_env, tmp_path, few_images):
+    opts = ["MODEL.SUPERLOSS.CORRECTION.ROUNDS", 2, "MODEL.SUPERLOSS.CLS.ENABLED", False]
+    code, printed = run(toy_env, FASTER_RCNN, tmp_path / "out", *few_images, *opts)
+    assert code == 2, printed
+    assert "ROUNDS corrects by the statistics of the annotations" in printed
+    assert "Starting training" not in printed
 
 
 def test_a_round_of_its_own_equals_a_run_on_its_targets(toy_env, tmp_path, few_images):

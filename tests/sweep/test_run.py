@@ -66,6 +66,8 @@ def test_rounds_of_label_correction(tmp_path, monkeypatch, keep):
 
     def train_net(cfg, args, after_round):
         resumed.append(args.resume)
+        (tmp_path / "round_0").mkdir(exist_ok=True)
+        (tmp_path / "round_0" / "class_targets.pth").touch()
         for folder in (tmp_path / "round_1", tmp_path):
             folder.mkdir(exist_ok=True)
             for name in names:
@@ -82,3 +84,5 @@ def test_rounds_of_label_correction(tmp_path, monkeypatch, keep):
     kept = names - {"model_0000001.pth"} if keep == "final" else set()
     for folder in (tmp_path / "round_1", tmp_path):
         assert names & {path.name for path in folder.iterdir()} == kept
+    # An estimate before the first round has no checkpoint, and stays.
+    assert (tmp_path / "round_0" / "class_targets.pth").is_file()

@@ -7,6 +7,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from helpers.grid_cases import ONE_METHOD
+from sl_detectron.engine.label_correction import round_config
 from sl_detectron.sweep import read_grid, run_grid
 from sl_detectron.sweep.plan import explain_change, plan
 from sl_detectron.sweep.state import differences, fingerprint, write_json
@@ -38,6 +39,19 @@ def test_a_changed_config_is_noticed_by_key(finished):
         "INPUT.MIN_SIZE_TRAIN": ([128], [64]),
         "SOLVER.GAMMA": (0.1, 0.5),
     }
+
+
+@pytest.mark.parametrize("opts", [["ROUNDS", "2"], ["FROM_FEATURES", "True"]])
+def test_a_new_key_is_no_change_for_rounds_of_label_correction(finished, opts):
+    """Their config.yaml is that of the last round."""
+    key, value = opts
+    run = finished([f"MODEL.SUPERLOSS.CORRECTION.{key}", value])
+    assert run.state == "changed"
+    last = round_config(run.cfg, run.cfg.MODEL.SUPERLOSS.CORRECTION.ROUNDS)
+    (run.folder / "config.yaml").write_text(last.dump())
+    write_json(run.folder / "result.json", {"fingerprint": "of an older version", "metrics": {}})
+    assert finished([f"MODEL.SUPERLOSS.CORRECTION.{key}", value]).state == "finished"
+    assert finished().state == "changed"
 
 
 def test_runs_of_another_grid_are_no_part_of_this_one(finished):
