@@ -78,9 +78,8 @@ class FeaturePooler(ExitStack):
             if shape.stride <= MAX_STRIDE:
                 features, scale = self._maps[name], 1 / shape.stride
                 for rois in (boxes, around):
-                    pooled = roi_align(features, [rois.to(features)], CELLS, scale, 2, True)
-                    parts.append(pooled.float().mean(dim=(2, 3)))
-                    parts.append(pooled.float()[:, :, CELLS // 2, CELLS // 2])
+                    pooled = roi_align(features, [rois.to(features)], CELLS, scale, 2, True).float()
+                    parts += [pooled.mean(dim=(2, 3)), pooled[:, :, CELLS // 2, CELLS // 2]]
         return self._projected(torch.cat(parts, dim=1).cpu())
 
     def _projected(self, features: Tensor) -> Tensor:

@@ -301,8 +301,7 @@ def round_config(cfg: CfgNode, number: int) -> CfgNode:
     node = cfg.MODEL.SUPERLOSS.CORRECTION
     if node.ROUNDS == 1 and not node.FROM_FEATURES:
         return cfg
-    first = 0 if node.FROM_FEATURES else 1
-    node, output = cfg.MODEL.SUPERLOSS.CORRECTION, Path(cfg.OUTPUT_DIR)
+    first, output = 0 if node.FROM_FEATURES else 1, Path(cfg.OUTPUT_DIR)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.SUPERLOSS.CORRECTION.ROUNDS = 1
