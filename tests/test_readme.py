@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import instantiate
+from detectron2.config import get_cfg, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
-from detectron2.modeling import StandardROIHeads
+from detectron2.modeling import StandardROIHeads, build_model
 
 from helpers import REPO, load_tool
 from helpers.detectors import build, small_config
+from sl_detectron import add_superloss_config
 from sl_detectron.audit import decisions_above, read_audit
 from sl_detectron.audit.decisions import write_decisions
 from sl_detectron.cli import CONSOLE_SCRIPTS
@@ -35,6 +36,8 @@ REPLACED = {
     f"{R50}_noisy.yaml": "Toy/faster_rcnn_superloss.yaml",
     f"{R50}.yaml": "Toy/faster_rcnn_superloss.yaml",
     "--num-gpus 8": "--num-gpus 1",
+    # Of the toy config's backbone, which has none.
+    "--from-features": "--from-features --opts MODEL.WEIGHTS toy_weights.pth",
     # Other than the config that it stands for, the toy one has noise.
     '  TRAIN: ("birds_train",)': '  TRAIN: ("birds_train",)\n  LABEL_NOISE: {RATE: 0.0}',
 }
@@ -79,6 +82,11 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(toy, "TOY_SPLITS", SPLITS)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(REPO / "configs")
+    # Not setup_cfg, which makes the toy set too.
+    cfg = get_cfg()
+    add_superloss_config(cfg)
+    cfg.merge_from_file(str(REPO / "configs/Toy/faster_rcnn_superloss.yaml"))
+    torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "toy_weights.pth")
     known = {n: (DatasetCatalog[n], MetadataCatalog.get(n)) for n in list(DatasetCatalog)}
     for split in SPLITS:
         DatasetCatalog.pop(f"toy_digits_{split}")

@@ -9,14 +9,17 @@ Examples:
     tools/audit_labels.py --from-run output --output audit
   Any detector, also a stock one or one of a LazyConfig, by one pass over its DATASETS.TRAIN:
     tools/audit_labels.py --config-file my.yaml --checkpoint model_final.pth --output audit
+  Before any training: by the pretrained features of the backbone that a config names:
+    tools/audit_labels.py --config-file my.yaml --from-features --output audit
   The 50 most suspect cats and dogs, and files for cleanlab and FiftyOne:
     tools/audit_labels.py --from-run output --output audit --classes cat,dog --top 50 --per-class \\
         --formats cleanlab fiftyone
   A corrected dataset, from the decisions.json of the report, or for all labels above 0.95:
     tools/audit_labels.py --apply decisions.json --output corrected
     tools/audit_labels.py --from-run output --output audit --correct-above 0.95
-  A corrected dataset, with thresholds per class and the noise rate estimated from the run:
+  A corrected dataset, with thresholds per class and the noise rate estimated:
     tools/audit_labels.py --from-run output --output audit --auto
+    tools/audit_labels.py --config-file my.yaml --from-features --output audit --auto
   The original dataset, from a corrected copy:
     tools/audit_labels.py --restore corrected/my_set --output my_set_again
   Missing objects, misplaced boxes, annotations without an object, and duplicates:
@@ -62,6 +65,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument("--from-run", metavar="DIR", help="OUTPUT_DIR of a training run")
     source.add_argument("--checkpoint", help="weights of any detector; needs --config-file")
     source.add_argument(
+        "--from-features",
+        action="store_true",
+        help="estimate the true classes by one pass with the pretrained backbone of --config-file, "
+        "without any training; finds wrong classes only",
+    )
+    source.add_argument(
         "--folds",
         type=int,
         metavar="K",
@@ -86,7 +95,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="a second set of annotations of the same images, regarded as true: each of the "
         "--kinds is evaluated against it, beside cleanlab's ObjectLab",
     )
-    parser.add_argument("--config-file", default="", help="config of --checkpoint or --folds")
+    parser.add_argument(
+        "--config-file",
+        default="",
+        help="config of --checkpoint, --from-features or --folds",
+    )
     parser.add_argument("--output", required=True, help="folder for all output")
     parser.add_argument(
         "--top", type=int, help="number to list and show, of each kind; default all"
@@ -120,7 +133,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="estimate the true classes with one pass over the images and rank by them; print how "
         "many labels a correction is expected to fix and to break; write OUTPUT/corrected with "
-        "every probably wrong label replaced; needs --from-run",
+        "every probably wrong label replaced; needs --from-run or --from-features",
     )
     parser.add_argument(
         "--evaluate", action="store_true", help="compare with known noise: that of the run, or ..."
@@ -155,10 +168,21 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.set_defaults(num_machines=1, machine_rank=0, dist_url="auto", dist_timeout=1800)
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config options")
     args = parser.parse_args(argv)
-    if bool(args.config_file) != bool(args.checkpoint or args.folds is not None):
-        parser.error("--checkpoint and --folds need --config-file, and it needs one of them")
-    if args.auto and (not args.from_run or args.correct_above is not None):
-        parser.error("--auto needs --from-run; it replaces --correct-above")
+    if bool(args.config_file) != bool(
+        args.checkpoint or args.from_features or args.folds is not None
+    ):
+        parser.error(
+            "--checkpoint, --from-features and --folds need --config-file, and it needs one of them"
+        )
+    if args.auto and not (args.from_run or args.from_features):
+        parser.error("--auto needs --from-run or --from-features")
+    if args.auto and args.correct_above is not None:
+        parser.error("--auto replaces --correct-above; give one")
+    if args.from_features and (args.truth or args.kinds != ["wrong_class"]):
+        parser.error(
+            "--from-features finds wrong classes only: leave out --kinds and --truth, or audit a "
+            "detector by --from-run, --checkpoint or --folds"
+        )
     if args.statistics and (not args.from_run or args.auto or args.num_gpus > 1):
         parser.error("--statistics needs --from-run, one process, and no --auto")
     if args.per_class and args.top is None:

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from torch import nn
 
 from ..checkpoint import last_checkpoint, read_checkpoint
-from ..config import num_classes_of
+from ..config import num_classes_of, without_federated_loss
 from ..data.annotation_ids import AnnotationTable
 from ..data.formats.manifest import read_manifest
 from ..label_noise import noisy_dataset_dicts
@@ -32,6 +33,7 @@ from .true_classes import TrueClasses, cross_fit, estimate_true_classes
 __all__ = [
     "TrackedRun",
     "audit_checkpoint",
+    "audit_features",
     "audit_kinds",
     "audit_run",
     "audit_statistics",
@@ -232,6 +234,31 @@ def _audit_of(cfg: CfgNode, table: AnnotationTable, scores: AnnotationScores) ->
     return audit_annotations(table, statistics)
 
 
+def audit_features(
+    cfg: CfgNode, table: AnnotationTable
+) -> tuple[LabelAudit, TrueClasses] | tuple[None, None]:
+    """Rank annotations by classes that are estimated from pretrained features, without a training.
+
+    All processes of detectron2's ``launch`` call it, and share the images; others than the main one
+    get None twice. Loss and confidence are of the estimated probability of the given label.
+
+    Args:
+        cfg: of a detector, stock or not, whose backbone is pretrained
+        table: what is audited
+
+    Raises:
+        ValueError: there are too few images, or the weights are none of the backbone
+    """
+    scores = score_weights(build_model(without_federated_loss(cfg)), cfg, table)
+    if scores is None:
+        return None, None
+    estimate, ids = _estimate(scores, table, None), scores.feature_ids
+    probabilities = estimate.probabilities[ids]
+    of_given = probabilities.gather(1, torch.tensor(table.labels())[ids][:, None])[:, 0]
+    losses = -of_given.clamp_min(1e-6).log()
+    return _audit_of(cfg, table, AnnotationScores(ids, losses, probabilities, [])), estimate
+
+
 def audit_kinds(
     cfg: CfgNode,
     checkpoint: Checkpoints,
@@ -271,7 +298,7 @@ def evaluate_run(
     cfg: CfgNode,
     audit: LabelAudit | None,
     table: AnnotationTable,
-    checkpoint: Checkpoints,
+    checkpoint: Checkpoints | None,
     manifest: str = "",
 ) -> AuditEvaluation | None:
     """Score an audit against known noise, beside the model's losses and cleanlab's ObjectLab.
@@ -283,7 +310,8 @@ def evaluate_run(
         cfg: of the run
         audit: of the same run; only the main process needs it
         table: what was audited; it tells the truth about noise in memory
-        checkpoint: whose losses and detections make the reference scores
+        checkpoint: whose losses and detections make the reference scores; None for an audit
+            without a trained detector, which has none
         manifest: of noise that is in the files
 
     Raises:
@@ -292,6 +320,8 @@ def evaluate_run(
     truth = table.true_classes()
     if manifest and audit is not None:
         truth = truth_from_manifest(table, read_manifest(manifest), audit.classes)
+    if checkpoint is None:
+        return None if audit is None else evaluate_audit(audit, truth)
     scores = score_checkpoint(cfg, checkpoint, table, detect=True)
     if scores is None or audit is None:
         return None

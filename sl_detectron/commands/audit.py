@@ -24,12 +24,19 @@ from ..audit.exchange import write_cleanlab, write_fiftyone
 from ..audit.files import write_audit
 from ..audit.records import LabelAudit, SuspectList, top_suspects
 from ..audit.report import write_report
-from ..audit.run import audit_checkpoint, audit_run, estimate_run, evaluate_run, read_run
+from ..audit.run import (
+    audit_checkpoint,
+    audit_features,
+    audit_run,
+    estimate_run,
+    evaluate_run,
+    read_run,
+)
 from ..audit.scoring import AuditEvaluation, evaluation_table, plot_evaluation, write_evaluation
 from ..audit.suspects import TRACKED_KINDS, write_suspects
 from ..audit.true_classes import correction_table
 from ..checkpoint import check_checkpoint, last_checkpoint
-from ..config import num_classes_of
+from ..config import has_pretrained_trunk, num_classes_of
 from ..data.annotation_ids import AnnotationTable, dataset_source
 from ..data.formats.manifest import read_manifest
 from ..data.formats.restore import restore_clean
@@ -84,7 +91,9 @@ def run_audit(args: argparse.Namespace) -> None:
     cfg = run_config(args, opts, _NO_LAZY, eval_only=bool(args.from_run))
     folds = fold_configs(args, _NO_LAZY) if args.folds else []
     check_fold_folders(folds)
-    if not folds:
+    if args.from_features:
+        _check_features(cfg)
+    elif not folds:
         check_checkpoint(_checkpoint(args))
     _check_run(args, cfg, AnnotationTable.read(args.from_run) if args.from_run else None)
     if folds:
@@ -93,7 +102,9 @@ def run_audit(args: argparse.Namespace) -> None:
 
 
 def _checkpoint(args: argparse.Namespace) -> Any:
-    """That of a detector, or those of the detectors of all folds."""
+    """That of a detector, those of the detectors of all folds, or None for pretrained features."""
+    if args.from_features:
+        return None
     return args.checkpoint or str(last_checkpoint(args.from_run))
 
 
@@ -110,6 +121,9 @@ def _audit(cfg: CfgNode, args: argparse.Namespace) -> None:
         estimate = estimate_run(cfg, args.from_run, table, tracked) if args.auto else None
         if comm.is_main_process():
             audit = audit_run(args.from_run, table, estimate, tracked)
+    elif args.from_features:
+        table = AnnotationTable.of(noisy_dataset_dicts(cfg))
+        audit, estimate = audit_features(cfg, table)
     else:
         table = AnnotationTable.of(noisy_dataset_dicts(cfg))
         audit = audit_checkpoint(cfg, _checkpoint(args), table) if _is_plain(args) else None
@@ -211,6 +225,15 @@ def _check_arguments(args: argparse.Namespace, out: Path) -> None:
             "an evaluation needs cleanlab, scikit-learn and matplotlib: "
             "pip install 'sl_detectron[audit]'"
         )
+
+
+def _check_features(cfg: CfgNode) -> None:
+    if not cfg.MODEL.WEIGHTS and not has_pretrained_trunk(cfg):
+        raise ValueError(
+            "--from-features needs a pretrained backbone, and MODEL.WEIGHTS is empty: name weights "
+            "with --opts MODEL.WEIGHTS FILE, or audit a training run by --from-run"
+        )
+    check_checkpoint(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
 
 
 def _check_run(args: argparse.Namespace, cfg: CfgNode, table: AnnotationTable | None) -> None:

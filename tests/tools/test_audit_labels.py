@@ -14,7 +14,7 @@ from helpers.forked import forked_ranks
 from sl_detectron.audit import read_audit
 from sl_detectron.audit.decisions import Decision, Decisions, write_decisions
 from sl_detectron.audit.kinds import KINDS
-from sl_detectron.audit.run import estimate_run
+from sl_detectron.audit.run import estimate_from_features, estimate_run
 from sl_detectron.audit.suspects import read_suspects
 from sl_detectron.data.annotation_ids import AnnotationTable
 from sl_detectron.data.toy import TOY_CLASS_NAMES
@@ -70,6 +70,17 @@ def small_run(noisy_set, tmp_path_factory):
     names = (splits / "train.txt").read_text().splitlines()[:30]
     (splits / "few.txt").write_text("\n".join(names))
     return train(noisy_set, "few", tmp_path_factory.mktemp("small_run"))
+
+
+@pytest.fixture
+def manifest(small_run, noisy_set, tmp_path):
+    """Of the images of the small run; it names the set as the noise tool knew it."""
+    path = tmp_path / "manifest.jsonl"
+    images = {record["image_id"] for record in AnnotationTable.read(small_run).records()}
+    lines = (noisy_set / "manifest.jsonl").read_text().splitlines(keepends=True)
+    lines = [line for line in lines if json.loads(line)["image_id"] in images]
+    path.write_text("".join(lines).replace('"noisy_train"', f'"noisy_few_{small_run.name}"'))
+    return path
 
 
 def train(noisy_set, split, output):
@@ -191,14 +202,43 @@ def test_auto_corrects_what_is_probably_wrong(main, small_run, tmp_path, capsys,
     assert float(all_row[5]) == pytest.approx(sum(given), abs=0.51)
 
 
-def test_checkpoint_against_a_manifest(main, small_run, noisy_set, tmp_path, capsys):
+def test_before_any_training_by_pretrained_features(main, small_run, tmp_path, capsys):
+    """Ranked by the estimate; what is corrected is what it finds more probable."""
+    out, weights = tmp_path / "audit", ["MODEL.WEIGHTS", str(small_run / "model_final.pth")]
+    args = ("--config-file", small_run / "config.yaml", "--from-features", "--crops", 0)
+    assert main(*args, "--output", out, "--auto", "--opts", *weights) == 0
+    cfg = setup_cfg(str(small_run / "config.yaml"), weights)
+    table = AnnotationTable.of(noisy_dataset_dicts(cfg))
+    estimate = estimate_from_features(SuperLossTrainer.build_model(cfg), cfg, table)
+    audit = read_audit(out / "label_audit.json")
+    assert len(audit.annotations) == table.num_annotations == len(estimate.probabilities)
+    labels, best = torch.tensor(table.labels()), estimate.probabilities.argmax(dim=1)
+    for a in audit.annotations:
+        distribution, label = estimate.probabilities[a.annotation_id], labels[a.annotation_id]
+        assert a.expected_correctness == pytest.approx(float(distribution[label]), rel=1e-4)
+        assert a.mean_loss == pytest.approx(
+            -float(distribution[label].clamp_min(1e-6).log()), abs=1e-4
+        )
+        assert (a.suspicion > 0.5) == (best[a.annotation_id] != label)
+    (name,) = audit.sources
+    lines = (out / "corrected" / name / "corrections.jsonl").read_text().splitlines()
+    assert len(lines) == int((best != labels).sum()) > 0
+    assert "of these fixed" in capsys.readouterr().out
+
+
+def test_features_against_known_noise(main, small_run, manifest, tmp_path):
+    """There is no detector whose losses or boxes could be compared."""
     pytest.importorskip("cleanlab")
-    # The manifest names the set as the noise tool knew it.
-    manifest = tmp_path / "manifest.jsonl"
-    images = {record["image_id"] for record in AnnotationTable.read(small_run).records()}
-    lines = (noisy_set / "manifest.jsonl").read_text().splitlines(keepends=True)
-    lines = [line for line in lines if json.loads(line)["image_id"] in images]
-    manifest.write_text("".join(lines).replace('"noisy_train"', f'"noisy_few_{small_run.name}"'))
+    out, opts = tmp_path / "out", ("--opts", "MODEL.WEIGHTS", small_run / "model_final.pth")
+    args = ("--config-file", small_run / "config.yaml", "--from-features", "--crops", 0)
+    assert main(*args, "--output", out, "--manifest", manifest, *opts) == 0
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    assert evaluation["scores"].keys() == {"suspicion", "low confidence", "plain loss"}
+    assert evaluation["num_wrong"] == len(manifest.read_text().splitlines()) > 10
+
+
+def test_checkpoint_against_a_manifest(main, small_run, manifest, tmp_path, capsys):
+    pytest.importorskip("cleanlab")
     out = tmp_path / "audit"
     checkpoint = ("--checkpoint", small_run / "model_final.pth")
     source = (*checkpoint, "--config-file", small_run / "config.yaml")
@@ -207,7 +247,8 @@ def test_checkpoint_against_a_manifest(main, small_run, noisy_set, tmp_path, cap
     printed = capsys.readouterr().out
     assert "ObjectLab" in printed
     assert "right suggestions for" in printed
-    assert json.loads((out / "evaluation.json").read_text())["num_wrong"] == len(lines) > 10
+    num_wrong = len(manifest.read_text().splitlines())
+    assert json.loads((out / "evaluation.json").read_text())["num_wrong"] == num_wrong > 10
 
 
 @pytest.mark.parametrize(
@@ -229,12 +270,21 @@ def test_checkpoint_against_a_manifest(main, small_run, noisy_set, tmp_path, cap
             "come from DATASETS.LABEL_NOISE, not from files",
         ),
         (("--checkpoint", "gone.pth", "--config-file", "CONFIG"), "no checkpoint gone.pth"),
+        (("--from-features", "--config-file", "CONFIG"), "MODEL.WEIGHTS is empty"),
+        (
+            (
+                "--from-features",
+                *("--config-file", "CONFIG"),
+                *("--opts", "MODEL.WEIGHTS", "x.pth"),
+            ),
+            "MODEL.WEIGHTS: there is no checkpoint x.pth",
+        ),
     ],
 )
 def test_errors_are_one_line_before_any_work(
     main, run, tmp_path, capsys, monkeypatch, args, message
 ):
-    for name in ("audit_run", "audit_checkpoint"):
+    for name in ("audit_run", "audit_checkpoint", "audit_features"):
         monkeypatch.setattr(f"sl_detectron.commands.audit.{name}", expensive)
     places = {"RUN": run, "CONFIG": run / "config.yaml"}
     assert main(*(places.get(arg, arg) for arg in args), "--output", tmp_path / "out") == 2
@@ -280,11 +330,18 @@ def test_a_missing_extra_is_named_before_any_work(main, run, tmp_path, capsys, m
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--checkpoint", "x.pth"), "--checkpoint and --folds need --config-file"),
+        (("--checkpoint", "x.pth"), "--checkpoint, --from-features and --folds need"),
         (("--from-run", "x", "--per-class"), "--per-class needs --top"),
         (("--apply", "x.json", "--top", "5"), "--apply takes --output and nothing else"),
         (("--restore", "x", "--top", "5"), "--restore takes --output and nothing else"),
-        (("--folds", "2"), "--checkpoint and --folds need --config-file"),
+        (("--folds", "2"), "--checkpoint, --from-features and --folds need --config-file"),
+        (("--from-features",), "--checkpoint, --from-features and --folds need --config-file"),
+        (
+            ("--from-features", "--config-file", "x", "--kinds", "no_object"),
+            "--from-features finds wrong classes only",
+        ),
+        (("--checkpoint", "x", "--config-file", "y", "--auto"), "--auto needs --from-run or"),
+        (("--from-run", "x", "--auto", "--correct-above", "0.9"), "--auto replaces"),
     ],
 )
 def test_options_that_do_not_go_together(main, tmp_path, capsys, args, message):
@@ -294,9 +351,13 @@ def test_options_that_do_not_go_together(main, tmp_path, capsys, args, message):
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
-def test_two_processes_write_what_one_writes(main, small_run, tmp_path, capfd):
-    checkpoint = small_run / "model_final.pth"
-    args = ("--config-file", small_run / "config.yaml", "--checkpoint", checkpoint, "--crops", 0)
+@pytest.mark.parametrize("source", ["--checkpoint", "--from-features"])
+def test_two_processes_write_what_one_writes(main, small_run, tmp_path, capfd, source):
+    checkpoint, args = small_run / "model_final.pth", ("--config-file", small_run / "config.yaml")
+    if source == "--checkpoint":
+        args += (source, checkpoint, "--crops", 0)
+    else:
+        args += (source, "--crops", 0, "--opts", "MODEL.WEIGHTS", checkpoint)
     for num in (1, 2):
         with forked_ranks():
             assert main("--output", tmp_path / str(num), "--num-gpus", num, *args) == 0
