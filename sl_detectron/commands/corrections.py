@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..data.annotation_ids import AnnotationTable
 from ..data.images import BrokenImage, read_image
-from ..engine.label_correction import TARGETS, read_class_targets
+from ..engine.class_estimates import TARGETS, read_class_targets
 from ..visualization.comparison import DPI
 from ..visualization.corrections import Correction, draw_corrections, groups_of
 

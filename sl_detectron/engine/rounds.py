@@ -10,7 +10,7 @@ from detectron2.utils import comm
 
 from ..checkpoint import SafeCheckpointer, check_checkpoint
 from ..config import without_federated_loss
-from .label_correction import (
+from .class_estimates import (
     forget_estimates,
     is_estimated,
     round_config,

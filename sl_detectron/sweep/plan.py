@@ -9,7 +9,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
-from ..engine.label_correction import round_config
+from ..engine.class_estimates import round_config
 from ..engine.setup import merge_cfg
 from ..model_zoo import find_config
 from .grid import Grid, Run

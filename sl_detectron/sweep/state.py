@@ -14,7 +14,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from ..config import config_keys
-from ..engine.label_correction import round_config
+from ..engine.class_estimates import round_config
 from ..engine.setup import merge_cfg
 from ..files import write_text
 

@@ -14,14 +14,9 @@ from sl_detectron.audit.compact_tracker import CompactTracker
 from sl_detectron.audit.tracker import AnnotationTracker
 from sl_detectron.data.annotation_ids import AnnotationTable
 from sl_detectron.data.toy import TOY_CLASS_NAMES
-from sl_detectron.engine import SuperLossTrainer, label_correction, setup_cfg
-from sl_detectron.engine.label_correction import (
-    CorrectLabels,
-    LabelCorrection,
-    check_correction,
-    forget_estimates,
-    round_config,
-)
+from sl_detectron.engine import SuperLossTrainer, class_estimates, setup_cfg
+from sl_detectron.engine.class_estimates import forget_estimates, round_config
+from sl_detectron.engine.label_correction import CorrectLabels, LabelCorrection, check_correction
 from sl_detectron.model_zoo import find_config
 from sl_detectron.modeling.class_targets import ClassTargets
 
@@ -184,9 +179,9 @@ def test_a_trainer_refuses_rounds_that_it_would_leave_out(key, value):
 def test_stock_heads_are_refused_before_the_pass(tmp_path, monkeypatch):
     cfg = small_config("standard", superloss=False)
     cfg.OUTPUT_DIR = str(tmp_path)
-    monkeypatch.setattr(label_correction, "noisy_dataset_dicts", lambda cfg: pytest.fail("read"))
+    monkeypatch.setattr(class_estimates, "noisy_dataset_dicts", lambda cfg: pytest.fail("read"))
     with pytest.raises(ValueError, match="needs SuperLoss heads"):
-        label_correction.write_first_targets(cfg)
+        class_estimates.write_first_targets(cfg)
     assert not [*tmp_path.iterdir()]
 
 

@@ -7,7 +7,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from helpers.grid_cases import ONE_METHOD
-from sl_detectron.engine.label_correction import round_config
+from sl_detectron.engine.class_estimates import round_config
 from sl_detectron.sweep import read_grid, run_grid
 from sl_detectron.sweep.plan import explain_change, plan
 from sl_detectron.sweep.state import differences, fingerprint, write_json
