@@ -1,4 +1,4 @@
-"""The scores of a table's annotations by the detector of a checkpoint, or of one for each fold."""
+"""Detectors with weights, and the scores of a table's annotations by one, or one for each fold."""
 
 import os
 from collections.abc import Sequence
@@ -16,53 +16,53 @@ from ..data.folds import fold_of
 from .features import trunk_of
 from .score_annotations import AnnotationScores, joined_scores, score_annotations
 
-__all__ = ["Checkpoints", "score_checkpoint", "score_weights"]
+__all__ = ["Checkpoints", "load_detector", "load_pretrained", "score_checkpoint"]
 
 # One detector, or one for each fold of the images, trained without it.
 Checkpoints = str | os.PathLike | Sequence[str]
 
 
-def score_checkpoint(
-    cfg: CfgNode,
-    checkpoint: Checkpoints,
-    table: AnnotationTable,
-    detect: bool = False,
-    pool: bool = False,
-    content: dict[str, Any] | None = None,
-) -> AnnotationScores | None:
-    """Build a config's detector, load weights and score the annotations of a table.
+def load_detector(cfg: CfgNode, checkpoint: str | os.PathLike, content: Any = None) -> nn.Module:
+    """A config's detector with the weights of a checkpoint, which must fill it.
 
-    All processes of detectron2's ``launch`` call it; it is None in others than the main one. Of
-    several checkpoints each scores the images of its fold, which it was not trained on. Where the
-    content of the file is given, it is not read.
+    Args:
+        cfg: of the detector
+        checkpoint: path of its weights
+        content: of that file, which is not read then
     """
-    if not isinstance(checkpoint, str | os.PathLike):
-        return _score_folds(cfg, checkpoint, table, detect)
     check_checkpoint(checkpoint)
     model = build_model(without_federated_loss(cfg))
     checkpointer = _StrictCheckpointer(model)
     if content is not None:
         checkpointer.take(checkpoint, content)
     checkpointer.load(str(checkpoint))
-    return score_annotations(model, [*table.records()], cfg, detect, progress=True, pool=pool)
+    return model
 
 
-def score_weights(
-    model: nn.Module, cfg: CfgNode, table: AnnotationTable
-) -> AnnotationScores | None:
-    """As :func:`score_checkpoint` with features, by the weights that a training run starts from.
-
-    Args:
-        model: as built from cfg, which gets the weights
-        cfg: of the run
-        table: what is scored
+def load_pretrained(cfg: CfgNode) -> nn.Module:
+    """A config's detector with the weights that its training starts from.
 
     Raises:
         ValueError: the weights are none of the backbone, whose features would be random
     """
+    model = build_model(without_federated_loss(cfg))
     checkpointer = SafeCheckpointer if has_pretrained_trunk(cfg) else _TrunkCheckpointer
     checkpointer(model).load(cfg.MODEL.WEIGHTS)
-    return score_annotations(model, [*table.records()], cfg, progress=True, pool=True)
+    return model
+
+
+def score_checkpoint(
+    cfg: CfgNode, checkpoint: Checkpoints, table: AnnotationTable, detect: bool = False
+) -> AnnotationScores | None:
+    """Build a config's detector, load weights and score the annotations of a table.
+
+    All processes of detectron2's ``launch`` call it; it is None in others than the main one. Of
+    several checkpoints each scores the images of its fold, which it was not trained on.
+    """
+    if not isinstance(checkpoint, str | os.PathLike):
+        return _score_folds(cfg, checkpoint, table, detect)
+    model = load_detector(cfg, checkpoint)
+    return score_annotations(model, [*table.records()], cfg, detect, progress=True)
 
 
 def _score_folds(

@@ -9,17 +9,16 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
-from torch import nn
 
 from ..checkpoint import last_checkpoint, read_checkpoint
-from ..config import num_classes_of, without_federated_loss
+from ..config import num_classes_of
 from ..data.annotation_ids import AnnotationTable
 from ..data.formats.manifest import read_manifest
 from ..label_noise import noisy_dataset_dicts
 from ..losses import confidence
-from .checkpoint_scores import Checkpoints, score_checkpoint, score_weights
+from .checkpoint_scores import Checkpoints, load_detector, load_pretrained, score_checkpoint
 from .compact_tracker import build_tracker, load_tracker
+from .features import AnnotationFeatures, pool_features
 from .few_classes import Distributions, blocks, dense, in_rows
 from .objectlab import objectlab_scores
 from .ranking import audit_annotations
@@ -156,37 +155,50 @@ def estimate_run(
     # Before the pass: the statistics may be missing.
     tracked = tracked or read_run(folder, table)
     path, weights, table, statistics = tracked
-    scores = score_checkpoint(cfg, path, table, pool=True, content=weights)
-    if scores is None:
-        return None
-    return _estimate(scores, table, statistics.probabilities)
+    cfg = _without_store(cfg)
+    features = pool_features(load_detector(cfg, path, weights), [*table.records()], cfg)
+    return _estimate(features, cfg, table, statistics.probabilities)
 
 
-def estimate_from_features(
-    model: nn.Module, cfg: CfgNode, table: AnnotationTable
-) -> TrueClasses | None:
+def estimate_from_features(cfg: CfgNode, table: AnnotationTable) -> TrueClasses | None:
     """Estimate the true classes of annotations before training, from pretrained features.
 
     As :func:`estimate_run`, without statistics.
 
     Args:
-        model: as built from cfg
-        cfg: its ``MODEL.WEIGHTS`` are loaded into the model
+        cfg: of a detector whose ``MODEL.WEIGHTS``, or frozen trunk, are pretrained
         table: what is estimated
 
     Raises:
         ValueError: there are too few images, or the weights are none of the backbone
     """
-    scores = score_weights(model, cfg, table)
-    return None if scores is None else _estimate(scores, table, None)
+    return _estimate(_pretrained_features(cfg, table), cfg, table)
+
+
+def _pretrained_features(cfg: CfgNode, table: AnnotationTable) -> AnnotationFeatures | None:
+    cfg = _without_store(cfg)
+    return pool_features(load_pretrained(cfg), [*table.records()], cfg)
+
+
+def _without_store(cfg: CfgNode) -> CfgNode:
+    """A store of trunk features is for images, not for each crop of them."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.FROZEN_TRUNK.STORE = ""
+    cfg.freeze()
+    return cfg
 
 
 def _estimate(
-    scores: AnnotationScores, table: AnnotationTable, tracked: Distributions | None
-) -> TrueClasses:
-    labels, rows = torch.tensor(table.labels()), scores.feature_ids
-    num_classes = scores.probabilities.shape[1]
-    held_out = cross_fit(scores.features, labels[rows], scores.feature_images, num_classes)
+    features: AnnotationFeatures | None,
+    cfg: CfgNode,
+    table: AnnotationTable,
+    tracked: Distributions | None = None,
+) -> TrueClasses | None:
+    if features is None:
+        return None
+    labels, rows = torch.tensor(table.labels()), features.ids
+    held_out = cross_fit(features.values, labels[rows], features.images, num_classes_of(cfg))
     tracked = None if tracked is None else tracked[rows]
     estimate = estimate_true_classes(held_out, labels[rows], tracked)
     return estimate._replace(probabilities=in_rows(estimate.probabilities, rows, labels))
@@ -249,10 +261,11 @@ def audit_features(
     Raises:
         ValueError: there are too few images, or the weights are none of the backbone
     """
-    scores = score_weights(build_model(without_federated_loss(cfg)), cfg, table)
-    if scores is None:
+    features = _pretrained_features(cfg, table)
+    estimate = _estimate(features, cfg, table)
+    if features is None or estimate is None:
         return None, None
-    estimate, ids = _estimate(scores, table, None), scores.feature_ids
+    ids = features.ids
     probabilities = estimate.probabilities[ids]
     of_given = probabilities.gather(1, torch.tensor(table.labels())[ids][:, None])[:, 0]
     losses = -of_given.clamp_min(1e-6).log()

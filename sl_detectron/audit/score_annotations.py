@@ -3,33 +3,22 @@
 Shape legend: S samples (boxes or anchors), K classes.
 """
 
-import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
 from itertools import chain
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, detection_utils
-from detectron2.data import transforms as T
-from detectron2.data.samplers import InferenceSampler
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..data.formats.annotations import Record
-from ..data.images import BrokenImage, read_image, warn_of_turned
-from ..data.train_loader import shield_workers
-from .features import FeaturePooler
 from .few_classes import MAX_DENSE, Distributions, FewClasses
+from .image_pass import NO_ANNOTATION, each_image
 from .scorers import Answers, Scorer, SeenFeatures, scorer_of
 
 __all__ = ["AnnotationScores", "joined_scores", "score_annotations"]
-
-logger = logging.getLogger(__name__)
 
 
 class AnnotationScores(NamedTuple):
@@ -42,9 +31,6 @@ class AnnotationScores(NamedTuple):
             classes the largest ones
         detections: per record what the detector finds, boxes in pixels of the image as it is on
             disk; empty if not asked for
-        features: (G, D) of annotations, see :class:`FeaturePooler`; of none if not asked for
-        feature_ids: (G,) int64 their annotation ids
-        feature_images: (G,) int64 position of their record
         background: (S,) probability that there is no object of any class
         boxes: (S, 4) the box that the detector draws for the given class where the annotation's box
             is its proposal, or from an anchor of it; XYXY in pixels of the image on disk. None if
@@ -55,15 +41,11 @@ class AnnotationScores(NamedTuple):
     losses: Tensor
     probabilities: Distributions
     detections: list[Instances]
-    features: Tensor = torch.empty(0, 0)
-    feature_ids: Tensor = torch.empty(0, dtype=torch.int64)
-    feature_images: Tensor = torch.empty(0, dtype=torch.int64)
     background: Tensor = torch.empty(0)
     boxes: Tensor = torch.empty(0, 4)
 
 
 _NOTHING = AnnotationScores(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0), [])
-_NO_ANNOTATION = "the training sets have no annotation"
 
 
 @torch.no_grad()
@@ -73,7 +55,6 @@ def score_annotations(
     cfg: CfgNode,
     detect: bool = False,
     progress: bool = False,
-    pool: bool = False,
 ) -> AnnotationScores | None:
     """Score every annotation with a model in evaluation mode, at the size of test images.
 
@@ -90,8 +71,6 @@ def score_annotations(
             of the image as it is
         detect: whether to run its detection too
         progress: whether to show a progress bar
-        pool: whether to pool features of the annotations; with ``INPUT.RANDOM_FLIP`` horizontal
-            they are the mean of those of the image and of the mirrored one
 
     Returns:
         on the CPU, of all images; None in other processes than the main one
@@ -100,33 +79,20 @@ def score_annotations(
         ValueError: the detector is of another kind, or there is no annotation
     """
     score = scorer_of(model)
-    if not records:
-        raise ValueError(_NO_ANNOTATION)
     model.eval()
-    warn_of_turned(records, "the audited images")
-    share = InferenceSampler(len(records))
-    skips = cfg.DATALOADER.get("BROKEN_IMAGES", "error") == "skip"
     mirrors = cfg.TEST.AUG.ENABLED and cfg.TEST.AUG.FLIP
-    flips = cfg.INPUT.RANDOM_FLIP == "horizontal"
     parts: list[AnnotationScores] = []
-    with FeaturePooler(model.backbone, flips) if pool else nullcontext() as pooler:
-        images = zip(share, _loader(records, cfg, share))
-        hidden = not (progress and comm.is_main_process())
-        for i, (image,) in tqdm(images, unit="image", total=len(share), disable=hidden):
-            if isinstance(image, BrokenImage):
-                if not skips:
-                    raise image
-                logger.warning("Not audited: %s", str(image).partition("; repair it")[0])
-                parts.append(_NOTHING._replace(detections=[_no_detections()]))
-            else:
-                inputs, targets = image
-                parts.append(_look(model, score, inputs, targets, i, detect, pooler, mirrors))
+    for _, image in each_image(records, cfg, progress):
+        if image is None:
+            parts.append(_NOTHING._replace(detections=[_no_detections()]))
+        else:
+            parts.append(_look(model, score, *image, detect, mirrors))
     shares = comm.gather(joined_scores(parts))
     if not comm.is_main_process():
         return None
     scores = joined_scores(shares)
     if not scores.probabilities.shape[1:]:
-        raise ValueError(_NO_ANNOTATION)
+        raise ValueError(NO_ANNOTATION)
     return scores
 
 
@@ -136,9 +102,7 @@ def _look(
     score: Scorer,
     inputs: Record,
     targets: Instances,
-    position: int,
     detect: bool,
-    pooler: FeaturePooler | None,
     mirrors: bool,
 ) -> AnnotationScores:
     """The scores that a detector gives the annotations of one image."""
@@ -151,15 +115,6 @@ def _look(
             found = model([inputs])[0]["instances"]
     if len(targets):
         scores = _scores_of(score(model, inputs, targets, draw=detect, seen=seen), inputs, targets)
-    if len(targets) and pooler is not None:
-        ids = targets.gt_annotation_ids.cpu()
-        features = pooler.pool(targets.gt_boxes.tensor)
-        if pooler.mirrored:
-            other, others = _mirrored(inputs, targets)
-            model.backbone(model.preprocess_image([other]).tensor)
-            features = (features + pooler.pool(others.gt_boxes.tensor)) / 2
-        places = torch.full_like(ids, position)
-        scores = scores._replace(features=features, feature_ids=ids, feature_images=places)
     if len(targets) and mirrors:
         other, others = _mirrored(inputs, targets)
         answers = score(model, other, others, draw=detect)
@@ -220,56 +175,8 @@ def joined_scores(parts: Sequence[AnnotationScores]) -> AnnotationScores:
     return AnnotationScores(*map(join, zip(*parts))) if parts else _NOTHING
 
 
-class _Inputs:
-    """A mapper from a record to an input and its targets, or to the error of its image.
-
-    An error that is raised in a worker of a loader has no line.
-    """
-
-    def __init__(self, cfg: CfgNode):
-        self.augmentations = T.AugmentationList(
-            detection_utils.build_augmentation(cfg, is_train=False)
-        )
-        self.image_format = cfg.INPUT.FORMAT
-
-    def __call__(self, record: Record) -> Any:
-        try:
-            return _load(record, self.augmentations, self.image_format)
-        except BrokenImage as error:
-            return error
-
-
-def _loader(records: Sequence[Record], cfg: CfgNode, share: InferenceSampler) -> Any:
-    """Lists of one input each; what its workers hold does not grow with the dataset."""
-    return shield_workers(
-        build_detection_test_loader(
-            [*records],
-            mapper=_Inputs(cfg),
-            sampler=share,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-        )
-    )
-
-
 def _no_detections() -> Instances:
     scores = torch.zeros(0)
     return Instances(
         (1, 1), pred_boxes=Boxes(scores.reshape(0, 4)), scores=scores, pred_classes=scores.long()
     )
-
-
-def _load(record: Record, augmentations: T.Augmentation, image_format: str) -> Any:
-    """A detector's input, and its annotations in the coordinates of that input."""
-    image = read_image(record, image_format)
-    height, width = image.shape[:2]
-    augmented = T.AugInput(image)
-    transform = augmentations(augmented)
-    annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
-    targets = Instances(augmented.image.shape[:2])
-    corners = np.array([a["bbox"] for a in annotations], dtype=float).reshape(-1, 4)
-    targets.gt_boxes = Boxes(torch.as_tensor(transform.apply_box(corners)).float())
-    targets.gt_boxes.clip(targets.image_size)
-    for field, key in (("gt_classes", "category_id"), ("gt_annotation_ids", "annotation_id")):
-        targets.set(field, torch.tensor([a[key] for a in annotations], dtype=torch.int64))
-    pixels = torch.as_tensor(augmented.image.transpose(2, 0, 1).copy())
-    return {"image": pixels, "height": height, "width": width}, targets

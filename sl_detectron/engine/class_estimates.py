@@ -122,12 +122,12 @@ def write_first_targets(cfg: CfgNode) -> None:
     Raises:
         ValueError: the model takes no targets; as :func:`estimate_from_features`
     """
-    model = build_model(without_federated_loss(cfg))
-    attach_targets(model, None)  # fails before the pass, not after it
+    # Fails before the pass, not after it.
+    attach_targets(build_model(without_federated_loss(cfg)), None)
     table = AnnotationTable.of(noisy_dataset_dicts(cfg))
     if comm.is_main_process():
         table.write(cfg.OUTPUT_DIR)
-    _write(cfg, table, estimate_from_features(model, cfg, table))
+    _write(cfg, table, estimate_from_features(cfg, table))
 
 
 def write_class_targets(cfg: CfgNode) -> None:

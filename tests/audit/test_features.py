@@ -1,116 +1,103 @@
-"""Features of boxes from the maps of a detector's backbone."""
+"""Features of annotated objects, by crops of the images."""
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import Backbone
 
 from helpers.detectors import IMAGE_SIZE, build, small_config
 from sl_detectron.audit import features as module
-from sl_detectron.audit.checkpoint_scores import score_weights
-from sl_detectron.audit.features import FeaturePooler, trunk_of
-from sl_detectron.audit.score_annotations import score_annotations
-from sl_detectron.data.annotation_ids import AnnotationTable
+from sl_detectron.audit.checkpoint_scores import load_pretrained
+from sl_detectron.audit.features import CROPS, crop_features, pool_features, trunk_of
+from sl_detectron.data.images import BrokenImage
 
 
-class Maps(torch.nn.Module):
-    """A backbone of two maps: a gradient from left to right, and one that is too coarse."""
-
-    def output_shape(self):
-        from detectron2.layers import ShapeSpec
-
-        return {"p3": ShapeSpec(channels=2, stride=8), "p6": ShapeSpec(channels=2, stride=64)}
+class Pixels(Backbone):
+    """A trunk whose only declared map are the red values of every fourth pixel."""
 
     def forward(self, images):
-        ramp = torch.arange(0.0, 20.0).expand(1, 2, 20, 20) * 8 + 4
-        return {"p3": ramp, "p6": torch.full((1, 2, 3, 3), torch.nan)}
+        return {"more": torch.zeros(len(images), 7, 4, 4), "res2": images[:, :1, 2::4, 2::4]}
+
+    def output_shape(self):
+        return {"res2": ShapeSpec(channels=1, stride=4)}
 
 
-def test_a_box_and_its_surroundings():
-    backbone = Maps()
-    with FeaturePooler(backbone) as pooler:
-        backbone(torch.zeros(1, 3, 160, 160))
-        features = pooler.pool(torch.tensor([[40.0, 40.0, 80.0, 80.0], [8.0, 40.0, 48.0, 80.0]]))
-    # Mean and middle of two channels of the box, and of 1.5 times its size around it, none of the
-    # coarse map. The ramp has its own position as value: both are the middle of what is pooled.
-    torch.testing.assert_close(features[0], torch.full((8,), 60.0))
-    assert features.shape == (2, 8)
-    assert features[1, 0] == pytest.approx(28.0)
-    with_hook = backbone._forward_hooks
-    assert not with_hook
+def test_an_object_and_its_middle():
+    pixels = torch.zeros(1, 3, 400, 400)
+    pixels[..., 100:200, 100:200] = 1.0  # the object
+    pixels[..., 120:180, 120:180] = 3.0  # around its middle, which is half as wide as the object
+    features = crop_features(Pixels(), pixels, torch.tensor([[100.0, 100.0, 200.0, 200.0]]))
+    assert features.shape == (1, 2 * len(CROPS))
+    for mean, middle in features.view(len(CROPS), 2).tolist():
+        assert mean == pytest.approx(1.72, abs=0.3)  # 3 in 36 % of the area, else 1
+        assert middle == pytest.approx(3.0, abs=1e-3)
 
 
-def test_the_middle_of_a_small_object():
-    """It is lost in the mean of a loose box."""
-
-    class Spot(Maps):
-        def forward(self, images):
-            spot = torch.zeros(1, 2, 20, 20)
-            spot[..., 10, 10] = 9.0
-            return {"p3": spot}
-
-    with FeaturePooler(backbone := Spot()) as pooler:
-        backbone(torch.zeros(1, 3, 160, 160))
-        mean, middle = pooler.pool(torch.tensor([[72.0, 72.0, 96.0, 96.0]]))[0, :4].view(2, 2)[:, 0]
-    assert mean == pytest.approx(1.0)
-    assert middle > 3 * mean
+def test_small_and_large_objects_look_alike():
+    """The same picture at a third of its size, beyond the image's border too."""
+    large = torch.rand(1, 3, 60, 90).cumsum(dim=2).cumsum(dim=3) / 2700
+    large = large.repeat_interleave(6, dim=2).repeat_interleave(6, dim=3)
+    small = large[..., 1::3, 1::3]
+    boxes = torch.tensor([[60.0, 60.0, 300.0, 240.0], [0.0, 0.0, 120.0, 90.0]])
+    one, other = (crop_features(Pixels(), x, b) for x, b in ((large, boxes), (small, boxes / 3)))
+    torch.testing.assert_close(one, other, atol=0.05, rtol=0.0)
+    assert (one[0] - one[1]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("flip", ["horizontal", "none"])
-def test_a_mirrored_image_has_the_same_features_if_training_mirrors(flip, tmp_path):
-    from PIL import Image, ImageOps
-
-    height, width = IMAGE_SIZE
-    image = Image.new("RGB", (width, height))
-    image.paste((255, 90, 10), (20, 20, 40, 60))
-    records = []
-    for i, (pixels, x0) in enumerate(((image, 10), (ImageOps.mirror(image), width - 70))):
-        pixels.save(path := tmp_path / f"{i}.png")
-        annotation = {"bbox": [x0, 10, x0 + 60, 70], "category_id": 1, "annotation_id": i}
-        annotations = [{**annotation, "bbox_mode": 0}]
-        records.append({"file_name": str(path), "image_id": i, "annotations": annotations})
-    cfg = small_config("standard", superloss=False)
-    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.RANDOM_FLIP = height, flip
-    first, second = score_annotations(build(cfg).eval(), records, cfg, pool=True).features
-    same = torch.allclose(first, second, rtol=1e-4, atol=1e-4)
-    assert same == (flip == "horizontal")
+def test_an_object_depends_on_no_other(monkeypatch):
+    pixels = torch.rand(1, 3, 80, 80)
+    boxes = torch.tensor([[10.0 + i, 10.0, 50.0 + i, 60.0] for i in range(7)])
+    together = crop_features(Pixels(), pixels, boxes)
+    monkeypatch.setattr(module, "_BATCH", 3)
+    torch.testing.assert_close(crop_features(Pixels(), pixels, boxes), together)
 
 
-@pytest.mark.parametrize("detector", ["standard", "c4", "retinanet"])
-def test_features_of_a_set(detector, tmp_path):
+def images_of(folder, counts):
     from PIL import Image
 
     height, width = IMAGE_SIZE
     records = []
-    for i, count in enumerate((2, 0, 1)):
-        path = tmp_path / f"{i}.png"
-        Image.new("RGB", (width, height), (40 * i, 90, 200)).save(path)
+    for i, count in enumerate(counts):
+        path = folder / f"{i}.png"
+        image = Image.new("RGB", (width, height), (40 * i, 90, 200))
+        image.paste((255, 30, 0), (20, 20, 50, 60))
+        image.save(path)
         boxes = [[10 + 30 * k, 10, 60 + 30 * k, 70] for k in range(count)]
         annotations = [
             {"bbox": box, "bbox_mode": 0, "category_id": 1, "annotation_id": 3 * i + k}
             for k, box in enumerate(boxes)
         ]
         records.append({"file_name": str(path), "image_id": i, "annotations": annotations})
+    return records
+
+
+@pytest.mark.parametrize("detector", ["standard", "c4", "retinanet"])
+def test_features_of_a_set(detector, tmp_path):
     cfg = small_config(detector, superloss=False)
-    cfg.INPUT.MIN_SIZE_TEST = height
-    model = build(cfg).eval()
-    scores = score_annotations(model, records, cfg, pool=True)
-    assert scores.feature_ids.tolist() == [0, 1, 6]
-    assert scores.feature_images.tolist() == [0, 0, 2]
-    assert scores.features.shape[0] == 3
-    assert scores.features.isfinite().all()
-    assert not torch.equal(scores.features[0], scores.features[1])
-    plain = score_annotations(model, records, cfg)
-    assert torch.equal(plain.losses, scores.losses)
-    assert len(plain.features) == 0
+    model, records = build(cfg).eval(), images_of(tmp_path, (2, 0, 1))
+    found = pool_features(model, records, cfg)
+    assert found.ids.tolist() == [0, 1, 6]
+    assert found.images.tolist() == [0, 0, 2]
+    assert found.values.shape[0] == 3
+    assert found.values.isfinite().all()
+    assert not torch.allclose(found.values[0], found.values[1], atol=1e-5)
+    # The size of a detector's input does not count.
+    cfg.INPUT.MIN_SIZE_TEST //= 2
+    assert torch.equal(pool_features(model, records, cfg).values, found.values)
+    with pytest.raises(ValueError, match="have no annotation"):
+        pool_features(model, records[1:2], cfg)
 
 
-def test_maps_that_a_trunk_does_not_declare():
-    class More(Maps):
-        def forward(self, images):
-            return {"more": torch.zeros(1, 7, 10, 10), **super().forward(images)}
-
-    with FeaturePooler(backbone := More()) as pooler:
-        backbone(torch.zeros(1, 3, 160, 160))
-        assert pooler.pool(torch.tensor([[40.0, 40.0, 80.0, 80.0]])).shape == (1, 8)
+def test_an_image_that_cannot_be_read(tmp_path):
+    cfg = small_config("standard", superloss=False)
+    model, records = build(cfg).eval(), images_of(tmp_path, (2, 1, 1))
+    (tmp_path / "1.png").write_bytes(b"no image")
+    with pytest.raises(BrokenImage, match="image 1"):
+        pool_features(model, records, cfg)
+    cfg.DATALOADER.BROKEN_IMAGES = "skip"
+    found = pool_features(model, records, cfg)
+    assert found.ids.tolist() == [0, 1, 6]
+    assert found.images.tolist() == [0, 0, 2]
 
 
 @pytest.mark.parametrize("detector", ["standard", "c4", "retinanet"])
@@ -123,22 +110,18 @@ def test_weights_that_are_none_of_the_trunk(detector, tmp_path):
     others = {key: p.detach() for key, p in every.items() if id(p) not in trunk}
     assert 0 < len(others) < len(every)
     torch.save({"model": others}, cfg.MODEL.WEIGHTS)
-    table = AnnotationTable.of({"none": []})
     with pytest.raises(ValueError, match="no weight that fits the backbone"):
-        score_weights(model, cfg, table)
+        load_pretrained(cfg)
     # A part is enough: some backbones have layers that pretrained weights lack.
     key = next(key for key, p in every.items() if id(p) in trunk)
     torch.save({"model": {key: every[key].detach()}}, cfg.MODEL.WEIGHTS)
-    with pytest.raises(ValueError, match="have no annotation"):
-        score_weights(model, cfg, table)
+    assert torch.equal(dict(load_pretrained(cfg).named_parameters())[key], every[key])
 
 
-def test_many_features_are_projected(monkeypatch):
+def test_many_features_are_projected(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "MAX_FEATURES", 3)
-    backbone = Maps()
-    with FeaturePooler(backbone) as pooler:
-        backbone(torch.zeros(1, 3, 160, 160))
-        boxes = torch.tensor([[40.0, 40.0, 80.0, 80.0]])
-        first, again = pooler.pool(boxes), pooler.pool(boxes)
-    assert first.shape == (1, 3)
-    assert torch.equal(first, again)
+    cfg = small_config("standard", superloss=False)
+    model, records = build(cfg).eval(), images_of(tmp_path, (2, 0, 1))
+    found, again = (pool_features(model, records, cfg).values for _ in range(2))
+    assert found.shape == (3, 3)
+    assert torch.equal(found, again)

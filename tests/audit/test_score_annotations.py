@@ -160,7 +160,7 @@ def score_all(records, detector, num_workers, path):
     """Also as the job of a process: the main one leaves its result in a file."""
     model, cfg = model_of(detector)
     cfg.DATALOADER.NUM_WORKERS = num_workers
-    scores = score_annotations(model, records, cfg, detect=True, pool=True)
+    scores = score_annotations(model, records, cfg, detect=True)
     assert (scores is None) == (comm.get_rank() > 0)
     if scores is not None:
         torch.save(scores, path)
@@ -199,7 +199,6 @@ def test_processes_share_the_images(records, num_images, tmp_path):
         assert_same(paths)
     one, two = (torch.load(path, weights_only=False) for path in paths)
     assert torch.equal(one.probabilities, two.probabilities)
-    assert torch.equal(one.feature_images, two.feature_images)
 
 
 def test_nothing_to_score_is_an_error(records):
@@ -220,9 +219,8 @@ def test_an_image_that_cannot_be_read(records, num_workers, tmp_path):
     with pytest.raises(BrokenImage, match="image 'bad'"):
         score_annotations(model, [broken, records[2]], cfg)
     cfg.DATALOADER.BROKEN_IMAGES = "skip"
-    scores = score_annotations(model, [broken, records[2]], cfg, detect=True, pool=True)
+    scores = score_annotations(model, [broken, records[2]], cfg, detect=True)
     assert scores.ids.tolist() == [2]
-    assert scores.feature_images.tolist() == [1]
     assert [len(found) > 0 for found in scores.detections] == [False, True]
 
 

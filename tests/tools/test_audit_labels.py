@@ -209,7 +209,7 @@ def test_before_any_training_by_pretrained_features(main, small_run, tmp_path, c
     assert main(*args, "--output", out, "--auto", "--opts", *weights) == 0
     cfg = setup_cfg(str(small_run / "config.yaml"), weights)
     table = AnnotationTable.of(noisy_dataset_dicts(cfg))
-    estimate = estimate_from_features(SuperLossTrainer.build_model(cfg), cfg, table)
+    estimate = estimate_from_features(cfg, table)
     audit = read_audit(out / "label_audit.json")
     assert len(audit.annotations) == table.num_annotations == len(estimate.probabilities)
     labels, best = torch.tensor(table.labels()), estimate.probabilities.argmax(dim=1)
