@@ -27,7 +27,7 @@ from .score_annotations import AnnotationScores
 from .scoring import AuditEvaluation, evaluate_audit, truth_from_manifest
 from .suspects import find_suspects, tracked_suspects
 from .tracker import AnnotationStatistics
-from .true_classes import TrueClasses, cross_fit, estimate_true_classes
+from .true_classes import TrueClasses, estimate_true_classes, predict_held_out
 
 __all__ = [
     "TrackedRun",
@@ -198,7 +198,7 @@ def _estimate(
     if features is None:
         return None
     labels, rows = torch.tensor(table.labels()), features.ids
-    held_out = cross_fit(features.values, labels[rows], features.images, num_classes_of(cfg))
+    held_out = predict_held_out(features.values, labels[rows], features.images, num_classes_of(cfg))
     tracked = None if tracked is None else tracked[rows]
     estimate = estimate_true_classes(held_out, labels[rows], tracked)
     return estimate._replace(probabilities=in_rows(estimate.probabilities, rows, labels))

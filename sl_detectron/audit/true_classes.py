@@ -1,32 +1,27 @@
 """From what detectors predict for annotations to a distribution over their true classes.
 
-Shape legend: A annotations, K classes, D features.
+Shape legend: A annotations, K classes.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor
 
+from .cross_fit import cross_fit
 from .evidence import Evidence, evidence_of
-from .few_classes import MAX_DENSE, Distributions, FewClasses, dense, joined
+from .few_classes import Distributions, FewClasses, dense
 
 __all__ = [
     "TrueClasses",
     "correction_table",
-    "cross_fit",
     "estimate_true_classes",
     "infer_true_classes",
+    "predict_held_out",
 ]
 
-FOLDS = 5
-# Strengths of the L2 penalty that cross_fit chooses from, per annotation and unit of a feature.
-PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0)
-# Annotations that a classifier is fitted to; more would cost gigabytes and gain nothing.
-MAX_FITTED = 50_000
 # Annotations by which temperature and power are chosen.
 MAX_COMPARED = 100_000
 # That sharpen or soften held-out predictions.
@@ -110,10 +105,8 @@ def estimate_true_classes(
     Returns:
         with confusion, noise rate and temperature of the held-out predictions
     """
-    some = slice(0, None, max(len(labels) // MAX_COMPARED, 1))
-    temperature = max(
-        TEMPERATURES, key=lambda t: _log_likelihood(cross_fitted[some], labels[some], t)
-    )
+    some = _some(labels)
+    _, temperature = _calibrated(cross_fitted, labels)
     held_out = infer_true_classes(cross_fitted, labels, temperature)
     if tracked is None:
         return held_out
@@ -124,6 +117,16 @@ def estimate_true_classes(
     power = max(POWERS, key=lambda p: _agreement(few, factors[some] ** p * likelihood[some]))
     posterior = em.posterior(factors**power * likelihood)
     return held_out._replace(probabilities=em.distributions(posterior))
+
+
+def _some(labels: Tensor) -> slice:
+    return slice(0, None, max(len(labels) // MAX_COMPARED, 1))
+
+
+def _calibrated(predictions: Distributions, labels: Tensor) -> tuple[float, float]:
+    """The largest mean log likelihood of the labels, and the temperature at which it is that."""
+    predictions, labels = predictions[_some(labels)], labels[_some(labels)]
+    return max((_log_likelihood(predictions, labels, t), t) for t in TEMPERATURES)
 
 
 def _log_likelihood(predictions: Distributions, labels: Tensor, temperature: float) -> float:
@@ -199,77 +202,26 @@ def correction_table(probabilities: Distributions, labels: Tensor, classes: Sequ
     return f"Expected of a correction:\n{tabulate(rows, headers, floatfmt='.0f')}"
 
 
-def cross_fit(
-    features: Tensor, labels: Tensor, groups: Tensor, num_classes: int, seed: int = 0
+def predict_held_out(
+    features: Tensor, labels: Tensor, groups: Tensor, num_classes: int
 ) -> Distributions:
-    """Predictions of linear classifiers, each for annotations that it was not fitted to.
+    """Predictions of the true classes by :func:`cross_fit`, corrected for confusions of labels.
 
-    A wrong label cannot vouch for itself, as it does in the predictions of a detector that was
-    trained on it. The penalty is the one whose predictions fit held-out labels best.
+    A classifier that is fitted to labels predicts labels. This is the true class, but softer, if
+    wrong labels are spread over the classes, and it is not if most objects of a class got the label
+    of one other. So a second classifier is fitted through the confusion that the first one's
+    predictions tell (forward correction, Patrini et al. 2017, section 3.2). The one that makes the
+    labels likelier is taken. Of many classes only the first is fitted.
 
-    Args:
-        features: (A, D)
-        labels: (A,) int64 given classes
-        groups: (A,) int64; annotations of one group, an image, are held out together
-        num_classes: K
-        seed: of the folds
-
-    Returns:
-        (A, K) class distributions; of many classes the largest entries
-
-    Raises:
-        ValueError: there are fewer groups than folds
+    Args, Returns, Raises: as :func:`cross_fit`
     """
-    # Without those that have no annotation here: a fold of such images only could not be fitted.
-    different, groups = groups.unique(return_inverse=True)
-    num_groups = len(different)
-    if num_groups < FOLDS:
-        raise ValueError(
-            f"cross-fitting needs at least {FOLDS} images with annotations; got {num_groups}"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    folds = (torch.randperm(num_groups, generator=generator) % FOLDS)[groups]
-    features = (features - features.mean(dim=0)) / features.std(dim=0).clamp_min(1e-6)
-    # Inner products of the order of 1, whatever D.
-    inputs = F.pad(features / features.shape[1] ** 0.5, (0, 1), value=1.0)
-    fits = {p: _fit_fold(inputs, labels, folds, 0, num_classes, p) for p in PENALTIES}
-    first = labels[folds == 0][:, None]
-    penalty = min(fits, key=lambda p: -float(fits[p].gather(1, first).log().mean()))
-    parts = [fits[penalty]]
-    for fold in range(1, FOLDS):
-        parts.append(_fit_fold(inputs, labels, folds, fold, num_classes, penalty))
-    # From the order of the folds to that of the annotations.
-    order = torch.cat([(folds == fold).nonzero()[:, 0] for fold in range(FOLDS)]).argsort()
-    return joined(parts)[order]
-
-
-def _fit_fold(
-    inputs: Tensor, labels: Tensor, folds: Tensor, fold: int, num_classes: int, penalty: float
-) -> Distributions:
-    """Predictions for one fold of a softmax regression that was fitted to the others."""
-    fitted = (folds != fold).nonzero()[:MAX_FITTED, 0]
-    x, y = inputs[fitted], labels[fitted]
-    weights = inputs.new_zeros(inputs.shape[1], num_classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=40, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = F.cross_entropy(x @ weights, y) + penalty * weights[:-1].square().sum() / len(y)
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    weights, of_fold = weights.detach(), folds == fold
-    if num_classes <= MAX_DENSE:
-        return (inputs[of_fold] @ weights).softmax(dim=1).clamp_min(1e-6)
-    rows = inputs[of_fold].split(max(2**24 // num_classes, 1))
-    given = labels[of_fold].split(len(rows[0]))
-    return FewClasses.cat(
-        [
-            FewClasses.of((x @ weights).softmax(dim=1).clamp_min(1e-6), y)
-            for x, y in zip(rows, given)
-        ]
-    )
+    first = cross_fit(features, labels, groups, num_classes)
+    if isinstance(first, FewClasses):
+        return first
+    likelihood, temperature = _calibrated(first, labels)
+    confusion = infer_true_classes(first, labels, temperature).confusion
+    second = cross_fit(features, labels, groups, num_classes, confusion)
+    return second if _calibrated(second, labels)[0] > likelihood else first
 
 
 def _symmetric(rate: float | Tensor, num_classes: int) -> Tensor:

@@ -5,12 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sl_detectron.audit.cross_fit import cross_fit
 from sl_detectron.audit.few_classes import FewClasses
 from sl_detectron.audit.true_classes import (
     correction_table,
-    cross_fit,
     estimate_true_classes,
     infer_true_classes,
+    predict_held_out,
 )
 
 NUM_CLASSES = 5
@@ -112,6 +113,36 @@ def test_images_without_annotations_make_no_fold(generator):
         cross_fit(features[:1], true[:1], torch.tensor([90]), NUM_CLASSES)
     with pytest.raises(ValueError, match="got 0"):
         cross_fit(features[:0], true[:0], groups[:0], NUM_CLASSES)
+
+
+def test_a_label_that_is_mostly_wrong(generator):
+    """A rare class whose label most objects of a frequent one got by mistake."""
+    shares = torch.tensor([0.5, 0.08, 0.14, 0.14, 0.14])
+    true = torch.multinomial(shares, 1500, replacement=True, generator=generator)
+    labels = torch.where((true == 0) & (torch.rand(1500, generator=generator) < 0.4), 1, true)
+    assert (true[labels == 1] == 0).float().mean() > 0.6
+    features, groups = features_of(true, generator, 2.0), torch.arange(1500)
+    held_out = (f(features, labels, groups, NUM_CLASSES) for f in (cross_fit, predict_held_out))
+    plain, ours = (
+        estimate_true_classes(predictions, labels).probabilities.argmax(dim=1) != true
+        for predictions in held_out
+    )
+    assert ours.sum() < 0.75 * plain.sum()
+    assert ours.sum() < 0.75 * (labels != true).sum()
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+def test_a_correction_that_makes_labels_less_likely_is_left_out(rate, generator):
+    true = torch.randint(0, NUM_CLASSES, (800,), generator=generator)
+    labels, groups = noisy(true, rate, generator), torch.arange(800)
+    features = features_of(true, generator, 2.5)
+    plain = cross_fit(features, labels, groups, NUM_CLASSES)
+    ours = predict_held_out(features, labels, groups, NUM_CLASSES)
+    wrong = [
+        (estimate_true_classes(p, labels).probabilities.argmax(dim=1) != true).sum()
+        for p in (ours, plain)
+    ]
+    assert wrong[0] <= 1.1 * wrong[1] + 8
 
 
 @pytest.mark.parametrize("seen", ["none", "all"])
