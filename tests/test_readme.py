@@ -38,6 +38,7 @@ REPLACED = {
     "--num-gpus 8": "--num-gpus 1",
     # Of the toy config's backbone, which has none.
     "--from-features": "--from-features --opts MODEL.WEIGHTS toy_weights.pth",
+    "CORRECTION.FROM_FEATURES True": "CORRECTION.FROM_FEATURES True MODEL.WEIGHTS toy_weights.pth",
     # Other than the config that it stands for, the toy one has noise.
     '  TRAIN: ("birds_train",)': '  TRAIN: ("birds_train",)\n  LABEL_NOISE: {RATE: 0.0}',
 }
@@ -291,9 +292,12 @@ def test_commands_that_are_only_shown_have_options_that_exist(monkeypatch):
 
 
 def test_label_correction_commands(project, monkeypatch):
+    voc_folder(project / "data/birds", ["robin", "wren"], {"test": "val"})
+    write_yaml_blocks("README.md")
     write_yaml_blocks("docs/tutorial_audit.md")
     for command in commands("docs/tutorial_audit.md")[:2] + commands("docs/label_correction.md"):
         run(command, monkeypatch)
+    assert (project / "output/round_0/class_targets.pth").is_file()
     assert (project / "output/my_digits/round_1/class_targets.pth").is_file()
     assert (project / "fixed/corrected/my_digits/corrections.jsonl").read_text()
     assert "ROOT: fixed/corrected/my_digits" in (project / "my_digits.yaml").read_text()

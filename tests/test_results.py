@@ -13,12 +13,12 @@ from helpers.published import (
     RESULTS,
     SETS,
     F,
+    correction_rows,
     difference,
     levels,
     spread,
     table_after,
     text_of,
-    two_rounds_rows,
 )
 from sl_detectron.sweep.grid import METRICS
 
@@ -118,11 +118,14 @@ def test_each_row_of_voc():
         assert cells[2:] == [text + (" (3)" if n == 3 else "") for text, n in texts], cells[:2]
 
 
-def test_each_row_of_label_correction():
-    shown = table_after("docs/label_correction.md", "## On test sets")
+@pytest.mark.parametrize(
+    ("text", "method"), [("## On test sets", "from features"), ("### Two rounds", "two rounds")]
+)
+def test_each_row_of_label_correction(text, method):
+    shown = table_after("docs/label_correction.md", text)
     for above, cells in pairwise(shown):
         cells[:2] = [cell or before for cell, before in zip(cells, above[:2])]
-    assert shown == two_rounds_rows()
+    assert shown == correction_rows(method)
     assert len(shown) > 3
 
 

@@ -14,10 +14,15 @@ RESULTS = ROOT / "docs" / "results"
 SETS = tuple(sorted(path.parent.name for path in RESULTS.glob("*/runs.csv")))
 F, R = "Faster R-CNN", "RetinaNet"
 METHODS = {F: "SuperLoss logC", R: "SuperLoss ExpAvg"}
-# Sets that two rounds were run on, by the names of their rows.
-TWO_ROUNDS = {"voc": "VOC", "deeppcb": "boards"}
-# Of two rounds, whose classes the present estimate has found; † in the table marks the others.
-PRESENT_ESTIMATE = {("deeppcb", F, 0.6), ("deeppcb", R, 0.4)}
+# Sets that label correction was run on, by the names of their rows.
+CORRECTED = {"voc": "VOC", "deeppcb": "boards"}
+# Of which estimate of docs/label_correction.md the classes are, where it is not the present one.
+ESTIMATES = {
+    **{("two rounds", name, detector): 1 for name in CORRECTED for detector in (F, R)},
+    ("two rounds", "deeppcb", F, 0.6): 2,
+    ("two rounds", "deeppcb", R, 0.4): 2,
+    ("from features", "deeppcb", F, 0.6): 2,
+}
 Level = dict[int, float]  # percent by seed
 
 
@@ -99,25 +104,25 @@ def recovered(name: str, detector: str, method: str, noise: float = 0.4) -> tupl
     return round(100 * sum(won.values()) / sum(cost.values())), [round(share) for share in shares]
 
 
-def two_rounds_rows() -> list[list[str]]:
-    """Set, detector, wrong labels, AP50 of four methods, difference, share: where it was run."""
+def correction_rows(corrected: str) -> list[list[str]]:
+    """Set, detector, wrong labels, AP50 of three methods, difference, share: where it was run."""
     rows = []
-    for name, detector, noise in product(TWO_ROUNDS, METHODS, (0.0, 0.4, 0.6)):
-        runs = [
-            levels(name).get((detector, method, noise, "AP50"), {})
-            for method in ("baseline", METHODS[detector], "from features", "two rounds")
-        ]
+    for name, detector, noise in product(CORRECTED, METHODS, (0.0, 0.4, 0.6)):
+        methods = ("baseline", METHODS[detector], corrected)
+        runs = [levels(name).get((detector, method, noise, "AP50"), {}) for method in methods]
         if len(runs[-1]) < 2:
             continue
         cells = [spread(x) + " (n = 2)" * (len(x) == 2) if len(x) > 1 else "–" for x in runs]
-        found = row(name, detector, "two rounds", noise)
+        found = row(name, detector, corrected, noise)
         gain = (
             f"{difference(runs[-1], runs[0])} [{signed(found.ci95_low)}, {signed(found.ci95_high)}]"
         )
-        share, by_seed = recovered(name, detector, "two rounds", noise) if noise else (0, [])
+        share, by_seed = recovered(name, detector, corrected, noise) if noise else (0, [])
         text = f"{share} % ({', '.join(map(str, by_seed))})" if noise else "–"
-        mark = "" if (name, detector, noise) in PRESENT_ESTIMATE else " †"
-        rows.append([TWO_ROUNDS[name], detector, f"{100 * noise:g} %{mark}", *cells, gain, text])
+        older = ESTIMATES.get((corrected, name, detector, noise))
+        older = older or ESTIMATES.get((corrected, name, detector))
+        mark = f" ({older})" if older else ""
+        rows.append([CORRECTED[name], detector, f"{100 * noise:g} %{mark}", *cells, gain, text])
     return rows
 
 
