@@ -114,9 +114,12 @@ def crop_features(trunk: Backbone, pixels: Tensor, boxes: Tensor) -> Tensor:
     """
     centers, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, CONTEXT * (boxes[:, 2:] - boxes[:, :2])
     rois = torch.cat([centers - sizes / 2, centers + sizes / 2], dim=1)
+    # Some trunks add maps of several strides, which must fit.
+    unit = max(trunk.size_divisibility, 1)
+    crop_sizes = [-(-size // unit) * unit for size in CROPS]
     values = []
     for part in rois.split(_BATCH):
-        crops = (roi_align(pixels, [part], size, aligned=True) for size in CROPS)
+        crops = (roi_align(pixels, [part], size, aligned=True) for size in crop_sizes)
         values.append(torch.cat([_means(trunk, x) for x in crops], dim=1))
     return torch.cat(values)
 

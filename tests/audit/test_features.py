@@ -52,6 +52,21 @@ def test_an_object_depends_on_no_other(monkeypatch):
     torch.testing.assert_close(crop_features(Pixels(), pixels, boxes), together)
 
 
+def test_crops_are_as_divisible_as_a_trunk_needs():
+    class Divisible(Pixels):
+        size_divisibility = 32
+
+    sizes, trunk = [], Divisible()
+    trunk.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[2:]))
+    crop_features(trunk, torch.rand(1, 3, 80, 80), torch.tensor([[10.0, 10.0, 50.0, 60.0]]))
+    assert sizes == [(128, 128), (224, 224)]
+
+
+def test_a_box_without_area():
+    box = torch.tensor([[10.0, 10.0, 10.0, 60.0]])
+    assert crop_features(Pixels(), torch.rand(1, 3, 80, 80), box).isfinite().all()
+
+
 def images_of(folder, counts):
     from PIL import Image
 
