@@ -178,7 +178,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--auto needs --from-run or --from-features")
     if args.auto and args.correct_above is not None:
         parser.error("--auto replaces --correct-above; give one")
-    if args.from_features and (args.truth or args.kinds != ["wrong_class"]):
+    if args.from_features and (args.truth or {*args.kinds} != {"wrong_class"}):
         parser.error(
             "--from-features finds wrong classes only: leave out --kinds and --truth, or audit a "
             "detector by --from-run, --checkpoint or --folds"

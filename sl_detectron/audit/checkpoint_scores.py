@@ -16,10 +16,36 @@ from ..data.folds import fold_of
 from .features import trunk_of
 from .score_annotations import AnnotationScores, joined_scores, score_annotations
 
-__all__ = ["Checkpoints", "load_detector", "load_pretrained", "score_checkpoint"]
+__all__ = [
+    "Checkpoints",
+    "check_pretrained",
+    "load_detector",
+    "load_pretrained",
+    "score_checkpoint",
+]
 
+# Share of a backbone's parameters that pretrained weights may lack.
+MOST_RANDOM = 0.1
 # One detector, or one for each fold of the images, trained without it.
 Checkpoints = str | os.PathLike | Sequence[str]
+
+
+def check_pretrained(cfg: CfgNode, asked_by: str) -> None:
+    """Refuse a config whose training starts from a random backbone.
+
+    Args:
+        cfg: of a detector
+        asked_by: the option or key that needs pretrained features
+
+    Raises:
+        ValueError: ``MODEL.WEIGHTS`` is empty, and no frozen trunk loads weights
+    """
+    if not cfg.MODEL.WEIGHTS and not has_pretrained_trunk(cfg):
+        raise ValueError(
+            f"{asked_by} needs a pretrained backbone, and MODEL.WEIGHTS is empty: name weights "
+            "there, or train first: MODEL.SUPERLOSS.CORRECTION.ROUNDS 2 and sl-audit --from-run "
+            "use a training run instead"
+        )
 
 
 def load_detector(cfg: CfgNode, checkpoint: str | os.PathLike, content: Any = None) -> nn.Module:
@@ -29,6 +55,10 @@ def load_detector(cfg: CfgNode, checkpoint: str | os.PathLike, content: Any = No
         cfg: of the detector
         checkpoint: path of its weights
         content: of that file, which is not read then
+
+    Raises:
+        FileNotFoundError: there is no checkpoint
+        ValueError: its weights are of another detector
     """
     check_checkpoint(checkpoint)
     model = build_model(without_federated_loss(cfg))
@@ -43,8 +73,12 @@ def load_pretrained(cfg: CfgNode) -> nn.Module:
     """A config's detector with the weights that its training starts from.
 
     Raises:
-        ValueError: the weights are none of the backbone, whose features would be random
+        FileNotFoundError: there is no such file
+        ValueError: there are no weights, or not those of the backbone, whose features would be
+            random
     """
+    check_pretrained(cfg, "an estimate from features")
+    check_checkpoint(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
     model = build_model(without_federated_loss(cfg))
     checkpointer = SafeCheckpointer if has_pretrained_trunk(cfg) else _TrunkCheckpointer
     checkpointer(model).load(cfg.MODEL.WEIGHTS)
@@ -103,15 +137,20 @@ class _StrictCheckpointer(SafeCheckpointer):
 
 
 class _TrunkCheckpointer(SafeCheckpointer):
-    """Refuses what fills no parameter of the trunk that features are pooled from."""
+    """Refuses what leaves a part of the trunk random that features are pooled from.
+
+    Some backbones have small parameters that pretrained weights lack, as position embeddings.
+    """
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         super()._log_incompatible_keys(incompatible)
         lacking = {*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)}
         of_trunk = {id(p) for p in trunk_of(self.model.backbone).parameters()}
-        names = {key for key, p in self.model.named_parameters() if id(p) in of_trunk}
-        if names <= lacking:
+        sizes = {k: p.numel() for k, p in self.model.named_parameters() if id(p) in of_trunk}
+        random = sorted(sizes.keys() & lacking)
+        share = sum(sizes[key] for key in random) / max(sum(sizes.values()), 1)
+        if share > MOST_RANDOM:
             raise ValueError(
-                f"MODEL.WEIGHTS has no weight that fits the backbone, as {min(names, default='')}: "
-                "an estimate from random features would be worthless"
+                f"MODEL.WEIGHTS does not fit the backbone: {100 * share:.0f} % of its parameters, "
+                f"as {random[0]}, would stay random, and so would an estimate from its features"
             )

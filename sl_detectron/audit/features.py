@@ -73,8 +73,9 @@ def pool_features(
 
     Raises:
         ValueError: the detector is of another kind, or there is no annotation
+        BrokenImage: an image that ``BROKEN_IMAGES`` does not let be skipped
     """
-    scorer_of(model)
+    scorer_of(model)  # its check of the kind
     model.eval()
     # mypy: an attribute of a Module is a Tensor or a Module.
     detector: Any = model
@@ -84,7 +85,9 @@ def pool_features(
         if image is None or not len(image[1]):
             continue
         inputs, targets = image
-        pixels = detector.preprocess_image([inputs]).tensor
+        # Not preprocess_image: it pads, to a square for some backbones, which cuts large images.
+        pixels = inputs["image"].to(detector.device, torch.float32)[None]
+        pixels = (pixels - detector.pixel_mean) / detector.pixel_std
         boxes, ids = targets.gt_boxes.tensor.to(pixels), targets.gt_annotation_ids
         values = _projected(crop_features(trunk, pixels, boxes).cpu())
         parts.append(AnnotationFeatures(values, ids, torch.full_like(ids, position)))
@@ -109,8 +112,8 @@ def crop_features(trunk: Backbone, pixels: Tensor, boxes: Tensor) -> Tensor:
         boxes: (G, 4) XYXY in pixels
 
     Returns:
-        (G, D), for each size of a crop the mean over the object and over its middle, of each map
-        that the trunk declares
+        (G, D), for each size of a crop the mean over the object and over its middle, in whole
+        cells, of each map that the trunk declares
     """
     centers, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, CONTEXT * (boxes[:, 2:] - boxes[:, :2])
     rois = torch.cat([centers - sizes / 2, centers + sizes / 2], dim=1)

@@ -198,10 +198,12 @@ def _estimate(
     if features is None:
         return None
     labels, rows = torch.tensor(table.labels()), features.ids
-    held_out = predict_held_out(features.values, labels[rows], features.images, num_classes_of(cfg))
+    of_rows = labels[rows], features.images, num_classes_of(cfg)
+    held_out, gain = predict_held_out(features.values, *of_rows)
     tracked = None if tracked is None else tracked[rows]
     estimate = estimate_true_classes(held_out, labels[rows], tracked)
-    return estimate._replace(probabilities=in_rows(estimate.probabilities, rows, labels))
+    probabilities = in_rows(estimate.probabilities, rows, labels)
+    return estimate._replace(probabilities=probabilities, gain=gain)
 
 
 def audit_checkpoint(

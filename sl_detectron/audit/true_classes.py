@@ -3,6 +3,8 @@
 Shape legend: A annotations, K classes.
 """
 
+import logging
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,12 +17,16 @@ from .evidence import Evidence, evidence_of
 from .few_classes import Distributions, FewClasses, dense
 
 __all__ = [
+    "LEAST_GAIN",
+    "USELESS",
     "TrueClasses",
     "correction_table",
     "estimate_true_classes",
     "infer_true_classes",
     "predict_held_out",
 ]
+
+logger = logging.getLogger(__name__)
 
 # Annotations by which temperature and power are chosen.
 MAX_COMPARED = 100_000
@@ -31,6 +37,12 @@ POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Annotations that each row of the confusion matrix is given beforehand, of symmetric noise.
 PRIOR_COUNT = 5.0
 NUM_STEPS = 50
+# Standard errors by which held-out predictions of labels must be better than class frequencies.
+LEAST_GAIN = 2.0
+USELESS = (
+    "the features do not predict the labels better than the frequencies of the classes do, so what "
+    "is estimated from them means nothing: check that the weights are those of this backbone"
+)
 
 
 class TrueClasses(NamedTuple):
@@ -42,12 +54,14 @@ class TrueClasses(NamedTuple):
         confusion: (K, K); row y holds the probabilities of the labels that objects of class y got
         noise_rate: estimated fraction of wrong labels
         temperature: the predictions, or the held-out ones, were raised to the power 1 / temperature
+        gain: see :func:`predict_held_out`; infinite for predictions from elsewhere
     """
 
     probabilities: Distributions
     confusion: Tensor
     noise_rate: float
     temperature: float
+    gain: float = math.inf
 
 
 def infer_true_classes(
@@ -117,6 +131,14 @@ def estimate_true_classes(
     power = max(POWERS, key=lambda p: _agreement(few, factors[some] ** p * likelihood[some]))
     posterior = em.posterior(factors**power * likelihood)
     return held_out._replace(probabilities=em.distributions(posterior))
+
+
+def _gain(predictions: Distributions, labels: Tensor) -> float:
+    """Of held-out predictions of labels over the frequencies of classes, in standard errors."""
+    frequencies = torch.bincount(labels, minlength=predictions.shape[1]) / len(labels)
+    of_given = predictions.gather(1, labels[:, None])[:, 0].clamp_min(1e-9)
+    gains = of_given.log() - frequencies[labels].log()
+    return float(gains.mean() / (gains.std() / len(gains) ** 0.5).clamp_min(1e-9))
 
 
 def _some(labels: Tensor) -> slice:
@@ -204,24 +226,38 @@ def correction_table(probabilities: Distributions, labels: Tensor, classes: Sequ
 
 def predict_held_out(
     features: Tensor, labels: Tensor, groups: Tensor, num_classes: int
-) -> Distributions:
+) -> tuple[Distributions, float]:
     """Predictions of the true classes by :func:`cross_fit`, corrected for confusions of labels.
 
     A classifier that is fitted to labels predicts labels. This is the true class, but softer, if
     wrong labels are spread over the classes, and it is not if most objects of a class got the label
     of one other. So a second classifier is fitted through the confusion that the first one's
     predictions tell (forward correction, Patrini et al. 2017, section 3.2). The one that makes the
-    labels likelier is taken. Of many classes only the first is fitted.
+    labels likelier is taken. Of more than 22 classes only the first is fitted.
 
-    Args, Returns, Raises: as :func:`cross_fit`
+    Args:
+        features, labels, groups, num_classes: as of :func:`cross_fit`
+
+    Returns:
+        (A, K) class distributions; and by how many standard errors the first one predicts labels
+        better than the frequencies of the classes. Below :data:`LEAST_GAIN` a warning is logged:
+        EM takes a classifier that knows nothing for one whose labels are wrong
+
+    Raises:
+        ValueError: there are fewer groups than folds, or fewer than two classes
     """
+    if num_classes < 2:
+        raise ValueError("true classes can be estimated of a detector of at least two classes")
     first = cross_fit(features, labels, groups, num_classes)
+    gain = _gain(first, labels)
+    if not gain > LEAST_GAIN:
+        logger.warning(USELESS)
     if isinstance(first, FewClasses):
-        return first
+        return first, gain
     likelihood, temperature = _calibrated(first, labels)
     confusion = infer_true_classes(first, labels, temperature).confusion
     second = cross_fit(features, labels, groups, num_classes, confusion)
-    return second if _calibrated(second, labels)[0] > likelihood else first
+    return (second if _calibrated(second, labels)[0] > likelihood else first), gain
 
 
 def _symmetric(rate: float | Tensor, num_classes: int) -> Tensor:

@@ -12,6 +12,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 from ..audit.annotation_sets import read_annotation_set
+from ..audit.checkpoint_scores import check_pretrained
 from ..audit.compare import (
     compare_sets,
     comparison_table,
@@ -34,9 +35,9 @@ from ..audit.run import (
 )
 from ..audit.scoring import AuditEvaluation, evaluation_table, plot_evaluation, write_evaluation
 from ..audit.suspects import TRACKED_KINDS, write_suspects
-from ..audit.true_classes import correction_table
+from ..audit.true_classes import LEAST_GAIN, USELESS, correction_table
 from ..checkpoint import check_checkpoint, last_checkpoint
-from ..config import has_pretrained_trunk, num_classes_of
+from ..config import num_classes_of
 from ..data.annotation_ids import AnnotationTable, dataset_source
 from ..data.formats.manifest import read_manifest
 from ..data.formats.restore import restore_clean
@@ -57,6 +58,9 @@ MORE_PROBABLE = 0.5 + 1e-6
 _NO_LAZY = (
     "whose training writes no more than label_audit.json: audit its checkpoint by --checkpoint "
     "and, as --config-file, a YAML config of the same detector and training sets"
+)
+_NO_LAZY_FEATURES = (
+    "and --from-features needs a YAML config of the same backbone and training sets: give one"
 )
 
 
@@ -88,11 +92,13 @@ def run_audit(args: argparse.Namespace) -> None:
     _check_arguments(args, out)
     # Test sets need not be there, nor what draws; of a run not even its training sets.
     opts = ["DATASETS.TEST", "()", "VIS_PERIOD", "0"]
-    cfg = run_config(args, opts, _NO_LAZY, eval_only=bool(args.from_run))
+    no_lazy = _NO_LAZY_FEATURES if args.from_features else _NO_LAZY
+    cfg = run_config(args, opts, no_lazy, eval_only=bool(args.from_run))
     folds = fold_configs(args, _NO_LAZY) if args.folds else []
     check_fold_folders(folds)
     if args.from_features:
-        _check_features(cfg)
+        check_pretrained(cfg, "--from-features")
+        check_checkpoint(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
     elif not folds:
         check_checkpoint(_checkpoint(args))
     _check_run(args, cfg, AnnotationTable.read(args.from_run) if args.from_run else None)
@@ -127,12 +133,14 @@ def _audit(cfg: CfgNode, args: argparse.Namespace) -> None:
     else:
         table = AnnotationTable.of(noisy_dataset_dicts(cfg))
         audit = audit_checkpoint(cfg, _checkpoint(args), table) if _is_plain(args) else None
+    if args.auto and estimate is not None and not estimate.gain > LEAST_GAIN:
+        raise ValueError(f"--auto corrects nothing: {USELESS}")
     if not _is_plain(args):
         table = with_empty_images(cfg, args, table)
         audit, suspects, lines = rank_kinds(cfg, args, table, audit, _checkpoint(args))
     if audit is not None:
         lines += _write(args, audit, suspects, Path(args.output))
-    if audit is not None and estimate is not None:
+    if audit is not None and estimate is not None and args.auto:
         # An annotation that the training never sampled is not in the audit, nor corrected.
         ids = torch.tensor([a.annotation_id for a in audit.annotations], dtype=torch.int64)
         labels = torch.tensor(table.labels())[ids]
@@ -215,7 +223,9 @@ def _check_arguments(args: argparse.Namespace, out: Path) -> None:
     if args.manifest:
         read_manifest(args.manifest)
     evaluates = args.evaluate or args.manifest or args.truth
-    needed = ("cleanlab", "sklearn", "matplotlib") if evaluates else ()
+    needed = ["sklearn", "matplotlib"] if evaluates else []
+    if evaluates and not args.from_features:  # beside ObjectLab
+        needed.append("cleanlab")
     if args.statistics and args.manifest:
         raise ValueError("--manifest needs a pass over the images: leave out --statistics")
     if args.truth:
@@ -225,15 +235,6 @@ def _check_arguments(args: argparse.Namespace, out: Path) -> None:
             "an evaluation needs cleanlab, scikit-learn and matplotlib: "
             "pip install 'sl_detectron[audit]'"
         )
-
-
-def _check_features(cfg: CfgNode) -> None:
-    if not cfg.MODEL.WEIGHTS and not has_pretrained_trunk(cfg):
-        raise ValueError(
-            "--from-features needs a pretrained backbone, and MODEL.WEIGHTS is empty: name weights "
-            "with --opts MODEL.WEIGHTS FILE, or audit a training run by --from-run"
-        )
-    check_checkpoint(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
 
 
 def _check_run(args: argparse.Namespace, cfg: CfgNode, table: AnnotationTable | None) -> None:
@@ -271,7 +272,7 @@ def _check_run(args: argparse.Namespace, cfg: CfgNode, table: AnnotationTable | 
 def _summary(audit: LabelAudit, num_listed: int) -> str:
     listed = f"; {num_listed} are listed" if num_listed < len(audit.annotations) else ""
     suspects = sum(a.suspicion > 0.5 for a in audit.annotations)
-    unseen = f"; {audit.num_unseen} more were never sampled" if audit.num_unseen else ""
+    unseen = f"; {audit.num_unseen} more were not seen" if audit.num_unseen else ""
     return (
         f"{len(audit.annotations)} annotations ranked; another class is more probable for "
         f"{suspects}{unseen}{listed}"

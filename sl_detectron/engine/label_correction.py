@@ -11,11 +11,12 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from torch import nn
 
+from ..audit.checkpoint_scores import check_pretrained
 from ..audit.few_classes import in_rows, seen_rows
 from ..audit.tracker import AnnotationTracker
 from ..audit.true_classes import infer_true_classes
 from ..checkpoint import check_checkpoint
-from ..config import has_pretrained_trunk, num_classes_of
+from ..config import num_classes_of
 from ..data.annotation_ids import AnnotationTable
 from ..modeling.class_targets import ClassTargets
 from .class_estimates import NODE, attach_targets, read_class_targets
@@ -219,11 +220,7 @@ def _check_features(cfg: CfgNode) -> None:
             f"{NODE}.TARGETS and {NODE}.FROM_FEATURES both set the targets of the first round: "
             "switch one off"
         )
-    if not cfg.MODEL.WEIGHTS and not has_pretrained_trunk(cfg):
-        raise ValueError(
-            f"{NODE}.FROM_FEATURES needs a pretrained backbone, and MODEL.WEIGHTS is empty: name "
-            "weights there, or set ROUNDS to 2 instead, which takes the features of a first round"
-        )
+    check_pretrained(cfg, f"{NODE}.FROM_FEATURES")
 
 
 def check_one_round(cfg: CfgNode) -> None:

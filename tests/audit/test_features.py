@@ -125,12 +125,20 @@ def test_weights_that_are_none_of_the_trunk(detector, tmp_path):
     others = {key: p.detach() for key, p in every.items() if id(p) not in trunk}
     assert 0 < len(others) < len(every)
     torch.save({"model": others}, cfg.MODEL.WEIGHTS)
-    with pytest.raises(ValueError, match="no weight that fits the backbone"):
+    with pytest.raises(ValueError, match="100 % of its parameters"):
         load_pretrained(cfg)
-    # A part is enough: some backbones have layers that pretrained weights lack.
-    key = next(key for key, p in every.items() if id(p) in trunk)
-    torch.save({"model": {key: every[key].detach()}}, cfg.MODEL.WEIGHTS)
-    assert torch.equal(dict(load_pretrained(cfg).named_parameters())[key], every[key])
+    # One that fits is not enough; some backbones have small layers that pretrained weights lack.
+    state = {key: p.detach() for key, p in every.items() if id(p) in trunk}
+    largest = max(state, key=lambda key: state[key].numel())
+    torch.save({"model": {largest: state[largest]}}, cfg.MODEL.WEIGHTS)
+    with pytest.raises(ValueError, match=r"% of its parameters, as .*, would stay random"):
+        load_pretrained(cfg)
+    del state[min(state, key=lambda key: state[key].numel())]
+    torch.save({"model": state}, cfg.MODEL.WEIGHTS)
+    assert torch.equal(dict(load_pretrained(cfg).named_parameters())[largest], state[largest])
+    cfg.MODEL.WEIGHTS = ""
+    with pytest.raises(ValueError, match="needs a pretrained backbone"):
+        load_pretrained(cfg)
 
 
 def test_many_features_are_projected(monkeypatch, tmp_path):

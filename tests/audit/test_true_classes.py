@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from sl_detectron.audit.cross_fit import cross_fit
 from sl_detectron.audit.few_classes import FewClasses
 from sl_detectron.audit.true_classes import (
+    LEAST_GAIN,
     correction_table,
     estimate_true_classes,
     infer_true_classes,
@@ -122,7 +123,9 @@ def test_a_label_that_is_mostly_wrong(generator):
     labels = torch.where((true == 0) & (torch.rand(1500, generator=generator) < 0.4), 1, true)
     assert (true[labels == 1] == 0).float().mean() > 0.6
     features, groups = features_of(true, generator, 2.0), torch.arange(1500)
-    held_out = (f(features, labels, groups, NUM_CLASSES) for f in (cross_fit, predict_held_out))
+    ours, gain = predict_held_out(features, labels, groups, NUM_CLASSES)
+    assert gain > LEAST_GAIN
+    held_out = cross_fit(features, labels, groups, NUM_CLASSES), ours
     plain, ours = (
         estimate_true_classes(predictions, labels).probabilities.argmax(dim=1) != true
         for predictions in held_out
@@ -137,12 +140,24 @@ def test_a_correction_that_makes_labels_less_likely_is_left_out(rate, generator)
     labels, groups = noisy(true, rate, generator), torch.arange(800)
     features = features_of(true, generator, 2.5)
     plain = cross_fit(features, labels, groups, NUM_CLASSES)
-    ours = predict_held_out(features, labels, groups, NUM_CLASSES)
+    ours, _ = predict_held_out(features, labels, groups, NUM_CLASSES)
     wrong = [
         (estimate_true_classes(p, labels).probabilities.argmax(dim=1) != true).sum()
         for p in (ours, plain)
     ]
     assert wrong[0] <= 1.1 * wrong[1] + 8
+
+
+@pytest.mark.parametrize("num_classes", [2, NUM_CLASSES, 30])
+def test_features_that_tell_nothing(num_classes, generator, caplog):
+    """EM would call most labels wrong."""
+    labels = torch.randint(0, num_classes, (600,), generator=generator)
+    features = torch.randn(600, 16, generator=generator)
+    _, gain = predict_held_out(features, labels, torch.arange(600), num_classes)
+    assert gain < LEAST_GAIN
+    assert "do not predict the labels better" in caplog.text
+    with pytest.raises(ValueError, match="at least two classes"):
+        predict_held_out(features, 0 * labels, torch.arange(600), 1)
 
 
 @pytest.mark.parametrize("seen", ["none", "all"])

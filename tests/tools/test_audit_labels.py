@@ -176,6 +176,19 @@ def test_a_decision_that_changes_nothing_is_counted(main, run, tmp_path, capsys)
     assert "1 decisions mark an annotation as wrong without another class or box" in printed
 
 
+@pytest.fixture
+def any_features(monkeypatch):
+    """Those of a detector that was trained for six iterations tell nothing."""
+    monkeypatch.setattr("sl_detectron.commands.audit.LEAST_GAIN", -100.0)
+
+
+def test_features_that_tell_nothing_correct_nothing(main, small_run, tmp_path, capsys):
+    assert main("--from-run", small_run, "--output", tmp_path / "audit", "--auto") == 2
+    assert "--auto corrects nothing: the features do not predict" in capsys.readouterr().err
+    assert not (tmp_path / "audit").exists()
+
+
+@pytest.mark.usefixtures("any_features")
 def test_auto_corrects_what_is_probably_wrong(main, small_run, tmp_path, capsys, monkeypatch):
     out, cfg = tmp_path / "audit", setup_cfg(str(small_run / "config.yaml"), [])
     read, load = [], torch.load
@@ -202,6 +215,7 @@ def test_auto_corrects_what_is_probably_wrong(main, small_run, tmp_path, capsys,
     assert float(all_row[5]) == pytest.approx(sum(given), abs=0.51)
 
 
+@pytest.mark.usefixtures("any_features")
 def test_before_any_training_by_pretrained_features(main, small_run, tmp_path, capsys):
     """Ranked by the estimate; what is corrected is what it finds more probable."""
     out, weights = tmp_path / "audit", ["MODEL.WEIGHTS", str(small_run / "model_final.pth")]
